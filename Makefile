@@ -1,0 +1,41 @@
+# Two commands on a fresh machine: `make demo` (the main job) and `make test`. Both create .venv, install and build.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+
+# The GPU wheel of faiss searches on the CPU too; take it where there is an NVIDIA driver.
+FAISS  := $(if $(wildcard /proc/driver/nvidia/version),faiss-gpu,faiss-cpu)
+SOURCES := $(wildcard csrc/* csrc/*/*) setup.py pyproject.toml constraints.txt
+
+.PHONY: install demo demo-all test test-all lint bench clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt torch torchvision "setuptools>=77" wheel ninja pybind11 numpy
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev,$(FAISS)]"
+	touch $@
+
+demo: install
+	$(BIN)/puma demo
+
+demo-all: install
+	$(BIN)/puma demo --all
+
+test: install lint
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+
+test-all: install lint
+	$(BIN)/python -m pytest -n auto --dist worksteal
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/puma bench
+
+clean:
+	rm -rf $(VENV) build *.egg-info puma_plugin/*.so puma_plugin/_build_facts.json
