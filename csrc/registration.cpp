@@ -1,0 +1,26 @@
+// The schemas of every operator, for all devices. Kernels register themselves under their device's key:
+// csrc/cpu/*.cpp (CPU, this library) and csrc/cuda/*.cu (CUDA, library _C_cuda). Fake kernels, autograd and autocast
+// are registered in Python (puma_plugin/ops), which also validates: kernels may assume what puma_plugin/ops/*.py checks.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(puma, m) {
+  // residual + gate * scale * relu(tokens @ down) @ up. `hidden` holds relu(tokens @ down) of the kept samples (gate != 0),
+  // compacted to the front in their order, if save_hidden; else it has no rows. Rows behind the kept ones are undefined.
+  m.def(
+      "stochastic_adapter(Tensor residual, Tensor tokens, Tensor down, Tensor up, Tensor? gate, float scale, "
+      "bool save_hidden) -> (Tensor out, Tensor hidden)");
+  // Gradients of tokens, down and up. What is not needed comes back as a tensor without elements.
+  m.def(
+      "stochastic_adapter_backward(Tensor grad, Tensor tokens, Tensor down, Tensor up, Tensor? gate, Tensor hidden, "
+      "float scale, bool need_tokens, bool need_weights) -> (Tensor grad_tokens, Tensor grad_down, Tensor grad_up)");
+  // weights = cos(query * softmax(attention), keys) of shape (B, M); prompt = weights @ prompts of shape (B, L, C);
+  // inverse_norm (B, M) = 1 / |query * softmax(attention)|, for the backward.
+  m.def(
+      "match_prompts(Tensor query, Tensor keys, Tensor attention, Tensor prompts) "
+      "-> (Tensor prompt, Tensor weights, Tensor inverse_norm)");
+  // grad_prompt and grad_weights: None stands for zeros. grad_query has no elements unless need_query.
+  m.def(
+      "match_prompts_backward(Tensor? grad_prompt, Tensor? grad_weights, Tensor query, Tensor keys, Tensor attention, "
+      "Tensor prompts, Tensor weights, Tensor inverse_norm, bool need_query) "
+      "-> (Tensor grad_query, Tensor grad_keys, Tensor grad_attention, Tensor grad_prompts)");
+}
