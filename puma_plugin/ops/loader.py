@@ -1,0 +1,111 @@
+"""Loads the compiled operators and remembers, per library, whether that worked and if not, why.
+
+``_C`` holds the schemas and the CPU kernels, ``_C_cuda`` the CUDA kernels; each fails by itself, under its own name.
+Where a kernel is missing, the plain-PyTorch definition runs instead, after one warning (or an error if PUMA_STRICT=1).
+"""
+
+import importlib
+import importlib.util
+import os
+import warnings
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from packaging.version import Version
+
+OLDEST_TORCH = "2.10"
+REBUILD = "rebuild with `pip install --no-build-isolation .` in the source folder of puma_plugin"
+
+
+@dataclass(frozen=True)
+class LibraryState:
+    """What became of one compiled library.
+
+    Attributes:
+        name: module name inside the package, ``_C`` or ``_C_cuda``.
+        loaded: whether its operators are registered.
+        reason: empty if loaded, else one sentence with the true cause.
+        error: the exception behind the reason, if there was one.
+    """
+
+    name: str
+    loaded: bool
+    reason: str = ""
+    error: BaseException | None = None
+
+
+def true_cause(error: BaseException) -> str:
+    """The innermost message of a chain of exceptions: torch's own "Could not load this library" hides the reason."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}"
+
+
+def torch_too_old(version: str) -> str:
+    """One sentence if this torch cannot run the compiled operators, else an empty string."""
+    if Version(Version(version).base_version) >= Version(OLDEST_TORCH):
+        return ""
+    return f"torch {version} is too old: the compiled operators need torch >= {OLDEST_TORCH}"
+
+
+def load_cpu_library() -> tuple[LibraryState, ModuleType | None]:
+    """Imports ``puma_plugin._C``, which registers schemas and CPU kernels."""
+    reason = torch_too_old(torch.__version__)
+    if reason:
+        return LibraryState("_C", False, reason), None
+    if importlib.util.find_spec("puma_plugin._C") is None:
+        return LibraryState("_C", False, "the library is missing: it was never compiled for this Python"), None
+    try:
+        return LibraryState("_C", True), importlib.import_module("puma_plugin._C")
+    except (ImportError, OSError, RuntimeError) as error:
+        return LibraryState("_C", False, true_cause(error), error), None
+
+
+def load_cuda_library(cpu: LibraryState) -> LibraryState:
+    """Loads ``puma_plugin._C_cuda`` where torch itself was built with CUDA."""
+    if torch.version.cuda is None:
+        return LibraryState("_C_cuda", False, f"torch {torch.__version__} is a CPU-only build")
+    if not cpu.loaded:
+        return LibraryState("_C_cuda", False, "the operators' schemas are in _C, which is not loaded")
+    spec = importlib.util.find_spec("puma_plugin._C_cuda")
+    if spec is None or spec.origin is None:
+        return LibraryState("_C_cuda", False, "the library is missing: it was not compiled when puma_plugin was installed")
+    try:
+        torch.ops.load_library(spec.origin)
+    except (ImportError, OSError, RuntimeError) as error:
+        return LibraryState("_C_cuda", False, true_cause(error), error)
+    return LibraryState("_C_cuda", True)
+
+
+CPU_LIBRARY, CPU_MODULE = load_cpu_library()
+CUDA_LIBRARY = load_cuda_library(CPU_LIBRARY)
+
+# Device types whose kernels are registered. Meta needs no kernel, only the schemas and the fake kernels.
+KERNEL_DEVICES = frozenset(
+    (["cpu", "meta"] if CPU_LIBRARY.loaded else []) + (["cuda"] if CUDA_LIBRARY.loaded else [])
+)
+_warned: set[str] = set()
+
+
+def report_fallback(device_type: str) -> None:
+    """Says once per device type that the plain-PyTorch definition runs there.
+
+    Raises:
+        RuntimeError: if the environment says PUMA_STRICT=1.
+    """
+    if device_type in _warned or device_type == "meta":
+        return
+    library = {"cpu": CPU_LIBRARY, "cuda": CUDA_LIBRARY}.get(device_type)
+    reason = f"{library.name}: {library.reason}" if library else "there are no kernels for this kind of device"
+    message = f"puma_plugin has no compiled operators for {device_type!r} tensors ({reason})."
+    if os.environ.get("PUMA_STRICT") == "1":
+        raise RuntimeError(f"{message} PUMA_STRICT=1 forbids the plain-PyTorch fallback. `puma info` tells more.") from (
+            library.error if library else None
+        )
+    _warned.add(device_type)
+    warnings.warn(
+        f"{message} Running the slower plain-PyTorch definition instead. `puma info` tells more; to fix it, {REBUILD}.",
+        RuntimeWarning,
+        stacklevel=3,
+    )

@@ -1,0 +1,132 @@
+"""Python face of prompt matching: validation, autocast, fake kernels and autograd around the compiled operator."""
+
+import torch
+from torch import Tensor
+
+from puma_plugin.ops import loader, reference
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def match_prompts(query: Tensor, keys: Tensor, attention: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights ``cos(q * softmax(A_m), K_m)`` of the M prompts and their weighted sum (PUMA, conditional prompt pool).
+
+    Computes in float32 at least: squares of a softmax over hundreds of features underflow in half types.
+
+    Args:
+        query: (B, C).
+        keys: (M, C).
+        attention: (M, C), logits; the softmax is over C.
+        prompts: (M, L, C). All four share one dtype; under autocast they may differ.
+
+    Returns:
+        prompt (B, L, C) and weights (B, M), both in the inputs' dtype; in float32 under autocast. Weights may be negative.
+
+    Raises:
+        TypeError: a dtype that does not fit.
+        ValueError: a shape or device that does not fit.
+    """
+    device_type = query.device.type
+    autocast = torch.is_autocast_enabled(device_type)
+    if autocast and query.dtype is not torch.float64:
+        query, keys, attention, prompts = query.float(), keys.float(), attention.float(), prompts.float()
+    _validate(query, keys, attention, prompts)
+    dtype = query.dtype
+    if dtype in (torch.bfloat16, torch.float16):
+        prompt, weights = match_prompts(query.float(), keys.float(), attention.float(), prompts.float())
+        return prompt.to(dtype), weights.to(dtype)
+    if device_type not in loader.KERNEL_DEVICES:
+        loader.report_fallback(device_type)
+        with torch.autocast(device_type, enabled=False):
+            return reference.match_prompts(query, keys, attention, prompts)
+    prompt, weights, _ = torch.ops.puma.match_prompts.default(query, keys, attention, prompts)
+    return prompt, weights
+
+
+def _validate(query: Tensor, keys: Tensor, attention: Tensor, prompts: Tensor) -> None:
+    if query.dim() != 2 or query.shape[1] < 1:
+        raise ValueError(f"query must have shape (B, C) with C >= 1, got {tuple(query.shape)}")
+    width = query.shape[1]
+    if keys.dim() != 2 or keys.shape[0] < 1 or keys.shape[1] != width:
+        raise ValueError(f"keys must have shape (M, C) with M >= 1 and C = {width}, got {tuple(keys.shape)}")
+    if attention.shape != keys.shape:
+        raise ValueError(f"attention must have keys' shape {tuple(keys.shape)}, got {tuple(attention.shape)}")
+    if prompts.dim() != 3 or prompts.shape[0] != keys.shape[0] or prompts.shape[1] < 1 or prompts.shape[2] != width:
+        raise ValueError(
+            f"prompts must have shape (M, L, C) with M = {keys.shape[0]}, L >= 1 and C = {width}, "
+            f"got {tuple(prompts.shape)}"
+        )
+    dtype = query.dtype
+    if dtype not in DTYPES:
+        raise TypeError(f"query must be float32, float64, bfloat16 or float16, got {dtype}")
+    if keys.dtype != dtype or attention.dtype != dtype or prompts.dtype != dtype:
+        raise TypeError(
+            f"keys, attention and prompts must have query's dtype {dtype}, got {keys.dtype}, {attention.dtype} and "
+            f"{prompts.dtype}; cast them, or run under torch.autocast"
+        )
+    device = query.device
+    if keys.device != device or attention.device != device or prompts.device != device:
+        raise ValueError(
+            f"all tensors must be on query's device {device}, got keys on {keys.device}, attention on {attention.device}, "
+            f"prompts on {prompts.device}"
+        )
+
+
+def _fake_forward(query: Tensor, keys: Tensor, attention: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    samples, pool = query.shape[0], keys.shape[0]
+    return (
+        query.new_empty((samples, *prompts.shape[1:])),
+        query.new_empty((samples, pool)),
+        query.new_empty((samples, pool)),
+    )
+
+
+def _fake_backward(
+    grad_prompt: Tensor | None,
+    grad_weights: Tensor | None,
+    query: Tensor,
+    keys: Tensor,
+    attention: Tensor,
+    prompts: Tensor,
+    weights: Tensor,
+    inverse_norm: Tensor,
+    need_query: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        query.new_empty(query.shape if need_query else (0,)),
+        keys.new_empty(keys.shape),
+        attention.new_empty(attention.shape),
+        prompts.new_empty(prompts.shape),
+    )
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]  # torch.library's calling convention
+    _, weights, inverse_norm = output
+    ctx.mark_non_differentiable(inverse_norm)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs, weights, inverse_norm)
+
+
+def _backward(ctx, grad_prompt: Tensor | None, grad_weights: Tensor | None, _: None):  # type: ignore[no-untyped-def]
+    if grad_prompt is None and grad_weights is None:
+        return None, None, None, None
+    gradients = torch.ops.puma.match_prompts_backward.default(
+        grad_prompt, grad_weights, *ctx.saved_tensors, ctx.needs_input_grad[0]
+    )
+    return tuple(
+        gradient if needed else None for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=True)
+    )
+
+
+def _double_backward(ctx, *grads: Tensor | None):  # type: ignore[no-untyped-def]
+    raise RuntimeError(
+        "match_prompts can be differentiated once; for second derivatives use "
+        "puma_plugin.ops.reference.match_prompts, which is plain PyTorch"
+    )
+
+
+if loader.CPU_LIBRARY.loaded:
+    torch.library.register_fake("puma::match_prompts", _fake_forward)
+    torch.library.register_fake("puma::match_prompts_backward", _fake_backward)
+    torch.library.register_autograd("puma::match_prompts", _backward, setup_context=_setup_context)
+    torch.library.register_autograd("puma::match_prompts_backward", _double_backward)

@@ -1,0 +1,174 @@
+"""Python face of the stochastic adapter: validation, autocast, fake kernels and autograd around the compiled operator."""
+
+import torch
+from torch import Tensor
+
+from puma_plugin.ops import loader, reference
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+HALF_DTYPES = (torch.bfloat16, torch.float16)
+
+
+def stochastic_adapter(
+    residual: Tensor,
+    tokens: Tensor,
+    down: Tensor,
+    up: Tensor,
+    gate: Tensor | None = None,
+    scale: float | Tensor = 0.1,
+) -> Tensor:
+    """``residual + gate * scale * ReLU(tokens @ down) @ up`` (PUMA, arXiv 2309.08944, stochastic adapter).
+
+    Samples whose gate is 0 are skipped, forward and backward, not multiplied by 0. Under autocast, tokens, down and up
+    are cast to autocast's dtype; the residual keeps its own. Sums run in float32 for half types.
+
+    Args:
+        residual: (B, N, C), what the branch is added to; its dtype is the result's. Either the dtype of tokens, or
+            float32 next to bfloat16 or float16 tokens.
+        tokens: (B, N, C), the normalised tokens.
+        down: (C, r), same dtype as tokens.
+        up: (r, C), same dtype as tokens.
+        gate: (B,), floating, one factor per sample: Bernoulli(1-p)/(1-p) in training. None means 1 everywhere. Takes no
+            gradient.
+        scale: a number, or a tensor with one element that may be trained.
+
+    Returns:
+        (B, N, C), contiguous, in residual's dtype. Never shares memory with residual.
+
+    Raises:
+        TypeError: a dtype that does not fit, or a gate that requires a gradient.
+        ValueError: a shape or device that does not fit.
+    """
+    device_type = residual.device.type
+    if isinstance(scale, Tensor):
+        up, scale = _fold_scale(up, scale), 1.0
+    if torch.is_autocast_enabled(device_type) and tokens.dtype is not torch.float64:
+        dtype = torch.get_autocast_dtype(device_type)
+        tokens, down, up = tokens.to(dtype), down.to(dtype), up.to(dtype)
+    _validate(residual, tokens, down, up, gate)
+    if gate is not None:
+        gate = gate.to(torch.float64 if tokens.dtype is torch.float64 else torch.float32)
+    if device_type not in loader.KERNEL_DEVICES:
+        loader.report_fallback(device_type)
+        return reference.stochastic_adapter(residual, tokens, down, up, gate, scale)
+    save_hidden = torch.is_grad_enabled() and (tokens.requires_grad or down.requires_grad or up.requires_grad)
+    return torch.ops.puma.stochastic_adapter.default(residual, tokens, down, up, gate, scale, save_hidden)[0]
+
+
+def _fold_scale(up: Tensor, scale: Tensor) -> Tensor:
+    """``scale * up``, so that autograd outside the kernel gives the scale its gradient."""
+    if scale.numel() != 1:
+        raise ValueError(f"scale must be a number or a tensor with one element, got shape {tuple(scale.shape)}")
+    return up * scale.reshape(()).to(up.dtype)
+
+
+def _validate(residual: Tensor, tokens: Tensor, down: Tensor, up: Tensor, gate: Tensor | None) -> None:
+    shape = residual.shape
+    if residual.dim() != 3:
+        raise ValueError(f"residual must have shape (B, N, C), got {tuple(shape)}")
+    if tokens.shape != shape:
+        raise ValueError(f"tokens must have residual's shape {tuple(shape)}, got {tuple(tokens.shape)}")
+    if down.dim() != 2 or down.shape[0] != shape[2]:
+        raise ValueError(f"down must have shape (C, r) with C = {shape[2]}, got {tuple(down.shape)}")
+    if down.shape[0] < 1 or down.shape[1] < 1:
+        raise ValueError(f"C and r must be at least 1, got down of shape {tuple(down.shape)}")
+    if up.dim() != 2 or up.shape[0] != down.shape[1] or up.shape[1] != shape[2]:
+        raise ValueError(f"up must have shape (r, C) = {(down.shape[1], shape[2])}, got {tuple(up.shape)}")
+    dtype = tokens.dtype
+    if dtype not in DTYPES:
+        raise TypeError(f"tokens must be float32, float64, bfloat16 or float16, got {dtype}")
+    if down.dtype != dtype or up.dtype != dtype:
+        raise TypeError(
+            f"down and up must have tokens' dtype {dtype}, got {down.dtype} and {up.dtype}; "
+            "cast them, or run under torch.autocast"
+        )
+    if residual.dtype != dtype and not (residual.dtype == torch.float32 and dtype in HALF_DTYPES):
+        raise TypeError(
+            f"residual must have tokens' dtype {dtype}, or float32 if that is a half type, got {residual.dtype}; cast it"
+        )
+    device = residual.device
+    if tokens.device != device or down.device != device or up.device != device:
+        raise ValueError(
+            f"all tensors must be on residual's device {device}, got tokens on {tokens.device}, down on {down.device}, "
+            f"up on {up.device}"
+        )
+    if gate is None:
+        return
+    if gate.dim() != 1 or gate.shape[0] != shape[0]:
+        raise ValueError(f"gate must have shape (B,) with B = {shape[0]}, got {tuple(gate.shape)}")
+    if not gate.dtype.is_floating_point:
+        raise TypeError(f"gate must be floating point (0 drops a sample, 1/(1-p) keeps it), got {gate.dtype}")
+    if gate.device != device:
+        raise ValueError(f"gate must be on residual's device {device}, got {gate.device}")
+    if gate.requires_grad:
+        raise TypeError("gate takes no gradient, got a gate with requires_grad=True; pass gate.detach()")
+
+
+def _fake_forward(
+    residual: Tensor, tokens: Tensor, down: Tensor, up: Tensor, gate: Tensor | None, scale: float, save_hidden: bool
+) -> tuple[Tensor, Tensor]:
+    rows = tokens.shape[0] * tokens.shape[1] if save_hidden else 0
+    return residual.new_empty(residual.shape), tokens.new_empty((rows, down.shape[1]))
+
+
+def _fake_backward(
+    grad: Tensor,
+    tokens: Tensor,
+    down: Tensor,
+    up: Tensor,
+    gate: Tensor | None,
+    hidden: Tensor,
+    scale: float,
+    need_tokens: bool,
+    need_weights: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    nothing = (0,)
+    return (
+        tokens.new_empty(tokens.shape if need_tokens else nothing),
+        down.new_empty(down.shape if need_weights else nothing),
+        up.new_empty(up.shape if need_weights else nothing),
+    )
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]  # torch.library's calling convention
+    _, tokens, down, up, gate, scale, save_hidden = inputs
+    hidden = output[1]
+    ctx.mark_non_differentiable(hidden)
+    ctx.set_materialize_grads(False)
+    ctx.scale, ctx.save_hidden = scale, save_hidden
+    ctx.save_for_backward(tokens, down, up, gate, hidden)
+
+
+def _backward(ctx, grad: Tensor | None, _: None):  # type: ignore[no-untyped-def]
+    need_residual, need_tokens, need_down, need_up = ctx.needs_input_grad[:4]
+    grad_tokens = grad_down = grad_up = None
+    if grad is not None and (need_tokens or need_down or need_up):
+        if not ctx.save_hidden:
+            raise RuntimeError("puma::stochastic_adapter was called with save_hidden=False, so it has no gradient here")
+        tokens, down, up, gate, hidden = ctx.saved_tensors
+        grad_tokens, grad_down, grad_up = torch.ops.puma.stochastic_adapter_backward.default(
+            grad, tokens, down, up, gate, hidden, ctx.scale, need_tokens, need_down or need_up
+        )
+    return (
+        grad if need_residual else None,
+        grad_tokens if need_tokens else None,
+        grad_down if need_down else None,
+        grad_up if need_up else None,
+        None,
+        None,
+        None,
+    )
+
+
+def _double_backward(ctx, *grads: Tensor | None):  # type: ignore[no-untyped-def]
+    raise RuntimeError(
+        "stochastic_adapter can be differentiated once; for second derivatives use "
+        "puma_plugin.ops.reference.stochastic_adapter, which is plain PyTorch"
+    )
+
+
+if loader.CPU_LIBRARY.loaded:
+    torch.library.register_fake("puma::stochastic_adapter", _fake_forward)
+    torch.library.register_fake("puma::stochastic_adapter_backward", _fake_backward)
+    torch.library.register_autograd("puma::stochastic_adapter", _backward, setup_context=_setup_context)
+    torch.library.register_autograd("puma::stochastic_adapter_backward", _double_backward)
