@@ -1,3 +1,114 @@
-from setuptools import setup
+"""Builds the compiled operators: puma_plugin._C (CPU) always, puma_plugin._C_cuda when a matching nvcc is found.
 
-setup()
+Environment: PUMA_CUDA=auto|0|1, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS. Both libraries use the LibTorch stable ABI only:
+built once, they load in every torch >= 2.10.
+"""
+
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pybind11
+import torch
+from setuptools import Extension, setup
+
+ROOT = Path(__file__).resolve().parent
+spec = importlib.util.spec_from_file_location("_cuda_toolkit", ROOT / "puma_plugin" / "_cuda_toolkit.py")
+toolkit = importlib.util.module_from_spec(spec)
+sys.modules[spec.name] = toolkit
+spec.loader.exec_module(toolkit)
+
+decision = toolkit.decide(
+    os.environ.get("PUMA_CUDA", "auto"),
+    torch.__version__,
+    torch.version.cuda,
+    toolkit.find_toolkits(toolkit.candidate_homes(os.environ)),
+)
+if decision.toolkit:
+    # torch.utils.cpp_extension reads both when it is imported or runs, and would ask for a GPU without them.
+    os.environ["CUDA_HOME"] = decision.toolkit.home
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", toolkit.default_architectures(decision.toolkit.version))
+else:
+    print(f"puma_plugin: building without the CUDA operators: {decision.reason}", file=sys.stderr)
+memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+os.environ.setdefault("MAX_JOBS", str(toolkit.default_jobs(len(os.sched_getaffinity(0)), memory)))
+
+from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension  # noqa: E402  (needs CUDA_HOME)
+
+TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # torch 2.10
+CXX = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-fno-trapping-math", f"-ffile-prefix-map={ROOT}=.", TARGET]
+NVCC = ["-O3", "-std=c++17", "-Xcompiler", "-fvisibility=hidden", "-Xcompiler", f"-ffile-prefix-map={ROOT}=.", TARGET]
+NVCC += ["-DUSE_CUDA", "--expt-relaxed-constexpr", "-lineinfo"]
+LINK = ["-Wl,-s", "-Wl,--exclude-libs,ALL"]
+
+
+def sources(*patterns: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
+
+
+def cpu_extension() -> Extension:
+    extension = CppExtension(
+        "puma_plugin._C",
+        sources("csrc/*.cpp", "csrc/cpu/*.cpp"),
+        include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],
+        extra_compile_args={"cxx": CXX},
+        extra_link_args=LINK,
+    )
+    extension.libraries.remove("torch_python")  # would tie the library to one torch
+    return extension
+
+
+def cuda_extension(home: str) -> Extension:
+    extension = CUDAExtension(
+        "puma_plugin._C_cuda",
+        sources("csrc/cuda/*.cu", "csrc/cuda/*.cpp"),
+        include_dirs=[str(ROOT / "csrc")],
+        library_dirs=[f"{home}/lib"],
+        extra_compile_args={"cxx": [*CXX, "-DUSE_CUDA"], "nvcc": NVCC},
+        extra_link_args=LINK,
+    )
+    # The CUDA runtime goes in statically: the library needs a driver and torch, no toolkit.
+    extension.libraries = [name for name in extension.libraries if name not in ("torch_python", "cudart")]
+    extension.libraries += ["cudart_static", "rt", "pthread", "dl"]
+    return extension
+
+
+def first_line(command: list[str]) -> str:
+    lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+    return lines[0] if lines else "unknown"
+
+
+def build_facts() -> dict[str, object]:
+    """What `puma info` tells about this build."""
+    cuda: dict[str, object] = {"built": decision.toolkit is not None, "reason": decision.reason}
+    if decision.toolkit:
+        cuda["nvcc"] = decision.toolkit.version_text
+        cuda["architectures"] = os.environ["TORCH_CUDA_ARCH_LIST"]
+        cuda["flags"] = " ".join(NVCC)
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,
+        "oldest_torch": "2.10",
+        "compiler": first_line([os.environ.get("CXX", "c++"), "--version"]),
+        "flags": " ".join(CXX),
+        "cuda": cuda,
+    }
+
+
+class Build(BuildExtension):
+    def run(self) -> None:
+        super().run()
+        folder = Path(self.get_ext_fullpath("puma_plugin._C")).parent
+        (folder / "_build_facts.json").write_text(json.dumps(build_facts(), indent=2) + "\n")
+
+
+extensions = [cpu_extension()]
+if decision.toolkit:
+    extensions.append(cuda_extension(decision.toolkit.home))
+setup(ext_modules=extensions, cmdclass={"build_ext": Build})

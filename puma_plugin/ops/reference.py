@@ -21,7 +21,7 @@ def stochastic_adapter(
         scale: s of the paper, 0.1 there.
     """
     branch = torch.relu(tokens @ down) @ up
-    factor = scale if gate is None else (gate * scale).to(residual.dtype)[:, None, None]
+    factor = scale if gate is None else (gate.to(residual.dtype) * scale)[:, None, None]
     return residual + branch.to(residual.dtype) * factor
 
 

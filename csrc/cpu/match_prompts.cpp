@@ -1,0 +1,198 @@
+// Prompt matching on the CPU. With S = softmax(attention) and U = keys / |keys|, cosines need two products of (B, C) with
+// (C, M) matrices, query with S*U and query^2 with S^2; the (B, M, C) tensor of focused queries is never built.
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <tuple>
+
+#include "gemm.h"
+
+namespace puma {
+namespace {
+
+template <class T>
+std::unique_ptr<T[]> buffer(int64_t elements) {
+  return std::unique_ptr<T[]>(new T[elements]);
+}
+
+// What both directions need of the pool: focus S, unit keys U, S*U, S^2 (all (M, C)) and |keys| (M,).
+template <class T>
+struct Pool {
+  Tensor focus_tensor;
+  const T* focus;
+  std::unique_ptr<T[]> unit, product, square, norm;
+};
+
+template <class T>
+Pool<T> prepare(const Tensor& keys, const Tensor& attention) {
+  const int64_t pool = keys.size(0), width = keys.size(1);
+  std::array<StableIValue, 3> stack{
+      torch::stable::detail::from(attention), torch::stable::detail::from(int64_t{1}), torch::stable::detail::from(false)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::_softmax", "", stack.data(), TORCH_ABI_VERSION));
+  Pool<T> p{torch::stable::detail::to<Tensor>(stack[0]), nullptr, buffer<T>(pool * width), buffer<T>(pool * width),
+            buffer<T>(pool * width), buffer<T>(pool)};
+  p.focus = const_data<T>(p.focus_tensor);
+  const T* const key = const_data<T>(keys);
+  for (int64_t m = 0; m < pool; ++m) {
+    double sum = 0;
+    for (int64_t c = 0; c < width; ++c) sum += static_cast<double>(key[m * width + c]) * key[m * width + c];
+    p.norm[m] = std::max(static_cast<T>(std::sqrt(sum)), std::numeric_limits<T>::min());
+    const T inverse = 1 / p.norm[m];
+    for (int64_t c = 0, i = m * width; c < width; ++c, ++i) {
+      p.unit[i] = key[i] * inverse;
+      p.product[i] = p.focus[i] * p.unit[i];
+      p.square[i] = p.focus[i] * p.focus[i];
+    }
+  }
+  return p;
+}
+
+template <class T>
+std::unique_ptr<T[]> squared(const T* values, int64_t elements) {
+  auto out = buffer<T>(elements);
+  T* const to = out.get();
+  torch::stable::parallel_for(0, elements, 1 << 16, [=](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) to[i] = values[i] * values[i];
+  });
+  return out;
+}
+
+template <class T>
+std::tuple<Tensor, Tensor, Tensor> forward(
+    const Tensor& query, const Tensor& keys, const Tensor& attention, const Tensor& prompts) {
+  const int64_t samples = query.size(0), width = query.size(1), pool = keys.size(0), length = prompts.size(1);
+  const std::array<int64_t, 3> prompt_sizes{samples, length, width};
+  const std::array<int64_t, 2> weight_sizes{samples, pool};
+  Tensor prompt = torch::stable::new_empty(query, prompt_sizes);
+  Tensor weights = torch::stable::new_empty(query, weight_sizes);
+  Tensor inverse_norm = torch::stable::new_empty(query, weight_sizes);
+  if (samples == 0) return {prompt, weights, inverse_norm};
+
+  const Pool<T> p = prepare<T>(keys, attention);
+  const T* const q = const_data<T>(query);
+  const auto q_square = squared(q, samples * width);
+  T* const w = mutable_data<T>(weights);
+  T* const inverse = mutable_data<T>(inverse_norm);
+  const Tensor w_matrix = matrix(w, samples, pool);
+  mm(w_matrix, matrix(q, samples, width), transposed(p.product.get(), pool, width));
+  mm(matrix(inverse, samples, pool), matrix(q_square.get(), samples, width), transposed(p.square.get(), pool, width));
+  for (int64_t i = 0; i < samples * pool; ++i) {
+    inverse[i] = 1 / std::sqrt(std::max(inverse[i], std::numeric_limits<T>::min()));
+    w[i] *= inverse[i];
+  }
+  mm(matrix(mutable_data<T>(prompt), samples, length * width), w_matrix,
+     matrix(const_data<T>(prompts), pool, length * width));
+  return {prompt, weights, inverse_norm};
+}
+
+template <class T>
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
+    const std::optional<Tensor>& grad_prompt, const std::optional<Tensor>& grad_weights, const Tensor& query,
+    const Tensor& keys, const Tensor& attention, const Tensor& prompts, const Tensor& weights, const Tensor& inverse_norm,
+    bool need_query) {
+  const int64_t samples = query.size(0), width = query.size(1), pool = keys.size(0), length = prompts.size(1);
+  const int64_t features = length * width, cells = samples * pool;
+  const std::array<int64_t, 1> nothing{0};
+  Tensor grad_query = need_query ? torch::stable::new_empty(query, query.sizes()) : torch::stable::new_empty(query, nothing);
+  Tensor grad_keys = torch::stable::new_empty(keys, keys.sizes());
+  Tensor grad_attention = torch::stable::new_empty(attention, attention.sizes());
+  Tensor grad_prompts = torch::stable::new_empty(prompts, prompts.sizes());
+  T* const gp = mutable_data<T>(grad_prompts);
+  if (samples == 0) {
+    std::fill_n(mutable_data<T>(grad_keys), pool * width, T{0});
+    std::fill_n(mutable_data<T>(grad_attention), pool * width, T{0});
+    std::fill_n(gp, pool * features, T{0});
+    return {grad_query, grad_keys, grad_attention, grad_prompts};
+  }
+
+  const Pool<T> p = prepare<T>(keys, attention);
+  const T* const q = const_data<T>(query);
+  const T* const w = const_data<T>(weights);
+  const T* const inverse = const_data<T>(inverse_norm);
+
+  // Gradient of the weights, then of the numerator and of the squared norm, in place.
+  const auto numerator = buffer<T>(cells), norm_squared = buffer<T>(cells);
+  if (grad_prompt.has_value()) {
+    const T* const g = const_data<T>(*grad_prompt);
+    mm(matrix(numerator.get(), samples, pool), matrix(g, samples, features),
+       transposed(const_data<T>(prompts), pool, features));
+    mm(matrix(gp, pool, features), transposed(w, samples, pool), matrix(g, samples, features));
+  } else {
+    std::fill_n(numerator.get(), cells, T{0});
+    std::fill_n(gp, pool * features, T{0});
+  }
+  const T* const gw = grad_weights.has_value() ? const_data<T>(*grad_weights) : nullptr;
+  const T clamped = 1 / std::sqrt(std::numeric_limits<T>::min());
+  for (int64_t i = 0; i < cells; ++i) {
+    const T total = numerator[i] + (gw == nullptr ? T{0} : gw[i]);
+    norm_squared[i] = inverse[i] < clamped ? T(-0.5) * total * w[i] * inverse[i] * inverse[i] : T{0};
+    numerator[i] = total * inverse[i];
+  }
+
+  const auto q_square = squared(q, samples * width);
+  const auto product = buffer<T>(pool * width), square = buffer<T>(pool * width);  // gradients of S*U and of S^2
+  mm(matrix(product.get(), pool, width), transposed(numerator.get(), samples, pool), matrix(q, samples, width));
+  mm(matrix(square.get(), pool, width), transposed(norm_squared.get(), samples, pool), matrix(q_square.get(), samples, width));
+  T* const gk = mutable_data<T>(grad_keys);
+  T* const ga = mutable_data<T>(grad_attention);
+  for (int64_t m = 0; m < pool; ++m) {
+    double along_focus = 0, along_unit = 0;
+    for (int64_t c = 0, i = m * width; c < width; ++c, ++i) {
+      ga[i] = product[i] * p.unit[i] + 2 * p.focus[i] * square[i];
+      gk[i] = product[i] * p.focus[i];
+      along_focus += static_cast<double>(p.focus[i]) * ga[i];
+      along_unit += static_cast<double>(p.unit[i]) * gk[i];
+    }
+    if (p.norm[m] <= std::numeric_limits<T>::min()) along_unit = 0;  // the norm was clamped: a constant
+    const T inverse_key = 1 / p.norm[m];
+    for (int64_t c = 0, i = m * width; c < width; ++c, ++i) {
+      ga[i] = p.focus[i] * (ga[i] - static_cast<T>(along_focus));
+      gk[i] = (gk[i] - p.unit[i] * static_cast<T>(along_unit)) * inverse_key;
+    }
+  }
+  if (need_query) {
+    T* const gq = mutable_data<T>(grad_query);
+    const auto through_norm = buffer<T>(samples * width);
+    mm(matrix(gq, samples, width), matrix(numerator.get(), samples, pool), matrix(p.product.get(), pool, width));
+    mm(matrix(through_norm.get(), samples, width), matrix(norm_squared.get(), samples, pool),
+       matrix(p.square.get(), pool, width));
+    for (int64_t i = 0; i < samples * width; ++i) gq[i] += 2 * q[i] * through_norm[i];
+  }
+  return {grad_query, grad_keys, grad_attention, grad_prompts};
+}
+
+std::tuple<Tensor, Tensor, Tensor> match_prompts(
+    const Tensor& query, const Tensor& keys, const Tensor& attention, const Tensor& prompts) {
+  const auto run = query.scalar_type() == ScalarType::Double ? &forward<double> : &forward<float>;
+  return run(
+      torch::stable::contiguous(query), torch::stable::contiguous(keys), torch::stable::contiguous(attention),
+      torch::stable::contiguous(prompts));
+}
+
+std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
+  if (!tensor.has_value()) return std::nullopt;
+  return torch::stable::contiguous(*tensor);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> match_prompts_backward(
+    const std::optional<Tensor>& grad_prompt, const std::optional<Tensor>& grad_weights, const Tensor& query,
+    const Tensor& keys, const Tensor& attention, const Tensor& prompts, const Tensor& weights, const Tensor& inverse_norm,
+    bool need_query) {
+  const auto run = query.scalar_type() == ScalarType::Double ? &backward<double> : &backward<float>;
+  return run(
+      contiguous(grad_prompt), contiguous(grad_weights), torch::stable::contiguous(query), torch::stable::contiguous(keys),
+      torch::stable::contiguous(attention), torch::stable::contiguous(prompts), torch::stable::contiguous(weights),
+      torch::stable::contiguous(inverse_norm), need_query);
+}
+
+}  // namespace
+}  // namespace puma
+
+STABLE_TORCH_LIBRARY_IMPL(puma, CPU, m) {
+  m.impl("match_prompts", TORCH_BOX(&puma::match_prompts));
+  m.impl("match_prompts_backward", TORCH_BOX(&puma::match_prompts_backward));
+}
