@@ -1,0 +1,169 @@
+"""Embed a dataset once, on one process or shared among several."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
+
+from puma_plugin.evaluation.result import RetrievalResult
+from puma_plugin.evaluation.retrieval import Protocol, evaluate_retrieval
+
+
+@dataclass
+class Embedded:
+    """Embeddings of a whole dataset with what the evaluation needs to know of its items.
+
+    Attributes:
+        embeddings: (N, D) float32, on the CPU, in dataset order.
+        labels: (N, 2) int64, class and distribution.
+        item_ids: (N,) int64.
+        distribution_names: name of each distribution.
+        query_mask, gallery_mask: (N,) bool, or None for all.
+    """
+
+    embeddings: torch.Tensor
+    labels: torch.Tensor
+    item_ids: torch.Tensor
+    distribution_names: list[str]
+    query_mask: torch.Tensor | None = None
+    gallery_mask: torch.Tensor | None = None
+
+    def evaluate(self, ks: tuple[int, ...] = (1, 2, 4, 8), protocol: Protocol = "honest") -> RetrievalResult:
+        """All metrics, see :func:`evaluate_retrieval`."""
+        return evaluate_retrieval(
+            self.embeddings,
+            self.labels,
+            self.item_ids,
+            self.distribution_names,
+            self.query_mask,
+            self.gallery_mask,
+            ks,
+            protocol=protocol,
+        )
+
+
+def embed(
+    model: Callable[[torch.Tensor], torch.Tensor],
+    dataset: Dataset[Any],
+    *,
+    batch_size: int = 64,
+    device: torch.device | str | None = None,
+    num_workers: int = 0,
+    amp_dtype: torch.dtype | None = None,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    progress: bool = False,
+) -> Embedded:
+    """Embed every item of ``dataset`` with ``model`` in evaluation mode and without gradients.
+
+    Under an initialised ``torch.distributed`` each rank embeds every world-size-th item, and every rank gets the whole
+    result in dataset order, each item once, whatever the remainder.
+
+    Args:
+        model: images (B, ...) -> (B, D). A module is put into eval mode and back.
+        dataset: a ``UnifiedDataset``, or any dataset of (image, label) with ``labels`` (N, 2) and, if it has them,
+            ``item_ids``, ``distribution_names``, ``query_mask``, ``gallery_mask``.
+        batch_size: images at once, per process.
+        device: where images go; default: the device of the model's first parameter, else the CPU.
+        num_workers: of the data loader.
+        amp_dtype: torch.bfloat16 or torch.float16 for autocast; None for the model's own precision.
+        collate_fn: of the data loader.
+        progress: show a progress bar (on rank 0).
+
+    Raises:
+        ValueError: the dataset has no (N, 2) labels or no items, or the model does not return (B, D).
+    """
+    labels = getattr(dataset, "labels", None)
+    if labels is None or getattr(labels, "ndim", 0) != 2 or labels.shape[1] != 2:
+        raise ValueError(
+            "dataset needs an attribute labels of shape (N, 2), columns class and distribution: wrap your datasets in "
+            "UnifiedDataset({name: dataset, ...})"
+        )
+    size = len(dataset)  # type: ignore[arg-type]
+    if size == 0:
+        raise ValueError("dataset is empty: there is nothing to embed")
+    rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
+    mine = torch.arange(rank, size, world)
+    loader = DataLoader(
+        Subset(dataset, mine.tolist()), batch_size=batch_size, num_workers=num_workers, collate_fn=collate_fn
+    )
+    module = model if isinstance(model, torch.nn.Module) else None
+    target = torch.device(device) if device is not None else _device_of(module)
+    chunks = []
+    with torch.no_grad(), _eval_mode(module), _autocast(target, amp_dtype):
+        for images, _ in tqdm(loader, desc="embed", disable=not progress or rank != 0, leave=False):
+            output = model(images.to(target))
+            if output.ndim != 2:
+                raise ValueError(f"model must return embeddings (B, D), got shape {tuple(output.shape)}")
+            chunks.append(output.float().cpu())
+    # A rank may have no item at all; its width is settled by the others.
+    part = torch.cat(chunks) if chunks else torch.empty(0, 0)
+    names = getattr(dataset, "distribution_names", None)
+    ids = getattr(dataset, "item_ids", None)
+    labels = torch.as_tensor(labels, dtype=torch.int64).cpu()
+    return Embedded(
+        embeddings=gather_rows(part, mine, size),
+        labels=labels,
+        item_ids=torch.arange(size) if ids is None else torch.as_tensor(ids, dtype=torch.int64).cpu(),
+        distribution_names=list(names)
+        if names is not None
+        else [f"distribution {d}" for d in range(int(labels[:, 1].max()) + 1)],
+        query_mask=getattr(dataset, "query_mask", None),
+        gallery_mask=getattr(dataset, "gallery_mask", None),
+    )
+
+
+def gather_rows(rows: torch.Tensor, positions: torch.Tensor, size: int) -> torch.Tensor:
+    """Put together (size, D) rows of which every process holds some.
+
+    Args:
+        rows: (n, D) on this process, on the CPU; n may differ between processes and be 0.
+        positions: (n,) where each row belongs.
+        size: rows in all.
+
+    Raises:
+        ValueError: a position is held by no process or by several.
+    """
+    parts = [(rows, positions)]
+    if _distributed():
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, (rows.numpy(), positions.numpy()))
+        parts = [(torch.from_numpy(values), torch.from_numpy(where)) for values, where in gathered]
+    where = torch.cat([p for _, p in parts])
+    times = torch.bincount(where, minlength=size)
+    if len(times) != size or bool((times != 1).any()):
+        raise ValueError(f"positions must cover 0..{size - 1} exactly once over all processes")
+    values = torch.cat([r for r, _ in parts if len(r)])
+    joined = torch.empty_like(values)
+    joined[where] = values
+    return joined
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _device_of(module: torch.nn.Module | None) -> torch.device:
+    parameter = next(module.parameters(), None) if module is not None else None
+    return parameter.device if parameter is not None else torch.device("cpu")
+
+
+@contextlib.contextmanager
+def _eval_mode(module: torch.nn.Module | None) -> Any:
+    """Evaluation mode inside, every submodule's own mode restored after."""
+    modes = [(m, m.training) for m in module.modules()] if module is not None else []
+    if module is not None:
+        module.eval()
+    try:
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
+
+
+def _autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)

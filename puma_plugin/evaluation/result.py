@@ -1,0 +1,82 @@
+"""What one evaluation found."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RetrievalResult:
+    """All metrics of one embedding pass over several distributions.
+
+    Metrics are named ``recall_at_1``, ``recall_at_2``, ... (share of queries with a hit among their k nearest),
+    ``map_at_r`` and ``r_precision`` (R = number of the query's positives in the gallery), all in [0, 1] or NaN where no
+    query has a positive. Queries without any positive in the gallery ("lone") are left out of the means and counted.
+
+    Attributes:
+        ks: the k of the recalls.
+        protocol: "honest" or "paper-code".
+        unified: all queries against the one joint gallery; a hit needs the same distribution and the same class.
+        unified_per_distribution: the same search, averaged over the queries of each distribution.
+        per_distribution: each distribution's queries against its own gallery.
+        harmonic_mean, arithmetic_mean, worst, worst_distribution: over ``per_distribution``; the harmonic mean is 0 if
+            any distribution is 0.
+        leak: share of the queries whose nearest neighbour in the joint gallery is of another distribution.
+        leak_per_distribution: the same by distribution of the query.
+        num_queries, num_gallery, num_lone: counts by distribution.
+    """
+
+    ks: tuple[int, ...]
+    protocol: str
+    unified: dict[str, float]
+    unified_per_distribution: dict[str, dict[str, float]]
+    per_distribution: dict[str, dict[str, float]]
+    leak: float
+    leak_per_distribution: dict[str, float]
+    num_queries: dict[str, int]
+    num_gallery: dict[str, int]
+    num_lone: dict[str, int]
+    harmonic_mean: dict[str, float] = field(init=False)
+    arithmetic_mean: dict[str, float] = field(init=False)
+    worst: dict[str, float] = field(init=False)
+    worst_distribution: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        harmonic, arithmetic, worst, worst_name = {}, {}, {}, {}
+        for metric in self.unified:
+            values = {name: metrics[metric] for name, metrics in self.per_distribution.items()}
+            harmonic[metric] = _harmonic(list(values.values()))
+            arithmetic[metric] = sum(values.values()) / len(values)
+            worst_name[metric] = min(values, key=values.__getitem__)
+            worst[metric] = values[worst_name[metric]]
+        for name, value in zip(
+            ("harmonic_mean", "arithmetic_mean", "worst", "worst_distribution"),
+            (harmonic, arithmetic, worst, worst_name),
+            strict=True,
+        ):
+            object.__setattr__(self, name, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain dictionaries, numbers and strings, ready for JSON."""
+        return {**asdict(self), "ks": list(self.ks)}
+
+    def table(self, metric: str = "recall_at_1") -> str:
+        """A small fixed-width table of one metric, in percent."""
+        if metric not in self.unified:
+            raise ValueError(f"metric must be one of {sorted(self.unified)}, got {metric!r}")
+        rows = [(name, metrics[metric]) for name, metrics in self.per_distribution.items()]
+        rows += [
+            ("harmonic mean", self.harmonic_mean[metric]),
+            ("arithmetic mean", self.arithmetic_mean[metric]),
+            ("worst", self.worst[metric]),
+            ("unified", self.unified[metric]),
+            ("leak", self.leak),
+        ]
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {100 * value:6.2f}" for name, value in rows)
+
+
+def _harmonic(values: list[float]) -> float:
+    """Harmonic mean; 0 if any value is 0, NaN if any is NaN."""
+    if any(value == 0 for value in values):
+        return 0.0
+    return len(values) / sum(1 / value for value in values)

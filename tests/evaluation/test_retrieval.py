@@ -1,0 +1,235 @@
+"""Every metric against a brute-force recount, pml's AccuracyCalculator and figures worked out by hand."""
+
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+
+from puma_plugin.evaluation import evaluate_retrieval, nearest_neighbours
+
+
+def clustered(seed: int, sizes: list[list[int]], width: int = 12, spread: float = 0.8) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings around class centres; sizes[d] lists the items of each class of distribution d."""
+    rng = np.random.default_rng(seed)
+    rows, labels, number = [], [], 0
+    for d, classes in enumerate(sizes):
+        for count in classes:
+            centre = rng.standard_normal(width)
+            rows.append(centre + spread * rng.standard_normal((count, width)))
+            labels += [(number, d)] * count
+            number += 1
+    order = rng.permutation(len(labels))
+    return np.concatenate(rows)[order].astype(np.float32), np.array(labels)[order]
+
+
+def recount(
+    rows: np.ndarray,
+    same: np.ndarray,
+    excluded: np.ndarray,
+    k: int,
+) -> tuple[list[bool], list[float], list[float], np.ndarray]:
+    """Loop over queries: recall at k, R-precision, MAP@R and the nearest item; the plain definition."""
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    similarity = unit @ unit.T
+    recall, r_precision, map_at_r, nearest = [], [], [], []
+    for query in range(len(rows)):
+        order = sorted(
+            (i for i in range(len(rows)) if not excluded[query, i]), key=lambda i: (-similarity[query, i], i)
+        )
+        hits = [bool(same[query, i]) for i in order]
+        nearest.append(order[0])
+        positives = sum(hits)
+        if positives == 0:
+            continue
+        recall.append(any(hits[:k]))
+        r_precision.append(sum(hits[:positives]) / positives)
+        precisions = [sum(hits[: i + 1]) / (i + 1) for i in range(positives) if hits[i]]
+        map_at_r.append(sum(precisions) / positives)
+    return recall, r_precision, map_at_r, np.array(nearest)
+
+
+SIZES = [[5, 7, 9, 1], [3, 4], [20, 2, 6, 2, 3]]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_joint_metrics_equal_a_recount(seed: int) -> None:
+    rows, labels = clustered(seed, SIZES)
+    result = evaluate_retrieval(rows, labels, ks=(1, 3))
+    same = labels[:, None, 0] == labels[None, :, 0]
+    recall, r_precision, map_at_r, nearest = recount(rows, same, np.eye(len(rows), dtype=bool), 3)
+    assert result.unified["recall_at_3"] == pytest.approx(np.mean(recall), abs=1e-12)
+    assert result.unified["r_precision"] == pytest.approx(np.mean(r_precision), abs=1e-12)
+    assert result.unified["map_at_r"] == pytest.approx(np.mean(map_at_r), abs=1e-12)
+    assert result.leak == pytest.approx(np.mean(labels[nearest, 1] != labels[:, 1]), abs=1e-12)
+    assert result.num_lone == {"distribution 0": 1, "distribution 1": 0, "distribution 2": 0}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_distributions_equal_separate_evaluations_and_their_means(seed: int) -> None:
+    rows, labels = clustered(seed, SIZES)
+    result = evaluate_retrieval(rows, labels, distribution_names=["a", "b", "c"])
+    firsts = {}
+    for d, name in enumerate("abc"):
+        mine = labels[:, 1] == d
+        alone = evaluate_retrieval(rows[mine], labels[mine])
+        assert result.per_distribution[name] == alone.unified
+        assert alone.leak == 0
+        firsts[name] = alone.unified["recall_at_1"]
+    assert result.harmonic_mean["recall_at_1"] == pytest.approx(3 / sum(1 / v for v in firsts.values()))
+    assert result.arithmetic_mean["recall_at_1"] == pytest.approx(sum(firsts.values()) / 3)
+    assert result.worst["recall_at_1"] == min(firsts.values())
+    assert firsts[result.worst_distribution["recall_at_1"]] == min(firsts.values())
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.float16])
+def test_equals_pml_accuracy_calculator(precision: torch.dtype) -> None:
+    rows, labels = clustered(7, SIZES)
+    embeddings = torch.from_numpy(rows).to(precision)
+    result = evaluate_retrieval(embeddings, labels)
+    unit = torch.nn.functional.normalize(embeddings.float())
+    names = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
+    expected = AccuracyCalculator(include=names).get_accuracy(unit, torch.from_numpy(labels[:, 0]))
+    ours = (result.unified["recall_at_1"], result.unified["r_precision"], result.unified["map_at_r"])
+    for name, value in zip(names, ours, strict=True):
+        assert value == pytest.approx(expected[name], abs=1e-12), name
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**32 - 1), size=st.integers(4, 60), levels=st.integers(1, 3))
+def test_ties_are_ordered_by_gallery_position_as_in_pml(seed: int, size: int, levels: int) -> None:
+    # Coordinates of +-1 in 16 dimensions: norms and products are exact in float32, so equal means equal.
+    rng = np.random.default_rng(seed)
+    rows = rng.choice([-1.0, 1.0], size=(levels, 16)).astype(np.float32)[rng.integers(0, levels, size)]
+    labels = np.stack([rng.integers(0, 3, size), np.zeros(size, int)], axis=1)
+    same = labels[:, None, 0] == labels[None, :, 0]
+    recall, r_precision, map_at_r, nearest = recount(rows, same, np.eye(size, dtype=bool), 2)
+    _, found = nearest_neighbours(rows, rows, 1, np.arange(size), np.arange(size))
+    assert found[:, 0].tolist() == nearest.tolist()
+    if not recall:
+        return
+    result = evaluate_retrieval(rows, labels, ks=(1, 2))
+    assert result.unified["recall_at_2"] == pytest.approx(np.mean(recall), abs=1e-12)
+    assert result.unified["r_precision"] == pytest.approx(np.mean(r_precision), abs=1e-12)
+    assert result.unified["map_at_r"] == pytest.approx(np.mean(map_at_r), abs=1e-12)
+    expected = AccuracyCalculator(include=("precision_at_1", "r_precision")).get_accuracy(
+        torch.from_numpy(rows / 4), torch.from_numpy(labels[:, 0])
+    )
+    assert result.unified["recall_at_1"] == pytest.approx(expected["precision_at_1"], abs=1e-12)
+    assert result.unified["r_precision"] == pytest.approx(expected["r_precision"], abs=1e-12)
+
+
+def test_ties_beyond_the_reservoir_limit_of_faiss() -> None:
+    rng = np.random.default_rng(3)
+    rows = rng.choice([-1.0, 1.0], size=(40, 16)).astype(np.float32)[rng.integers(0, 40, 3000)]
+    _, found = nearest_neighbours(rows[:30], rows, 300)
+    exact = rows[:30] @ rows.T
+    for query in range(30):
+        expected = sorted(range(3000), key=lambda i, q=query: (-exact[q, i], i))[:300]
+        assert found[query].tolist() == expected
+
+
+def test_a_hit_needs_the_distribution_and_the_paper_code_protocol_does_not() -> None:
+    # Distribution b repeats the points of a; class 0 of each is counted 0 by its own numbering.
+    rows = np.array([[1, 0], [0, 1], [1, 0.01], [0.01, 1], [1, 0.5], [0.5, 1]], dtype=np.float32)
+    labels = np.array([[0, 0], [1, 0], [2, 1], [3, 1], [0, 0], [1, 0]])
+    honest = evaluate_retrieval(rows, labels, ks=(1,))
+    paper = evaluate_retrieval(rows, labels, ks=(1,), protocol="paper-code")
+    # Honest: items 0 and 1 find b's items first, 4 and 5 find each other or b; b's items are alone in their class.
+    assert honest.unified["recall_at_1"] == 0.0
+    assert honest.leak == 1.0
+    # By local numbers items 0, 1, 2, 3 find their twin of the other distribution, 4 and 5 too.
+    assert paper.unified["recall_at_1"] == 1.0
+    assert paper.per_distribution["distribution 0"] == honest.per_distribution["distribution 0"]
+
+
+def test_query_and_gallery_masks_exclude_by_item_id_not_by_position() -> None:
+    # In-shop form: query 0 and gallery item 0 are different images of one class.
+    rows = np.array([[1, 0], [0, 1], [1, 0.1], [0.1, 1]], dtype=np.float32)
+    labels = np.array([[0, 0], [1, 0], [0, 0], [1, 0]])
+    query = np.array([True, True, False, False])
+    honest = evaluate_retrieval(rows, labels, query_mask=query, gallery_mask=~query, ks=(1,))
+    assert honest.unified["recall_at_1"] == 1.0
+    assert honest.num_queries == {"distribution 0": 2}
+    assert honest.num_gallery == {"distribution 0": 2}
+    # The authors' code excludes gallery item i from query i: both lose their only positive.
+    paper = evaluate_retrieval(rows, labels, query_mask=query, gallery_mask=~query, ks=(1,), protocol="paper-code")
+    assert paper.num_lone == {"distribution 0": 2}
+    assert math.isnan(paper.unified["recall_at_1"])
+
+
+def test_copies_of_an_item_are_all_excluded() -> None:
+    rows = np.array([[1, 0], [1, 0], [0.9, 0.1], [0, 1]], dtype=np.float32)
+    labels = np.array([[0, 0], [0, 0], [1, 0], [1, 0]])
+    result = evaluate_retrieval(rows, labels, item_ids=[7, 7, 8, 9], ks=(1,))
+    assert result.num_lone == {"distribution 0": 2}
+    assert result.unified["recall_at_1"] == 0.0
+
+
+def test_harmonic_mean_is_zero_if_any_distribution_is_zero() -> None:
+    rows = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1], [1, 0.05], [0.05, 1]], dtype=np.float32)
+    labels = np.array([[0, 0], [0, 0], [1, 0], [1, 0], [2, 1], [2, 1]])
+    rows = np.concatenate([rows, [[0.04, 1], [1, 0.04]]]).astype(np.float32)
+    labels = np.concatenate([labels, [[3, 1], [3, 1]]])
+    result = evaluate_retrieval(rows, labels, ks=(1,))
+    assert result.per_distribution["distribution 0"]["recall_at_1"] == 1
+    assert result.per_distribution["distribution 1"]["recall_at_1"] == 0
+    assert result.harmonic_mean["recall_at_1"] == 0
+    assert result.arithmetic_mean["recall_at_1"] == 0.5
+
+
+def test_block_size_does_not_change_anything() -> None:
+    rows, labels = clustered(11, SIZES)
+    assert evaluate_retrieval(rows, labels, block_size=7) == evaluate_retrieval(rows, labels)
+
+
+def test_result_is_json_and_prints() -> None:
+    rows, labels = clustered(1, SIZES)
+    result = evaluate_retrieval(rows, labels, distribution_names=["birds", "cars", "dogs"])
+    assert json.loads(json.dumps(result.to_dict()))["per_distribution"]["birds"] == result.per_distribution["birds"]
+    assert "harmonic mean" in result.table()
+    with pytest.raises(ValueError, match="recall_at_1"):
+        result.table("accuracy")
+
+
+def test_errors_at_the_door() -> None:
+    rows, labels = clustered(1, SIZES)
+    with pytest.raises(ValueError, match="columns class and distribution"):
+        evaluate_retrieval(rows, labels[:, 0])
+    with pytest.raises(ValueError, match="more than one distribution"):
+        evaluate_retrieval(rows, np.stack([labels[:, 1], np.arange(len(labels)) % 2], axis=1))
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        evaluate_retrieval(np.where(np.arange(len(rows))[:, None] == 3, np.nan, rows), labels)
+    with pytest.raises(ValueError, match="query_mask"):
+        evaluate_retrieval(rows, labels, query_mask=np.zeros(3, bool))
+    with pytest.raises(ValueError, match="queries and gallery"):
+        evaluate_retrieval(rows, labels, query_mask=np.zeros(len(rows), bool))
+    with pytest.raises(ValueError, match="'distribution 1' has 0 queries"):
+        evaluate_retrieval(rows, labels, query_mask=labels[:, 1] != 1)
+    with pytest.raises(ValueError, match="protocol"):
+        evaluate_retrieval(rows, labels, protocol="other")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="ks"):
+        evaluate_retrieval(rows, labels, ks=(0, 1))
+    with pytest.raises(ValueError, match="distribution_names"):
+        evaluate_retrieval(rows, labels, distribution_names=["a"])
+    with pytest.raises(ValueError, match="same width"):
+        nearest_neighbours(rows, rows[:, :4], 1)
+    with pytest.raises(ValueError, match="together"):
+        nearest_neighbours(rows, rows, 1, query_ids=np.arange(len(rows)))
+
+
+def test_missing_places_are_marked() -> None:
+    similarities, indices = nearest_neighbours(np.eye(2), np.eye(2), 3, [0, 1], [0, 1])
+    assert indices.tolist() == [[1, -1, -1], [0, -1, -1]]
+    assert similarities[0].tolist() == [0.0, -np.inf, -np.inf]
+
+
+def test_missing_faiss_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ImportError, match=r"puma_plugin\[faiss-cpu\]"):
+        nearest_neighbours(np.eye(2), np.eye(2), 1)
