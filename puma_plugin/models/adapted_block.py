@@ -1,0 +1,68 @@
+"""A frozen transformer block with one stochastic adapter beside its attention and one beside its MLP."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from puma_plugin.models.adapted_module import AdaptedModule
+from puma_plugin.models.adapter import StochasticAdapter
+
+
+class AdaptedBlock(AdaptedModule):
+    """Pre-norm block ``u = x + f1(attn(h1)) + adapter1(h1)``, ``x = u + f2(mlp(h2)) + adapter2(h2)``.
+
+    From arXiv 2309.08944. h1 and h2, the normalised tokens, are computed once and shared by the frozen branch and the
+    adapter. f is the block's own layer scale and drop path; the adapter's output does not pass through them.
+    """
+
+    adapter1: StochasticAdapter
+    adapter2: StochasticAdapter
+    norm1: nn.Module
+    norm2: nn.Module
+    attn: nn.Module
+    mlp: nn.Module
+    drop_path1: nn.Module
+    drop_path2: nn.Module
+
+    def scale_attention(self, branch: Tensor) -> Tensor:
+        """The block's layer scale on the attention branch."""
+        raise NotImplementedError
+
+    def scale_mlp(self, branch: Tensor) -> Tensor:
+        """The block's layer scale on the MLP branch."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, **attention_options: Any) -> Tensor:
+        """Tokens (B, N, C) to (B, N, C); the options (mask, rotary embedding, position bias) go to the attention."""
+        tokens = self.norm1(x)
+        branch = self.drop_path1(self.scale_attention(self.attn(tokens, **attention_options)))
+        x = self.adapter1(x + branch, tokens)
+        tokens = self.norm2(x)
+        branch = self.drop_path2(self.scale_mlp(self.mlp(tokens)))
+        return self.adapter2(x + branch, tokens)
+
+
+class LayerScaleBlock(AdaptedBlock):
+    """Blocks that keep their layer scale in modules ``ls1``, ``ls2`` (ViT, relative position ViT)."""
+
+    ls1: nn.Module
+    ls2: nn.Module
+
+    def scale_attention(self, branch: Tensor) -> Tensor:
+        return self.ls1(branch)
+
+    def scale_mlp(self, branch: Tensor) -> Tensor:
+        return self.ls2(branch)
+
+
+class GammaBlock(AdaptedBlock):
+    """Blocks that keep their layer scale in parameters ``gamma_1``, ``gamma_2``, None if they have none (EVA, BEiT)."""
+
+    gamma_1: nn.Parameter | None
+    gamma_2: nn.Parameter | None
+
+    def scale_attention(self, branch: Tensor) -> Tensor:
+        return branch if self.gamma_1 is None else self.gamma_1 * branch
+
+    def scale_mlp(self, branch: Tensor) -> Tensor:
+        return branch if self.gamma_2 is None else self.gamma_2 * branch

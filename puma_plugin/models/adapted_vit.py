@@ -1,0 +1,215 @@
+"""What an adapted vision transformer can do on top of its own class."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from puma_plugin.models.adapted_module import AdaptedModule
+from puma_plugin.models.adapter import StochasticAdapter
+from puma_plugin.models.arguments import require_float
+from puma_plugin.models.config import AdaptationConfig
+from puma_plugin.models.prompt_pool import PromptPool
+
+
+class AdaptedViT(AdaptedModule):
+    """A frozen vision transformer with stochastic adapters in its blocks (arXiv 2309.08944).
+
+    Everything that the original class offers works as before. Gates are drawn from torch's default random number
+    generator, or, if ``gate_generator`` is set to a (CPU) ``torch.Generator``, they follow from that alone.
+    """
+
+    adaptation: AdaptationConfig
+    prompt_pool: PromptPool | None
+    gate_generator: torch.Generator | None = None
+
+    def adapters(self) -> list[StochasticAdapter]:
+        """All adapters, from the first block to the last."""
+        return [module for module in self.modules() if isinstance(module, StochasticAdapter)]
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """Every parameter that takes a gradient: adapters, prompts, and whatever else was set to."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def param_groups(
+        self,
+        lr: float = 1e-4,
+        weight_decay: float = 1e-4,
+        adapter_factor: float = 10.0,
+        prompt_factor: float = 10.0,
+        other_factor: float = 1.0,
+    ) -> list[dict[str, Any]]:
+        """Optimizer groups with the paper's learning rates: ``lr`` times a factor, 10 for adapters and for prompts.
+
+        ``other_factor`` is for parameters that are neither but take a gradient, such as a classifier put in later. The
+        proxies of the loss are not in the model: the paper trains them with 10,000 times ``lr``.
+
+        Returns:
+            Groups with the keys ``name``, ``params``, ``lr``, ``weight_decay``; none without parameters.
+        """
+        groups = {
+            "adapters": [parameter for adapter in self.adapters() for parameter in adapter.parameters()],
+            "prompts": [] if self.prompt_pool is None else list(self.prompt_pool.parameters()),
+        }
+        known = {id(parameter) for members in groups.values() for parameter in members}
+        groups["other"] = [parameter for parameter in self.parameters() if id(parameter) not in known]
+        factors = {"adapters": adapter_factor, "prompts": prompt_factor, "other": other_factor}
+        return optimizer_groups(groups, factors, lr, weight_decay)
+
+    def prompt_penalty(self, weight: float = 1e-6) -> Tensor:
+        """The pool's orthogonality penalty, a scalar to add to the loss; 0 without prompts."""
+        if self.prompt_pool is None:
+            return next(self.parameters()).new_zeros(())
+        return self.prompt_pool.penalty(weight)
+
+    def prompt_weights(self, images: Tensor) -> Tensor:
+        """Weights (B, M) of the pool's prompts for images (B, channels, H, W).
+
+        Raises:
+            ValueError: the model has no prompts.
+        """
+        raise ValueError("prompt_weights() needs prompts, but this model was adapted with pool_size=0")
+
+    def save_adapter(self, path: str | os.PathLike[str], extra_metadata: Mapping[str, str] | None = None) -> None:
+        """See :func:`puma_plugin.save_adapter`."""
+        from puma_plugin.models.checkpoint import save_adapter  # it imports this module
+
+        save_adapter(self, path, extra_metadata)
+
+    def forward_features(self, *args: Any, **kwargs: Any) -> Any:
+        return self._with_own_gates(super().forward_features, *args, **kwargs)  # type: ignore[misc]
+
+    def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
+        return self._with_own_gates(super().forward_intermediates, *args, **kwargs)  # type: ignore[misc]
+
+    def _with_own_gates(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run one pass; in training let its random numbers follow from ``gate_generator``, if there is one.
+
+        That one seeds torch's default generator for the pass, instead of being drawn from directly, because the default
+        generator is what activation checkpointing saves and restores: the recomputation sees the same gates.
+        """
+        if self.gate_generator is None or not self.training:
+            return forward(*args, **kwargs)
+        seed = int(torch.randint(2**63 - 1, (), generator=self.gate_generator))
+        device = next(self.parameters()).device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.default_generator.manual_seed(seed)
+            if device.type == "cuda":
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
+            return forward(*args, **kwargs)
+
+    def extra_repr(self) -> str:
+        count = sum(p.numel() for p in self.trainable_parameters())
+        total = sum(p.numel() for p in self.parameters())
+        adapters = self.adapters()
+        lines = [f"adapters: {len(adapters)}" + (f" of {adapters[0].extra_repr()}" if adapters else "")]
+        if self.prompt_pool is not None:
+            lines.append(f"prompts: {self.prompt_pool.extra_repr()}")
+        lines.append(f"trainable: {count:,} of {total:,} parameters ({100 * count / total:.2f} %)")
+        original = super().extra_repr()
+        return "\n".join([original, *lines] if original else lines)
+
+
+class PromptedViT(AdaptedViT):
+    """An adapted vision transformer whose first block also sees the prompt tokens of the image.
+
+    The prompts stand after the class and register tokens and before the patches. They carry the position embedding of
+    the class token, where that has one. They are taken out again after the last norm, before any pooling. An
+    ``attn_mask`` given by the caller has to cover them.
+    """
+
+    prompt_pool: PromptPool
+    num_prefix_tokens: int
+    pos_embed: nn.Parameter | None
+    patch_embed: Any
+
+    def prompt_query(self, patches: Tensor) -> Tensor:
+        """Query (B, C), no gradient: half of mean plus maximum over the patch embedding (B, N, C) or (B, H, W, C)."""
+        patches = patches.detach().flatten(1, -2)
+        patches = patches.to(torch.promote_types(patches.dtype, torch.float32))
+        return (patches.mean(dim=1) + patches.amax(dim=1)) / 2
+
+    def prompt_weights(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.prompt_pool(self.prompt_query(self.patch_embed(images)))[1]
+
+    def _pos_embed(self, x: Tensor) -> Any:
+        embedded = super()._pos_embed(x)  # type: ignore[misc]
+        prompt, _ = self.prompt_pool(self.prompt_query(x))
+        if isinstance(embedded, tuple):  # Eva returns its rotary embedding as well
+            tokens, *rest = embedded
+            return self._insert(tokens, prompt), *rest
+        return self._insert(embedded, prompt)
+
+    def _insert(self, tokens: Tensor, prompt: Tensor) -> Tensor:
+        if self.cls_token is not None and self.pos_embed is not None and not self.no_embed_class:
+            prompt = prompt + self.pos_embed[:, :1]
+        prefix, patches = tokens[:, : self.num_prefix_tokens], tokens[:, self.num_prefix_tokens :]
+        return torch.cat([prefix, prompt.to(tokens.dtype), patches], dim=1)
+
+    def _remove(self, tokens: Tensor) -> Tensor:
+        start = self.num_prefix_tokens
+        return torch.cat([tokens[:, :start], tokens[:, start + self.prompt_pool.prompt_length :]], dim=1)
+
+    def forward_features(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self._remove(super().forward_features(*args, **kwargs))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        **options: Any,
+    ) -> Any:
+        """As timm's, without the prompt tokens."""
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}")
+        # As sequences, because with the prompts among them the patches do not fill an image.
+        result = super().forward_intermediates(
+            x, indices, return_prefix_tokens, norm, stop_early, "NLC", intermediates_only, **options
+        )
+        size = self.patch_embed.dynamic_feat_size(tuple(x.shape[-2:])) if output_fmt == "NCHW" else None
+
+        def clean(entry: Any) -> Any:
+            if isinstance(entry, tuple):
+                return clean(entry[0]), entry[1]
+            patches = entry[:, self.prompt_pool.prompt_length :]
+            if size is None:
+                return patches
+            return patches.unflatten(1, size).permute(0, 3, 1, 2).contiguous()
+
+        if isinstance(result, dict):
+            result["image_intermediates"] = [clean(entry) for entry in result["image_intermediates"]]
+            if "image_features" in result:
+                result["image_features"] = self._remove(result["image_features"])
+            return result
+        if intermediates_only:
+            return [clean(entry) for entry in result]
+        features, entries = result
+        return self._remove(features), [clean(entry) for entry in entries]
+
+
+def optimizer_groups(
+    parameters: Mapping[str, list[nn.Parameter]], factors: Mapping[str, float], lr: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Optimizer groups ``lr * factor`` of the parameters that take a gradient; groups left empty are dropped.
+
+    Raises:
+        TypeError, ValueError: a rate, decay or factor is negative or no number.
+    """
+    require_float("lr", lr, 0.0)
+    require_float("weight_decay", weight_decay, 0.0)
+    groups = []
+    for name, members in parameters.items():
+        rate = lr * require_float(f"factor of {name}", factors[name], 0.0)
+        trainable = [parameter for parameter in members if parameter.requires_grad]
+        if trainable:
+            groups.append({"name": name, "params": trainable, "lr": rate, "weight_decay": weight_decay})
+    return groups

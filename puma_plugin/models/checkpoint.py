@@ -1,0 +1,210 @@
+"""Adapter files: what was trained, without the backbone, in one small safetensors file."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from puma_plugin.models.adapted_vit import AdaptedViT
+from puma_plugin.models.config import AdaptationConfig
+from puma_plugin.models.embedding_head import EmbeddingHead
+from puma_plugin.models.fingerprint import compare_backbones, describe_backbone
+from puma_plugin.models.unified_embedder import UnifiedEmbedder
+from puma_plugin.models.vit import adapt, eject
+from puma_plugin.utils import atomic_write
+
+FORMAT_VERSION = 1
+# What the outputs depend on. How a run drops samples or starts is its own business.
+_STRUCTURE = ("adapter_dim", "blocks", "scale", "trainable_scale", "pool_size", "prompt_length", "paper_batchnorm")
+
+
+def save_adapter(
+    model: nn.Module, path: str | os.PathLike[str], extra_metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write adapters, prompts and, of a :class:`UnifiedEmbedder`, the head to one safetensors file.
+
+    The file also holds the arguments of :func:`adapt` and a description of the backbone (see
+    :func:`~puma_plugin.models.fingerprint.describe_backbone`), but none of the backbone's weights. It appears whole or
+    not at all.
+
+    Args:
+        model: an adapted timm model, or a UnifiedEmbedder around one.
+        path: the file; its folder is created.
+        extra_metadata: notes to keep with it, text to text.
+
+    Raises:
+        TypeError: the model is neither, or a note is not text.
+        ValueError: parameters take a gradient that would not be in the file.
+    """
+    vit, head = _parts(model)
+    if not isinstance(vit, AdaptedViT):
+        raise TypeError(f"save_adapter() needs a model that adapt() has changed, got {type(vit).__name__}")
+    extra = dict(extra_metadata or {})
+    if not all(isinstance(key, str) and isinstance(value, str) for key, value in extra.items()):
+        raise TypeError("extra_metadata must map str to str")
+    tensors = _own_tensors(vit, head)
+    kept = {id(tensor) for tensor in tensors.values()}
+    lost = [name for name, parameter in vit.named_parameters() if parameter.requires_grad and id(parameter) not in kept]
+    if lost:
+        raise ValueError(
+            f"{len(lost)} trainable parameters belong to neither adapters nor prompts and would be lost: "
+            f"{', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}. Save model.state_dict() instead, or freeze them."
+        )
+    metadata = {
+        "format": "pt",
+        "puma_format_version": str(FORMAT_VERSION),
+        "adaptation": json.dumps(vit.adaptation.to_dict()),
+        "backbone": json.dumps(describe_backbone(vit)),
+        "head": json.dumps(head and {"in_features": head.in_features, "embedding_size": head.embedding_size}),
+        "extra": json.dumps(extra),
+    }
+    values = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    with atomic_write(path) as temporary:
+        save_file(values, temporary, metadata)
+
+
+def load_adapter(model: nn.Module, path: str | os.PathLike[str], ignore_head: bool = False) -> Any:
+    """Load what :func:`save_adapter` wrote. Everything is checked before the model is changed.
+
+    Args:
+        model: a timm model, which is adapted as the file says; or one that is adapted already in the same way; or a
+            UnifiedEmbedder around one of these, which also takes the head.
+        path: the file.
+        ignore_head: accept a file with a head for a bare timm model, and leave the head out. To get the embedder as it
+            was saved, see :func:`load_embedder`.
+
+    Returns:
+        The same object as ``model``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        TypeError: ``model`` is not a module.
+        ValueError: the file is truncated, no adapter file or of a newer format, or the backbone, a dimension or the
+            head differs; the message says what.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"load_adapter() needs a timm model or a UnifiedEmbedder, got {type(model).__name__}")
+    metadata, tensors = _read(path)
+    vit, head = _parts(model)
+    if head is None and metadata["head"] is not None and not ignore_head:
+        raise ValueError(
+            f"{path} holds a head as well: use load_embedder(vit, path), or pass ignore_head=True to leave it out"
+        )
+    if head is not None and metadata["head"] is None:
+        raise ValueError(f"{path} holds no head: load it into the trunk, load_adapter(embedder.trunk, path)")
+    if difference := compare_backbones(metadata["backbone"], describe_backbone(vit)):
+        raise ValueError(f"{path} was trained on another backbone: {difference}")
+    if head is None:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
+    config = _config(metadata, path)
+    if isinstance(vit, AdaptedViT):
+        _check_config(config, vit.adaptation, path)
+        _copy(tensors, _own_tensors(vit, head), path)
+        return model
+    # A generator of its own: the start is overwritten, so the caller's random numbers need not move.
+    adapted = adapt(vit, **config.to_dict(), generator=torch.Generator())
+    try:
+        _copy(tensors, _own_tensors(adapted, head), path)
+    except ValueError:
+        eject(adapted)
+        raise
+    return model
+
+
+def load_embedder(vit: nn.Module, path: str | os.PathLike[str]) -> UnifiedEmbedder:
+    """Rebuild a UnifiedEmbedder from a timm model without classifier and a file with a head.
+
+    Raises:
+        ValueError: the file holds no head, or any reason that :func:`load_adapter` has.
+    """
+    sizes = read_adapter_metadata(path)["head"]
+    if sizes is None:
+        raise ValueError(f"{path} holds no head: use load_adapter(vit, path)")
+    parameter = next(vit.parameters())
+    head = EmbeddingHead(**sizes).to(parameter.device, parameter.dtype)
+    return load_adapter(UnifiedEmbedder(vit, head), path)
+
+
+def read_adapter_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What an adapter file says about itself: ``adaptation``, ``backbone``, ``head`` (None without) and ``extra``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is truncated, no adapter file, or of a newer format.
+    """
+    return _read(path, with_tensors=False)[0]
+
+
+def _parts(model: nn.Module) -> tuple[nn.Module, EmbeddingHead | None]:
+    return (model.trunk, model.head) if isinstance(model, UnifiedEmbedder) else (model, None)
+
+
+def _own_tensors(vit: AdaptedViT, head: EmbeddingHead | None) -> dict[str, Tensor]:
+    """The parameters that an adapter file holds, by their name in it."""
+    own = ("adapter1", "adapter2", "prompt_pool")
+    tensors: dict[str, Tensor] = {n: p for n, p in vit.named_parameters() if not set(own).isdisjoint(n.split("."))}
+    if head is not None:
+        tensors.update({f"head.{name}": parameter for name, parameter in head.named_parameters()})
+    return tensors
+
+
+def _read(path: str | os.PathLike[str], with_tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"no adapter file at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            raw = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()} if with_tensors else {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
+    version = raw.get("puma_format_version", "")
+    if not version.isdigit():
+        raise ValueError(f"{path} is a safetensors file, but save_adapter() did not write it (no format version)")
+    if int(version) > FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has adapter format {version}, this puma_plugin reads up to {FORMAT_VERSION}: install a newer one"
+        )
+    try:
+        return {key: json.loads(raw[key]) for key in ("adaptation", "backbone", "head", "extra")}, tensors
+    except (KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"the metadata of {path} are damaged: {error!r}") from error
+
+
+def _config(metadata: dict[str, Any], path: str | os.PathLike[str]) -> AdaptationConfig:
+    try:
+        return AdaptationConfig.from_dict(metadata["adaptation"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"the metadata of {path} are damaged: {error}") from error
+
+
+def _check_config(saved: AdaptationConfig, own: AdaptationConfig, path: str | os.PathLike[str]) -> None:
+    differences = [
+        f"{name} is {getattr(saved, name)!r} in the file and {getattr(own, name)!r} in the model"
+        for name in _STRUCTURE
+        if getattr(saved, name) != getattr(own, name)
+    ]
+    if differences:
+        raise ValueError(
+            f"{path} does not fit this adapted model: {'; '.join(differences)}. eject() it first, or adapt "
+            "it as the file says"
+        )
+
+
+@torch.no_grad()
+def _copy(source: dict[str, Tensor], target: dict[str, Tensor], path: str | os.PathLike[str]) -> None:
+    problems = [f"{name} is missing" for name in target if name not in source]
+    problems += [f"{name} is not expected" for name in source if name not in target]
+    problems += [
+        f"{name} has shape {tuple(source[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in target.items()
+        if name in source and source[name].shape != tensor.shape
+    ]
+    if problems:
+        raise ValueError(f"{path} does not fit: {'; '.join(problems[:5])}{'; ...' if len(problems) > 5 else ''}")
+    for name, tensor in target.items():
+        tensor.copy_(source[name])

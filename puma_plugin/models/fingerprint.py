@@ -1,0 +1,64 @@
+"""Recognising a backbone by its frozen weights."""
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from puma_plugin.models.adapted_module import original_class
+
+# Adapters fit a backbone whatever classifier sits on it, so that one does not count.
+_OWN = ("adapter1", "adapter2", "prompt_pool")
+_CLASSIFIERS = ("head", "head_dist")
+
+
+def describe_backbone(vit: nn.Module) -> dict[str, Any]:
+    """Class, timm's name if known, and a digest per frozen tensor with one over all, as plain values for JSON.
+
+    Names, shapes and contents count, the classifier does not. Contents are compared after rounding to bfloat16, so that
+    a model and its float64 or bfloat16 copy are the same backbone, on any device; a float16 or quantised copy is not.
+    """
+    tensors = {}
+    for name, tensor in vit.state_dict().items():
+        parts = name.split(".")
+        if parts[0] not in _CLASSIFIERS and not set(parts) & set(_OWN):
+            tensors[name] = [list(tensor.shape), _digest(tensor)]
+    total = hashlib.blake2b(repr(sorted(tensors.items())).encode(), digest_size=16).hexdigest()
+    config = getattr(vit, "pretrained_cfg", None) or {}
+    name = ".".join(config[key] for key in ("architecture", "tag") if config.get(key))
+    return {"class": original_class(vit).__name__, "name": name, "fingerprint": total, "tensors": tensors}
+
+
+def _digest(tensor: Tensor) -> str:
+    if tensor.is_floating_point():
+        tensor = tensor.to(torch.bfloat16)
+    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return hashlib.blake2b(memoryview(data), digest_size=8).hexdigest()
+
+
+def compare_backbones(expected: dict[str, Any], found: dict[str, Any]) -> str:
+    """What distinguishes two results of :func:`describe_backbone`; empty if nothing that matters does."""
+    if expected["fingerprint"] == found["fingerprint"]:
+        return ""
+    lines = [f"expected {_title(expected)}, found {_title(found)}"]
+    wanted, present = expected["tensors"], found["tensors"]
+    lines += _list_some("missing", [name for name in wanted if name not in present])
+    lines += _list_some("not expected", [name for name in present if name not in wanted])
+    both = [name for name in wanted if name in present]
+    shapes = [name for name in both if wanted[name][0] != present[name][0]]
+    lines += _list_some("other shape", [f"{name} {present[name][0]} instead of {wanted[name][0]}" for name in shapes])
+    values = [name for name in both if name not in shapes and wanted[name] != present[name]]
+    lines += _list_some(f"other values in {len(values)} of {len(both)} tensors", values)
+    return "; ".join(lines)
+
+
+def _title(backbone: dict[str, Any]) -> str:
+    return f"{backbone['class']} {backbone['name']}".strip()
+
+
+def _list_some(what: str, names: list[str], limit: int = 3) -> list[str]:
+    if not names:
+        return []
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return [f"{what}: {', '.join(names[:limit])}{more}"]

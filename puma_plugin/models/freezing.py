@@ -1,0 +1,60 @@
+"""Freezing a module so that it can be restored exactly."""
+
+from typing import Any, NamedTuple
+
+from timm.layers import PatchDropout, PatchDropoutWithIndices
+from torch import nn
+
+# One attribute per frozen module rather than one table in the model: it survives renaming and replacing of modules
+# (peft, quantisation, set_input_size), deepcopy and pickle, and keeps no replaced module alive.
+_MARK = "_before_freezing"
+
+
+class BeforeFreezing(NamedTuple):
+    """What a module was like before it was frozen."""
+
+    training: bool
+    requires_grad: dict[str, bool]
+    attributes: dict[str, Any]
+
+
+def freeze(root: nn.Module) -> None:
+    """Take every module under ``root``: parameters without gradient, evaluation mode."""
+    for module in root.modules():
+        flags = {name: p.requires_grad for name, p in module.named_parameters(recurse=False)}
+        module.__dict__[_MARK] = BeforeFreezing(module.training, flags, {})
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(False)
+        module.training = False
+
+
+def set_frozen_attribute(module: nn.Module, name: str, value: Any) -> None:
+    """Set an attribute of a frozen module; :func:`thaw` sets it back."""
+    module.__dict__[_MARK].attributes.setdefault(name, getattr(module, name))
+    setattr(module, name, value)
+
+
+def thaw(root: nn.Module) -> None:
+    """Undo :func:`freeze` and :func:`set_frozen_attribute` for every module under ``root``."""
+    for module in root.modules():
+        before = module.__dict__.pop(_MARK, None)
+        if before is None:
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            parameter.requires_grad_(before.requires_grad.get(name, parameter.requires_grad))
+        for name, value in before.attributes.items():
+            setattr(module, name, value)
+        module.training = before.training
+
+
+def keep_in_eval(root: nn.Module) -> None:
+    """Put the frozen modules below ``root`` back into evaluation mode after ``root.train()``.
+
+    Patch dropout has no weights and is there only if somebody asked for it, so it does follow ``train()``.
+    """
+    for module in root.modules():
+        if module is not root and _MARK in module.__dict__ and not isinstance(module, _FOLLOWS_TRAINING):
+            module.training = False
+
+
+_FOLLOWS_TRAINING = (PatchDropout, PatchDropoutWithIndices)

@@ -1,0 +1,85 @@
+"""Trunk and head as one module."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from puma_plugin.models.adapted_vit import AdaptedViT, optimizer_groups
+from puma_plugin.models.embedding_head import EmbeddingHead
+
+
+class UnifiedEmbedder(nn.Module):
+    """``head(trunk(images))``: images (B, channels, H, W) to embeddings (B, D) of length 1.
+
+    Args:
+        trunk: a timm vision transformer without classifier (``num_classes=0``), adapted or, as a baseline, not.
+        head: an :class:`EmbeddingHead` for the trunk's width.
+
+    Raises:
+        TypeError: one of the two is something else.
+        ValueError: the widths differ, or the trunk still has its classifier or does not pool.
+    """
+
+    def __init__(self, trunk: nn.Module, head: EmbeddingHead) -> None:
+        super().__init__()
+        if not isinstance(trunk, nn.Module):
+            raise TypeError(f"trunk must be a module, got {type(trunk).__name__}")
+        if not isinstance(head, EmbeddingHead):
+            raise TypeError(f"head must be an EmbeddingHead, got {type(head).__name__}")
+        if getattr(trunk, "num_classes", 0):
+            raise ValueError(
+                f"the trunk still has a classifier of {trunk.num_classes} classes; "
+                "create it with num_classes=0 or call trunk.reset_classifier(0)"
+            )
+        if getattr(trunk, "global_pool", "token") == "":
+            raise ValueError("the trunk does not pool its tokens (global_pool=''); create it with another global_pool")
+        width = getattr(trunk, "num_features", head.in_features)
+        if width != head.in_features:
+            raise ValueError(f"the head takes {head.in_features} features but the trunk gives {width}")
+        self.trunk = trunk
+        self.head = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.trunk(images))
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """Every parameter of trunk and head that takes a gradient."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def param_groups(
+        self, lr: float = 1e-4, weight_decay: float = 1e-4, head_factor: float = 10.0, **trunk_factors: float
+    ) -> list[dict[str, Any]]:
+        """The trunk's groups (:meth:`AdaptedViT.param_groups`) and the head's, ``lr`` times 10 in the paper.
+
+        A trunk that is not adapted gives one group ``trunk`` with ``lr``.
+        """
+        if isinstance(self.trunk, AdaptedViT):
+            groups = self.trunk.param_groups(lr, weight_decay, **trunk_factors)
+        else:
+            groups = optimizer_groups({"trunk": list(self.trunk.parameters())}, {"trunk": 1.0}, lr, weight_decay)
+        head = {"head": list(self.head.parameters())}
+        return groups + optimizer_groups(head, {"head": head_factor}, lr, weight_decay)
+
+    def prompt_penalty(self, weight: float = 1e-6) -> Tensor:
+        """The trunk's :meth:`AdaptedViT.prompt_penalty`; 0 for a trunk that is not adapted."""
+        if isinstance(self.trunk, AdaptedViT):
+            return self.trunk.prompt_penalty(weight)
+        return self.head.linear.weight.new_zeros(())
+
+    def prompt_weights(self, images: Tensor) -> Tensor:
+        """The trunk's :meth:`AdaptedViT.prompt_weights`, (B, M).
+
+        Raises:
+            ValueError: the trunk has no prompts.
+        """
+        if not isinstance(self.trunk, AdaptedViT):
+            raise ValueError("prompt_weights() needs prompts, but the trunk is not adapted")
+        return self.trunk.prompt_weights(images)
+
+    def save_adapter(self, path: str | os.PathLike[str], extra_metadata: Mapping[str, str] | None = None) -> None:
+        """See :func:`puma_plugin.save_adapter`; the head is saved as well."""
+        from puma_plugin.models.checkpoint import save_adapter  # it imports this module
+
+        save_adapter(self, path, extra_metadata)

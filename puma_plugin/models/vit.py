@@ -1,0 +1,213 @@
+"""``adapt`` and ``eject``: put adapters and prompts into a timm vision transformer, and take them out again."""
+
+from collections.abc import Iterable
+from typing import Any, Literal, cast
+
+import torch
+from timm.layers import PatchDropout
+from torch import nn
+
+from puma_plugin.models.adapted_block import AdaptedBlock
+from puma_plugin.models.adapted_module import change_class, restore_class
+from puma_plugin.models.adapted_vit import AdaptedViT, PromptedViT
+from puma_plugin.models.adapter import StochasticAdapter
+from puma_plugin.models.arguments import require_int
+from puma_plugin.models.config import AdaptationConfig
+from puma_plugin.models.freezing import freeze, set_frozen_attribute, thaw
+from puma_plugin.models.prompt_pool import PromptPool
+from puma_plugin.models.support import SUPPORTED, Support, check_output, difference, find_support
+
+
+def adapt(
+    vit: nn.Module,
+    adapter_dim: int = 128,
+    drop: float = 0.5,
+    scale: float = 0.1,
+    trainable_scale: bool = False,
+    pool_size: int = 20,
+    prompt_length: int = 8,
+    init: Literal["default", "paper"] = "default",
+    blocks: Iterable[int] | None = None,
+    generator: torch.Generator | None = None,
+    paper_batchnorm: bool = False,
+) -> AdaptedViT:
+    """Freeze a timm vision transformer and add stochastic adapters and a conditional prompt pool, in place.
+
+    The model keeps its identity, the names of its weights and everything it could do; the new parameters are
+    ``blocks.<i>.adapter1.*`` (beside attention), ``blocks.<i>.adapter2.*`` (beside the MLP) and ``prompt_pool.*``, on
+    the device and in the dtype of the model. The frozen part stays in evaluation mode under ``train()``, except for
+    patch dropout. Without prompts a freshly adapted model gives exactly the frozen model's output; this is checked.
+
+    Args:
+        vit: a timm model; which ones is said in the error for the others.
+        adapter_dim: r, width of the adapters.
+        drop: probability that a sample skips an adapter in training, in [0, 1).
+        scale: factor on the adapters' output.
+        trainable_scale: make that factor a parameter of each adapter.
+        pool_size: M, number of prompts in the pool; 0 for none.
+        prompt_length: L, tokens per prompt.
+        init: ``"default"``, or ``"paper"`` for the start of the authors' code (see the two modules; also, both adapters
+            of a block then start alike).
+        blocks: indices of the blocks that get adapters; None for all.
+        generator: source of the initial values (a CPU generator); torch's default one if None.
+        paper_batchnorm: multiply prompt weights by 0.999995, as the authors' code does.
+
+    Returns:
+        The same object, with the methods of :class:`~puma_plugin.models.AdaptedViT`.
+
+    Raises:
+        TypeError: ``vit`` is not a module, or an argument has the wrong type.
+        ValueError: the model is not supported or already adapted, or an argument is out of range.
+
+    Example:
+        >>> vit = timm.create_model("vit_small_patch16_224", num_classes=0)
+        >>> puma_plugin.adapt(vit)
+        >>> optimizer = torch.optim.AdamW(vit.param_groups(lr=1e-4))
+    """
+    support = _check_model(vit)
+    chosen = _check_blocks(blocks, len(support.block_mixins))
+    config = AdaptationConfig(
+        adapter_dim, drop, scale, trainable_scale, pool_size, prompt_length, init, paper_batchnorm, chosen
+    )
+    if pool_size and not support.prompts:
+        raise ValueError(
+            f"{type(vit).__name__} can carry adapters but no prompts (it has no _pos_embed where they could enter): "
+            f"call adapt(..., pool_size=0). Got pool_size={pool_size}."
+        )
+
+    was_training = vit.training
+    freeze(vit)
+    try:
+        before = check_output(vit)
+        _add_adapters(vit, support, config, generator)
+        _self_check(vit, before)
+    except BaseException:
+        _remove_adapters(vit)
+        thaw(vit)
+        raise
+    change_class(vit, PromptedViT if pool_size else AdaptedViT)
+    adapted = cast(AdaptedViT, vit)
+    adapted.adaptation, adapted.prompt_pool = config, None
+    if pool_size:
+        _add_prompts(adapted, config, generator)
+    return adapted.train(was_training)
+
+
+def eject(vit: nn.Module) -> nn.Module:
+    """Take adapters and prompts out again and undo the freezing: the model is what it was before :func:`adapt`.
+
+    Class, weights, ``requires_grad`` and training flags are restored exactly. The trained adapters are lost; save them
+    first if they are worth it.
+
+    Returns:
+        The same object.
+
+    Raises:
+        TypeError: ``vit`` is not a module.
+        ValueError: ``vit`` is not adapted.
+    """
+    if not isinstance(vit, nn.Module):
+        raise TypeError(f"eject() needs an adapted timm model, got {type(vit).__name__}")
+    if not isinstance(vit, AdaptedViT):
+        raise ValueError(f"eject() needs an adapted model; this {type(vit).__name__} is not adapted{_inner(vit)}")
+    _remove_adapters(vit)
+    del vit.prompt_pool, vit.adaptation
+    vit.__dict__.pop("gate_generator", None)
+    restore_class(vit)
+    thaw(vit)
+    return vit
+
+
+def _check_model(vit: Any) -> Support:
+    if not isinstance(vit, nn.Module):
+        raise TypeError(f"adapt() needs a timm model (torch.nn.Module), got {type(vit).__name__}")
+    if isinstance(vit, AdaptedViT):
+        raise ValueError("this model is adapted already; call eject() first to adapt it anew")
+    if hint := _inner(vit):
+        raise ValueError(f"adapt() needs the timm model itself, got {type(vit).__name__}{hint}")
+    return find_support(vit)
+
+
+def _inner(module: nn.Module) -> str:
+    """A hint if ``module`` merely holds the model that was meant."""
+    for name in ("trunk", "module"):
+        if isinstance(getattr(module, name, None), nn.Module):
+            return f"; did you mean its .{name}?"
+    return ""
+
+
+def _check_blocks(blocks: Iterable[int] | None, depth: int) -> tuple[int, ...]:
+    if blocks is None:
+        return tuple(range(depth))
+    if isinstance(blocks, str) or not isinstance(blocks, Iterable):
+        raise TypeError(f"blocks must be block indices such as range(6, 12), or None for all; got {blocks!r}")
+    chosen = [require_int("every entry of blocks", index, 0) for index in blocks]
+    if len(set(chosen)) != len(chosen) or any(index >= depth for index in chosen):
+        raise ValueError(f"blocks must be different indices from 0 to {depth - 1}, got {chosen}")
+    return tuple(sorted(chosen))
+
+
+def _add_adapters(vit: Any, support: Support, config: AdaptationConfig, generator: torch.Generator | None) -> None:
+    for index in config.blocks:
+        block = vit.blocks[index]
+        like = next(block.parameters())
+
+        def new_adapter(like: torch.Tensor = like) -> StochasticAdapter:
+            return StochasticAdapter(
+                vit.embed_dim,
+                config.adapter_dim,
+                config.drop,
+                config.scale,
+                config.trainable_scale,
+                config.init,
+                generator=generator,
+                device=like.device,
+                dtype=like.dtype,
+            )
+
+        change_class(block, support.block_mixins[index])
+        block.adapter1, block.adapter2 = new_adapter(), new_adapter()
+        if config.init == "paper":
+            with torch.no_grad():
+                block.adapter2.down.copy_(block.adapter1.down)
+
+
+def _remove_adapters(vit: Any) -> None:
+    for block in vit.blocks:
+        if isinstance(block, AdaptedBlock):
+            del block.adapter1, block.adapter2
+            restore_class(block)
+
+
+def _self_check(vit: nn.Module, before: torch.Tensor | None) -> None:
+    vit.eval()
+    after = check_output(vit)
+    if before is None or after is None:
+        return
+    error = difference(before, after)
+    if error is not None:
+        raise ValueError(
+            f"self-check failed: with fresh adapters this {type(vit).__name__} is off by {error:.1e} from its own "
+            f"output, so its blocks do not compute what their class says. It was left as it was. {SUPPORTED}"
+        )
+
+
+def _add_prompts(vit: Any, config: AdaptationConfig, generator: torch.Generator | None) -> None:
+    like = next(vit.parameters())
+    vit.prompt_pool = PromptPool(
+        vit.embed_dim,
+        config.pool_size,
+        config.prompt_length,
+        config.init,
+        config.paper_batchnorm,
+        generator=generator,
+        device=like.device,
+        dtype=like.dtype,
+    )
+    # Patch dropout and rotary embeddings leave the first tokens alone; the prompts are now among those. Eva's patch
+    # dropout comes before the prompts enter, so it is not in this list.
+    followers = [block.attn for block in vit.blocks if hasattr(block.attn, "num_prefix_tokens")]
+    if isinstance(vit.patch_drop, PatchDropout):
+        followers.append(vit.patch_drop)
+    for module in followers:
+        set_frozen_attribute(module, "num_prefix_tokens", module.num_prefix_tokens + config.prompt_length)
