@@ -27,8 +27,7 @@ def match_prompts(query: Tensor, keys: Tensor, attention: Tensor, prompts: Tenso
         ValueError: a shape or device that does not fit.
     """
     device_type = query.device.type
-    autocast = torch.is_autocast_enabled(device_type)
-    if autocast and query.dtype is not torch.float64:
+    if device_type != "meta" and torch.is_autocast_enabled(device_type) and query.dtype is not torch.float64:
         query, keys, attention, prompts = query.float(), keys.float(), attention.float(), prompts.float()
     _validate(query, keys, attention, prompts)
     dtype = query.dtype

@@ -42,7 +42,7 @@ def stochastic_adapter(
     device_type = residual.device.type
     if isinstance(scale, Tensor):
         up, scale = _fold_scale(up, scale), 1.0
-    if torch.is_autocast_enabled(device_type) and tokens.dtype is not torch.float64:
+    if device_type != "meta" and torch.is_autocast_enabled(device_type) and tokens.dtype is not torch.float64:
         dtype = torch.get_autocast_dtype(device_type)
         tokens, down, up = tokens.to(dtype), down.to(dtype), up.to(dtype)
     _validate(residual, tokens, down, up, gate)

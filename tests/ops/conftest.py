@@ -1,0 +1,58 @@
+"""Inputs for the operators, and every device that this machine has."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def error() -> Callable[[Tensor, Tensor], float]:
+    """Largest difference, relative to the largest value expected."""
+
+    def relative(got: Tensor, expected: Tensor) -> float:
+        assert got.shape == expected.shape
+        if expected.numel() == 0:
+            return 0.0
+        difference = (got.detach().double() - expected.detach().double()).abs().max()
+        return float(difference / expected.detach().double().abs().max().clamp_min(1e-30))
+
+    return relative
+
+
+@pytest.fixture
+def adapter_inputs(device: str) -> Callable[..., list[Tensor]]:
+    """residual, tokens, down, up as leaves that require a gradient."""
+
+    def make(
+        samples: int, length: int, width: int, rank: int, dtype: torch.dtype, residual_dtype: torch.dtype | None = None
+    ) -> list[Tensor]:
+        tensors = [
+            torch.randn(samples, length, width, dtype=torch.float64),
+            torch.randn(samples, length, width, dtype=torch.float64),
+            torch.randn(width, rank, dtype=torch.float64) / width**0.5,
+            torch.randn(rank, width, dtype=torch.float64),
+        ]
+        dtypes = [residual_dtype or dtype, dtype, dtype, dtype]
+        return [t.to(device, d).requires_grad_() for t, d in zip(tensors, dtypes, strict=True)]
+
+    return make
+
+
+@pytest.fixture
+def prompt_inputs(device: str) -> Callable[..., list[Tensor]]:
+    """query, keys, attention, prompts as leaves that require a gradient."""
+
+    def make(samples: int, width: int, pool: int, length: int, dtype: torch.dtype) -> list[Tensor]:
+        shapes = [(samples, width), (pool, width), (pool, width), (pool, length, width)]
+        return [torch.randn(*shape, dtype=torch.float64).to(device, dtype).requires_grad_() for shape in shapes]
+
+    return make

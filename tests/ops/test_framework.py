@@ -1,0 +1,120 @@
+"""The operators inside torch's machinery: opcheck, torch.compile, torch.export, fake tensors, meta tensors."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from puma_plugin.ops import match_prompts, stochastic_adapter
+
+OPS = torch.ops.puma
+
+
+class Small(nn.Module):
+    """Both operators, as a model uses them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.randn(16, 4))
+        self.up = nn.Parameter(torch.randn(4, 16))
+        self.keys, self.attention = nn.Parameter(torch.randn(3, 16)), nn.Parameter(torch.randn(3, 16))
+        self.prompts = nn.Parameter(torch.randn(3, 2, 16))
+        self.scale = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, tokens: Tensor, gate: Tensor) -> Tensor:
+        prompt, weights = match_prompts(tokens.detach().mean(1), self.keys, self.attention, self.prompts)
+        tokens = torch.cat([prompt, tokens], dim=1)
+        tokens = stochastic_adapter(tokens, nn.functional.layer_norm(tokens, (16,)), self.down, self.up, gate, self.scale)
+        return stochastic_adapter(tokens, tokens, self.down, self.up).mean(1) + weights.sum()
+
+
+@pytest.fixture
+def small(device: str) -> tuple[Small, Tensor, Tensor]:
+    gate = torch.tensor([2.0, 0.0, 2.0, 2.0, 0.0], device=device)
+    return Small().to(device), torch.randn(5, 6, 16, device=device), gate
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_opcheck_adapter(device: str, dtype: torch.dtype, adapter_inputs: Callable[..., list[Tensor]]) -> None:
+    """All samples are kept: rows of `hidden` behind the kept ones are undefined, so they cannot be compared."""
+    inputs = adapter_inputs(3, 5, 8, 4, dtype)
+    gate = torch.full((3,), 2.0, device=device, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.library.opcheck(OPS.stochastic_adapter.default, (*inputs, gate, 0.1, True))
+    detached = [t.detach() for t in inputs]
+    torch.library.opcheck(OPS.stochastic_adapter.default, (*detached, None, 0.1, False))
+    hidden = OPS.stochastic_adapter.default(*detached, gate, 0.1, True)[1]
+    for need_tokens, need_weights in ((True, True), (False, True), (True, False)):
+        torch.library.opcheck(
+            OPS.stochastic_adapter_backward.default,
+            (torch.randn_like(detached[0]), *detached[1:], gate, hidden, 0.1, need_tokens, need_weights),
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_opcheck_prompts(device: str, dtype: torch.dtype, prompt_inputs: Callable[..., list[Tensor]]) -> None:
+    inputs = prompt_inputs(3, 8, 4, 2, dtype)
+    torch.library.opcheck(OPS.match_prompts.default, tuple(inputs))
+    detached = [t.detach() for t in inputs]
+    prompt, weights, inverse_norm = OPS.match_prompts.default(*detached)
+    for grads in ((prompt, weights), (None, weights), (prompt, None)):
+        for need_query in (True, False):
+            torch.library.opcheck(
+                OPS.match_prompts_backward.default, (*grads, *detached, weights, inverse_norm, need_query)
+            )
+
+
+def gradients(model: nn.Module, call: Callable[..., Tensor], tokens: Tensor, gate: Tensor) -> list[Tensor]:
+    tokens = tokens.clone().requires_grad_()
+    out = call(tokens, gate)
+    leaves = [tokens, *model.parameters()]
+    return [out, *torch.autograd.grad(out.square().sum(), leaves)]
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile_fullgraph_traces_forward_and_backward(
+    small: tuple[Small, Tensor, Tensor], dynamic: bool
+) -> None:
+    model, tokens, gate = small
+    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    torch.testing.assert_close(gradients(model, compiled, tokens, gate), gradients(model, model, tokens, gate))
+    torch.testing.assert_close(
+        gradients(model, compiled, tokens[:3, :4], gate[:3]), gradients(model, model, tokens[:3, :4], gate[:3])
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(tokens, gate), model(tokens, gate))
+
+
+def test_compile_fullgraph_with_inductor(small: tuple[Small, Tensor, Tensor]) -> None:
+    model, tokens, gate = small
+    compiled = torch.compile(model, fullgraph=True)
+    expected = gradients(model, model, tokens, gate)
+    torch.testing.assert_close(gradients(model, compiled, tokens, gate), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_compile_under_autocast(small: tuple[Small, Tensor, Tensor]) -> None:
+    model, tokens, gate = small
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.autocast(tokens.device.type, torch.bfloat16):
+        torch.testing.assert_close(gradients(model, compiled, tokens, gate), gradients(model, model, tokens, gate))
+
+
+def test_export_keeps_the_operators(small: tuple[Small, Tensor, Tensor]) -> None:
+    model, tokens, gate = small
+    batch = torch.export.Dim("batch", min=2, max=64)
+    exported = torch.export.export(model.eval(), (tokens, gate), dynamic_shapes=({0: batch}, {0: batch}))
+    called = {str(node.target) for node in exported.graph.nodes if node.op == "call_function"}
+    assert {"puma.stochastic_adapter.default", "puma.match_prompts.default"} <= called
+    for samples in (5, 3):
+        got = exported.module()(tokens[:samples], gate[:samples])
+        torch.testing.assert_close(got, model(tokens[:samples], gate[:samples]))
+
+
+def test_fake_and_meta_tensors_have_the_real_shapes() -> None:
+    inputs = [torch.zeros(s, device="meta", requires_grad=True) for s in ((2, 3, 8), (2, 3, 8), (8, 4), (4, 8))]
+    out = stochastic_adapter(*inputs)
+    assert (out.shape, out.device.type) == ((2, 3, 8), "meta")
+    out.sum().backward()
+    assert inputs[2].grad.shape == (8, 4)
+    prompt, weights = match_prompts(*(torch.zeros(s, device="meta") for s in ((2, 8), (5, 8), (5, 8), (5, 3, 8))))
+    assert (prompt.shape, weights.shape) == ((2, 3, 8), (2, 5))

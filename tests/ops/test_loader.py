@@ -1,0 +1,115 @@
+"""What happens where a compiled library is missing, too old or broken."""
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+import puma_plugin
+from puma_plugin.ops import loader, match_prompts, reference, stochastic_adapter
+
+PACKAGE = Path(puma_plugin.__file__).parent
+
+
+def test_cpu_library_is_loaded() -> None:
+    assert loader.CPU_LIBRARY == loader.LibraryState("_C", True)
+    assert loader.CPU_MODULE is not None
+    assert loader.CPU_MODULE.cpu_capability() in ("avx512", "avx2", "default")
+    assert "torch_headers" in loader.CPU_MODULE.build_info()
+
+
+@pytest.mark.parametrize(("version", "old"), [("2.9.1+cu128", True), ("2.10.0", False), ("2.10.0a0+git1", False), ("3.0", False)])
+def test_oldest_torch(version: str, old: bool) -> None:
+    reason = loader.torch_too_old(version)
+    assert bool(reason) == old
+    assert not old or ("2.10" in reason and version in reason)
+
+
+def test_innermost_cause_is_shown() -> None:
+    try:
+        try:
+            raise OSError("undefined symbol: xyz")
+        except OSError as error:
+            raise RuntimeError("Could not load this library") from error
+    except RuntimeError as error:
+        assert loader.true_cause(error) == "OSError: undefined symbol: xyz"
+
+
+@pytest.fixture
+def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "KERNEL_DEVICES", frozenset())
+    monkeypatch.setattr(loader, "_warned", set())
+    monkeypatch.delenv("PUMA_STRICT", raising=False)
+
+
+@pytest.mark.usefixtures("no_kernels")
+def test_fallback_warns_once_and_computes_the_definition() -> None:
+    inputs = [torch.randn(2, 3, 8), torch.randn(2, 3, 8), torch.randn(8, 4), torch.randn(4, 8)]
+    prompts = [torch.randn(2, 8), torch.randn(5, 8), torch.randn(5, 8), torch.randn(5, 3, 8)]
+    with pytest.warns(RuntimeWarning, match=r"no compiled operators for 'cpu'.*plain-PyTorch.*rebuild"):
+        out = stochastic_adapter(*inputs)
+    assert torch.equal(out, reference.stochastic_adapter(*inputs))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stochastic_adapter(*inputs)
+        expected = reference.match_prompts(*prompts)
+        torch.testing.assert_close(match_prompts(*prompts), expected, rtol=0, atol=0)
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(match_prompts(*prompts), expected, rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("no_kernels")
+def test_fallback_compiles_without_graph_breaks() -> None:
+    inputs = [torch.randn(2, 3, 8), torch.randn(2, 3, 8), torch.randn(8, 4), torch.randn(4, 8)]
+    loader._warned.add("cpu")
+    compiled = torch.compile(lambda *leaves: stochastic_adapter(*leaves), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*inputs), reference.stochastic_adapter(*inputs))
+
+
+@pytest.mark.usefixtures("no_kernels")
+def test_strict_forbids_the_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PUMA_STRICT", "1")
+    with pytest.raises(RuntimeError, match="PUMA_STRICT=1 forbids"):
+        stochastic_adapter(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2), torch.zeros(2, 1), torch.zeros(1, 2))
+
+
+LOAD = """
+import sys, types
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+package = types.ModuleType("puma_plugin")
+package.__path__ = [sys.argv[1]]
+sys.modules["puma_plugin"] = package
+from puma_plugin.ops import loader
+print(loader.CPU_LIBRARY.loaded, loader.CUDA_LIBRARY.loaded, loader.CPU_LIBRARY.reason, sep="|")
+"""
+
+
+def load_copy(folder: Path, library: bytes | None) -> list[str]:
+    """The loader's verdict, in a fresh process, on a copy of the Python files with this ``_C``."""
+    (folder / "ops").mkdir(parents=True)
+    for file in (PACKAGE / "ops").glob("*.py"):
+        (folder / "ops" / file.name).write_bytes(file.read_bytes())
+    if library is not None:
+        suffix = next(PACKAGE.glob("_C.*.so")).name
+        (folder / suffix).write_bytes(library)
+    run = subprocess.run(
+        [sys.executable, "-c", LOAD, str(folder)], capture_output=True, text=True, check=True, env={**os.environ}
+    )
+    return run.stdout.strip().splitlines()[-1].split("|")
+
+
+def test_missing_library_says_so(tmp_path: Path) -> None:
+    cpu, cuda, reason = load_copy(tmp_path / "copy", None)
+    assert (cpu, cuda) == ("False", "False")
+    assert "never compiled for this Python" in reason
+
+
+def test_broken_library_shows_the_linkers_words(tmp_path: Path) -> None:
+    cpu, _, reason = load_copy(tmp_path / "copy", b"not a library")
+    assert cpu == "False"
+    assert reason.startswith("ImportError: ")
+    assert "file too short" in reason or "invalid ELF header" in reason

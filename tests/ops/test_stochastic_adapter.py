@@ -1,0 +1,346 @@
+"""The stochastic adapter against its formula, written out again here in float64."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from puma_plugin.ops import reference, stochastic_adapter
+
+OP = torch.ops.puma.stochastic_adapter.default
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 3e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+DTYPES = [  # of the residual, of the rest
+    (torch.float64, torch.float64),
+    (torch.float32, torch.float32),
+    (torch.bfloat16, torch.bfloat16),
+    (torch.float16, torch.float16),
+    (torch.float32, torch.bfloat16),
+    (torch.float32, torch.float16),
+]
+SHAPES = [(5, 7, 24, 6), (1, 1, 1, 1), (3, 13, 33, 5), (6, 1, 16, 16), (3, 300, 384, 8), (2, 9, 8, 20), (0, 4, 8, 2), (3, 0, 8, 2)]
+
+
+def gates(kind: str, samples: int, device: str) -> Tensor | None:
+    if kind == "none":
+        return None
+    pattern = {"mixed": [0.0, 2.0, 2.0, 0.0, 2.0, 0.5], "all kept": [2.0], "none kept": [0.0]}[kind]
+    return torch.tensor([pattern[i % len(pattern)] for i in range(samples)], device=device)
+
+
+def by_hand(inputs: list[Tensor], gate: Tensor | None, scale: float, mask: Tensor | None = None) -> Tensor:
+    """The formula in float64. With ``mask`` the ReLU passes what another run's ReLU passed, so that a value that rounds to
+    either side of 0 counts as no difference."""
+    residual, tokens, down, up = (t.double() for t in inputs)
+    before = torch.einsum("bnc,cr->bnr", tokens, down)
+    hidden = before.clamp(min=0) if mask is None else before * mask
+    weight = torch.ones(len(residual), device=residual.device) if gate is None else gate
+    return residual + torch.einsum("b,bnr,rc->bnc", weight.double() * scale, hidden, up)
+
+
+def relu_mask(inputs: list[Tensor], gate: Tensor | None) -> Tensor:
+    """(B, N, r): where the operator's own ReLU was active, from the activations it saves; 0 in dropped samples."""
+    _, tokens, down, _ = inputs
+    exact = torch.float64 if tokens.dtype == torch.float64 else torch.float32
+    hidden = OP(*inputs, gate if gate is None else gate.to(exact), 0.1, True)[1]
+    mask = torch.zeros(*tokens.shape[:2], down.shape[1], dtype=torch.float64, device=tokens.device)
+    kept = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device) if gate is None else gate != 0
+    mask[kept] = (hidden[: int(kept.sum()) * tokens.shape[1]] > 0).double().view(int(kept.sum()), *mask.shape[1:])
+    return mask
+
+
+@pytest.mark.parametrize("kind", ["none", "mixed", "all kept", "none kept"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("residual_dtype", "dtype"), DTYPES, ids=str)
+def test_forward_and_backward_match_the_formula(
+    device: str,
+    residual_dtype: torch.dtype,
+    dtype: torch.dtype,
+    shape: tuple[int, int, int, int],
+    kind: str,
+    adapter_inputs: Callable[..., list[Tensor]],
+    error: Callable[[Tensor, Tensor], float],
+) -> None:
+    inputs = adapter_inputs(*shape, dtype, residual_dtype)
+    gate = gates(kind, shape[0], device)
+    out = stochastic_adapter(*inputs, gate, 0.3)
+    assert out.dtype == residual_dtype
+    assert out.is_contiguous()
+    assert error(out, by_hand(inputs, gate, 0.3)) <= TOLERANCE[dtype]
+
+    grad = torch.randn(out.shape, device=device, dtype=residual_dtype)
+    expected = torch.autograd.grad(by_hand(inputs, gate, 0.3, relu_mask(inputs, gate)), inputs, grad.double())
+    for got, wanted, leaf in zip(torch.autograd.grad(out, inputs, grad), expected, inputs, strict=True):
+        assert got.dtype == leaf.dtype
+        assert error(got, wanted) <= TOLERANCE[dtype]
+
+
+def test_mask_differs_from_the_exact_one_only_at_zero(device: str, adapter_inputs: Callable[..., list[Tensor]]) -> None:
+    inputs = adapter_inputs(4, 50, 64, 32, torch.bfloat16)
+    before = torch.einsum("bnc,cr->bnr", inputs[1].double(), inputs[2].double())
+    flipped = relu_mask(inputs, None).bool() != (before > 0)
+    assert before[flipped].abs().max().item() < 1e-2 if flipped.any() else True
+    assert flipped.float().mean() < 0.01
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    samples=st.integers(0, 6),
+    length=st.integers(0, 9),
+    width=st.integers(1, 40),
+    rank=st.integers(1, 20),
+    seed=st.integers(0, 2**31),
+    scale=st.floats(-3, 3),
+)
+def test_any_shape(samples: int, length: int, width: int, rank: int, seed: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(samples, length, width), (samples, length, width), (width, rank), (rank, width)]
+    inputs = [torch.randn(s, dtype=torch.float64, generator=generator).requires_grad_() for s in shapes]
+    gate = 2.0 * torch.randint(0, 2, (samples,), generator=generator).float()
+    out, expected = stochastic_adapter(*inputs, gate, scale), by_hand(inputs, gate, scale)
+    torch.testing.assert_close(out, expected)
+    grad = torch.randn(out.shape, dtype=torch.float64, generator=generator)
+    torch.testing.assert_close(torch.autograd.grad(out, inputs, grad), torch.autograd.grad(expected, inputs, grad))
+
+
+def test_reference_is_the_formula(device: str, adapter_inputs: Callable[..., list[Tensor]]) -> None:
+    inputs = adapter_inputs(5, 7, 24, 6, torch.float64)
+    for kind in ("none", "mixed"):
+        gate = gates(kind, 5, device)
+        torch.testing.assert_close(reference.stochastic_adapter(*inputs, gate, 0.3), by_hand(inputs, gate, 0.3))
+
+
+def test_gradcheck(device: str, adapter_inputs: Callable[..., list[Tensor]]) -> None:
+    inputs = adapter_inputs(4, 3, 5, 4, torch.float64)
+    scale = torch.tensor(0.7, dtype=torch.float64, device=device, requires_grad=True)
+    gate = gates("mixed", 4, device)
+    assert torch.autograd.gradcheck(lambda *leaves: stochastic_adapter(*leaves[:4], gate, leaves[4]), (*inputs, scale))
+    assert torch.autograd.gradcheck(lambda *leaves: stochastic_adapter(*leaves, None, 0.5), inputs)
+
+
+def test_each_input_alone_gets_its_gradient(device: str, adapter_inputs: Callable[..., list[Tensor]]) -> None:
+    inputs = adapter_inputs(4, 3, 5, 4, torch.float64)
+    gate = gates("mixed", 4, device)
+    every = torch.autograd.grad(stochastic_adapter(*inputs, gate).sum(), inputs)
+    for i in range(4):
+        alone = [t.detach().requires_grad_(j == i) for j, t in enumerate(inputs)]
+        (got,) = torch.autograd.grad(stochastic_adapter(*alone, gate).sum(), alone[i])
+        torch.testing.assert_close(got, every[i])
+
+
+@pytest.mark.parametrize(("residual_dtype", "dtype"), DTYPES, ids=str)
+def test_dropped_samples_are_skipped_not_multiplied(
+    device: str, residual_dtype: torch.dtype, dtype: torch.dtype, adapter_inputs: Callable[..., list[Tensor]]
+) -> None:
+    inputs = adapter_inputs(4, 6, 16, 4, dtype, residual_dtype)
+    gate = torch.tensor([2.0, 0.0, 0.0, 2.0], device=device)
+    with torch.no_grad():
+        inputs[1][1:3] = float("nan")  # would spread through 0 * NaN
+    out = stochastic_adapter(*inputs, gate)
+    assert torch.equal(out[1:3], inputs[0][1:3])
+    assert out.isfinite().all()
+    out.sum().backward()
+    assert torch.equal(inputs[1].grad[1:3], torch.zeros_like(inputs[1].grad[1:3]))
+    assert all(leaf.grad.isfinite().all() for leaf in inputs)
+
+
+def test_nan_in_a_kept_sample_is_not_hidden(device: str, adapter_inputs: Callable[..., list[Tensor]]) -> None:
+    inputs = adapter_inputs(2, 3, 8, 4, torch.float32)
+    with torch.no_grad():
+        inputs[1][0, 1] = float("nan")
+    out = stochastic_adapter(*inputs)
+    assert out[0, 1].isnan().all()
+    assert out[1].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_float32_gradients_are_rounded_as_torch_rounds(device: str, dtype: torch.dtype) -> None:
+    """One row with an activation of 1 and a gate of 1: the gradient of ``up`` is the float32 gradient, rounded once."""
+    smallest = torch.finfo(dtype).smallest_normal if dtype == torch.bfloat16 else 2.0**-24
+    ties = torch.linspace(1, 2, 4097) * 2.0 ** torch.arange(-16, 15)[:, None]  # half-way between neighbours, among others
+    special = torch.tensor([0.0, 65519.0, 65520.0, 1e30, float("inf"), float("nan"), smallest, smallest * 2.5])
+    values = torch.cat([ties.flatten(), special, -special]).to(device)[None, None]
+    residual = torch.zeros_like(values)
+    tokens = torch.zeros_like(values, dtype=dtype)
+    tokens[..., 0] = 1
+    down = torch.zeros(values.numel(), 1, dtype=dtype, device=device)
+    down[0] = 1
+    up = torch.zeros(1, values.numel(), dtype=dtype, device=device, requires_grad=True)
+    stochastic_adapter(residual, tokens, down, up, None, 1.0).backward(values)
+    torch.testing.assert_close(up.grad, values[0].to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
+def test_every_half_value_survives(device: str) -> None:
+    for dtype in (torch.bfloat16, torch.float16):
+        every = torch.arange(-(2**15), 2**15, device=device).to(torch.int16).view(dtype).view(1, 64, 1024)
+        zeros = torch.zeros_like(every)
+        out = stochastic_adapter(every, zeros, zeros[0, 0, :, None], zeros[0, :1])
+        torch.testing.assert_close(out, every, rtol=0, atol=0, equal_nan=True)
+
+
+def test_out_is_never_the_residual(device: str, adapter_inputs: Callable[..., list[Tensor]]) -> None:
+    inputs = [t.detach() for t in adapter_inputs(3, 4, 8, 2, torch.float32)]
+    out = stochastic_adapter(*inputs, gates("none kept", 3, device))
+    assert torch.equal(out, inputs[0])
+    assert out.data_ptr() != inputs[0].data_ptr()
+
+
+def test_hidden_holds_the_kept_samples_at_the_front(device: str, adapter_inputs: Callable[..., list[Tensor]]) -> None:
+    inputs = [t.detach() for t in adapter_inputs(4, 3, 8, 5, torch.float64)]
+    hidden = OP(*inputs, torch.tensor([0.0, 2.0, 0.0, 2.0], device=device, dtype=torch.float64), 0.1, True)[1]
+    assert hidden.shape == (12, 5)
+    torch.testing.assert_close(hidden[:6].view(2, 3, 5), (inputs[1][[1, 3]] @ inputs[2]).clamp(min=0))
+    assert OP(*inputs, None, 0.1, False)[1].shape == (0, 5)
+
+
+class Calls(TorchDispatchMode):
+    """Records which operators of puma ran, with their last argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, object]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func.namespace == "puma":
+            self.seen.append((func._opname, args[-1]))
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_is_saved_or_computed_without_need(device: str, adapter_inputs: Callable[..., list[Tensor]]) -> None:
+    inputs = adapter_inputs(2, 3, 8, 4, torch.float32)
+    with Calls() as calls:
+        with torch.no_grad():
+            stochastic_adapter(*inputs)
+        stochastic_adapter(*inputs)
+        frozen = [inputs[0], inputs[1], inputs[2].detach(), inputs[3].detach()]
+        stochastic_adapter(*frozen).sum().backward()
+        stochastic_adapter(inputs[0], *(t.detach() for t in inputs[1:])).sum().backward()
+    assert calls.seen == [
+        ("stochastic_adapter", False),
+        ("stochastic_adapter", True),
+        ("stochastic_adapter", True),
+        ("stochastic_adapter_backward", False),
+        ("stochastic_adapter", False),
+    ]
+
+
+def test_not_contiguous_inputs(device: str, adapter_inputs: Callable[..., list[Tensor]]) -> None:
+    inputs = adapter_inputs(4, 6, 8, 5, torch.float64)
+    gate = torch.tensor([0.0, 9.0, 2.0, 9.0, 2.0, 9.0, 0.0, 9.0], device=device)[::2]
+    strided = [t.detach().transpose(0, -1).contiguous().transpose(0, -1).requires_grad_() for t in inputs]
+    assert not any(t.is_contiguous() for t in strided)
+    out, expected = stochastic_adapter(*strided, gate), by_hand(inputs, gate, 0.1)
+    torch.testing.assert_close(out, expected)
+    # The gradient of a sum is an expanded scalar.
+    torch.testing.assert_close(torch.autograd.grad(out.sum(), strided), torch.autograd.grad(expected.sum(), inputs))
+
+
+def test_two_threads_give_one_threads_result(adapter_inputs: Callable[..., list[Tensor]], device: str) -> None:
+    """Large enough to be split: worker threads see no autograd state, and sums are in a fixed order."""
+    inputs = adapter_inputs(7, 100, 256, 16, torch.float32)
+    gate = gates("mixed", 7, device)
+    results = []
+    try:
+        for threads in (1, 2, 2):
+            torch.set_num_threads(threads)
+            out = stochastic_adapter(*inputs, gate)
+            results.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
+    finally:
+        torch.set_num_threads(1)
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(a, b) for a, b in zip(results[1], results[2], strict=True))
+
+
+def test_half_weight_gradients_are_summed_in_float32(device: str) -> None:
+    """4,000 samples add 1/512 to a sum of 1: bfloat16 sums would stay at 1, as 1/512 is below half its last place."""
+    samples = 4000
+    tokens = torch.full((samples, 1, 1), 1 / 512, dtype=torch.bfloat16, device=device)
+    tokens[0] = 1.0
+    one = torch.ones(1, 1, dtype=torch.bfloat16, device=device)
+    down = one.clone().requires_grad_()
+    gate = torch.arange(samples, device=device).remainder(2).float()  # single samples: as many sums as samples
+    gate[0] = 1.0
+    stochastic_adapter(tokens, tokens, down, one, gate, 1.0).sum().backward()
+    expected = 1 + (samples // 2) / 512
+    assert down.grad.item() == pytest.approx(expected, rel=0.01)
+
+
+def test_checkpointing_gives_the_same_gradients(device: str, adapter_inputs: Callable[..., list[Tensor]]) -> None:
+    inputs = adapter_inputs(4, 3, 8, 4, torch.float32)
+    gate = gates("mixed", 4, device)
+    plain = torch.autograd.grad(stochastic_adapter(*inputs, gate).square().sum(), inputs)
+    recomputed = checkpoint(stochastic_adapter, *inputs, gate, use_reentrant=False)
+    torch.testing.assert_close(torch.autograd.grad(recomputed.square().sum(), inputs), plain, rtol=0, atol=0)
+
+
+def test_tensor_scale_gets_a_gradient(device: str, adapter_inputs: Callable[..., list[Tensor]]) -> None:
+    inputs = adapter_inputs(4, 3, 8, 4, torch.float64)
+    scale = torch.tensor([0.3], device=device, requires_grad=True)
+    out = stochastic_adapter(*inputs, None, scale)
+    torch.testing.assert_close(out, by_hand(inputs, None, scale.double().item()))
+    out.sum().backward()
+    expected = (by_hand(inputs, None, 1.0) - inputs[0]).sum()
+    assert scale.grad.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_casts_the_branch_and_keeps_the_residual(
+    device: str, dtype: torch.dtype, adapter_inputs: Callable[..., list[Tensor]], error: Callable[[Tensor, Tensor], float]
+) -> None:
+    inputs = adapter_inputs(4, 6, 16, 8, torch.float32)
+    gate = gates("mixed", 4, device)
+    with torch.autocast(device, dtype):
+        out = stochastic_adapter(*inputs, gate)
+        half = [inputs[0], *(t.to(dtype) for t in inputs[1:])]
+        assert torch.equal(out, stochastic_adapter(*half, gate))
+    assert out.dtype == torch.float32
+    assert error(out, by_hand(inputs, gate, 0.1)) <= TOLERANCE[dtype]
+    out.sum().backward()
+    assert all(leaf.grad.dtype == torch.float32 for leaf in inputs)
+    with torch.autocast(device, dtype):
+        doubles = [t.detach().double() for t in inputs]
+        assert stochastic_adapter(*doubles, gate).dtype == torch.float64
+
+
+def test_second_derivative_is_refused_with_the_way_out(device: str, adapter_inputs: Callable[..., list[Tensor]]) -> None:
+    inputs = adapter_inputs(2, 3, 8, 4, torch.float64)
+    (grad,) = torch.autograd.grad(stochastic_adapter(*inputs).square().sum(), inputs[1], create_graph=True)
+    with pytest.raises(RuntimeError, match=r"differentiated once.*ops\.reference"):
+        grad.sum().backward()
+
+
+def test_gradient_of_a_call_that_saved_nothing_is_refused(device: str, adapter_inputs: Callable[..., list[Tensor]]) -> None:
+    out, _ = OP(*adapter_inputs(2, 3, 8, 4, torch.float32), None, 0.1, False)
+    with pytest.raises(RuntimeError, match="save_hidden=False"):
+        out.sum().backward()
+
+
+BAD = [
+    ("residual", torch.zeros(3, 8), ValueError, r"residual must have shape \(B, N, C\)"),
+    ("tokens", torch.zeros(2, 4, 8), ValueError, r"tokens must have residual's shape \(2, 3, 8\), got \(2, 4, 8\)"),
+    ("down", torch.zeros(7, 4), ValueError, r"down must have shape \(C, r\) with C = 8"),
+    ("down", torch.zeros(8, 0), ValueError, "at least 1"),
+    ("up", torch.zeros(4, 7), ValueError, r"up must have shape \(r, C\) = \(4, 8\)"),
+    ("tokens", torch.zeros(2, 3, 8, dtype=torch.int64), TypeError, "tokens must be float32"),
+    ("up", torch.zeros(4, 8, dtype=torch.float64), TypeError, "down and up must have tokens' dtype torch.float32"),
+    ("residual", torch.zeros(2, 3, 8, dtype=torch.float64), TypeError, "residual must have tokens' dtype"),
+    ("down", torch.zeros(8, 4, device="meta"), ValueError, "down on meta"),
+    ("gate", torch.zeros(3), ValueError, r"gate must have shape \(B,\) with B = 2"),
+    ("gate", torch.zeros(2, 1), ValueError, r"gate must have shape \(B,\)"),
+    ("gate", torch.zeros(2, dtype=torch.bool), TypeError, "gate must be floating point"),
+    ("gate", torch.zeros(2, device="meta"), ValueError, "gate must be on residual's device"),
+    ("gate", torch.zeros(2, requires_grad=True), TypeError, r"gate\.detach\(\)"),
+    ("scale", torch.zeros(2), ValueError, "one element"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "kind", "message"), BAD)
+def test_errors_at_the_door(name: str, value: Tensor, kind: type[Exception], message: str) -> None:
+    arguments = {"residual": torch.zeros(2, 3, 8), "tokens": torch.zeros(2, 3, 8), "down": torch.zeros(8, 4)}
+    arguments |= {"up": torch.zeros(4, 8), "gate": torch.ones(2), "scale": 0.1, name: value}
+    with pytest.raises(kind, match=message):
+        stochastic_adapter(**arguments)
