@@ -1,0 +1,308 @@
+"""Several labelled image datasets as one, with labels (class, distribution)."""
+
+import copy
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, Subset, TensorDataset
+from torchvision.transforms.functional import pil_to_tensor
+
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+# An item id is the distribution's number in the high bits and the item's index in its dataset in the low ones, so that
+# it stays the same when further distributions are appended or a subset is taken.
+_ID_SHIFT = 40
+# Names the tester gives to its averages.
+_RESERVED = ("unified", "harmonic", "arithmetic", "worst")
+
+
+class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
+    """Join datasets ("distributions") into one whose labels are (class, distribution).
+
+    Item i is ``(image, label)``: the image in RGB and transformed, the label an int64 tensor (2,). Classes are numbered
+    contiguously over all distributions, in the order of the distributions and of their own labels; distributions in the
+    order given. Without a transform, images become float32 tensors (3, H, W) in [0, 1], and all must have one size.
+
+    Args:
+        parts: name -> dataset of (image, integer label). Images may be PIL images, arrays (H, W) or (H, W, 3) of
+            uint8, or tensors (which are passed on as they are). The labels are read without opening images: from
+            ``labels=``, else from the dataset's attribute ``targets``, ``labels`` or ``_labels`` (also through
+            ``Subset``), or from a ``TensorDataset`` or list of pairs. ``classes`` or ``class_names`` of a part, where
+            it has them, name its classes; ``query_mask`` and ``gallery_mask`` say which of its items are queries and
+            which can be found.
+        transform: applied to each RGB image.
+        labels: name -> labels, for parts that do not tell theirs.
+
+    Attributes:
+        labels: (N, 2) int64, column 0 class, column 1 distribution.
+        item_ids: (N,) int64, stable when distributions are appended or a subset is taken.
+        distribution_names: list of names.
+        class_names: list of "distribution/class".
+        query_mask, gallery_mask: (N,) bool, or None where no part distinguishes them.
+
+    Raises:
+        ValueError: no part, an empty part, a part of one class, one dataset under two names, labels that are missing,
+            not integers or of the wrong number; on access: images of different sizes without a transform.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[str, Dataset[Any] | Sequence[Any]],
+        transform: Callable[[Any], Any] | None = None,
+        *,
+        labels: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
+        given = dict(labels or {})
+        _check_parts(parts, given)
+        self.parts = list(parts.values())
+        self.transform = transform
+        self._shape: tuple[int, ...] | None = None
+        self._all_names = list(parts)
+        local, part_of, position, queries, gallery = [], [], [], [], []
+        self._part_class_names: list[dict[int, str]] = []
+        for number, (name, part) in enumerate(parts.items()):
+            own = _check_labels(name, part, given.get(name))
+            local.append(own)
+            part_of.append(np.full(len(own), number))
+            position.append(np.arange(len(own)))
+            queries.append(_mask(name, part, "query_mask", len(own)))
+            gallery.append(_mask(name, part, "gallery_mask", len(own)))
+            self._part_class_names.append(_names_of_classes(part, own))
+        masks = ("query_mask", "gallery_mask")
+        masked = any(getattr(part, mask, None) is not None for part in self.parts for mask in masks)
+        self._index(
+            np.concatenate(part_of),
+            np.concatenate(position),
+            np.concatenate(local),
+            np.concatenate(queries) if masked else None,
+            np.concatenate(gallery) if masked else None,
+        )
+
+    def _index(
+        self, part_of: IntArray, position: IntArray, local: IntArray, query: BoolArray | None, gallery: BoolArray | None
+    ) -> None:
+        """Number classes and distributions of these items contiguously."""
+        self._part_of, self._position, self._local = part_of, position, local
+        present, distribution = np.unique(part_of, return_inverse=True)
+        pairs, classes = np.unique(np.stack([part_of, local], axis=1), axis=0, return_inverse=True)
+        self.distribution_names = [self._all_names[p] for p in present.tolist()]
+        self.class_names = [
+            f"{self._all_names[part]}/{self._part_class_names[part][label]}" for part, label in pairs.tolist()
+        ]
+        self.labels = torch.from_numpy(np.stack([classes.reshape(-1), distribution], axis=1).astype(np.int64))
+        self.item_ids = torch.from_numpy((part_of.astype(np.int64) << _ID_SHIFT) + position)
+        self.query_mask = None if query is None else torch.from_numpy(query)
+        self.gallery_mask = None if gallery is None else torch.from_numpy(gallery)
+
+    def __len__(self) -> int:
+        return len(self._position)
+
+    def __getitem__(self, index: int) -> tuple[Any, Tensor]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is out of range for {len(self)} items")
+        item = self.parts[self._part_of[index]][int(self._position[index])]
+        image = _to_rgb(item[0])
+        if self.transform is not None:
+            return self.transform(image), self.labels[index]
+        tensor = _to_tensor(image)
+        if self._shape is None:
+            self._shape = tuple(tensor.shape)
+        elif self._shape != tuple(tensor.shape):
+            raise ValueError(
+                f"{self.describe(int(self.item_ids[index]))} has shape {tuple(tensor.shape)}, others {self._shape}: "
+                "images of different sizes cannot be batched; give UnifiedDataset a transform that resizes them"
+            )
+        return tensor, self.labels[index]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes over all distributions."""
+        return len(self.class_names)
+
+    @property
+    def num_distributions(self) -> int:
+        return len(self.distribution_names)
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Distribution name -> (classes, items)."""
+        labels = self.labels.numpy()
+        return {
+            name: (len(np.unique(labels[labels[:, 1] == d, 0])), int((labels[:, 1] == d).sum()))
+            for d, name in enumerate(self.distribution_names)
+        }
+
+    def describe(self, item_id: int) -> str:
+        """Where an item comes from, as "name[index]" of its own dataset."""
+        part, position = item_id >> _ID_SHIFT, item_id & ((1 << _ID_SHIFT) - 1)
+        if not 0 <= part < len(self._all_names):
+            raise ValueError(
+                f"item id {item_id} does not belong to this dataset of {len(self._all_names)} distributions"
+            )
+        return f"{self._all_names[part]}[{position}]"
+
+    def subset(self, indices: Sequence[int] | Tensor | IntArray) -> "UnifiedDataset":
+        """These items only, in this order; classes and distributions contiguous again, item ids kept."""
+        chosen = np.asarray(indices.cpu() if isinstance(indices, Tensor) else indices)
+        if chosen.dtype == np.bool_ and chosen.shape == (len(self),):
+            chosen = np.flatnonzero(chosen)
+        if chosen.ndim != 1 or not len(chosen) or not np.issubdtype(chosen.dtype, np.integer):
+            raise ValueError(
+                f"indices must be a non-empty list of positions, got {chosen.dtype} of shape {chosen.shape}"
+            )
+        if chosen.min() < 0 or chosen.max() >= len(self):
+            raise ValueError(f"indices must lie in 0..{len(self) - 1}, got {chosen.min()}..{chosen.max()}")
+        part = copy.copy(self)
+        query = None if self.query_mask is None else self.query_mask.numpy()[chosen]
+        gallery = None if self.gallery_mask is None else self.gallery_mask.numpy()[chosen]
+        part._index(self._part_of[chosen], self._position[chosen], self._local[chosen], query, gallery)
+        return part
+
+    def select(self, names: Sequence[str]) -> "UnifiedDataset":
+        """The distributions of these names only."""
+        unknown = sorted(set(names) - set(self.distribution_names))
+        if unknown or not names:
+            raise ValueError(f"names must be some of {self.distribution_names}, got {list(names)}")
+        wanted = [d for d, name in enumerate(self.distribution_names) if name in names]
+        return self.subset(np.flatnonzero(np.isin(self.labels[:, 1].numpy(), wanted)))
+
+    def split_classes(self, fraction: float, seed: int = 0) -> tuple["UnifiedDataset", "UnifiedDataset"]:
+        """Split whole classes off, in every distribution: (rest, held out). For validation apart from the test classes.
+
+        Args:
+            fraction: share of each distribution's classes to hold out, rounded, at least 2 and leaving at least 2.
+            seed: of the choice.
+
+        Raises:
+            ValueError: ``fraction`` not in (0, 1), or a distribution with fewer than 4 classes.
+        """
+        if not 0 < fraction < 1:
+            raise ValueError(f"fraction must lie in (0, 1), got {fraction}")
+        generator = np.random.default_rng(seed)
+        labels = self.labels.numpy()
+        held: list[int] = []
+        for d, name in enumerate(self.distribution_names):
+            classes = np.unique(labels[labels[:, 1] == d, 0])
+            if len(classes) < 4:
+                raise ValueError(f"distribution {name!r} has {len(classes)} classes; holding out needs at least 4")
+            count = min(max(round(fraction * len(classes)), 2), len(classes) - 2)
+            held += generator.choice(classes, count, replace=False).tolist()
+        out = np.isin(labels[:, 0], held)
+        return self.subset(np.flatnonzero(~out)), self.subset(np.flatnonzero(out))
+
+    def with_transform(self, transform: Callable[[Any], Any] | None) -> "UnifiedDataset":
+        """The same items with another transform."""
+        other = copy.copy(self)
+        other.transform, other._shape = transform, None
+        return other
+
+    def __repr__(self) -> str:
+        rows = [f"  {name}: {classes} classes, {items} items" for name, (classes, items) in self.counts().items()]
+        return f"UnifiedDataset({len(self)} items, {self.num_classes} classes)\n" + "\n".join(rows)
+
+
+def _check_parts(parts: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    if not isinstance(parts, Mapping) or not parts:
+        raise ValueError("parts must be a non-empty mapping {name: dataset}")
+    for name in parts:
+        if not isinstance(name, str) or not re.fullmatch(r"[^/\s][^/]*", name) or name in _RESERVED:
+            raise ValueError(
+                f"{name!r} cannot name a distribution: names are non-empty strings without '/', other than {_RESERVED}"
+            )
+    seen: dict[int, str] = {}
+    for name, part in parts.items():
+        if part is None or not hasattr(part, "__getitem__") or not hasattr(part, "__len__"):
+            raise ValueError(f"distribution {name!r} must be a dataset with __len__ and __getitem__, got {type(part)}")
+        if id(part) in seen:
+            raise ValueError(f"distributions {seen[id(part)]!r} and {name!r} are the same dataset object")
+        seen[id(part)] = name
+        if len(part) == 0:
+            raise ValueError(f"distribution {name!r} is empty: check its folder or split, or leave it out")
+    if unknown := sorted(set(given) - set(parts)):
+        raise ValueError(f"labels are given for {unknown}, which are not among the parts {list(parts)}")
+
+
+def _check_labels(name: str, part: Any, given: Any) -> IntArray:
+    raw = given if given is not None else _find_labels(part)
+    if raw is None:
+        raise ValueError(
+            f"distribution {name!r} ({type(part).__name__}) does not tell its labels: give it an attribute "
+            f"targets, or pass labels={{{name!r}: [...]}}"
+        )
+    values = np.asarray(raw.cpu() if isinstance(raw, Tensor) else raw)
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.shape != (len(part),) or not np.issubdtype(values.dtype, np.integer):
+        raise ValueError(
+            f"labels of distribution {name!r} must be {len(part)} integers, got {values.dtype} of shape {values.shape}"
+        )
+    if (values == values[0]).all():
+        raise ValueError(
+            f"distribution {name!r} has one class only; metric learning needs at least two: join it with another "
+            "distribution or leave it out"
+        )
+    return values.astype(np.int64)
+
+
+def _find_labels(part: Any) -> Any:
+    """Labels of a dataset without opening its images, or None."""
+    if isinstance(part, Subset):
+        inner = _find_labels(part.dataset)
+        return None if inner is None else np.asarray(inner)[np.asarray(part.indices, dtype=np.int64)]
+    for attribute in ("targets", "labels", "_labels"):
+        found = getattr(part, attribute, None)
+        if found is not None:
+            return found
+    if isinstance(part, TensorDataset) and len(part.tensors) >= 2:
+        return part.tensors[1]
+    if isinstance(part, list | tuple):
+        return [int(item[1]) for item in part]
+    return None
+
+
+def _names_of_classes(part: Any, labels: IntArray) -> dict[int, str]:
+    """Own label -> name, from the dataset's list or mapping of class names; else the label itself."""
+    inner = part
+    while isinstance(inner, Subset):
+        inner = inner.dataset
+    listed = getattr(inner, "classes", None)
+    if listed is None:
+        listed = getattr(inner, "class_names", None)
+    names: dict[int, str] = {}
+    for label in np.unique(labels).tolist():
+        known = listed is not None and (label in listed if isinstance(listed, Mapping) else 0 <= label < len(listed))
+        names[label] = str(listed[label]) if known and listed is not None else str(label)
+    return names
+
+
+def _mask(name: str, part: Any, attribute: str, size: int) -> BoolArray:
+    found = getattr(part, attribute, None)
+    if found is None:
+        return np.ones(size, dtype=np.bool_)
+    values = np.asarray(found.cpu() if isinstance(found, Tensor) else found)
+    if values.shape != (size,) or values.dtype != np.bool_:
+        raise ValueError(
+            f"{attribute} of distribution {name!r} must be bool of shape ({size},), got {values.dtype} {values.shape}"
+        )
+    return values
+
+
+def _to_rgb(image: Any) -> Any:
+    """PIL images and arrays as RGB PIL images; tensors as they are."""
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    return image.convert("RGB") if isinstance(image, Image.Image) else image
+
+
+def _to_tensor(image: Any) -> Tensor:
+    if isinstance(image, Image.Image):
+        return pil_to_tensor(image).float() / 255
+    if not isinstance(image, Tensor):
+        raise ValueError(f"images must be PIL images, uint8 arrays or tensors, got {type(image)}: give a transform")
+    return image
