@@ -1,0 +1,149 @@
+// The fused adapter from pointers to launches: which kernels run, on which grid, in which workspace. Launcher is the CUDA
+// one (launch.cuh) or, in the tests, one that runs the kernels on the host:
+//   DeviceLimits limits() const;
+//   template <typename Kernel> void run(int64_t blocks, int shared_bytes, const typename Kernel::Arguments&) const;
+#pragma once
+
+#include "plan.h"
+
+namespace puma {
+
+// The workspace, from its start; every part begins at a multiple of 256 bytes.
+class Workspace {
+ public:
+  explicit Workspace(char* base) : base_(base) {}
+  template <typename T>
+  T* take(int64_t count) {
+    T* part = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + bytes_);
+    bytes_ += divide_up(count * static_cast<int64_t>(sizeof(T)), 256) * 256;
+    return part;
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  char* base_;
+  int64_t bytes_ = 0;
+};
+
+template <typename T, typename R, int kWidth>
+class FusedAdapter {
+ public:
+  // Launches everything if `workspace` is given, which must be as large as the answer; returns the bytes it takes.
+  template <typename Launcher>
+  static int64_t forward(const Launcher& launcher, const ForwardProblem& p, char* workspace) {
+    Workspace space(workspace);
+    AdapterArguments a = common(p.sizes, p.gate, p.scale);
+    const PrepareArguments prepare = plan(space, p.sizes, p.gate, as_operand(p.down, p.sizes.channels, p.sizes.width),
+                                          as_operand(p.up, p.sizes.width, p.sizes.channels), a);
+    if (workspace == nullptr) return space.bytes();
+    a.input = p.tokens;
+    a.residual = p.residual;
+    a.output = p.out;
+    a.activation = p.hidden;
+    run<false>(launcher, prepare, a, p.sizes);
+    return space.bytes();
+  }
+
+  template <typename Launcher>
+  static int64_t backward(const Launcher& launcher, const BackwardProblem& p, char* workspace) {
+    Workspace space(workspace);
+    AdapterArguments a = common(p.sizes, p.gate, p.scale);
+    const PrepareArguments prepare = plan(space, p.sizes, p.gate, as_transposed_operand(p.up, p.sizes.width, p.sizes.channels),
+                                          as_transposed_operand(p.down, p.sizes.channels, p.sizes.width), a);
+    const bool need_weights = p.grad_down != nullptr;
+    const GradientPlan gradient = plan_gradient(launcher.limits(), p.sizes, kWidth, Gradient::kRows);
+    T* delta = need_weights ? space.take<T>(p.sizes.samples * p.sizes.tokens_per_sample * kWidth) : nullptr;
+    float* parts = need_weights ? space.take<float>(gradient.part_elements) : nullptr;
+    if (workspace == nullptr) return space.bytes();
+    a.input = p.grad;
+    a.output = p.grad_tokens;
+    a.mask = p.hidden;
+    a.activation = delta;
+    run<true>(launcher, prepare, a, p.sizes);
+    if (!need_weights) return space.bytes();
+
+    WeightGradientArguments w{};
+    w.tokens = p.tokens;
+    w.grad = p.grad;
+    w.hidden = p.hidden;
+    w.delta = delta;
+    w.gate = p.gate;
+    w.kept = a.kept;
+    w.order = a.order;
+    w.parts = parts;
+    w.grad_down = p.grad_down;
+    w.grad_up = p.grad_up;
+    w.tokens_per_sample = p.sizes.tokens_per_sample;
+    w.channels = p.sizes.channels;
+    w.channel_tiles = gradient.channel_tiles;
+    w.splits = gradient.splits;
+    w.width = a.width;
+    w.scale = a.scale;
+    using Sum = WeightGradientSumKernel<T, kWidth>;
+    launcher.template run<WeightGradientKernel<T, R, kWidth>>(gradient.blocks, Gradient::kSharedBytes, w);
+    launcher.template run<Sum>(gradient.sum_blocks, Sum::kSharedBytes, w);
+    return space.bytes();
+  }
+
+ private:
+  using Packed = PackedWeights<T, kWidth>;
+  using Gradient = GradientTile<T, kWidth>;
+
+  // Operand b of a product with element (k, n) = matrix[k][n], or matrix[n][k].
+  static WeightView as_operand(const Matrix& m, int64_t rows, int64_t columns) {
+    return {m.data, m.row_stride, m.column_stride, rows, columns};
+  }
+  static WeightView as_transposed_operand(const Matrix& m, int64_t rows, int64_t columns) {
+    return {m.data, m.column_stride, m.row_stride, columns, rows};
+  }
+
+  static AdapterArguments common(const AdapterSizes& s, const float* gate, double scale) {
+    AdapterArguments a{};
+    a.gate = gate;
+    a.samples = s.samples;
+    a.tokens_per_sample = s.tokens_per_sample;
+    a.channels = s.channels;
+    a.padded_channels = padded_channels(s.channels, Packed::kStepColumns);
+    a.width = static_cast<int>(s.width);
+    a.scale = static_cast<float>(scale);
+    return a;
+  }
+
+  static PrepareArguments plan(Workspace& space, const AdapterSizes& s, const float* gate, const WeightView& first,
+                               const WeightView& second, AdapterArguments& a) {
+    PrepareArguments p{};
+    p.gate = gate;
+    p.samples = s.samples;
+    p.kept = space.take<int32_t>(1);
+    p.order = space.take<int32_t>(s.samples);
+    p.first = first;
+    p.second = second;
+    p.padded_channels = a.padded_channels;
+    const int64_t units = 2 * (a.padded_channels / Packed::kStepColumns) * Packed::kUnitsPerStep;
+    p.packed = space.take<Bytes16>(units);
+    p.pack_blocks = plan_pack_blocks(units);
+    a.kept = p.kept;
+    a.order = p.order;
+    a.weights = p.packed;
+    return p;
+  }
+
+  template <bool kBackward, typename Launcher>
+  static void run(const Launcher& launcher, const PrepareArguments& prepare, AdapterArguments& a, const AdapterSizes& s) {
+    launcher.template run<PrepareKernel<T, kWidth>>(prepare.pack_blocks + 1, kPrepareSharedBytes, prepare);
+    const int products = a.output != nullptr ? 2 : 1;
+    const AdapterPlan plan =
+        plan_adapter(launcher.limits(), s, Packed::kStepBytes, a.padded_channels / Packed::kStepColumns, products);
+    a.resident = plan.resident;
+    launcher.template run<AdapterKernel<T, R, kWidth, kBackward>>(plan.blocks, plan.shared_bytes, a);
+  }
+};
+
+// Calls function with the FusedAdapter that takes this r.
+template <typename T, typename R, typename Function>
+int64_t with_fused_adapter(int64_t width, const Function& function) {
+  if (padded_width(width) == 64) return function(FusedAdapter<T, R, 64>{});
+  return function(FusedAdapter<T, R, 128>{});
+}
+
+}  // namespace puma

@@ -1,0 +1,136 @@
+// Every kernel under one shape: its arguments, its block size, its body. launch.cuh turns one into a __global__ function;
+// the tests run the same body on the host.
+#pragma once
+
+#include "general.cuh"
+#include "prompts.cuh"
+#include "weight_gradient.cuh"
+
+namespace puma {
+
+template <typename T, int kWidth>
+struct PrepareKernel {
+  using Arguments = PrepareArguments;
+  static constexpr int kThreads = kPrepareThreads;
+  static PUMA_DEVICE void body(const Arguments& a) { prepare<T, kWidth>(a); }
+};
+
+template <typename T, typename R, int kWidth, bool kBackward>
+struct AdapterKernel {
+  using Arguments = AdapterArguments;
+  static constexpr int kThreads = 32 * kAdapterWarps<T, R, kWidth, kBackward>;
+  static PUMA_DEVICE void body(const Arguments& a) { adapter<T, R, kWidth, kBackward>(a); }
+};
+
+template <typename T, typename R, int kWidth>
+struct WeightGradientKernel {
+  using Arguments = WeightGradientArguments;
+  static constexpr int kThreads = kGradientThreads;
+  static PUMA_DEVICE void body(const Arguments& a) { weight_gradient<T, R, kWidth>(a); }
+};
+
+template <typename T, int kWidth>
+struct WeightGradientSumKernel {
+  using Arguments = WeightGradientArguments;
+  static constexpr int kThreads = kReduceThreads;
+  static constexpr int kSharedBytes = kReduceTile * (kReduceTile + 1) * static_cast<int>(sizeof(float));
+  static PUMA_DEVICE void body(const Arguments& a) { weight_gradient_sum<T, kWidth>(a); }
+};
+
+template <typename S, typename T>
+struct GatherRowsKernel {
+  struct Arguments {
+    RowsArguments rows;
+    const S* source;
+    T* compact;
+    bool with_factor;
+  };
+  static constexpr int kThreads = kRowsThreads;
+  static PUMA_DEVICE void body(const Arguments& a) { gather_rows(a.rows, a.source, a.compact, a.with_factor); }
+};
+
+template <typename T, typename R>
+struct ScatterAddRowsKernel {
+  struct Arguments {
+    RowsArguments rows;
+    const R* residual;
+    const T* branch;
+    R* out;
+  };
+  static constexpr int kThreads = kRowsThreads;
+  static PUMA_DEVICE void body(const Arguments& a) { scatter_add_rows(a.rows, a.residual, a.branch, a.out); }
+};
+
+template <typename T>
+struct ScatterRowsKernel {
+  struct Arguments {
+    RowsArguments rows;
+    const T* compact;
+    T* out;
+  };
+  static constexpr int kThreads = kRowsThreads;
+  static PUMA_DEVICE void body(const Arguments& a) { scatter_rows(a.rows, a.compact, a.out); }
+};
+
+template <typename T>
+struct RectifyKernel {
+  struct Arguments {
+    int64_t count;
+    T* values;
+  };
+  static constexpr int kThreads = kRowsThreads;
+  static PUMA_DEVICE void body(const Arguments& a) { rectify(a.count, a.values); }
+};
+
+template <typename T>
+struct MaskKernel {
+  struct Arguments {
+    RowsArguments rows;
+    int64_t width;
+    const T* hidden;
+    T* delta;
+    T* clean;
+  };
+  static constexpr int kThreads = kRowsThreads;
+  static PUMA_DEVICE void body(const Arguments& a) { mask_by_activation(a.rows, a.width, a.hidden, a.delta, a.clean); }
+};
+
+template <typename T>
+struct PromptFocusKernel {
+  using Arguments = PromptArguments<T>;
+  static constexpr int kThreads = kPromptThreads;
+  static constexpr int kSharedBytes = kPromptWarps * static_cast<int>(sizeof(T));
+  static PUMA_DEVICE void body(const Arguments& a) { prompt_focus(a); }
+};
+
+template <typename T>
+struct PromptMatchKernel {
+  struct Arguments {
+    PromptArguments<T> prompts;
+    int64_t column_blocks;
+  };
+  static constexpr int kThreads = kPromptThreads;
+  static constexpr int kSharedBytes = kMatchSharedBytes<T>;
+  static PUMA_DEVICE void body(const Arguments& a) { prompt_match(a.prompts, a.column_blocks); }
+};
+
+template <typename T>
+struct PromptGradientFirstKernel {
+  struct Arguments {
+    PromptGradientArguments<T> prompts;
+    PromptGradientGrid grid;
+  };
+  static constexpr int kThreads = kPromptThreads;
+  static constexpr int kSharedBytes = kPromptWarps * static_cast<int>(sizeof(T));
+  static PUMA_DEVICE void body(const Arguments& a) { prompt_gradient_first(a.prompts, a.grid); }
+};
+
+template <typename T>
+struct PromptGradientSecondKernel {
+  using Arguments = PromptGradientArguments<T>;
+  static constexpr int kThreads = kPromptThreads;
+  static constexpr int kSharedBytes = kPromptWarps * static_cast<int>(sizeof(T));
+  static PUMA_DEVICE void body(const Arguments& a) { prompt_gradient_second(a); }
+};
+
+}  // namespace puma

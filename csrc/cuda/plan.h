@@ -1,0 +1,57 @@
+// How the kernels are launched: what depends on sizes and on the device, and on nothing else. Shared with the tests.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels.cuh"
+#include "problem.h"
+#include "sizes.h"
+
+namespace puma {
+
+// Of the packed weights along C. step_columns: PackedWeights<T, kWidth>::kStepColumns.
+inline int64_t padded_channels(int64_t channels, int step_columns) { return divide_up(channels, step_columns) * step_columns; }
+
+// Blocks that pack the weights, packed_units of 16 bytes; one more block lists the samples.
+inline int64_t plan_pack_blocks(int64_t packed_units) { return std::min<int64_t>(divide_up(packed_units, kPrepareThreads), 1024); }
+
+struct AdapterPlan {
+  bool resident;
+  int shared_bytes;
+  int64_t blocks;
+};
+
+// step_bytes, steps: of one matrix; products: 1 or 2.
+inline AdapterPlan plan_adapter(const DeviceLimits& device, const AdapterSizes& s, int step_bytes, int64_t steps, int products) {
+  const int64_t all = products * steps * step_bytes;
+  const bool resident = all <= device.shared_bytes_per_block;
+  const int64_t tiles = s.samples * divide_up(s.tokens_per_sample, kTileRows);  // at least as many as there are, of both kinds
+  return {resident, static_cast<int>(resident ? all : kStages * step_bytes),
+          std::max<int64_t>(1, std::min<int64_t>(device.multiprocessors, tiles))};
+}
+
+struct GradientPlan {
+  int channel_tiles;
+  int splits;
+  int64_t blocks;
+  int64_t sum_blocks;
+  int64_t part_elements;  // of the float workspace
+};
+
+// About one block per multiprocessor, and no more splits than there are chunks of rows.
+inline GradientPlan plan_gradient(const DeviceLimits& device, const AdapterSizes& s, int kernel_width, int chunk_rows) {
+  GradientPlan plan{};
+  plan.channel_tiles = static_cast<int>(divide_up(s.channels, kChannelTile));
+  const int64_t chunks = std::max<int64_t>(1, divide_up(s.samples * s.tokens_per_sample, chunk_rows));
+  plan.splits = static_cast<int>(std::clamp<int64_t>(device.multiprocessors / (2 * plan.channel_tiles), 1, chunks));
+  plan.blocks = 2LL * plan.channel_tiles * plan.splits;
+  plan.sum_blocks = 2LL * plan.channel_tiles * (kChannelTile / kReduceTile) * (kernel_width / kReduceTile);
+  plan.part_elements = plan.blocks * kChannelTile * kernel_width;
+  return plan;
+}
+
+inline int64_t rows_blocks(const DeviceLimits& device, int64_t elements) {
+  return std::clamp<int64_t>(divide_up(elements, kRowsThreads), 1, 16LL * device.multiprocessors);
+}
+
+}  // namespace puma

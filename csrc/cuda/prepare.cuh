@@ -1,0 +1,126 @@
+// What precedes the adapter's main kernels, in one launch: the kept samples are listed, and the two weight matrices are
+// packed as the tensor cores read them, padded with zeros to whole groups.
+#pragma once
+
+#include "fragment.cuh"
+
+namespace puma {
+
+// A weight matrix as operand b of a product: element (k, n) at data[k * k_stride + n * n_stride].
+struct WeightView {
+  const void* data;
+  int64_t k_stride;
+  int64_t n_stride;
+  int64_t k_size;
+  int64_t n_size;
+};
+
+struct PrepareArguments {
+  const void* gate;   // (samples,), float, or double for the general path; null: all samples are kept
+  bool gate_is_double;
+  int64_t samples;
+  int32_t* kept;      // one number: how many samples are kept
+  int32_t* order;     // (samples,): the kept samples in ascending order, then the dropped ones in ascending order
+  WeightView first;   // C x r
+  WeightView second;  // r x C
+  Bytes16* packed;    // first, then second; see PackedWeights. Null: nothing to pack
+  int64_t padded_channels;
+  int64_t pack_blocks;  // blocks 0 .. pack_blocks - 1 pack, block pack_blocks lists the samples
+};
+
+inline constexpr int kPrepareThreads = 256;
+inline constexpr int kPrepareSharedBytes = kPrepareThreads / 32 * static_cast<int>(sizeof(int32_t));
+
+// Layout of the packed weights, in units. Both matrices are cut along C into steps of two groups; a step of either one
+// takes kUnitsPerStep<kWidth> units, so that both stream through the same buffers.
+template <typename T, int kWidth>
+struct PackedWeights {
+  static constexpr int kStepColumns = 2 * kGroup<T>;
+  static constexpr int kUnitsPerStep = kWidth * 8;  // 2 groups x kWidth / 8 tiles x 32 lanes
+  static constexpr int kStepBytes = kUnitsPerStep * 16;
+};
+
+PUMA_DEVICE bool gate_is_open(const PrepareArguments& p, int64_t sample) {
+  if (p.gate == nullptr) return true;
+  if (p.gate_is_double) return !(static_cast<const double*>(p.gate)[sample] == 0.0);
+  return !(static_cast<const float*>(p.gate)[sample] == 0.0f);
+}
+
+// One block. Ballots give each thread its rank, in the order of the samples whatever the schedule.
+PUMA_DEVICE void list_samples(const PrepareArguments& p) {
+  constexpr int kWarps = kPrepareThreads / 32;
+  auto* kept_in_warp = reinterpret_cast<int32_t*>(dev::shared_memory());
+  const uint32_t lanes_below = (1u << dev::lane()) - 1u;
+
+  int32_t kept = 0;
+  for (int pass = 0; pass < 2; ++pass) {
+    const int32_t all_kept = kept;  // of pass 0, which only counts
+    kept = 0;
+    for (int64_t base = 0; base < p.samples; base += kPrepareThreads) {
+      const int64_t sample = base + dev::thread();
+      const bool open = sample < p.samples && gate_is_open(p, sample);
+      const uint32_t votes = dev::ballot(open);
+      if (dev::lane() == 0) dev::store_shared(kept_in_warp + dev::warp(), static_cast<int32_t>(dev::popcount(votes)));
+      dev::sync_block();
+      int32_t rank = kept + dev::popcount(votes & lanes_below);
+      for (int w = 0; w < kWarps; ++w) {
+        const int32_t count = dev::load_shared(kept_in_warp + w);
+        if (w < dev::warp()) rank += count;
+        kept += count;
+      }
+      dev::sync_block();
+      if (pass == 1 && sample < p.samples) {
+        p.order[open ? rank : all_kept + static_cast<int32_t>(sample) - rank] = static_cast<int32_t>(sample);
+      }
+    }
+  }
+  if (dev::thread() == 0) *p.kept = kept;
+}
+
+template <typename T>
+PUMA_DEVICE Bytes16 pack_unit(const WeightView& weight, int64_t k, int64_t n) {
+  const T* data = static_cast<const T*>(weight.data);
+  float v[kElements<T>];
+#pragma unroll
+  for (int e = 0; e < kElements<T>; ++e) {
+    const bool inside = n < weight.n_size && k + e < weight.k_size;
+    v[e] = inside ? dev::to_arithmetic(data[(k + e) * weight.k_stride + n * weight.n_stride]) : 0.0f;
+  }
+  return make_unit<T>(v);
+}
+
+template <typename T, int kWidth>
+PUMA_DEVICE void prepare(const PrepareArguments& p) {
+  if (dev::block() == p.pack_blocks) {
+    list_samples(p);
+    return;
+  }
+  constexpr int kTiles = kWidth / 8;
+  constexpr int kWidthGroups = kWidth / kGroup<T>;
+  using Packed = PackedWeights<T, kWidth>;
+  const int64_t steps = p.padded_channels / Packed::kStepColumns;
+  const int64_t units = 2 * steps * Packed::kUnitsPerStep;
+  for (int64_t unit = dev::block() * kPrepareThreads + dev::thread(); unit < units; unit += p.pack_blocks * kPrepareThreads) {
+    const int lane = static_cast<int>(unit % 32);
+    const int row = lane / 4, quarter = lane % 4;
+    int64_t rest = unit / 32;
+    const bool is_second = rest >= steps * 2 * kTiles;
+    if (is_second) rest -= steps * 2 * kTiles;
+    // first: [step][group of C][tile of r][lane]; second: [step][group of C][group of r][tile of C][lane]
+    const int64_t group_of_channels = rest / kTiles;
+    const int in_group = static_cast<int>(rest % kTiles);
+    const int tile = is_second ? in_group % kTilesPerGroup<T> : in_group;
+    const int column_in_group = kElements<T> * (row / 2) + 2 * (tile % kTilesPerGroup<T>) + row % 2;
+    if (is_second) {
+      const int group_of_width = in_group / kTilesPerGroup<T>;
+      static_assert(kWidthGroups * kTilesPerGroup<T> == kTiles);
+      p.packed[unit] = pack_unit<T>(p.second, group_of_width * kGroup<T> + quarter * kElements<T>,
+                                    group_of_channels * kGroup<T> + column_in_group);
+    } else {
+      p.packed[unit] = pack_unit<T>(p.first, group_of_channels * kGroup<T> + quarter * kElements<T>,
+                                    tile / kTilesPerGroup<T> * kGroup<T> + column_in_group);
+    }
+  }
+}
+
+}  // namespace puma

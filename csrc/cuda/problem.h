@@ -1,0 +1,104 @@
+// What the kernels are asked to do, in plain pointers and sizes. No device code: read by every compiler.
+#pragma once
+
+#include <cstdint>
+
+#include "types.h"
+
+namespace puma {
+
+struct DeviceLimits {
+  int multiprocessors;
+  int shared_bytes_per_block;  // at most, opted in
+};
+
+struct AdapterSizes {
+  int64_t samples;            // B
+  int64_t tokens_per_sample;  // N
+  int64_t channels;           // C
+  int64_t width;              // r
+};
+
+// A C x r or r x C matrix in memory, any strides (in elements).
+struct Matrix {
+  const void* data;
+  int64_t row_stride;
+  int64_t column_stride;
+};
+
+struct ForwardProblem {
+  AdapterSizes sizes;
+  const void* residual;
+  const void* tokens;
+  Matrix down;
+  Matrix up;
+  const float* gate;  // or null: 1
+  double scale;
+  void* out;
+  void* hidden;  // or null
+};
+
+struct BackwardProblem {
+  AdapterSizes sizes;
+  const void* grad;
+  const void* tokens;
+  Matrix down;
+  Matrix up;
+  const float* gate;  // or null: 1
+  const void* hidden;
+  double scale;
+  void* grad_tokens;  // or null
+  void* grad_down;    // or null, together with grad_up
+  void* grad_up;
+};
+
+// Of the general path: which rows of a (samples * tokens_per_sample, channels) matrix are kept.
+struct RowsArguments {
+  const void* gate;  // (samples,) double for float64, else float; or null: 1
+  const int32_t* kept;
+  const int32_t* order;
+  int64_t samples;
+  int64_t tokens_per_sample;
+  int64_t channels;
+  double scale;
+};
+
+template <typename T>
+struct PromptArguments {
+  int64_t batch, pool, channels, prompt_size;  // B, M, C, L * C
+  T tiny;                                      // smallest positive normal number
+  const T* query;
+  const T* keys;
+  const T* attention;
+  const T* prompts;
+  T* focus;         // workspace (M, C): S
+  T* focused_keys;  // workspace (M, C): S * U
+  T* weights;       // (B, M)
+  T* inverse_norm;  // (B, M)
+  T* prompt;        // (B, L * C)
+};
+
+template <typename T>
+struct PromptGradientArguments {
+  int64_t batch, pool, channels, prompt_size;
+  T tiny;
+  const T* grad_prompt;   // or null
+  const T* grad_weights;  // or null
+  const T* query;
+  const T* keys;
+  const T* attention;
+  const T* prompts;
+  const T* weights;
+  const T* inverse_norm;
+  T* focus;           // workspace (M, C)
+  T* focused_keys;    // workspace (M, C)
+  T* key_norm;        // workspace (M,)
+  T* grad_numerator;  // workspace (B, M)
+  T* grad_square;     // workspace (B, M): of query^2 (S^2)^T
+  T* grad_query;      // or null
+  T* grad_keys;
+  T* grad_attention;
+  T* grad_prompts;
+};
+
+}  // namespace puma

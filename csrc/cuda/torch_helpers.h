@@ -1,0 +1,71 @@
+// Between torch's stable tensors and the kernels' pointers.
+#pragma once
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <array>
+#include <optional>
+
+#include "functions.h"
+
+namespace puma {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// The kernels' name of a torch type.
+template <typename T>
+struct Type {
+  using type = T;
+};
+
+// Calls function(Type<T>{}) for a floating-point type.
+template <typename Function>
+auto with_type(ScalarType type, const Function& function) {
+  switch (type) {
+    case ScalarType::Double:
+      return function(Type<double>{});
+    case ScalarType::Float:
+      return function(Type<float>{});
+    case ScalarType::BFloat16:
+      return function(Type<bf16>{});
+    case ScalarType::Half:
+      return function(Type<f16>{});
+    default:
+      STD_TORCH_CHECK(false, "the operators take float64, float32, bfloat16 or float16");
+  }
+}
+
+// Makes the tensor's device current while it lives, and gives the launcher for its current stream.
+class OnDevice {
+ public:
+  explicit OnDevice(const Tensor& tensor) : index_(tensor.get_device_index()), guard_(index_) {}
+  CudaLauncher launcher() const {
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
+    return {index_, static_cast<cudaStream_t>(stream)};
+  }
+
+ private:
+  int32_t index_;
+  torch::stable::accelerator::DeviceGuard guard_;
+};
+
+// Contiguous, and aligned to the 16 bytes that the kernels load at once (a view into another tensor may not be).
+inline Tensor dense(const Tensor& tensor) {
+  Tensor result = torch::stable::contiguous(tensor);
+  if (reinterpret_cast<uintptr_t>(result.data_ptr()) % 16 != 0) result = torch::stable::clone(result);
+  return result;
+}
+
+inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType type) {
+  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()), type);
+}
+
+inline Tensor new_workspace(const Tensor& like, int64_t bytes) { return new_tensor(like, {bytes}, ScalarType::Byte); }
+
+}  // namespace puma
