@@ -54,7 +54,7 @@ def refuse_repeated_batch(values: Tensor, name: str) -> None:
     if len(values) > 0 and all(torch.allclose(other, gathered[0], rtol=1e-7, atol=1e-9) for other in gathered):
         raise RuntimeError(
             f"all {world} processes gave {name} the same batch. Either pml's DistributedLossWrapper has gathered it: "
-            f"that wrapper multiplies the gradient of the proxies by {world}; use "
-            "puma_plugin.losses.GatheredLoss(loss) instead, whose gradients equal those of one process on the whole batch. Or the sampler does not know its "
-            "rank: give it rank and world_size"
+            f"that wrapper multiplies the gradient of the proxies by {world}; use puma_plugin.losses.GatheredLoss "
+            "instead, with the gradients of one process on the whole batch. Or the sampler does not know its rank: "
+            "give it rank and world_size"
         )

@@ -1,0 +1,330 @@
+"""Batches over several distributions: proportional, uniform or in between; m per class; resumable; by rank."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch.utils.data import BatchSampler
+
+from puma_plugin.samplers.allocation import Allocation, Balance, rates
+from puma_plugin.samplers.class_items import ClassItems
+from puma_plugin.samplers.nearest_classes import nearest_classes
+from puma_plugin.samplers.spaced_permutations import SpacedPermutations
+
+IntArray = npt.NDArray[np.int64]
+
+
+class MultiDistributionSampler(BatchSampler):
+    """Batch sampler for labels (class, distribution): ``sampler=`` of pml trainers, ``batch_sampler=`` of DataLoader.
+
+    The paper's setting is ``MultiDistributionSampler(labels, batch_size)``: a plain shuffle of everything, new in
+    every epoch. All other settings give each distribution an exact share of every batch: its expected number of
+    places, rounded up or down, with the rate ``size ** (1 / temperature)``.
+
+    What comes up when: a distribution's items (``m=None``), or its classes and each class's items (``m`` given), all
+    come up before any repeats, over as many epochs as that takes. No item (and with ``m`` no class) is twice in a
+    batch. With ``m``, a class whose size m does not divide repeats up to m - 1 items in the group that exhausts it.
+
+    Batches are a function of the labels, the settings, the seed, the epoch and the batch number, and of nothing else:
+    no global random state is read or changed. Each ``iter()`` begins the next epoch, so trainers that never call
+    ``set_epoch`` get new batches too; ``set_epoch`` chooses the epoch of the next ``iter()``.
+
+    Several processes: ``batch_size`` counts the items of all processes. Rank r gets the r-th of ``world_size`` equal
+    slices of each batch; the slices together are the batch of one process, in order.
+
+    The settings of the authors' published code: a plain shuffle (the default); m images of each of random classes:
+    ``m=m, balance_by="classes"``; equally many classes per dataset: ``m=m, balance="uniform"``; classes that are near
+    each other: ``m=m`` and :meth:`set_proxies`.
+
+    Args:
+        labels: (N, 2) integers, column 0 class, column 1 distribution.
+        batch_size: of all processes together.
+        m: items per class; None: classes are not looked at.
+        balance: "proportional" (T = 1), "uniform" (T = infinity) or a temperature T > 0.
+        one_distribution_per_batch: every batch from one distribution, drawn by the rates.
+        balance_by: what the size of a distribution is: its "items" or its "classes".
+        batches_per_epoch: default: as many as it takes to hand out N items.
+        seed: names the order.
+        rank, world_size: default: those of torch.distributed, or 0 and 1.
+        drop_last: leave out an incomplete last batch (a plain shuffle only has one).
+
+    Raises:
+        ValueError: labels of another form, a batch the settings cannot fill, a class with fewer than m items, a
+            distribution of one class where classes are compared within it; each names what to change.
+    """
+
+    def __init__(
+        self,
+        labels: Any,
+        batch_size: int,
+        m: int | None = None,
+        balance: Balance = "proportional",
+        *,
+        one_distribution_per_batch: bool = False,
+        balance_by: Literal["items", "classes"] = "items",
+        batches_per_epoch: int | None = None,
+        seed: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+        drop_last: bool = True,
+    ) -> None:
+        classes, distributions = _read_labels(labels)
+        super().__init__(range(len(classes)), batch_size, drop_last)
+        self.m, self.balance, self.balance_by = m, balance, balance_by
+        self.one_distribution_per_batch = one_distribution_per_batch
+        self.seed = seed
+        self.rank, self.world_size = _place(rank, world_size)
+        self._check_settings(batches_per_epoch)
+        self._size = len(classes)
+        self._plain = balance == "proportional" and m is None and not one_distribution_per_batch
+        self._plain = self._plain and balance_by == "items" and batches_per_epoch is None
+        whole, rest = divmod(self._size, batch_size)
+        self._length = batches_per_epoch or (whole if drop_last or not rest else whole + 1)
+        if self._length == 0:
+            raise ValueError(f"batch_size {batch_size} is larger than the {self._size} items: lower it")
+        if self._plain and not drop_last and rest % self.world_size:
+            raise ValueError(
+                f"drop_last=False leaves a last batch of {rest} items, which {self.world_size} processes cannot share "
+                "equally: use drop_last=True"
+            )
+        self._fingerprint = self._make_fingerprint(classes, distributions)
+        self._neighbours: IntArray | None = None
+        if not self._plain:
+            self._prepare(classes, distributions)
+        self._permutation: tuple[int, IntArray] | None = None
+        self._counts: tuple[int, IntArray, IntArray] | None = None
+        self._next = (0, 0)
+        self._current: tuple[int, int] | None = None
+
+    def _check_settings(self, batches_per_epoch: int | None) -> None:
+        if self.balance_by not in ("items", "classes"):
+            raise ValueError(f'balance_by must be "items" or "classes", got {self.balance_by!r}')
+        if self.m is not None and self.m < 1:
+            raise ValueError(f"m must be at least 1 (or None), got {self.m}")
+        if self.m is not None and self.batch_size % self.m:
+            raise ValueError(f"batch_size must be a multiple of m, got {self.batch_size} and m={self.m}")
+        if self.batch_size % self.world_size:
+            raise ValueError(
+                f"batch_size counts the items of all {self.world_size} processes and must be a multiple of their "
+                f"number, got {self.batch_size}"
+            )
+        if batches_per_epoch is not None and batches_per_epoch < 1:
+            raise ValueError(f"batches_per_epoch must be at least 1, got {batches_per_epoch}")
+        if not 0 <= self.seed < 1 << 63:
+            raise ValueError(f"seed must lie in 0..2^63 - 1, got {self.seed}")
+
+    def _prepare(self, classes: IntArray, distributions: IntArray) -> None:
+        """Set up what each distribution hands out (its items, or its classes) and how many places it gets."""
+        numbers, item_counts = np.unique(distributions, return_counts=True)
+        first_of_class = np.unique(classes, return_index=True)[1]
+        home = np.searchsorted(numbers, distributions[first_of_class])
+        class_counts = np.bincount(home, minlength=len(numbers))
+        if (self.m or self.one_distribution_per_batch) and (class_counts < 2).any():
+            alone = numbers[class_counts < 2].tolist()
+            raise ValueError(
+                f"distributions {alone} have one class only, so that their classes cannot be told apart: leave them "
+                "out, or use m=None without one_distribution_per_batch"
+            )
+        sizes = item_counts if self.balance_by == "items" else class_counts
+        places = self.batch_size // (self.m or 1)
+        shares = rates(sizes, self.balance)
+        self._allocation = Allocation(shares, places, self._length, self.one_distribution_per_batch, (self.seed, 0))
+        units = item_counts if self.m is None else class_counts
+        most = self._allocation.most()
+        short = np.flatnonzero(most > units)
+        if len(short):
+            d = int(short[0])
+            unit = "items" if self.m is None else f"classes of m={self.m} items"
+            raise ValueError(
+                f"a batch of {self.batch_size} takes up to {most[d]} {unit} of distribution {numbers[d]}, which has "
+                f"{units[d]}: lower batch_size, choose a balance nearer to proportional"
+                + ("" if self.m is None else ", or raise m")
+            )
+        # Members of distribution d: item positions, or class numbers.
+        owner = np.searchsorted(numbers, distributions) if self.m is None else home
+        order = np.argsort(owner, kind="stable")
+        self._members = np.split(order, np.cumsum(units)[:-1])
+        self._streams = [
+            SpacedPermutations(int(units[d]), max(int(most[d]), 1), (self.seed, 1, d)) for d in range(len(units))
+        ]
+        self._class_items: ClassItems | None = None
+        if self.m is not None:
+            self._class_items = ClassItems(classes, self.m, self.seed)
+            few = np.flatnonzero(self._class_items.sizes < self.m)
+            if len(few):
+                raise ValueError(
+                    f"{len(few)} classes have fewer than m={self.m} items, the first is class {few[0]} with "
+                    f"{self._class_items.sizes[few[0]]}: lower m or leave these classes out"
+                )
+        self._home = home
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch, first = self._next
+        self._next = (epoch + 1, 0)
+        self._current = (epoch, first)
+        return self._run(epoch, first)
+
+    def _run(self, epoch: int, first: int) -> Iterator[list[int]]:
+        for number in range(first, self._length):
+            batch = self.global_batch(epoch, number)
+            share = -(-len(batch) // self.world_size)
+            self._current = (epoch, number + 1)
+            yield batch[self.rank * share : (self.rank + 1) * share].tolist()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next ``iter()``. A position loaded for this very epoch is kept."""
+        if epoch < 0:
+            raise ValueError(f"epoch must not be negative, got {epoch}")
+        if epoch != self._next[0]:
+            self._next = (epoch, 0)
+
+    def set_proxies(self, proxies: Any, neighbours: int = 3) -> None:
+        """From now on fill batches with classes that are near each other: each drawn class brings its nearest ones.
+
+        Args:
+            proxies: (num_classes, D) in the order of the class numbers, e.g. ``loss.W.t()``.
+            neighbours: how many classes of the same distribution each drawn class brings along.
+
+        Call it between epochs, with what was learned so far. Items then come up at random within their classes: the
+        promise that all come up before any repeats does not hold.
+
+        Raises:
+            ValueError: ``m`` is None, or the proxies have another shape.
+        """
+        if self._class_items is None or self.m is None:
+            raise ValueError("set_proxies needs m: with m=None classes are not looked at")
+        self._neighbours = nearest_classes(proxies, self._home, neighbours)
+
+    def global_batch(self, epoch: int, number: int) -> IntArray:
+        """Item positions of batch ``number`` of ``epoch``, for all processes together."""
+        if self._plain:
+            if self._permutation is None or self._permutation[0] != epoch:
+                self._permutation = (epoch, np.random.default_rng((self.seed, 2, epoch)).permutation(self._size))
+            return self._permutation[1][number * self.batch_size : (number + 1) * self.batch_size]
+        if self._counts is None or self._counts[0] != epoch:
+            counts = self._allocation.counts(epoch)
+            starts = self._allocation.before(epoch) + np.cumsum(counts, axis=0) - counts
+            self._counts = (epoch, counts, starts)
+        _, counts, starts = self._counts
+        chosen, rounds = [], []
+        for d in np.flatnonzero(counts[number]).tolist():
+            places, turn = self._streams[d].take(int(starts[number, d]), int(counts[number, d]))
+            chosen.append(self._members[d][places])
+            rounds.append(turn)
+        members, uses = np.concatenate(chosen), np.concatenate(rounds)
+        shuffle = np.random.default_rng((self.seed, 3, epoch, number))
+        if self._class_items is None:
+            return shuffle.permutation(members)
+        if self._neighbours is not None:
+            members = self._bring_neighbours(members)
+            uses = np.full(len(members), epoch * self._length + number)
+        return shuffle.permutation(self._class_items.groups(members, uses)).reshape(-1)
+
+    def _bring_neighbours(self, drawn: IntArray) -> IntArray:
+        """Replace the later drawn classes of each distribution by the nearest ones of the earlier."""
+        assert self._neighbours is not None
+        taken: list[int] = []
+        for d in np.unique(self._home[drawn]):
+            mine = drawn[self._home[drawn] == d].tolist()
+            chosen: dict[int, None] = {}
+            for anchor in mine:
+                for label in [anchor, *self._neighbours[anchor].tolist()]:
+                    if len(chosen) < len(mine) and label >= 0:
+                        chosen[label] = None
+            taken += chosen
+        return np.array(taken, np.int64)
+
+    def state_dict(self, batches_consumed: int | None = None) -> dict[str, Any]:
+        """Where the sampler stands, to continue with the very next batch after :meth:`load_state_dict`.
+
+        Args:
+            batches_consumed: batches of this epoch that training has used, counted from the epoch's beginning. Needed
+                with a DataLoader that has workers, which asks for batches ahead of their use. Default: all that were
+                handed out.
+        """
+        epoch, number = self._next if self._current is None else self._current
+        if batches_consumed is not None:
+            if not 0 <= batches_consumed <= self._length:
+                raise ValueError(f"batches_consumed must lie in 0..{self._length}, got {batches_consumed}")
+            number = batches_consumed
+        if number >= self._length:
+            epoch, number = epoch + 1, 0
+        state: dict[str, Any] = {"epoch": epoch, "batch": number, "fingerprint": self._fingerprint}
+        if self._neighbours is not None:
+            state["neighbours"] = torch.from_numpy(self._neighbours)
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where another sampler of the same labels and settings stood; rank and world size may differ.
+
+        Raises:
+            ValueError: the state comes from other labels or settings.
+        """
+        if state["fingerprint"] != self._fingerprint:
+            raise ValueError(
+                "this sampler state comes from other labels or settings (batch_size, m, balance, seed, ...): build the "
+                "sampler as in the run that saved it"
+            )
+        self._next = (int(state["epoch"]), int(state["batch"]))
+        self._current = None
+        neighbours = state.get("neighbours")
+        self._neighbours = None if neighbours is None else neighbours.numpy()
+
+    def _make_fingerprint(self, classes: IntArray, distributions: IntArray) -> str:
+        settings = (
+            self.batch_size,
+            self.m,
+            str(self.balance),
+            self.one_distribution_per_batch,
+            self.balance_by,
+            self._length,
+            self.seed,
+        )
+        digest = hashlib.sha256(repr(settings).encode())
+        digest.update(classes.tobytes())
+        digest.update(distributions.tobytes())
+        return digest.hexdigest()
+
+    def __repr__(self) -> str:
+        return (
+            f"MultiDistributionSampler({self._size} items, batch_size={self.batch_size}, m={self.m}, "
+            f"balance={self.balance!r}, {self._length} batches per epoch, rank {self.rank} of {self.world_size})"
+        )
+
+
+def _read_labels(labels: Any) -> tuple[IntArray, IntArray]:
+    array = np.asarray(labels.cpu() if hasattr(labels, "cpu") else labels)
+    if array.ndim != 2 or array.shape[1] != 2 or not len(array) or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(
+            f"labels must be integers of shape (N, 2), columns class and distribution; got {array.dtype} of shape "
+            f"{array.shape}. UnifiedDataset.labels has this form"
+        )
+    if array.min() < 0:
+        raise ValueError(f"labels must not be negative, got {array.min()}")
+    numbers, first, classes = np.unique(array[:, 0], return_index=True, return_inverse=True)
+    distributions = array[:, 1].astype(np.int64)
+    shared = np.flatnonzero(distributions != distributions[first][classes])
+    if len(shared):
+        raise ValueError(
+            f"class {numbers[classes[shared[0]]]} occurs in more than one distribution; classes must be numbered over "
+            "all distributions (UnifiedDataset does this)"
+        )
+    return classes.astype(np.int64), distributions
+
+
+def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    if (rank is None) != (world_size is None):
+        raise ValueError("give rank and world_size together")
+    if rank is None or world_size is None:
+        running = dist.is_available() and dist.is_initialized()
+        return (dist.get_rank(), dist.get_world_size()) if running else (0, 1)
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank must lie in 0..world_size - 1, got rank {rank} of {world_size}")
+    return rank, world_size
