@@ -1,7 +1,7 @@
 """Builds the compiled operators: puma_plugin._C (CPU) always, puma_plugin._C_cuda when a matching nvcc is found.
 
-Environment: PUMA_CUDA=auto|0|1, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS. Both libraries use the LibTorch stable ABI only:
-built once, they load in every torch >= 2.10.
+Environment: PUMA_CUDA=auto|0|1, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS. Both libraries use the LibTorch stable ABI
+only: built once, they load in every torch >= 2.10.
 """
 
 import importlib.util

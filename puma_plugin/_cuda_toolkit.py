@@ -66,7 +66,8 @@ def find_toolkits(homes: Sequence[str]) -> list[Toolkit]:
         headers = [Path(home) / "include", *Path(home).glob("targets/*/include")]
         if not os.access(nvcc, os.X_OK) or not any((folder / "cuda_runtime.h").exists() for folder in headers):
             continue
-        version = parse_nvcc_version(subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout)
+        answer = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False)
+        version = parse_nvcc_version(answer.stdout)
         if version:
             toolkits.append(Toolkit(home, version))
     return toolkits
@@ -97,9 +98,11 @@ def decide(mode: str, torch_version: str, torch_cuda: str | None, toolkits: Sequ
         major = int(torch_cuda.split(".")[0])
         matching = [toolkit for toolkit in toolkits if toolkit.version[0] == major]
         if matching:
-            return Decision(matching[0], f"nvcc {matching[0].version_text} for torch {torch_version} (CUDA {torch_cuda})")
+            chosen = matching[0]
+            return Decision(chosen, f"nvcc {chosen.version_text} for torch {torch_version} (CUDA {torch_cuda})")
         found = ", ".join(f"nvcc {toolkit.version_text} in {toolkit.home}" for toolkit in toolkits)
-        reason = f"CUDA major mismatch: torch has CUDA {torch_cuda}, but found {found}; {GET_NVCC.format(cuda=torch_cuda)}"
+        fix = GET_NVCC.format(cuda=torch_cuda)
+        reason = f"CUDA major mismatch: torch has CUDA {torch_cuda}, but found {found}; {fix}"
     if mode == "1":
         raise CudaNotBuildableError(f"PUMA_CUDA=1, but the CUDA operators cannot be built: {reason}")
     return Decision(None, reason)

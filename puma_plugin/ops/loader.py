@@ -55,7 +55,7 @@ def load_cpu_library() -> tuple[LibraryState, ModuleType | None]:
     if reason:
         return LibraryState("_C", False, reason), None
     if importlib.util.find_spec("puma_plugin._C") is None:
-        return LibraryState("_C", False, "the library is missing: it was never compiled for this Python"), None
+        return LibraryState("_C", False, "the library is missing: it was not compiled for this Python"), None
     try:
         return LibraryState("_C", True), importlib.import_module("puma_plugin._C")
     except (ImportError, OSError, RuntimeError) as error:
@@ -70,7 +70,7 @@ def load_cuda_library(cpu: LibraryState) -> LibraryState:
         return LibraryState("_C_cuda", False, "the operators' schemas are in _C, which is not loaded")
     spec = importlib.util.find_spec("puma_plugin._C_cuda")
     if spec is None or spec.origin is None:
-        return LibraryState("_C_cuda", False, "the library is missing: it was not compiled when puma_plugin was installed")
+        return LibraryState("_C_cuda", False, "the library is missing: it was not compiled")
     try:
         torch.ops.load_library(spec.origin)
     except (ImportError, OSError, RuntimeError) as error:
@@ -82,9 +82,7 @@ CPU_LIBRARY, CPU_MODULE = load_cpu_library()
 CUDA_LIBRARY = load_cuda_library(CPU_LIBRARY)
 
 # Device types whose kernels are registered. Meta needs no kernel, only the schemas and the fake kernels.
-KERNEL_DEVICES = frozenset(
-    (["cpu", "meta"] if CPU_LIBRARY.loaded else []) + (["cuda"] if CUDA_LIBRARY.loaded else [])
-)
+KERNEL_DEVICES = frozenset((["cpu", "meta"] if CPU_LIBRARY.loaded else []) + (["cuda"] if CUDA_LIBRARY.loaded else []))
 _warned: set[str] = set()
 
 
@@ -100,9 +98,8 @@ def report_fallback(device_type: str) -> None:
     reason = f"{library.name}: {library.reason}" if library else "there are no kernels for this kind of device"
     message = f"puma_plugin has no compiled operators for {device_type!r} tensors ({reason})."
     if os.environ.get("PUMA_STRICT") == "1":
-        raise RuntimeError(f"{message} PUMA_STRICT=1 forbids the plain-PyTorch fallback. `puma info` tells more.") from (
-            library.error if library else None
-        )
+        cause = library.error if library else None
+        raise RuntimeError(f"{message} PUMA_STRICT=1 forbids the plain-PyTorch fallback. See `puma info`.") from cause
     _warned.add(device_type)
     warnings.warn(
         f"{message} Running the slower plain-PyTorch definition instead. `puma info` tells more; to fix it, {REBUILD}.",

@@ -20,7 +20,7 @@ def match_prompts(query: Tensor, keys: Tensor, attention: Tensor, prompts: Tenso
         prompts: (M, L, C). All four share one dtype; under autocast they may differ.
 
     Returns:
-        prompt (B, L, C) and weights (B, M), both in the inputs' dtype; in float32 under autocast. Weights may be negative.
+        prompt (B, L, C) and weights (B, M), in the inputs' dtype; in float32 under autocast. Weights may be negative.
 
     Raises:
         TypeError: a dtype that does not fit.
@@ -66,8 +66,8 @@ def _validate(query: Tensor, keys: Tensor, attention: Tensor, prompts: Tensor) -
     device = query.device
     if keys.device != device or attention.device != device or prompts.device != device:
         raise ValueError(
-            f"all tensors must be on query's device {device}, got keys on {keys.device}, attention on {attention.device}, "
-            f"prompts on {prompts.device}"
+            f"all tensors must be on query's device {device}, got keys on {keys.device}, "
+            f"attention on {attention.device}, prompts on {prompts.device}"
         )
 
 
@@ -112,9 +112,7 @@ def _backward(ctx, grad_prompt: Tensor | None, grad_weights: Tensor | None, _: N
     gradients = torch.ops.puma.match_prompts_backward.default(
         grad_prompt, grad_weights, *ctx.saved_tensors, ctx.needs_input_grad[0]
     )
-    return tuple(
-        gradient if needed else None for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=True)
-    )
+    return tuple(gradient if needed else None for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=True))
 
 
 def _double_backward(ctx, *grads: Tensor | None):  # type: ignore[no-untyped-def]

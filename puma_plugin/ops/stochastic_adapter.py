@@ -1,4 +1,4 @@
-"""Python face of the stochastic adapter: validation, autocast, fake kernels and autograd around the compiled operator."""
+"""Python face of the stochastic adapter: validation, autocast, fake kernels, autograd around the compiled operator."""
 
 import torch
 from torch import Tensor
@@ -84,7 +84,7 @@ def _validate(residual: Tensor, tokens: Tensor, down: Tensor, up: Tensor, gate: 
         )
     if residual.dtype != dtype and not (residual.dtype == torch.float32 and dtype in HALF_DTYPES):
         raise TypeError(
-            f"residual must have tokens' dtype {dtype}, or float32 if that is a half type, got {residual.dtype}; cast it"
+            f"residual must have tokens' dtype {dtype}, or float32 next to half types, got {residual.dtype}; cast it"
         )
     device = residual.device
     if tokens.device != device or down.device != device or up.device != device:

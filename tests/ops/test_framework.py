@@ -25,7 +25,8 @@ class Small(nn.Module):
     def forward(self, tokens: Tensor, gate: Tensor) -> Tensor:
         prompt, weights = match_prompts(tokens.detach().mean(1), self.keys, self.attention, self.prompts)
         tokens = torch.cat([prompt, tokens], dim=1)
-        tokens = stochastic_adapter(tokens, nn.functional.layer_norm(tokens, (16,)), self.down, self.up, gate, self.scale)
+        normed = nn.functional.layer_norm(tokens, (16,))
+        tokens = stochastic_adapter(tokens, normed, self.down, self.up, gate, self.scale)
         return stochastic_adapter(tokens, tokens, self.down, self.up).mean(1) + weights.sum()
 
 
@@ -72,9 +73,7 @@ def gradients(model: nn.Module, call: Callable[..., Tensor], tokens: Tensor, gat
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compile_fullgraph_traces_forward_and_backward(
-    small: tuple[Small, Tensor, Tensor], dynamic: bool
-) -> None:
+def test_compile_fullgraph_traces_forward_and_backward(small: tuple[Small, Tensor, Tensor], dynamic: bool) -> None:
     model, tokens, gate = small
     compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     torch.testing.assert_close(gradients(model, compiled, tokens, gate), gradients(model, model, tokens, gate))

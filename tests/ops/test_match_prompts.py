@@ -71,7 +71,9 @@ def test_any_shape(samples: int, width: int, pool: int, length: int, seed: int) 
     torch.testing.assert_close(outputs, expected)
     assert (outputs[1].abs() <= 1 + 1e-12).all()
     grads = [torch.randn(t.shape, dtype=torch.float64, generator=generator) for t in outputs]
-    torch.testing.assert_close(torch.autograd.grad(outputs, inputs, grads), torch.autograd.grad(expected, inputs, grads))
+    torch.testing.assert_close(
+        torch.autograd.grad(outputs, inputs, grads), torch.autograd.grad(expected, inputs, grads)
+    )
 
 
 def test_reference_is_the_formula(device: str, prompt_inputs: Callable[..., list[Tensor]]) -> None:
@@ -108,12 +110,14 @@ def test_small_focus_does_not_underflow_in_half(device: str) -> None:
     """A softmax over 4,096 features squared is 6e-8, below the smallest normal of float16."""
     query = torch.ones(1, 4096, dtype=torch.float16, device=device)
     ones = torch.ones(2, 4096, dtype=torch.float16, device=device)
-    weights = match_prompts(query, ones, torch.zeros_like(ones), torch.ones(2, 1, 4096, dtype=torch.float16, device=device))[1]
+    weights = match_prompts(query, ones, torch.zeros_like(ones), ones[:, None])[1]
     torch.testing.assert_close(weights, torch.ones_like(weights))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_computes_in_float32(device: str, dtype: torch.dtype, prompt_inputs: Callable[..., list[Tensor]]) -> None:
+def test_autocast_computes_in_float32(
+    device: str, dtype: torch.dtype, prompt_inputs: Callable[..., list[Tensor]]
+) -> None:
     inputs = prompt_inputs(5, 16, 4, 3, torch.float32)
     expected = match_prompts(*inputs)
     with torch.autocast(device, dtype):

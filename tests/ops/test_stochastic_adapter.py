@@ -22,7 +22,16 @@ DTYPES = [  # of the residual, of the rest
     (torch.float32, torch.bfloat16),
     (torch.float32, torch.float16),
 ]
-SHAPES = [(5, 7, 24, 6), (1, 1, 1, 1), (3, 13, 33, 5), (6, 1, 16, 16), (3, 300, 384, 8), (2, 9, 8, 20), (0, 4, 8, 2), (3, 0, 8, 2)]
+SHAPES = [
+    (5, 7, 24, 6),
+    (1, 1, 1, 1),
+    (3, 13, 33, 5),
+    (6, 1, 16, 16),
+    (3, 300, 384, 8),
+    (2, 9, 8, 20),
+    (0, 4, 8, 2),
+    (3, 0, 8, 2),
+]
 
 
 def gates(kind: str, samples: int, device: str) -> Tensor | None:
@@ -33,8 +42,8 @@ def gates(kind: str, samples: int, device: str) -> Tensor | None:
 
 
 def by_hand(inputs: list[Tensor], gate: Tensor | None, scale: float, mask: Tensor | None = None) -> Tensor:
-    """The formula in float64. With ``mask`` the ReLU passes what another run's ReLU passed, so that a value that rounds to
-    either side of 0 counts as no difference."""
+    """The formula in float64. With ``mask`` the ReLU passes what another run's ReLU passed, so that a value that rounds
+    to either side of 0 counts as no difference."""
     residual, tokens, down, up = (t.double() for t in inputs)
     before = torch.einsum("bnc,cr->bnr", tokens, down)
     hidden = before.clamp(min=0) if mask is None else before * mask
@@ -161,7 +170,7 @@ def test_nan_in_a_kept_sample_is_not_hidden(device: str, adapter_inputs: Callabl
 def test_float32_gradients_are_rounded_as_torch_rounds(device: str, dtype: torch.dtype) -> None:
     """One row with an activation of 1 and a gate of 1: the gradient of ``up`` is the float32 gradient, rounded once."""
     smallest = torch.finfo(dtype).smallest_normal if dtype == torch.bfloat16 else 2.0**-24
-    ties = torch.linspace(1, 2, 4097) * 2.0 ** torch.arange(-16, 15)[:, None]  # half-way between neighbours, among others
+    ties = torch.linspace(1, 2, 4097) * 2.0 ** torch.arange(-16, 15)[:, None]  # also half-way
     special = torch.tensor([0.0, 65519.0, 65520.0, 1e30, float("inf"), float("nan"), smallest, smallest * 2.5])
     values = torch.cat([ties.flatten(), special, -special]).to(device)[None, None]
     residual = torch.zeros_like(values)
@@ -289,7 +298,10 @@ def test_tensor_scale_gets_a_gradient(device: str, adapter_inputs: Callable[...,
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_casts_the_branch_and_keeps_the_residual(
-    device: str, dtype: torch.dtype, adapter_inputs: Callable[..., list[Tensor]], error: Callable[[Tensor, Tensor], float]
+    device: str,
+    dtype: torch.dtype,
+    adapter_inputs: Callable[..., list[Tensor]],
+    error: Callable[[Tensor, Tensor], float],
 ) -> None:
     inputs = adapter_inputs(4, 6, 16, 8, torch.float32)
     gate = gates("mixed", 4, device)
@@ -306,14 +318,18 @@ def test_autocast_casts_the_branch_and_keeps_the_residual(
         assert stochastic_adapter(*doubles, gate).dtype == torch.float64
 
 
-def test_second_derivative_is_refused_with_the_way_out(device: str, adapter_inputs: Callable[..., list[Tensor]]) -> None:
+def test_second_derivative_is_refused_with_the_way_out(
+    device: str, adapter_inputs: Callable[..., list[Tensor]]
+) -> None:
     inputs = adapter_inputs(2, 3, 8, 4, torch.float64)
     (grad,) = torch.autograd.grad(stochastic_adapter(*inputs).square().sum(), inputs[1], create_graph=True)
     with pytest.raises(RuntimeError, match=r"differentiated once.*ops\.reference"):
         grad.sum().backward()
 
 
-def test_gradient_of_a_call_that_saved_nothing_is_refused(device: str, adapter_inputs: Callable[..., list[Tensor]]) -> None:
+def test_gradient_of_a_call_that_saved_nothing_is_refused(
+    device: str, adapter_inputs: Callable[..., list[Tensor]]
+) -> None:
     out, _ = OP(*adapter_inputs(2, 3, 8, 4, torch.float32), None, 0.1, False)
     with pytest.raises(RuntimeError, match="save_hidden=False"):
         out.sum().backward()

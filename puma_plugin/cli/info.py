@@ -1,0 +1,175 @@
+"""``puma info``: versions, what was compiled with what, what was loaded, and if not, why, with the fix."""
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from puma_plugin import _cuda_toolkit
+from puma_plugin.ops import loader
+
+PACKAGES = ("torch", "torchvision", "timm", "pytorch-metric-learning", "numpy", "faiss-cpu", "faiss-gpu", "safetensors")
+BUILD_FACTS = Path(__file__).parent.parent / "_build_facts.json"
+REBUILD = "pip install --no-build-isolation . (in the source folder)"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything that the report is made of, so that any machine can be described by hand.
+
+    Attributes:
+        python: version of the running Python and its platform.
+        versions: of the packages; None where one is not installed.
+        torch_cuda: CUDA version of the running torch, None for a CPU-only build.
+        cpu: state of the CPU library.
+        cuda: state of the CUDA library.
+        build: contents of ``_build_facts.json``, None if there is none.
+        capability: instruction set of the CPU kernels, None if they are not loaded.
+        gpus: (name, (major, minor) compute capability) of each visible GPU.
+        toolkits: CUDA toolkits that a rebuild would find now.
+    """
+
+    python: str
+    versions: Mapping[str, str | None]
+    torch_cuda: str | None
+    cpu: loader.LibraryState
+    cuda: loader.LibraryState
+    build: Mapping[str, Any] | None
+    capability: str | None = None
+    gpus: tuple[tuple[str, tuple[int, int]], ...] = ()
+    toolkits: tuple[_cuda_toolkit.Toolkit, ...] = ()
+
+
+def collect() -> Facts:
+    """The facts of this machine and this process."""
+    versions: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    versions["torch"] = torch.__version__
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return Facts(
+        python=f"{platform.python_version()} on {platform.platform()}",
+        versions=versions,
+        torch_cuda=torch.version.cuda,
+        cpu=loader.CPU_LIBRARY,
+        cuda=loader.CUDA_LIBRARY,
+        build=json.loads(BUILD_FACTS.read_text()) if BUILD_FACTS.exists() else None,
+        capability=loader.CPU_MODULE.cpu_capability() if loader.CPU_MODULE else None,
+        gpus=tuple((torch.cuda.get_device_name(i), torch.cuda.get_device_capability(i)) for i in range(count)),
+        toolkits=tuple(_cuda_toolkit.find_toolkits(_cuda_toolkit.candidate_homes(os.environ))),
+    )
+
+
+def covers(architectures: str, capability: tuple[int, int]) -> bool:
+    """Whether code for these architectures (as in TORCH_CUDA_ARCH_LIST) runs on a GPU of this compute capability."""
+    for entry in architectures.replace(" ", ";").split(";"):
+        number = entry.removesuffix("+PTX").rstrip("af")
+        major, minor = (int(part) for part in number.split("."))
+        same_family = major == capability[0] and minor <= capability[1]
+        if same_family or (entry.endswith("+PTX") and (major, minor) <= capability):
+            return True
+    return False
+
+
+def problems(facts: Facts) -> list[str]:
+    """One line per problem, each with its fix; the most fundamental first, without its consequences."""
+    torch_version = str(facts.versions["torch"])
+    too_old = loader.torch_too_old(torch_version)
+    if too_old:
+        return [f"{too_old}. Fix: pip install 'torch>={loader.OLDEST_TORCH}'"]
+    if not facts.cpu.loaded:
+        return [f"CPU operators not loaded: {facts.cpu.reason}. Fix: {REBUILD}"]
+    if facts.torch_cuda is None:
+        fix = f"install a CUDA build of torch, then {REBUILD}"
+        return [f"CUDA operators not loaded: torch {torch_version} is a CPU-only build. Fix, if there is a GPU: {fix}"]
+
+    built = (facts.build or {}).get("cuda", {})
+    if not facts.cuda.loaded:
+        reason = facts.cuda.reason if built.get("built", True) else f"not compiled: {built['reason']}"
+        return [f"CUDA operators not loaded: {reason}. Fix: {_cuda_fix(facts)}"]
+
+    found = []
+    nvcc = str(built.get("nvcc", facts.torch_cuda))
+    if nvcc.split(".")[0] != facts.torch_cuda.split(".")[0]:
+        found.append(
+            f"CUDA major mismatch: the CUDA operators were compiled by nvcc {nvcc}, torch has CUDA {facts.torch_cuda}. "
+            f"Fix: {_cuda_fix(facts)}"
+        )
+    if not facts.gpus:
+        found.append(
+            "No GPU: the CUDA operators are loaded, but torch sees no GPU, so the CPU operators run. "
+            "Fix, if there is one: check that nvidia-smi lists it and that CUDA_VISIBLE_DEVICES does not hide it"
+        )
+    architectures = str(built.get("architectures", ""))
+    for name, capability in facts.gpus:
+        if architectures and not covers(architectures, capability):
+            number = ".".join(map(str, capability))
+            found.append(
+                f"{name} has compute capability {number}, the CUDA operators were compiled for {architectures}. "
+                f"Fix: TORCH_CUDA_ARCH_LIST={number} {REBUILD}"
+            )
+    return found
+
+
+def _cuda_fix(facts: Facts) -> str:
+    """What to do for CUDA operators that match the running torch, given what is on this machine now."""
+    cuda = str(facts.torch_cuda)
+    for toolkit in facts.toolkits:
+        if str(toolkit.version[0]) == cuda.split(".")[0]:
+            return f"nvcc {toolkit.version_text} is in {toolkit.home} now: PUMA_CUDA=1 {REBUILD}"
+    return f"{_cuda_toolkit.GET_NVCC.format(cuda=cuda)}, then PUMA_CUDA=1 {REBUILD}"
+
+
+def report(facts: Facts) -> str:
+    """The whole report, ready to print."""
+    rows = [("python", facts.python)]
+    rows += [(name, version or "not installed") for name, version in facts.versions.items()]
+    rows.append(("torch's CUDA", facts.torch_cuda or "none (CPU-only build)"))
+    rows += [("GPU", f"{name}, compute capability {c[0]}.{c[1]}") for name, c in facts.gpus] or [
+        ("GPU", "none visible")
+    ]
+    rows += [("nvcc", f"{t.version_text} in {t.home}") for t in facts.toolkits] or [("nvcc", "not found")]
+    rows.append(("", ""))
+    if facts.build is None:
+        rows.append(("build", "no build facts: the operators were never compiled in this installation"))
+    else:
+        cuda = facts.build["cuda"]
+        rows.append(("built with", f"torch {facts.build['torch']}, Python {facts.build['python']}"))
+        rows.append(("C++ compiler", f"{facts.build['compiler']}; {facts.build['flags']}"))
+        compiled = f"nvcc {cuda['nvcc']} for {cuda['architectures']}; {cuda['flags']}" if cuda["built"] else ""
+        rows.append(("CUDA compiler", compiled or f"not used: {cuda['reason']}"))
+    rows.append(("CPU operators", _state(facts.cpu, f"kernels run on {facts.capability}")))
+    rows.append(("CUDA operators", _state(facts.cuda, "")))
+    lines = [f"{name:<25} {value}".rstrip() for name, value in rows]
+    return "\n".join([*lines, "", *(problems(facts) or ["Everything that was asked for is compiled and loaded."])])
+
+
+def _state(library: loader.LibraryState, detail: str) -> str:
+    if not library.loaded:
+        return f"{library.name} not loaded: {library.reason}"
+    return f"{library.name} loaded" + (f", {detail}" if detail else "")
+
+
+def info() -> str:
+    """The report about this machine and this process, as text."""
+    return report(collect())
+
+
+def main() -> int:
+    """Prints the report.
+
+    Returns:
+        0, or 1 if an operator is missing that this machine could use: any on the CPU, or those of CUDA next to a GPU.
+    """
+    facts = collect()
+    print(report(facts))
+    return 0 if facts.cpu.loaded and (facts.cuda.loaded or not facts.gpus) else 1

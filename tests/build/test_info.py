@@ -1,0 +1,143 @@
+"""Each case that `puma info` must explain, described by hand, and the report about this machine."""
+
+from dataclasses import replace
+
+import pytest
+
+from puma_plugin._cuda_toolkit import Toolkit
+from puma_plugin.cli import info
+from puma_plugin.ops.loader import LibraryState
+
+LOADED_CPU, LOADED_CUDA = LibraryState("_C", True), LibraryState("_C_cuda", True)
+NOT_LOADED_CUDA = LibraryState("_C_cuda", False, "the library is missing: it was not compiled")
+BUILD = {
+    "python": "3.11.7",
+    "torch": "2.14.1",
+    "compiler": "c++ 12",
+    "flags": "-O3",
+    "cuda": {
+        "built": True,
+        "reason": "nvcc 13.0",
+        "nvcc": "13.0",
+        "architectures": "8.0;9.0;12.0+PTX",
+        "flags": "-O3",
+    },
+}
+GOOD = info.Facts(
+    python="3.11.7 on Linux",
+    versions={"torch": "2.14.1+cu130", "timm": "1.0.31", "faiss-gpu": None},
+    torch_cuda="13.0",
+    cpu=LOADED_CPU,
+    cuda=LOADED_CUDA,
+    build=BUILD,
+    capability="avx2",
+    gpus=(("NVIDIA H200", (9, 0)),),
+)
+
+
+def not_built(reason: str) -> dict[str, object]:
+    return {**BUILD, "cuda": {"built": False, "reason": reason}}
+
+
+CASES = {
+    "no nvcc": (
+        replace(GOOD, cuda=NOT_LOADED_CUDA, build=not_built("no nvcc found; install a CUDA toolkit"), toolkits=()),
+        ["no nvcc found", "cuda-toolkit[nvcc,cccl]==13.0", "CUDA_HOME", "PUMA_CUDA=1 pip install"],
+    ),
+    "no nvcc at build time, there is one now": (
+        replace(
+            GOOD,
+            cuda=NOT_LOADED_CUDA,
+            build=not_built("no nvcc found"),
+            toolkits=(Toolkit("/a", (12, 8)), Toolkit("/b", (13, 1))),
+        ),
+        ["no nvcc found", "nvcc 13.1 is in /b now", "PUMA_CUDA=1 pip install"],
+    ),
+    "CUDA major mismatch at build time": (
+        replace(
+            GOOD, cuda=NOT_LOADED_CUDA, build=not_built("CUDA major mismatch: torch has CUDA 13.0, but found nvcc 12.8")
+        ),
+        ["CUDA major mismatch", "torch has CUDA 13.0, but found nvcc 12.8", "Fix:"],
+    ),
+    "CUDA major mismatch after torch was replaced": (
+        replace(GOOD, torch_cuda="12.8"),
+        ["CUDA major mismatch", "compiled by nvcc 13.0, torch has CUDA 12.8", "cuda-toolkit[nvcc,cccl]==12.8"],
+    ),
+    "no GPU": (replace(GOOD, gpus=()), ["No GPU", "the CPU operators run", "nvidia-smi", "CUDA_VISIBLE_DEVICES"]),
+    "CPU-only torch": (
+        replace(
+            GOOD, torch_cuda=None, cuda=LibraryState("_C_cuda", False, "CPU-only"), versions={"torch": "2.14.1+cpu"}
+        ),
+        ["torch 2.14.1+cpu is a CPU-only build", "install a CUDA build of torch"],
+    ),
+    "torch too old": (
+        replace(GOOD, versions={"torch": "2.9.1"}, cpu=LibraryState("_C", False, "too old"), cuda=NOT_LOADED_CUDA),
+        ["torch 2.9.1 is too old", "pip install 'torch>=2.10'"],
+    ),
+    "library missing": (
+        replace(GOOD, cpu=LibraryState("_C", False, "the library is missing"), cuda=NOT_LOADED_CUDA, build=None),
+        ["CPU operators not loaded: the library is missing", "pip install --no-build-isolation ."],
+    ),
+    "CUDA library missing": (
+        replace(GOOD, cuda=NOT_LOADED_CUDA),
+        ["CUDA operators not loaded: the library is missing", "PUMA_CUDA=1 pip install"],
+    ),
+    "CUDA library broken": (
+        replace(GOOD, cuda=LibraryState("_C_cuda", False, "OSError: undefined symbol: xyz")),
+        ["CUDA operators not loaded: OSError: undefined symbol: xyz", "Fix:"],
+    ),
+    "GPU not covered": (
+        replace(GOOD, gpus=(("Tesla T4", (7, 5)),)),
+        ["Tesla T4 has compute capability 7.5", "8.0;9.0;12.0+PTX", "TORCH_CUDA_ARCH_LIST=7.5"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_case_is_one_clear_line(case: str) -> None:
+    facts, expected = CASES[case]
+    found = info.problems(facts)
+    assert len(found) == 1
+    assert "\n" not in found[0]
+    assert all(part in found[0] for part in expected), found[0]
+    assert "Fix" in found[0]
+    assert info.report(facts).endswith(found[0])
+
+
+def test_no_problem_where_there_is_none() -> None:
+    assert info.problems(GOOD) == []
+    text = info.report(GOOD)
+    for part in (
+        "2.14.1+cu130",
+        "NVIDIA H200",
+        "9.0",
+        "faiss-gpu                 not installed",
+        "nvcc 13.0 for 8.0;9.0;12.0+PTX",
+    ):
+        assert part in text
+    assert "_C loaded, kernels run on avx2" in text
+    assert "_C_cuda loaded" in text
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "expected"),
+    [
+        ("8.0;9.0", (8, 6), True),
+        ("8.6", (8, 0), False),
+        ("8.0;9.0", (10, 0), False),
+        ("8.0;9.0+PTX", (10, 0), True),
+        ("9.0a", (9, 0), True),
+        ("8.0 9.0", (9, 0), True),
+        ("9.0+PTX", (8, 9), False),
+    ],
+)
+def test_architecture_coverage(architectures: str, capability: tuple[int, int], expected: bool) -> None:
+    assert info.covers(architectures, capability) is expected
+
+
+def test_report_about_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    code = info.main()
+    text = capsys.readouterr().out
+    assert code == 0
+    assert "_C loaded, kernels run on" in text
+    assert info.info() in text
