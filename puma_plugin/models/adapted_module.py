@@ -16,6 +16,8 @@ class AdaptedModule(nn.Module):
     time: an instance is rebuilt from the two importable classes that its class was made of.
     """
 
+    _made_of: tuple[type["AdaptedModule"], type[nn.Module]]
+
     def train(self: Self, mode: bool = True) -> Self:
         """As ``nn.Module.train``, but what is frozen stays in evaluation mode."""
         super().train(mode)
@@ -24,7 +26,7 @@ class AdaptedModule(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         reduced = super().__reduce_ex__(max(int(protocol), 2))
-        return (_new_instance, type(self).__bases__, *reduced[2:])
+        return (_new_instance, self._made_of, *reduced[2:])
 
 
 _classes: dict[tuple[type, type], type[Any]] = {}
@@ -33,7 +35,7 @@ _classes: dict[tuple[type, type], type[Any]] = {}
 def adapted_class(mixin: type[AdaptedModule], original: type[nn.Module]) -> type[Any]:
     """The class ``Adapted<Original>`` of (mixin, original); one per pair, so that equal models have equal classes."""
     if (mixin, original) not in _classes:
-        body = {"__module__": __name__, "__doc__": mixin.__doc__}
+        body = {"__module__": __name__, "__doc__": mixin.__doc__, "_made_of": (mixin, original)}
         _classes[mixin, original] = type(f"Adapted{original.__name__}", (mixin, original), body)
     return _classes[mixin, original]
 
@@ -55,4 +57,4 @@ def restore_class(module: Any) -> None:
 
 def original_class(module: nn.Module) -> type[nn.Module]:
     """The class that ``module`` had before :func:`change_class`; its class if that never happened."""
-    return type(module).__bases__[1] if isinstance(module, AdaptedModule) else type(module)
+    return module._made_of[1] if isinstance(module, AdaptedModule) else type(module)

@@ -90,5 +90,5 @@ class StochasticAdapter(nn.Module):
         return stochastic_adapter(residual, tokens, self.down, self.up, gate, self.scale)
 
     def extra_repr(self) -> str:
-        scale = f"{float(self.scale):g}" + (" (trainable)" if isinstance(self.scale, nn.Parameter) else "")
+        scale = f"{self.scale:g}" if isinstance(self.scale, float) else f"{self.scale.item():g} (trainable)"
         return f"{self.dim} -> {self.adapter_dim} -> {self.dim}, drop={self.drop:g}, scale={scale}"

@@ -34,7 +34,7 @@ def _digest(tensor: Tensor) -> str:
     if tensor.is_floating_point():
         tensor = tensor.to(torch.bfloat16)
     data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    return hashlib.blake2b(memoryview(data), digest_size=8).hexdigest()
+    return hashlib.blake2b(data.tobytes(), digest_size=8).hexdigest()
 
 
 def compare_backbones(expected: dict[str, Any], found: dict[str, Any]) -> str:

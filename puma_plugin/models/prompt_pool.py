@@ -87,10 +87,14 @@ class PromptPool(nn.Module):
 
         ``weight`` times the sum of ``mean((T T^T - I)^2)`` over T in keys, logits and prompts flattened to (M, L C).
         """
-        total = self.keys.new_zeros(())
-        for rows in (self.keys, self.attention, self.prompts.flatten(1)):
-            gram = rows @ rows.T
-            total = total + (gram - torch.eye(self.pool_size, device=gram.device, dtype=gram.dtype)).square().mean()
+        dtype = torch.promote_types(self.keys.dtype, torch.float32)
+        identity = torch.eye(self.pool_size, device=self.keys.device, dtype=dtype)
+        total = identity.new_zeros(())
+        # In half precision the Gram matrix of a trained pool would be rounding error.
+        with torch.autocast(self.keys.device.type, enabled=False):
+            for table in (self.keys, self.attention, self.prompts.flatten(1)):
+                rows = table.to(dtype)
+                total = total + (rows @ rows.T - identity).square().mean()
         return weight * total
 
     def extra_repr(self) -> str:

@@ -52,6 +52,11 @@ def find_support(vit: Any) -> Support:
     unknown = {type(block).__name__ for block in vit.blocks if type(block) not in BLOCKS}
     if unknown:
         raise ValueError(f"adapt() does not support a {name} with blocks of {', '.join(sorted(unknown))}. {SUPPORTED}")
+    if any("forward" in vars(block) for block in vit.blocks):
+        raise ValueError(
+            f"a block of this {name} has a forward of its own (set on the instance, as some offloading tools "
+            "do), which would bypass its adapters; call adapt() first"
+        )
     return Support([BLOCKS[type(block)] for block in vit.blocks], type(vit) in WITH_PROMPTS)
 
 

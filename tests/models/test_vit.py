@@ -1,0 +1,215 @@
+"""adapt() and eject(): what they refuse, and what they promise beyond a single model."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+from timm.models.vision_transformer import Block
+from torch import nn
+
+from puma_plugin import EmbeddingHead, UnifiedEmbedder, adapt, eject
+
+SMALL = {"num_classes": 0, "img_size": 32, "depth": 1}
+
+
+def test_parameter_counts_are_the_papers() -> None:
+    vit = timm.create_model("vit_small_patch16_224", num_classes=0)
+    backbone = sum(parameter.numel() for parameter in vit.parameters())
+    model = UnifiedEmbedder(adapt(vit), EmbeddingHead(384, 128))
+    counts = {group["name"]: sum(p.numel() for p in group["params"]) for group in model.param_groups()}
+    assert counts == {"adapters": 2_359_296, "prompts": 76_800, "head": 49_280}
+    assert sum(p.numel() for p in model.trainable_parameters()) == 2_485_376
+    eight_models = 8 * (backbone + counts["head"])
+    assert eight_models / 2_485_376 == pytest.approx(69.9, abs=0.05)
+    assert 100 * 2_485_376 / eight_models == pytest.approx(1.43, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1)}),
+        ("cait_xxs24_224", {"depth": 1}),
+        ("xcit_nano_12_p16_224", {"depth": 1}),
+        ("samvit_base_patch16_224", {"depth": 1, "img_size": 64}),
+        ("convit_tiny", {"depth": 1}),
+        ("resnet18", {}),
+    ],
+)
+def test_other_models_are_refused_with_what_is_supported(name: str, arguments: dict[str, Any]) -> None:
+    model = timm.create_model(name, **arguments)
+    with pytest.raises(ValueError, match=rf"does not support {type(model).__name__}\. Supported are .*Eva.*Beit"):
+        adapt(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [
+        ("vit_small_patch16_18x2_224", "ParallelThingsBlock"),
+        ("vit_base_patch16_xp_224", "ParallelScalingBlock"),
+        ("vit_relpos_medium_patch16_rpn_224", "ResPostRelPosBlock"),
+        ("vit_7b_patch16_dinov3", None),
+    ],
+)
+def test_other_blocks_in_a_supported_model_are_refused(name: str, block: str | None) -> None:
+    if block is None:
+        model = timm.create_model("eva02_tiny_patch14_224", use_post_norm=True, **{**SMALL, "img_size": 28})
+        block = "EvaBlockPostNorm"
+    else:
+        model = timm.create_model(name, **SMALL)
+    with pytest.raises(ValueError, match=rf"with blocks of {block}\. Supported are"):
+        adapt(model, pool_size=0)
+
+
+@pytest.mark.parametrize(
+    "name", ["beit_base_patch16_224", "naflexvit_base_patch16_gap", "vit_relpos_small_patch16_224"]
+)
+def test_prompts_are_refused_where_they_cannot_enter(name: str) -> None:
+    vit = timm.create_model(name, **SMALL)
+    with pytest.raises(ValueError, match="adapters but no prompts.*pool_size=0"):
+        adapt(vit)
+    assert all(parameter.requires_grad for parameter in vit.parameters())
+
+
+def test_adapting_twice_is_refused_and_changes_nothing(make_vit: Callable[..., nn.Module]) -> None:
+    vit = adapt(make_vit(), adapter_dim=4)
+    before = repr(vit)
+    with pytest.raises(ValueError, match=r"adapted already; call eject\(\) first"):
+        adapt(vit)
+    assert repr(vit) == before
+    adapt(eject(vit), adapter_dim=8)
+    assert vit.adaptation.adapter_dim == 8
+
+
+def test_wrappers_and_other_objects_are_refused(make_vit: Callable[..., nn.Module]) -> None:
+    vit = make_vit()
+    with pytest.raises(TypeError, match="got str"):
+        adapt("vit_small_patch16_224")
+    with pytest.raises(ValueError, match=r"got DataParallel; did you mean its \.module\?"):
+        adapt(nn.DataParallel(vit))
+    with pytest.raises(ValueError, match=r"did you mean its \.trunk\?"):
+        adapt(UnifiedEmbedder(vit, EmbeddingHead(192, 8)))
+    with pytest.raises(ValueError, match="VisionTransformer is not adapted"):
+        eject(vit)
+    with pytest.raises(ValueError, match=r"did you mean its \.trunk\?"):
+        eject(UnifiedEmbedder(adapt(vit), EmbeddingHead(192, 8)))
+    with pytest.raises(TypeError, match="got NoneType"):
+        eject(None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"adapter_dim": 0}, ValueError, "adapter_dim must be at least 1"),
+        ({"adapter_dim": 2.5}, TypeError, "adapter_dim must be an int"),
+        ({"drop": 1}, ValueError, "drop must be a finite number in"),
+        ({"scale": float("inf")}, ValueError, "scale must be a finite"),
+        ({"trainable_scale": None}, TypeError, "trainable_scale must be True or False"),
+        ({"pool_size": -1}, ValueError, "pool_size must be at least 0"),
+        ({"prompt_length": 0}, ValueError, "prompt_length must be at least 1"),
+        ({"init": "random"}, ValueError, "init must be one of 'default', 'paper'"),
+        ({"paper_batchnorm": 1}, TypeError, "paper_batchnorm must be True or False"),
+        ({"blocks": 3}, TypeError, "blocks must be block indices"),
+        ({"blocks": "01"}, TypeError, "blocks must be block indices"),
+        ({"blocks": [0, 2]}, ValueError, "blocks must be different indices from 0 to 1"),
+        ({"blocks": [0, 0]}, ValueError, "blocks must be different"),
+        ({"blocks": [-1]}, ValueError, "every entry of blocks must be at least 0"),
+        ({"blocks": [0.0]}, TypeError, "every entry of blocks must be an int"),
+        ({"blocks": [], "pool_size": 0}, ValueError, "nothing to train"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_happens(
+    make_vit: Callable[..., nn.Module], arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    vit = make_vit()
+    with pytest.raises(error, match=message):
+        adapt(vit, **arguments)
+    assert type(vit) is timm.models.VisionTransformer
+    assert all(parameter.requires_grad for parameter in vit.parameters())
+
+
+def test_self_check_refuses_blocks_that_compute_something_else(
+    make_vit: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def post_norm(self: Block, x: torch.Tensor, **options: Any) -> torch.Tensor:
+        x = x + self.norm1(self.attn(x, **options))
+        return x + self.norm2(self.mlp(x))
+
+    vit = make_vit()
+    vit.train()
+    monkeypatch.setattr(Block, "forward", post_norm)
+    names = list(vit.state_dict())
+    with pytest.raises(ValueError, match="self-check failed: .* is off by"):
+        adapt(vit)
+    assert type(vit) is timm.models.VisionTransformer
+    assert list(vit.state_dict()) == names
+    assert {type(block) for block in vit.blocks} == {Block}
+    assert all(parameter.requires_grad for parameter in vit.parameters())
+    assert all(module.training for module in vit.modules())
+
+
+def test_blocks_with_a_forward_on_the_instance_are_refused(make_vit: Callable[..., nn.Module]) -> None:
+    vit = make_vit()
+    vit.blocks[1].forward = vit.blocks[1].forward
+    with pytest.raises(ValueError, match="would bypass its adapters"):
+        adapt(vit)
+
+
+def test_self_check_leaves_the_callers_random_numbers_alone(make_vit: Callable[..., nn.Module]) -> None:
+    vit = make_vit()
+    state = torch.get_rng_state()
+    adapt(vit, adapter_dim=4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_start_follows_the_generator(make_vit: Callable[..., nn.Module]) -> None:
+    first, second = (
+        adapt(make_vit(), adapter_dim=4, pool_size=2, generator=torch.Generator().manual_seed(7)) for _ in range(2)
+    )
+    for one, other in zip(first.trainable_parameters(), second.trainable_parameters(), strict=True):
+        assert torch.equal(one, other)
+    downs = [adapter.down for adapter in first.adapters()]
+    assert not any(torch.equal(downs[0], down) for down in downs[1:])
+
+
+def test_paper_start_has_identical_copies_in_a_block(make_vit: Callable[..., nn.Module]) -> None:
+    vit = adapt(make_vit(), adapter_dim=4, pool_size=3, prompt_length=2, init="paper")
+    a, b = vit.blocks
+    assert torch.equal(a.adapter1.down, a.adapter2.down)
+    assert not torch.equal(a.adapter1.down, b.adapter1.down)
+    assert (vit.prompt_pool.prompts == vit.prompt_pool.prompts[0]).all()
+
+
+def test_own_part_takes_device_and_dtype_of_the_model(make_vit: Callable[..., nn.Module]) -> None:
+    vit = adapt(make_vit().to(torch.bfloat16), adapter_dim=4, pool_size=3)
+    assert {parameter.dtype for parameter in vit.parameters()} == {torch.bfloat16}
+    assert vit(torch.randn(2, 3, 32, 32, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    with torch.device("meta"):
+        empty = timm.create_model("vit_tiny_patch16_224", **SMALL)
+    assert all(parameter.is_meta for parameter in adapt(empty).parameters())
+
+
+def test_equal_models_share_their_class(make_vit: Callable[..., nn.Module]) -> None:
+    first, second = adapt(make_vit(), adapter_dim=4), adapt(make_vit(), adapter_dim=8)
+    assert type(first) is type(second)
+    assert type(first.blocks[0]) is type(second.blocks[1])
+    assert isinstance(first.blocks[0], Block)
+
+
+def test_other_input_channels(make_vit: Callable[..., nn.Module]) -> None:
+    vit = adapt(make_vit(in_chans=1), adapter_dim=4)
+    assert vit(torch.randn(2, 1, 32, 32)).shape == (2, 192)
+
+
+def test_hooks_and_attributes_of_the_user_survive(make_vit: Callable[..., nn.Module]) -> None:
+    vit = make_vit()
+    calls = []
+    vit.register_forward_hook(lambda *_: calls.append(1))
+    vit.note = "mine"
+    adapt(vit, adapter_dim=4)
+    vit(torch.randn(1, 3, 32, 32))
+    eject(vit)
+    vit(torch.randn(1, 3, 32, 32))
+    assert len(calls) == 2
+    assert vit.note == "mine"
