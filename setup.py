@@ -42,7 +42,7 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtensio
 TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # torch 2.10
 CXX = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-fno-trapping-math", f"-ffile-prefix-map={ROOT}=.", TARGET]
 NVCC = ["-O3", "-std=c++17", "-Xcompiler", "-fvisibility=hidden", "-Xcompiler", f"-ffile-prefix-map={ROOT}=.", TARGET]
-NVCC += ["-DUSE_CUDA", "--expt-relaxed-constexpr", "-lineinfo"]
+NVCC += ["-DUSE_CUDA", "--expt-relaxed-constexpr"]
 LINK = ["-Wl,-s", "-Wl,--exclude-libs,ALL"]
 
 
