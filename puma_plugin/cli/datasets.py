@@ -1,0 +1,107 @@
+"""`puma datasets`: look over image datasets before they are trained on."""
+
+import json
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+
+_DESCRIPTION = "Looks over the eight datasets of the unified benchmark, and draws few-shot splits of them."
+
+
+class _Parser(ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise ValueError(f"{message} (see `{self.prog} --help`)")
+
+
+def _parser() -> ArgumentParser:
+    parser = _Parser(prog="puma datasets", description=_DESCRIPTION)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="list|verify|few-shot")
+
+    listing = actions.add_parser("list", help="the datasets: counts, where to get them, how to lay them out")
+    listing.set_defaults(run=_list)
+
+    verify = actions.add_parser(
+        "verify",
+        help="what is there, against what is published",
+        description="Compares the datasets in a folder with what is published: classes and images of every split,
+        missing " "and surplus files and, on request, files that cannot be decoded. Exit code 1 if a run would fail.",
+    )
+    verify.add_argument("root", help="the folder that holds the datasets' folders")
+    verify.add_argument("--datasets", nargs="+", metavar="NAME", help="these must be there (default: check what is there)")
+    verify.add_argument("--open-images", action="store_true", help="decode every image")
+    verify.add_argument("--workers", type=int, help="threads that decode (default: one per processor)")
+    verify.add_argument("--report", metavar="FILE", help="also write everything as JSON; `known_bad` of the datasets reads it")
+    verify.set_defaults(run=_verify)
+
+    few_shot = actions.add_parser(
+        "few-shot",
+        help="draw few-shot training sets",
+        description="Writes a JSON file of relative paths for every number of shots. The same seed gives the same
+    files.", )
+    few_shot.add_argument("root", help="the folder that holds the datasets' folders")
+    few_shot.add_argument("--out", required=True, help="folder for the files, few_shot_<shots>.json")
+    few_shot.add_argument("--shots", nargs="+", type=int, default=[1, 2, 4, 8, 16], help="images per class (default: 1 2 4 8 16)")
+    few_shot.add_argument("--seed", type=int, default=0)
+    few_shot.add_argument("--datasets", nargs="+", metavar="NAME", help="which (default: all eight)")
+    few_shot.set_defaults(run=_few_shot)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command.
+
+    Returns:
+        0; 1 if ``verify`` found something that would make a run fail.
+
+    Raises:
+        ValueError: wrong options, an unknown dataset, a folder that is none.
+    """
+    options = _parser().parse_args(list(arguments))
+    return int(options.run(options))
+
+
+def _list(options: Namespace) -> int:
+    from puma_plugin.datasets.catalogue import CATALOGUE
+
+    for facts in CATALOGUE.values():
+        splits = "; ".join(
+            f"{split} {counts.classes:,} classes" + (f", {counts.images:,} images" if counts.images else "")
+            for split, counts in facts.splits.items()
+        )
+        print(f"{facts.name}: {facts.title}\n  {splits}; {facts.total:,} images in all\n{facts.how_to_get()}\n")
+    return 0
+
+
+def _verify(options: Namespace) -> int:
+    from puma_plugin.datasets.verify import verify_datasets
+    from puma_plugin.utils.atomic import atomic_write
+
+    def progress(name: str, done: int, total: int) -> None:
+        print(f"\r{name}: {done:,} of {total:,} images opened ", end="", file=sys.stderr, flush=True)
+
+    shown = progress if options.open_images and sys.stderr.isatty() else None
+    report = verify_datasets(options.root, options.datasets, options.open_images, options.workers, shown)
+    if shown is not None:
+        print(file=sys.stderr)
+    print(report.text())
+    if options.report:
+        with atomic_write(options.report) as temporary:
+            temporary.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+        print(f"report in {options.report}")
+    return 0 if report.ok else 1
+
+
+def _few_shot(options: Namespace) -> int:
+    from puma_plugin.datasets.benchmark import load_benchmark
+    from puma_plugin.datasets.few_shot import draw_few_shot, write_few_shot
+
+    datasets = load_benchmark(options.root, "train", options.datasets)
+    for shots in options.shots:
+        split = draw_few_shot(datasets, shots, options.seed)
+        path = os.path.join(options.out, f"few_shot_{shots}.json")
+        write_few_shot(path, split)
+        images = sum(len(keys) for classes in split.images.values() for keys in classes.values())
+        classes = sum(map(len, split.images.values()))
+        print(f"{path}: {images:,} images of {classes:,} classes in {len(split.images)} datasets, seed {options.seed}")
+    return 0

@@ -1,0 +1,227 @@
+"""What the eight datasets of the unified benchmark have in common: finding the folder, splitting, checking counts."""
+
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+from scipy.io import loadmat
+
+from puma_plugin.datasets.catalogue import Facts
+from puma_plugin.datasets.distribution_dataset import BadImages, DistributionDataset, Split, check_split
+from puma_plugin.datasets.errors import DatasetError, DatasetNotFoundError
+from puma_plugin.datasets.listing import Listing
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way the dataset lies on disk.
+
+    Attributes:
+        name: what to call it.
+        folders: names that the dataset's folder may have.
+        required: files and folders that must be in it.
+        images: folders in it that hold the images.
+        fixed_name: the folder itself must have one of the names in ``folders``, whatever it is reached by.
+    """
+
+    name: str
+    folders: tuple[str, ...]
+    required: tuple[str, ...]
+    images: tuple[str, ...]
+    fixed_name: bool = False
+
+
+@dataclass(frozen=True)
+class Location:
+    """A dataset found on disk: its folder and the layout it has."""
+
+    folder: str
+    layout: Layout
+
+
+class BenchmarkDataset(DistributionDataset):
+    """One dataset of the unified benchmark.
+
+    Args:
+        root: the folder that holds the dataset's folder, or that folder itself.
+        split: "train": the first classes; "test": the others. "query" and "gallery" equal "test", except for InShop.
+        transform, bad_images, known_bad: see :class:`DistributionDataset`.
+        check_counts: compare the number of classes with the published one. False: for a reduced copy.
+
+    Attributes:
+        location: folder and layout found.
+
+    Raises:
+        DatasetError: the dataset is not found, a file is missing or cannot be parsed, or the class count is wrong.
+    """
+
+    facts: ClassVar[Facts]
+    layouts: ClassVar[tuple[Layout, ...]]
+    # Splits with a list of their own; the others are made of them.
+    own_splits: ClassVar[tuple[Split, ...]] = ("train", "test")
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        split: Split = "train",
+        transform: Callable[[Image.Image], Any] | None = None,
+        bad_images: BadImages = "raise",
+        known_bad: Collection[str] | str | os.PathLike[str] | None = None,
+        check_counts: bool = True,
+    ) -> None:
+        check_split(split)
+        self.location = self.locate(root)
+        listing = self.list_images(self.location, split)
+        if check_counts:
+            self._require_published(listing, split)
+        super().__init__(listing, self.facts.name, split, transform, bad_images, known_bad)
+
+    @classmethod
+    @abstractmethod
+    def list_images(cls, location: Location, split: Split) -> Listing:
+        """Read the annotation files; no image is touched and no count compared.
+
+        Raises:
+            DatasetError: a file is missing or cannot be parsed.
+        """
+
+    @classmethod
+    def locate(cls, root: str | os.PathLike[str]) -> Location:
+        """Find the dataset in ``root`` or in the folders of it that carry one of the known names.
+
+        Raises:
+            DatasetNotFoundError: saying what was looked for.
+            DatasetError: its folder is there and lacks something.
+        """
+        root = os.path.abspath(os.path.expanduser(os.fspath(root)))
+        places = list(cls._places(root))
+        for folder, layout in places:
+            if all(os.path.exists(os.path.join(folder, entry)) for entry in layout.required):
+                return Location(folder, layout)
+        title = cls.facts.name
+        if not os.path.isdir(root):
+            raise DatasetNotFoundError(f"{title}: {root} is no folder; give the folder that holds the datasets")
+        named = [(folder, layout) for folder, layout in places if os.path.basename(folder) in layout.folders]
+        if named:
+            folder, layout = min(named, key=lambda place: len(_absent(*place)))
+            absent = ", ".join(_absent(folder, layout))
+            raise DatasetError(f"{title}: {folder} lacks {absent}; unpack the archive again:\n{cls.facts.how_to_get()}")
+        names = ", ".join(dict.fromkeys(name for layout in cls.layouts for name in layout.folders))
+        raise DatasetNotFoundError(
+            f"{title}: not found in {root} (looked for folders called {names}); lay it out so:\n"
+            f"{cls.facts.how_to_get()}"
+        )
+
+    @classmethod
+    def _places(cls, root: str) -> Iterator[tuple[str, Layout]]:
+        for layout in cls.layouts:
+            for name in layout.folders:
+                folder = os.path.join(root, name)
+                if os.path.isdir(folder):
+                    yield folder, layout
+            if not layout.fixed_name or os.path.basename(root) in layout.folders:
+                yield root, layout
+
+    @classmethod
+    def published(cls, split: Split) -> int | None:
+        """The published number of classes of a split, or None where it is not certain."""
+        counts = cls.facts.splits.get(split) or cls.facts.splits.get("test")
+        return counts.classes if counts is not None and counts.certain else None
+
+    def _require_published(self, listing: Listing, split: Split) -> None:
+        expected = self.published(split)
+        found = len(listing.class_names)
+        if expected is not None and found != expected:
+            raise DatasetError(
+                f"{self.facts.name} ({split}): {found:,} classes are listed in {self.location.folder}, {expected:,} "
+                "are published; unpack the archive again, or pass check_counts=False for a reduced copy"
+            )
+
+
+def _absent(folder: str, layout: Layout) -> list[str]:
+    return [entry for entry in layout.required if not os.path.exists(os.path.join(folder, entry))]
+
+
+def first_classes(listing: Listing, classes: np.ndarray, first: int, split: Split) -> Listing:
+    """The images of the first classes for "train", of the others for any other split.
+
+    Args:
+        classes: (N,) class of each image of ``listing``, counted from 0 in the published order.
+        first: number of training classes.
+    """
+    chosen = classes < first if split == "train" else classes >= first
+    return listing.take(np.flatnonzero(chosen))
+
+
+@contextmanager
+def reading(dataset: str, *files: str) -> Iterator[None]:
+    """Turn whatever goes wrong while annotation files are parsed into a DatasetError that names them."""
+    try:
+        yield
+    except (DatasetError, MemoryError):
+        raise
+    except FileNotFoundError as error:
+        raise DatasetError(f"{dataset}: {error.filename} is missing; unpack the archive again") from error
+    # The parsers belong to several libraries and raise whatever the damage leads to.
+    except Exception as error:
+        raise DatasetError(
+            f"{dataset}: {', '.join(files)} cannot be parsed ({type(error).__name__}: {error}); the file is damaged or "
+            "not the published one, copy it again from the archive"
+        ) from error
+
+
+def read_columns(dataset: str, path: str, columns: int, skip: int = 0) -> list[list[str]]:
+    """The lines of a text file, each split at blanks into ``columns`` pieces (the last keeps its blanks).
+
+    Args:
+        skip: lines to leave out at the top.
+
+    Raises:
+        DatasetError: naming the file and the line with too few pieces.
+    """
+    rows = []
+    with reading(dataset, path), open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if number <= skip or not line.strip():
+                continue
+            pieces = line.strip().split(maxsplit=columns - 1)
+            if len(pieces) != columns:
+                raise DatasetError(
+                    f"{dataset}: line {number} of {path} has {len(pieces)} columns instead of {columns}: "
+                    f"{line.strip()!r}; copy the file again from the archive"
+                )
+            rows.append(pieces)
+    return rows
+
+
+def read_mat(dataset: str, path: str, *fields: str) -> dict[str, Any]:
+    """Variables of a MATLAB file, with dimensions of size one removed.
+
+    Raises:
+        DatasetError: the file is missing, damaged, or lacks one of ``fields``.
+    """
+    with reading(dataset, path):
+        content: dict[str, Any] = loadmat(path, squeeze_me=True)
+    for name in fields:
+        if name not in content:
+            held = ", ".join(key for key in content if not key.startswith("__"))
+            raise DatasetError(
+                f"{dataset}: {path} holds no variable {name!r} (it holds {held or 'nothing'}); it is another file "
+                "than the published one, copy it again from the source"
+            )
+    return content
+
+
+def check_range(dataset: str, path: str, classes: np.ndarray, count: int) -> None:
+    """Raise DatasetError unless all class numbers lie in 0..count-1 (they are published counted from 1)."""
+    if len(classes) and (classes.min() < 0 or classes.max() >= count):
+        wrong = int(classes[(classes < 0) | (classes >= count)][0]) + 1
+        raise DatasetError(
+            f"{dataset}: {path} contains class number {wrong}, the numbers run from 1 to {count}; copy the file again "
+            "from the source"
+        )

@@ -1,0 +1,209 @@
+"""The common base of all datasets of image files."""
+
+import copy
+import json
+import os
+import warnings
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import Dataset
+
+from puma_plugin.datasets.errors import DatasetError
+from puma_plugin.datasets.image_files import find_defects, find_missing, read_image
+from puma_plugin.datasets.listing import Listing
+from puma_plugin.datasets.string_table import StringTable
+
+SPLITS = ("train", "test", "query", "gallery")
+Split = Literal["train", "test", "query", "gallery"]
+BadImages = Literal["raise", "skip"]
+
+
+@dataclass(frozen=True)
+class SkippedImage:
+    """An image that was left out, and why."""
+
+    key: str
+    reason: str
+
+
+class DistributionDataset(Dataset[tuple[Any, int]]):
+    """Images of one distribution and one split, read from files when an item is asked for.
+
+    Args:
+        listing: which images, with their classes.
+        name: the distribution's name, used in messages.
+        split: "train" or "test"; "query" and "gallery" are the two parts of a test set that has them, and the whole
+            test set of one that has not.
+        transform: applied to the RGB image when an item is read.
+        bad_images: "raise": a missing file raises here, an unreadable one when it is read. "skip": every image is
+            opened once here and the missing or unreadable ones are left out, counted in ``num_skipped`` and listed in
+            ``skipped``, with one warning.
+        known_bad: for "skip": keys of the images to leave out, or the path of a report written by
+            ``puma datasets verify --open-images``; no image is opened here then.
+        min_images: images that each class must have.
+
+    Attributes:
+        paths: sequence of N file paths.
+        item_keys: sequence of N paths relative to the dataset's folder: the same on every machine.
+        targets: int64 (N,), classes of this split numbered from 0 without gaps.
+        class_names: name of each class.
+        query_mask, gallery_mask: bool tensors (N,), or None where every image is both.
+
+    Items are (RGB image or what ``transform`` makes of it, int class).
+
+    Raises:
+        DatasetError: no image, a missing file, a class with fewer than ``min_images`` images, or (when an item is read)
+            an unreadable file; each names the dataset, the file and what to do.
+    """
+
+    def __init__(
+        self,
+        listing: Listing,
+        name: str,
+        split: Split = "train",
+        transform: Callable[[Image.Image], Any] | None = None,
+        bad_images: BadImages = "raise",
+        known_bad: Collection[str] | str | os.PathLike[str] | None = None,
+        min_images: int = 1,
+    ) -> None:
+        if bad_images not in ("raise", "skip"):
+            raise ValueError(f"bad_images is {bad_images!r}; give 'raise' or 'skip'")
+        if known_bad is not None and bad_images == "raise":
+            raise ValueError("known_bad is given with bad_images='raise'; pass bad_images='skip' too")
+        check_split(split)
+        self.name = name
+        self.split = split
+        self.transform = transform
+        self.skipped: list[SkippedImage] = []
+        self._require_images(listing)
+        if bad_images == "skip":
+            listing = self._leave_out(listing, known_bad)
+        else:
+            self._require_files(listing)
+        self._adopt(listing)
+        self._require_counts(min_images)
+
+    @property
+    def label(self) -> str:
+        """Name and split, as messages put it."""
+        return f"{self.name} ({self.split})"
+
+    @property
+    def num_skipped(self) -> int:
+        """How many images were left out because they are missing or unreadable."""
+        return len(self.skipped)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image: Any = read_image(self.paths[index], self.label)
+        if self.transform is not None:
+            image = self.transform(image)
+        return image, int(self.targets[index])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.split!r}, {len(self):,} images, {len(self.class_names):,} classes)"
+
+    def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> "DistributionDataset":
+        """These images only, in this order; classes are numbered anew from 0, keys stay."""
+        chosen = np.asarray(indices, np.int64)
+        part = copy.copy(self)
+        part._adopt(self._listing.take(chosen))
+        return part
+
+    def with_transform(self, transform: Callable[[Image.Image], Any] | None) -> "DistributionDataset":
+        """The same images with another transform."""
+        changed = copy.copy(self)
+        changed.transform = transform
+        return changed
+
+    def _adopt(self, listing: Listing) -> None:
+        self._listing = listing
+        self.item_keys: StringTable = listing.keys
+        self.paths: StringTable = listing.keys.with_prefix(os.path.join(listing.base, ""))
+        self.targets: NDArray[np.int64] = listing.targets
+        self.class_names: list[str] = listing.class_names
+        self.query_mask = None if listing.is_query is None else torch.from_numpy(listing.is_query)
+        self.gallery_mask = None if listing.is_gallery is None else torch.from_numpy(listing.is_gallery)
+
+    def _require_images(self, listing: Listing) -> None:
+        if len(listing) == 0:
+            raise DatasetError(
+                f"{self.label}: no image is listed below {listing.base}; add images, or leave this distribution out"
+            )
+
+    def _require_files(self, listing: Listing) -> None:
+        missing = find_missing(listing.base, listing.keys)
+        if missing:
+            first = os.path.join(listing.base, listing.keys[missing[0]])
+            raise DatasetError(
+                f"{self.label}: {len(missing):,} of {len(listing):,} files are missing, the first is {first}; unpack "
+                "or copy the images again, or pass bad_images='skip' to leave them out"
+            )
+
+    def _leave_out(self, listing: Listing, known_bad: Collection[str] | str | os.PathLike[str] | None) -> Listing:
+        if known_bad is None:
+            reasons = dict.fromkeys(find_missing(listing.base, listing.keys), "missing")
+            present = np.setdiff1d(np.arange(len(listing)), np.array(list(reasons), np.int64))
+            paths = listing.keys.with_prefix(os.path.join(listing.base, "")).take(present)
+            reasons |= {int(present[place]): reason for place, reason in find_defects(paths).items()}
+        else:
+            bad = self._read_known_bad(known_bad)
+            reasons = {place: bad[key] for place, key in enumerate(listing.keys) if key in bad}
+        if not reasons:
+            return listing
+        self.skipped = [SkippedImage(listing.keys[place], reasons[place]) for place in sorted(reasons)]
+        first = self.skipped[0]
+        warnings.warn(
+            f"{self.label}: {self.num_skipped:,} of {len(listing):,} images are left out, the first is {first.key} "
+            f"({first.reason}); all are in .skipped",
+            stacklevel=2,
+        )
+        kept = np.setdiff1d(np.arange(len(listing)), np.array(list(reasons), np.int64))
+        remaining = listing.take(kept)
+        lost = sorted(set(listing.class_names) - set(remaining.class_names))
+        if lost:
+            raise DatasetError(
+                f"{self.label}: class {lost[0]!r} has no readable image left below {listing.base} ({len(lost):,} such "
+                "classes); restore its images, or remove the class"
+            )
+        return remaining
+
+    def _read_known_bad(self, known_bad: Collection[str] | str | os.PathLike[str]) -> dict[str, str]:
+        if not isinstance(known_bad, str | os.PathLike):
+            return dict.fromkeys(known_bad, "known to be bad")
+        try:
+            report = json.loads(Path(known_bad).read_text())
+            found = [part for part in report["datasets"] if part["name"] == self.name]
+            return {item["key"]: item["reason"] for part in found for item in (*part["missing"], *part["unreadable"])}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DatasetError(
+                f"{self.label}: {known_bad} is no report of `puma datasets verify` ({error}); write one with "
+                f"`puma datasets verify ROOT --open-images --report {known_bad}`"
+            ) from error
+
+    def _require_counts(self, min_images: int) -> None:
+        counts = self._listing.counts()
+        short = np.flatnonzero(counts < min_images)
+        if len(short):
+            index = int(short[0])
+            place = int(np.flatnonzero(self.targets == index)[0])
+            raise DatasetError(
+                f"{self.label}: class {self.class_names[index]!r} has {counts[index]} image ({self.paths[place]}), "
+                f"{min_images} are needed ({len(short):,} such classes); add images, remove the class, or pass "
+                f"min_images={counts[index]} if images without a partner are meant"
+            )
+
+
+def check_split(split: str) -> None:
+    """Raise ValueError unless ``split`` is one of SPLITS."""
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; give one of {', '.join(SPLITS)}")

@@ -1,0 +1,140 @@
+"""Finding image files quickly, and reading them with errors that say what to do."""
+
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from PIL import Image
+
+from puma_plugin.datasets.errors import DatasetError
+
+EXTENSIONS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+# What Pillow's decoders raise on a file that is damaged or no image at all.
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name counts as an image: a known ending, and not hidden."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
+
+
+def subfolders(folder: str) -> list[str]:
+    """Names of the folders directly in ``folder``, sorted, without hidden ones."""
+    return [entry.name for entry in _entries(folder) if not entry.name.startswith(".") and entry.is_dir()]
+
+
+def scan_images(
+    folder: str, prefix: str = "", accept: Callable[[str], bool] = is_image_name, _above: tuple[str, ...] = ()
+) -> Iterator[str]:
+    """Yield the images anywhere below ``folder`` as ``prefix`` + relative path, sorted, hidden folders left out.
+
+    Links to folders are followed; a link that leads back to a folder above itself is not.
+    """
+    for entry in _entries(folder):
+        name = entry.name
+        if entry.is_dir():
+            if name.startswith("."):
+                continue
+            trail = _above
+            if entry.is_symlink():
+                trail = (*_above, os.path.realpath(folder))
+                target = os.path.realpath(entry.path)
+                if any(place == target or place.startswith(target + os.sep) for place in trail):
+                    continue
+            yield from scan_images(entry.path, f"{prefix}{name}/", accept, trail)
+        elif accept(name):
+            yield prefix + name
+
+
+def find_missing(base: str, keys: Sequence[str]) -> list[int]:
+    """Places in ``keys`` whose file does not exist below ``base``; each folder is read once, no file is asked for."""
+    folders: dict[str, frozenset[str]] = {}
+    missing = []
+    for index, key in enumerate(keys):
+        folder, _, name = key.rpartition("/")
+        if folder not in folders:
+            try:
+                with os.scandir(os.path.join(base, folder)) as entries:
+                    folders[folder] = frozenset(entry.name for entry in entries)
+            except (FileNotFoundError, NotADirectoryError):
+                folders[folder] = frozenset()
+        if name not in folders[folder]:
+            missing.append(index)
+    return missing
+
+
+def read_image(path: str, dataset: str) -> Image.Image:
+    """The image as RGB.
+
+    Args:
+        dataset: how error messages call the dataset.
+
+    Raises:
+        DatasetError: naming the dataset and the file, if it is missing or cannot be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise DatasetError(
+            f"{dataset}: {path} does not exist (any more); restore it, or construct the dataset again so that it is "
+            "noticed"
+        ) from error
+    except _DECODE_ERRORS as error:
+        raise DatasetError(
+            f"{dataset}: {path} cannot be read as an image ({error}); replace the file, or pass bad_images='skip' to "
+            "leave such images out"
+        ) from error
+
+
+def defect(path: str) -> str | None:
+    """Why the file cannot be decoded to its end, or None if it can. JPEGs are decoded at an eighth of their size."""
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (32, 32))
+            image.load()
+    except _DECODE_ERRORS as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def find_defects(
+    paths: Sequence[str], workers: int | None = None, progress: Callable[[int], None] | None = None
+) -> dict[int, str]:
+    """Decode every file and return the reason for each place in ``paths`` that cannot be read.
+
+    Args:
+        workers: threads (Pillow decodes outside the interpreter lock); None: one per processor, at most 16.
+        progress: called with the number of files done, now and then.
+    """
+    threads = workers or min(16, os.cpu_count() or 1)
+    defects = {}
+    step = 64 * threads
+    with ThreadPoolExecutor(threads) as pool:
+        # In portions, so that a million paths never wait in the pool's queue together.
+        for start in range(0, len(paths), step):
+            stop = min(start + step, len(paths))
+            for index, reason in enumerate(pool.map(defect, [paths[i] for i in range(start, stop)]), start):
+                if reason is not None:
+                    defects[index] = reason
+            if progress is not None:
+                progress(stop)
+    return defects

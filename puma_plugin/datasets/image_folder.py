@@ -1,0 +1,119 @@
+"""A distribution of one's own: one folder per class."""
+
+import os
+from collections.abc import Callable, Collection
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from puma_plugin.datasets.class_split import split_by_class
+from puma_plugin.datasets.distribution_dataset import SPLITS, BadImages, DistributionDataset, Split, check_split
+from puma_plugin.datasets.errors import DatasetError
+from puma_plugin.datasets.image_files import EXTENSIONS, scan_images, subfolders
+from puma_plugin.datasets.listing import Listing, merge_query_gallery
+from puma_plugin.datasets.string_table import StringTable
+
+
+class ImageFolder(DistributionDataset):
+    """Images sorted into one folder per class.
+
+    Args:
+        root: a folder with one subfolder per class (images anywhere below it), which is split by classes; or one with
+            ``train`` and ``test`` folders of such subfolders; or with ``query`` and ``gallery`` folders in place of
+            ``test``. Hidden files and folders do not count.
+        split: "train", "test", "query" or "gallery". The last two equal "test" where there are no such folders.
+        transform, bad_images, known_bad: see :class:`DistributionDataset`.
+        name: the distribution's name; None: the name of the folder.
+        test_fraction: share of the classes that test, where the folder is split by classes: the last in sorted order.
+        min_images: images that each class must have (each class of query and gallery together).
+
+    Raises:
+        DatasetError: no such folder, no class folders, a class without images or with fewer than ``min_images``, a
+            query class that is not in the gallery, a missing split.
+
+    Listing a million files takes seconds and about 50 MB.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        split: Split = "train",
+        transform: Callable[[Image.Image], Any] | None = None,
+        bad_images: BadImages = "raise",
+        known_bad: Collection[str] | str | os.PathLike[str] | None = None,
+        name: str | None = None,
+        test_fraction: float = 0.5,
+        min_images: int = 2,
+    ) -> None:
+        check_split(split)
+        folder = os.path.abspath(os.path.expanduser(os.fspath(root)))
+        title = os.path.basename(folder) if name is None else name
+        listing = _list_split(folder, split, title, test_fraction)
+        one_part = split in ("query", "gallery") and os.path.isdir(os.path.join(folder, split))
+        super().__init__(listing, title, split, transform, bad_images, known_bad, 1 if one_part else min_images)
+
+    def _require_files(self, listing: Listing) -> None:
+        # The listing is what is there.
+        return
+
+
+def list_image_folder(folder: str | os.PathLike[str], dataset: str, base: str | None = None) -> Listing:
+    """All images of a folder with one subfolder per class; classes and files in sorted order.
+
+    Args:
+        dataset: how error messages call the dataset.
+        base: folder above ``folder`` that the keys shall be relative to; None: ``folder``.
+
+    Raises:
+        DatasetError: no such folder, no subfolders, or a class without images.
+    """
+    root = os.path.abspath(os.path.expanduser(os.fspath(folder)))
+    if not os.path.isdir(root):
+        raise DatasetError(f"{dataset}: {root} is no folder; give one that holds a subfolder per class")
+    above = root if base is None else base
+    prefix = "" if above == root else os.path.relpath(root, above).replace(os.sep, "/") + "/"
+    classes = subfolders(root)
+    if not classes:
+        raise DatasetError(f"{dataset}: {root} holds no subfolders; put each class into a subfolder of its own")
+    keys: list[str] = []
+    counts = []
+    for name in classes:
+        before = len(keys)
+        keys.extend(scan_images(os.path.join(root, name), f"{prefix}{name}/"))
+        counts.append(len(keys) - before)
+        if counts[-1] == 0:
+            raise DatasetError(
+                f"{dataset}: class folder {os.path.join(root, name)} holds no image "
+                f"({', '.join(sorted(EXTENSIONS))}); add some, or remove the folder"
+            )
+    return Listing(above, StringTable(keys), np.repeat(np.arange(len(classes)), counts), classes)
+
+
+def _list_split(folder: str, split: Split, title: str, test_fraction: float) -> Listing:
+    dataset = f"{title} ({split})"
+    present = {part for part in SPLITS if os.path.isdir(os.path.join(folder, part))}
+    if not present & {"train", "test"} and not {"query", "gallery"} <= present:
+        whole = list_image_folder(folder, dataset)
+        return split_by_class(whole, test_fraction, split == "train", dataset)
+
+    def part(name: str) -> Listing:
+        return list_image_folder(os.path.join(folder, name), dataset, base=folder)
+
+    if split in present:
+        return part(split)
+    if split == "test" and {"query", "gallery"} <= present:
+        query, gallery = part("query"), part("gallery")
+        lone = sorted(set(query.class_names) - set(gallery.class_names))
+        if lone:
+            raise DatasetError(
+                f"{dataset}: query class {lone[0]!r} is not in {os.path.join(folder, 'gallery')} ({len(lone):,} such "
+                "classes), so its queries can find nothing; add images of it to the gallery, or remove it from query"
+            )
+        return merge_query_gallery(query, gallery)
+    if split in ("query", "gallery") and "test" in present:
+        return part("test")
+    raise DatasetError(
+        f"{dataset}: {folder} holds {', '.join(sorted(present))} but nothing to make {split!r} of; add a folder "
+        f"called {split}, or put the classes directly into the folder to have them split"
+    )

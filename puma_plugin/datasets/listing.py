@@ -1,0 +1,82 @@
+"""What a dataset's annotation files say, before any image is opened."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from puma_plugin.datasets.string_table import StringTable
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images of one split.
+
+    Attributes:
+        base: folder that the keys are relative to.
+        keys: (N) paths below ``base`` with forward slashes; they identify an image on every machine.
+        targets: int64 (N,), classes numbered from 0 without gaps.
+        class_names: one per class.
+        is_query: bool (N,): False for images that are only searched among. None: every image is a query.
+        is_gallery: bool (N,): False for images that are only searched for. None: every image is searched among.
+    """
+
+    base: str
+    keys: StringTable
+    targets: NDArray[np.int64]
+    class_names: list[str]
+    is_query: NDArray[np.bool_] | None = None
+    is_gallery: NDArray[np.bool_] | None = None
+
+    @classmethod
+    def build(
+        cls, base: str, keys: Sequence[str], classes: ArrayLike, names: Mapping[int, str] | Sequence[str]
+    ) -> "Listing":
+        """Number the classes that occur from 0, in the order of their published numbers.
+
+        Args:
+            classes: (N,) published class numbers, with gaps allowed.
+            names: name of each published number. A name that two classes share gets the number appended.
+        """
+        numbers = np.asarray(classes, np.int64).reshape(-1)
+        present, targets = np.unique(numbers, return_inverse=True)
+        found = [names[number] for number in present.tolist()]
+        uses = Counter(found)
+        unique = [
+            f"{name} ({number})" if uses[name] > 1 else name
+            for name, number in zip(found, present.tolist(), strict=True)
+        ]
+        return cls(base, StringTable(keys), targets.reshape(-1).astype(np.int64), unique)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def take(self, indices: NDArray[np.int64]) -> "Listing":
+        """These images only, in this order; classes without an image disappear and the rest are numbered anew."""
+        present, targets = np.unique(self.targets[indices], return_inverse=True)
+        return replace(
+            self,
+            keys=self.keys.take(indices),
+            targets=targets.reshape(-1).astype(np.int64),
+            class_names=[self.class_names[number] for number in present.tolist()],
+            is_query=None if self.is_query is None else self.is_query[indices],
+            is_gallery=None if self.is_gallery is None else self.is_gallery[indices],
+        )
+
+    def counts(self) -> NDArray[np.int64]:
+        """Images of each class."""
+        return np.bincount(self.targets, minlength=len(self.class_names))
+
+
+def merge_query_gallery(query: Listing, gallery: Listing) -> Listing:
+    """One listing of both, with the masks that say which is which. Classes are matched by name."""
+    names = sorted({*query.class_names, *gallery.class_names})
+    place = {name: number for number, name in enumerate(names)}
+    targets = [
+        np.array([place[name] for name in part.class_names], np.int64)[part.targets] for part in (query, gallery)
+    ]
+    is_query = np.arange(len(query) + len(gallery)) < len(query)
+    keys = StringTable([*query.keys, *gallery.keys])
+    return Listing(query.base, keys, np.concatenate(targets), names, is_query, ~is_query)

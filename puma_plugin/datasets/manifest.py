@@ -1,0 +1,305 @@
+"""A distribution of one's own: a table of paths and labels."""
+
+import csv
+import os
+from array import array
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from puma_plugin.datasets.class_split import split_by_class
+from puma_plugin.datasets.distribution_dataset import SPLITS, BadImages, DistributionDataset, Split, check_split
+from puma_plugin.datasets.errors import DatasetError
+from puma_plugin.datasets.listing import Listing
+from puma_plugin.datasets.string_table import StringTable
+
+_REQUIRED = ("path", "label")
+_COLUMNS = (*_REQUIRED, "split", "distribution")
+Row = tuple[str | None, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A table of images, read and checked.
+
+    Attributes:
+        path: the file it was read from.
+        base: folder that the paths are relative to.
+        keys: (N) paths.
+        labels: (N,) index into ``label_names``.
+        label_names: all labels, sorted (as numbers if all are whole numbers).
+        splits: (N,) index into SPLITS, or -1 where the table has no column "split".
+        distributions: (N,) index into ``distribution_names``.
+        distribution_names: in the order of their first row; one, named after the file, without such a column.
+    """
+
+    path: str
+    base: str
+    keys: StringTable
+    labels: NDArray[np.int64]
+    label_names: list[str]
+    splits: NDArray[np.int8]
+    distributions: NDArray[np.int32]
+    distribution_names: list[str]
+
+
+class ManifestDataset(DistributionDataset):
+    """One distribution of a manifest.
+
+    Args:
+        manifest: a CSV (with a heading) or Parquet file, or what :func:`read_manifest` made of one (to read it once for
+            several distributions). Columns: ``path`` (relative to ``root``), ``label``, and optionally ``split``
+            (train, test, query, gallery) and ``distribution``. Without ``split`` the distribution is split by classes.
+        split: "train", "test" (with query and gallery rows: both, with masks), "query" or "gallery".
+        transform, bad_images, known_bad: see :class:`DistributionDataset`.
+        distribution: which one; may be None if there is only one.
+        root: folder that the paths are relative to; None: the manifest's folder.
+        test_fraction: share of the classes that test, where there is no column ``split``: the last in sorted order.
+        min_images: images that each class must have (each class of query and gallery together).
+
+    Raises:
+        DatasetError: an unreadable manifest, a missing column, an unknown split (each with file and line), no rows for
+            ``split``, a query class that is not in the gallery, and what :class:`DistributionDataset` raises.
+        ImportError: a Parquet file without pyarrow installed.
+    """
+
+    def __init__(
+        self,
+        manifest: "str | os.PathLike[str] | Manifest",
+        split: Split = "train",
+        transform: Callable[[Image.Image], Any] | None = None,
+        bad_images: BadImages = "raise",
+        known_bad: Collection[str] | str | os.PathLike[str] | None = None,
+        distribution: str | None = None,
+        root: str | os.PathLike[str] | None = None,
+        test_fraction: float = 0.5,
+        min_images: int = 2,
+    ) -> None:
+        check_split(split)
+        table = manifest if isinstance(manifest, Manifest) else read_manifest(manifest, root)
+        name = _choose(table, distribution)
+        listing, one_part = _list_split(table, name, split, test_fraction)
+        _require_distinct(listing, table, f"{name} ({split})")
+        super().__init__(listing, name, split, transform, bad_images, known_bad, 1 if one_part else min_images)
+
+
+def read_manifest(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Manifest:
+    """Read a CSV or Parquet manifest (see :class:`ManifestDataset` for its columns).
+
+    Raises:
+        DatasetError: naming the file and the row.
+        ImportError: a Parquet file without pyarrow installed.
+    """
+    file = os.path.abspath(os.path.expanduser(os.fspath(path)))
+    base = os.path.dirname(file) if root is None else os.path.abspath(os.path.expanduser(os.fspath(root)))
+    if not os.path.isfile(file):
+        raise DatasetError(
+            f"manifest {file} does not exist; give a CSV or Parquet file with the columns path and label"
+        )
+    rows = _parquet_rows(file) if file.lower().endswith((".parquet", ".pq")) else _csv_rows(file)
+    columns = list(next(rows))
+    absent = [name for name in _REQUIRED if name not in columns]
+    if absent:
+        raise DatasetError(
+            f"manifest {file} has no column {' and no column '.join(absent)} (it has {', '.join(map(str, columns))}); "
+            f"the columns are {', '.join(_COLUMNS)}, the last two optional"
+        )
+    return _collect(file, base, columns, rows)
+
+
+def _csv_rows(file: str) -> Iterator[Row]:
+    with open(file, newline="", encoding="utf-8-sig") as lines:
+        reader = csv.reader(lines)
+        try:
+            heading = next(reader, None)
+            if heading is None:
+                raise DatasetError(f"manifest {file} is empty; its first line names the columns: {','.join(_COLUMNS)}")
+            yield tuple(name.strip() for name in heading)
+            for row in reader:
+                if row and len(row) != len(heading):
+                    raise DatasetError(
+                        f"line {reader.line_num} of manifest {file} has {len(row)} columns, the heading has "
+                        f"{len(heading)}; quote values that contain a comma"
+                    )
+                if row:
+                    yield tuple(row)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DatasetError(
+                f"line {reader.line_num + 1} of manifest {file} cannot be read ({error}); save it as CSV in UTF-8"
+            ) from error
+
+
+def _parquet_rows(file: str) -> Iterator[Row]:
+    try:
+        from pyarrow import ArrowException, parquet  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise ImportError(
+            f"manifest {file} is a Parquet file, which needs pyarrow: pip install pyarrow, or save the manifest as CSV"
+        ) from error
+    try:
+        table = parquet.ParquetFile(file)
+        columns = [name for name in table.schema_arrow.names if name in _COLUMNS]
+        yield tuple(columns or table.schema_arrow.names)
+        for batch in table.iter_batches(batch_size=65536, columns=columns):
+            values = [
+                [None if value is None else str(value) for value in column.to_pylist()] for column in batch.columns
+            ]
+            yield from zip(*values, strict=True)
+    except (ArrowException, OSError) as error:
+        raise DatasetError(f"manifest {file} is no readable Parquet file ({error}); write it again") from error
+
+
+class _Names:
+    """Numbers strings in the order in which they come."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, int] = {}
+
+    def __call__(self, name: str) -> int:
+        return self.places.setdefault(name, len(self.places))
+
+
+def _collect(file: str, base: str, columns: list[str | None], rows: Iterable[Row]) -> Manifest:
+    place = {name: columns.index(name) for name in _COLUMNS if name in columns}
+    split_at, distribution_at = place.get("split"), place.get("distribution")
+    split_number = {name: number for number, name in enumerate(SPLITS)}
+    labels, distributions = _Names(), _Names()
+    own_name = os.path.splitext(os.path.basename(file))[0]
+    # C arrays: a million rows as Python tuples would take more memory than everything else.
+    label_column, split_column, distribution_column = array("i"), array("b"), array("i")
+
+    def keys() -> Iterator[str]:
+        for number, row in enumerate(rows, 1):
+            if any(row[at] in (None, "") for at in place.values()):
+                empty = next(name for name, at in place.items() if row[at] in (None, ""))
+                raise DatasetError(f"row {number} of manifest {file} has no {empty}; fill it in, or remove the row")
+            split = -1
+            if split_at is not None:
+                split = split_number.get(str(row[split_at]), -1)
+                if split < 0:
+                    raise DatasetError(
+                        f"row {number} of manifest {file} has the split {row[split_at]!r}; give one of "
+                        f"{', '.join(SPLITS)}"
+                    )
+            distribution = own_name if distribution_at is None else str(row[distribution_at])
+            label_column.append(labels(str(row[place["label"]])))
+            split_column.append(split)
+            distribution_column.append(distributions(distribution))
+            yield _relative(str(row[place["path"]]), base, file, number)
+
+    table = StringTable(keys())
+    names = _in_order(labels.places)
+    order = np.empty(len(names), np.int64)
+    order[[labels.places[name] for name in names]] = np.arange(len(names))
+    return Manifest(
+        file,
+        base,
+        table,
+        order[np.asarray(label_column, np.int64)],
+        names,
+        np.asarray(split_column, np.int8),
+        np.asarray(distribution_column, np.int32),
+        list(distributions.places),
+    )
+
+
+def _in_order(labels: Iterable[str]) -> list[str]:
+    names = list(labels)
+    try:
+        return sorted(names, key=lambda name: (int(name), name))
+    except ValueError:
+        return sorted(names)
+
+
+def _relative(path: str, base: str, file: str, number: int) -> str:
+    if not os.path.isabs(path):
+        return path.replace(os.sep, "/").removeprefix("./")
+    if not path.startswith(os.path.join(base, "")):
+        raise DatasetError(
+            f"row {number} of manifest {file} has the path {path}, which is not below {base}; give the common folder "
+            "of the images as root"
+        )
+    return path[len(os.path.join(base, "")) :].replace(os.sep, "/")
+
+
+def _choose(table: Manifest, distribution: str | None) -> str:
+    names = table.distribution_names
+    if not names:
+        raise DatasetError(f"manifest {table.path} has no rows; add images, or leave it out")
+    if distribution is None and len(names) > 1:
+        raise DatasetError(
+            f"manifest {table.path} holds {len(names)} distributions ({', '.join(names[:10])}); say which as "
+            "distribution="
+        )
+    if distribution is not None and distribution not in names:
+        raise DatasetError(
+            f"manifest {table.path} holds no distribution {distribution!r}; it holds {', '.join(names[:10])}"
+        )
+    return names[0] if distribution is None else distribution
+
+
+def _list_split(table: Manifest, name: str, split: Split, test_fraction: float) -> tuple[Listing, bool]:
+    dataset = f"{name} ({split})"
+    mine = np.flatnonzero(table.distributions == table.distribution_names.index(name))
+    whole = Listing(table.base, table.keys, table.labels, table.label_names)
+    numbers = table.splits[mine]
+    parts = {SPLITS[number]: mine[numbers == number] for number in np.unique(numbers).tolist() if number >= 0}
+    if not parts:
+        return split_by_class(whole.take(mine), test_fraction, split == "train", dataset), False
+    if split == "test" and {"query", "gallery"} & parts.keys():
+        return _with_masks(table, whole, parts, dataset), False
+    wanted = split if split in parts or split == "train" else "test"
+    if wanted not in parts:
+        raise DatasetError(
+            f"{dataset}: manifest {table.path} has no row for it (only {', '.join(sorted(parts))}); add rows with the "
+            f"split {split}, or remove the column to split by classes"
+        )
+    return whole.take(parts[wanted]), split in ("query", "gallery") and split in parts
+
+
+def _require_distinct(listing: Listing, table: Manifest, dataset: str) -> None:
+    if len(set(listing.keys)) == len(listing):
+        return
+    key, uses = Counter(listing.keys).most_common(1)[0]
+    raise DatasetError(
+        f"{dataset}: manifest {table.path} lists {key} {uses} times, so it would find itself; remove the repeated rows"
+    )
+
+
+def _with_masks(table: Manifest, whole: Listing, parts: dict[str, NDArray[np.int64]], dataset: str) -> Listing:
+    none = np.zeros(0, np.int64)
+    both, query, gallery = (parts.get(part, none) for part in ("test", "query", "gallery"))
+    queries = np.unique(table.labels[query])
+    lone = np.setdiff1d(queries, table.labels[np.concatenate([both, gallery])])
+    if len(lone):
+        raise DatasetError(
+            f"{dataset}: query class {table.label_names[lone[0]]!r} is in no gallery row of manifest {table.path} "
+            f"({len(lone):,} such classes), so its queries can find nothing; add gallery rows, or remove it from query"
+        )
+    rows = np.concatenate([both, query, gallery])
+    places = np.arange(len(rows))
+    listing = whole.take(rows)
+    return Listing(
+        listing.base,
+        listing.keys,
+        listing.targets,
+        listing.class_names,
+        is_query=places < len(both) + len(query),
+        is_gallery=(places < len(both)) | (places >= len(both) + len(query)),
+    )
+
+
+def distributions_of(manifest: str | os.PathLike[str] | Manifest, **arguments: Any) -> dict[str, ManifestDataset]:
+    """Every distribution of a manifest, by name; the file is read once.
+
+    Args:
+        arguments: as for :class:`ManifestDataset`, without ``distribution``.
+    """
+    root = arguments.pop("root", None)
+    table = manifest if isinstance(manifest, Manifest) else read_manifest(manifest, root)
+    return {name: ManifestDataset(table, distribution=name, **arguments) for name in table.distribution_names}
