@@ -5,12 +5,20 @@ import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from typing import NoReturn
 
 _DESCRIPTION = "Looks over the eight datasets of the unified benchmark, and draws few-shot splits of them."
+_VERIFY = (
+    "Compares the datasets in a folder with what is published: classes and images of every split, missing and surplus "
+    "files and, on request, files that cannot be decoded. Exit code 1 if a run would fail."
+)
+_FEW_SHOT = "Writes a JSON file of relative paths for every number of shots. The same seed gives the same files."
 
 
 class _Parser(ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
+    """Mistakes become ValueError, which the command line reports in one line."""
+
+    def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (see `{self.prog} --help`)")
 
 
@@ -21,28 +29,19 @@ def _parser() -> ArgumentParser:
     listing = actions.add_parser("list", help="the datasets: counts, where to get them, how to lay them out")
     listing.set_defaults(run=_list)
 
-    verify = actions.add_parser(
-        "verify",
-        help="what is there, against what is published",
-        description="Compares the datasets in a folder with what is published: classes and images of every split,
-        missing " "and surplus files and, on request, files that cannot be decoded. Exit code 1 if a run would fail.",
-    )
+    verify = actions.add_parser("verify", help="what is there, against what is published", description=_VERIFY)
     verify.add_argument("root", help="the folder that holds the datasets' folders")
-    verify.add_argument("--datasets", nargs="+", metavar="NAME", help="these must be there (default: check what is there)")
+    verify.add_argument("--datasets", nargs="+", metavar="NAME", help="these must be there (default: whichever are)")
     verify.add_argument("--open-images", action="store_true", help="decode every image")
     verify.add_argument("--workers", type=int, help="threads that decode (default: one per processor)")
-    verify.add_argument("--report", metavar="FILE", help="also write everything as JSON; `known_bad` of the datasets reads it")
+    verify.add_argument("--report", metavar="FILE", help="write everything as JSON too, to be given as known_bad")
     verify.set_defaults(run=_verify)
 
-    few_shot = actions.add_parser(
-        "few-shot",
-        help="draw few-shot training sets",
-        description="Writes a JSON file of relative paths for every number of shots. The same seed gives the same
-    files.", )
+    few_shot = actions.add_parser("few-shot", help="draw few-shot training sets", description=_FEW_SHOT)
     few_shot.add_argument("root", help="the folder that holds the datasets' folders")
     few_shot.add_argument("--out", required=True, help="folder for the files, few_shot_<shots>.json")
-    few_shot.add_argument("--shots", nargs="+", type=int, default=[1, 2, 4, 8, 16], help="images per class (default: 1 2 4 8 16)")
-    few_shot.add_argument("--seed", type=int, default=0)
+    few_shot.add_argument("--shots", nargs="+", type=int, help="images per class (default: 1 2 4 8 16)")
+    few_shot.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
     few_shot.add_argument("--datasets", nargs="+", metavar="NAME", help="which (default: all eight)")
     few_shot.set_defaults(run=_few_shot)
     return parser
@@ -55,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
         0; 1 if ``verify`` found something that would make a run fail.
 
     Raises:
-        ValueError: wrong options, an unknown dataset, a folder that is none.
+        ValueError: wrong options, an unknown dataset, a folder that is none; for ``few-shot`` an unusable dataset.
     """
     options = _parser().parse_args(list(arguments))
     return int(options.run(options))
@@ -94,10 +93,10 @@ def _verify(options: Namespace) -> int:
 
 def _few_shot(options: Namespace) -> int:
     from puma_plugin.datasets.benchmark import load_benchmark
-    from puma_plugin.datasets.few_shot import draw_few_shot, write_few_shot
+    from puma_plugin.datasets.few_shot import SHOTS, draw_few_shot, write_few_shot
 
     datasets = load_benchmark(options.root, "train", options.datasets)
-    for shots in options.shots:
+    for shots in options.shots or SHOTS:
         split = draw_few_shot(datasets, shots, options.seed)
         path = os.path.join(options.out, f"few_shot_{shots}.json")
         write_few_shot(path, split)
