@@ -41,7 +41,8 @@ def compare_backbones(expected: dict[str, Any], found: dict[str, Any]) -> str:
     """What distinguishes two results of :func:`describe_backbone`; empty if nothing that matters does."""
     if expected["fingerprint"] == found["fingerprint"]:
         return ""
-    lines = [f"expected {_title(expected)}, found {_title(found)}"]
+    titles = _title(expected), _title(found)
+    lines = [f"both are {titles[0]}" if titles[0] == titles[1] else f"expected {titles[0]}, found {titles[1]}"]
     wanted, present = expected["tensors"], found["tensors"]
     lines += _list_some("missing", [name for name in wanted if name not in present])
     lines += _list_some("not expected", [name for name in present if name not in wanted])

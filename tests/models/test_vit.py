@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import Block, ResPostBlock
 from torch import nn
 
 from puma_plugin import EmbeddingHead, UnifiedEmbedder, adapt, eject
@@ -44,20 +44,17 @@ def test_other_models_are_refused_with_what_is_supported(name: str, arguments: d
 
 
 @pytest.mark.parametrize(
-    ("name", "block"),
+    ("name", "arguments", "block"),
     [
-        ("vit_small_patch16_18x2_224", "ParallelThingsBlock"),
-        ("vit_base_patch16_xp_224", "ParallelScalingBlock"),
-        ("vit_relpos_medium_patch16_rpn_224", "ResPostRelPosBlock"),
-        ("vit_7b_patch16_dinov3", None),
+        ("vit_small_patch16_18x2_224", {}, "ParallelThingsBlock"),
+        ("vit_base_patch16_xp_224", {}, "ParallelScalingBlock"),
+        ("vit_tiny_patch16_224", {"block_fn": ResPostBlock}, "ResPostBlock"),
+        ("vit_relpos_medium_patch16_rpn_224", {}, "ResPostRelPosBlock"),
+        ("eva02_tiny_patch14_224", {"use_post_norm": True, "img_size": 28}, "EvaBlockPostNorm"),
     ],
 )
-def test_other_blocks_in_a_supported_model_are_refused(name: str, block: str | None) -> None:
-    if block is None:
-        model = timm.create_model("eva02_tiny_patch14_224", use_post_norm=True, **{**SMALL, "img_size": 28})
-        block = "EvaBlockPostNorm"
-    else:
-        model = timm.create_model(name, **SMALL)
+def test_other_blocks_in_a_supported_model_are_refused(name: str, arguments: dict[str, Any], block: str) -> None:
+    model = timm.create_model(name, **{**SMALL, **arguments})
     with pytest.raises(ValueError, match=rf"with blocks of {block}\. Supported are"):
         adapt(model, pool_size=0)
 
@@ -67,7 +64,7 @@ def test_other_blocks_in_a_supported_model_are_refused(name: str, block: str | N
 )
 def test_prompts_are_refused_where_they_cannot_enter(name: str) -> None:
     vit = timm.create_model(name, **SMALL)
-    with pytest.raises(ValueError, match="adapters but no prompts.*pool_size=0"):
+    with pytest.raises(ValueError, match=r"adapters but no prompts.*pool_size=0"):
         adapt(vit)
     assert all(parameter.requires_grad for parameter in vit.parameters())
 
@@ -140,7 +137,7 @@ def test_self_check_refuses_blocks_that_compute_something_else(
     vit.train()
     monkeypatch.setattr(Block, "forward", post_norm)
     names = list(vit.state_dict())
-    with pytest.raises(ValueError, match="self-check failed: .* is off by"):
+    with pytest.raises(ValueError, match=r"self-check failed: .* is off by"):
         adapt(vit)
     assert type(vit) is timm.models.VisionTransformer
     assert list(vit.state_dict()) == names

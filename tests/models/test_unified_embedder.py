@@ -1,0 +1,62 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from puma_plugin import EmbeddingHead, UnifiedEmbedder, adapt
+
+
+@pytest.fixture
+def embedder(make_vit: Callable[..., nn.Module]) -> UnifiedEmbedder:
+    return UnifiedEmbedder(adapt(make_vit(), adapter_dim=4, pool_size=3, prompt_length=2), EmbeddingHead(192, 8))
+
+
+def test_forward_is_head_of_trunk(embedder: UnifiedEmbedder) -> None:
+    images = torch.randn(2, 3, 32, 32)
+    embeddings = embedder.eval()(images)
+    assert torch.equal(embeddings, embedder.head(embedder.trunk(images)))
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(2))
+
+
+def test_methods_delegate(embedder: UnifiedEmbedder) -> None:
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(embedder.prompt_penalty(), embedder.trunk.prompt_penalty())
+    assert torch.equal(embedder.prompt_weights(images), embedder.trunk.prompt_weights(images))
+    assert len(embedder.trainable_parameters()) == len(embedder.trunk.trainable_parameters()) + 2
+    embedder.train()
+    assert embedder.head.training
+    assert not embedder.trunk.patch_embed.training
+
+
+def test_param_groups_have_the_papers_factors(embedder: UnifiedEmbedder) -> None:
+    rates = {group["name"]: group["lr"] for group in embedder.param_groups(lr=1e-4)}
+    assert rates == {name: pytest.approx(1e-3) for name in ("adapters", "prompts", "head")}
+    rates = {group["name"]: group["lr"] for group in embedder.param_groups(lr=1.0, head_factor=2, adapter_factor=3)}
+    assert rates == {"adapters": 3, "prompts": 10, "head": 2}
+    with pytest.raises(ValueError, match="factor of head"):
+        embedder.param_groups(head_factor=-1)
+
+
+def test_a_trunk_that_is_not_adapted_is_a_baseline(make_vit: Callable[..., nn.Module]) -> None:
+    embedder = UnifiedEmbedder(make_vit(), EmbeddingHead(192, 8))
+    assert embedder.prompt_penalty() == 0
+    assert [group["name"] for group in embedder.param_groups()] == ["trunk", "head"]
+    embedder.trunk.requires_grad_(False)
+    assert [group["name"] for group in embedder.param_groups()] == ["head"]
+    with pytest.raises(ValueError, match="not adapted"):
+        embedder.prompt_weights(torch.randn(1, 3, 32, 32))
+
+
+def test_what_does_not_fit_is_refused(make_vit: Callable[..., nn.Module]) -> None:
+    head = EmbeddingHead(192, 8)
+    with pytest.raises(ValueError, match="takes 100 features but the trunk gives 192"):
+        UnifiedEmbedder(make_vit(), EmbeddingHead(100, 8))
+    with pytest.raises(ValueError, match=r"classifier of 5 classes.*reset_classifier\(0\)"):
+        UnifiedEmbedder(make_vit(num_classes=5), head)
+    with pytest.raises(ValueError, match="does not pool its tokens"):
+        UnifiedEmbedder(make_vit(global_pool=""), head)
+    with pytest.raises(TypeError, match="head must be an EmbeddingHead, got Linear"):
+        UnifiedEmbedder(make_vit(), nn.Linear(192, 8))
+    with pytest.raises(TypeError, match="trunk must be a module, got str"):
+        UnifiedEmbedder("vit", head)
