@@ -178,12 +178,16 @@ class MultiDistributionSampler(BatchSampler):
             self._current = (epoch, number + 1)
             yield batch[self.rank * share : (self.rank + 1) * share].tolist()
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next ``iter()``. A position loaded for this very epoch is kept."""
-        if epoch < 0:
-            raise ValueError(f"epoch must not be negative, got {epoch}")
-        if epoch != self._next[0]:
-            self._next = (epoch, 0)
+    def set_epoch(self, epoch: int, first_batch: int | None = None) -> None:
+        """Choose the epoch of the next ``iter()``, and the batch it begins with.
+
+        ``first_batch=None`` means the beginning, or the place that :meth:`load_state_dict` set within this very epoch.
+        """
+        if epoch < 0 or (first_batch is not None and not 0 <= first_batch <= self._length):
+            raise ValueError(f"epoch must be >= 0 and first_batch in 0..{self._length}, got {epoch} and {first_batch}")
+        if first_batch is None:
+            first_batch = self._next[1] if epoch == self._next[0] else 0
+        self._next = (epoch, first_batch)
 
     def set_proxies(self, proxies: Any, neighbours: int = 3) -> None:
         """From now on fill batches with classes that are near each other: each drawn class brings its nearest ones.

@@ -23,8 +23,8 @@ def nearest_classes(proxies: Any, distribution_of: IntArray, count: int, block_s
     rows = torch.as_tensor(proxies).detach().float().cpu()
     if rows.ndim != 2 or len(rows) != len(distribution_of):
         raise ValueError(
-            f"proxies must have shape ({len(distribution_of)}, D), one row per class, got {tuple(rows.shape)}; for a pml "
-            "loss with W of shape (D, classes) give loss.W.t()"
+            f"proxies must have shape ({len(distribution_of)}, D), one row per class, got {tuple(rows.shape)}; for "
+            "a pml loss with W of shape (D, classes) give loss.W.t()"
         )
     if count < 1:
         raise ValueError(f"neighbours must be at least 1, got {count}")

@@ -1,0 +1,217 @@
+"""Evaluate over several distributions inside pml's machinery."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
+from pytorch_metric_learning.utils import common_functions as c_f
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from puma_plugin.evaluation import RetrievalResult, evaluate_retrieval, gather_rows
+from puma_plugin.evaluation.retrieval import Protocol
+
+# What pml's AccuracyCalculator calls the same metrics.
+_PML_NAMES = {
+    "recall_at_1": "precision_at_1",
+    "map_at_r": "mean_average_precision_at_r",
+    "r_precision": "r_precision",
+}
+_MEANS = ("unified", "harmonic", "arithmetic", "worst")
+
+
+class MultiDistributionTester(GlobalEmbeddingSpaceTester):
+    """pml tester that embeds once and evaluates jointly, per distribution, and averaged over the distributions.
+
+    ``test({"val": dataset}, epoch, trunk, embedder)`` fills ``all_accuracies`` with one entry per distribution, and
+    with ``unified``, ``harmonic``, ``arithmetic`` and ``worst``; the split's own name holds the unified metrics once
+    more. With several splits the entries are called ``<split>_unified`` and so on. pml's hooks take them for splits::
+
+        hooks = HookContainer(record_keeper, validation_split_name="harmonic", primary_metric="precision_at_1")
+
+    logs everything and keeps the model with the best harmonic mean. Metrics: ``precision_at_1`` (equal to recall at 1),
+    ``mean_average_precision_at_r``, ``r_precision``, ``recall_at_<k>``; the key is pml's ``precision_at_1_level0``. The
+    unified entries have ``leak_level0`` as well. See :class:`puma_plugin.evaluation.RetrievalResult`.
+
+    Datasets are ``UnifiedDataset``s, or give labels (class, distribution); ``distribution_names``, ``item_ids``,
+    ``query_mask`` and ``gallery_mask`` are used where a dataset has them. With ``splits_to_eval=[("query",
+    ["gallery"])]`` the query split is searched in the reference splits; items of one UnifiedDataset's subsets are
+    recognised by their ids, items of different datasets count as different. Under an initialised torch.distributed
+    each process embeds its share and all get the whole result.
+
+    Args:
+        ks: the k of the recalls.
+        protocol: "honest" or "paper-code", see :func:`puma_plugin.evaluation.evaluate_retrieval`.
+        **kwargs: those of pml's BaseTester except ``accuracy_calculator`` and ``label_hierarchy_level``.
+
+    Attributes:
+        result: the RetrievalResult of the last split evaluated.
+        results: split name -> RetrievalResult, of the last test.
+
+    Raises:
+        ValueError: an argument that has no meaning here, labels without a distribution column, or a split named like a
+            distribution.
+    """
+
+    def __init__(self, ks: tuple[int, ...] = (1, 2, 4, 8), protocol: Protocol = "honest", **kwargs: Any) -> None:
+        for name, neutral in (("accuracy_calculator", None), ("label_hierarchy_level", 0)):
+            if kwargs.get(name, neutral) != neutral:
+                raise ValueError(
+                    f"{name} cannot be chosen: MultiDistributionTester computes its own metrics from labels (class, "
+                    "distribution). For others use pml's GlobalEmbeddingSpaceTester, which takes the same datasets"
+                )
+        if 1 not in ks:
+            raise ValueError(f"ks must contain 1, got {ks}")
+        self.ks = tuple(sorted(set(ks)))
+        self.protocol = protocol
+        self.results: dict[str, RetrievalResult] = {}
+        super().__init__(**kwargs)
+
+    @property
+    def result(self) -> RetrievalResult:
+        """Of the split evaluated last."""
+        if not self.results:
+            raise RuntimeError("nothing has been evaluated yet: call test() first")
+        return next(reversed(self.results.values()))
+
+    def initialize_accuracy_calculator(self) -> None:
+        self.accuracy_calculator = _Metrics(self.ks)
+
+    def test(
+        self,
+        dataset_dict: dict[str, Dataset[Any]],
+        epoch: int,
+        trunk_model: torch.nn.Module,
+        embedder_model: torch.nn.Module | None = None,
+        splits_to_eval: list[tuple[str, list[str]]] | None = None,
+        collate_fn: Any = None,
+    ) -> dict[str, dict[str, float]]:
+        """Embed the splits and evaluate; returns ``all_accuracies`` (see the class)."""
+        self._datasets = dataset_dict
+        self._epoch = epoch
+        self._several = len(dataset_dict if splits_to_eval is None else splits_to_eval) > 1
+        self.results = {}
+        return super().test(dataset_dict, epoch, trunk_model, embedder_model, splits_to_eval, collate_fn)
+
+    def do_knn_and_accuracies(
+        self,
+        accuracies: dict[str, float],
+        embeddings_and_labels: dict[str, tuple[Tensor, Tensor]],
+        query_split_name: str,
+        reference_split_names: list[str],
+    ) -> None:
+        splits = list(dict.fromkeys([query_split_name, *reference_split_names]))
+        for split in splits:
+            labels = embeddings_and_labels[split][1]
+            if labels.shape[1] != 2:
+                raise ValueError(
+                    f"split {split!r} has labels of {labels.shape[1]} columns; MultiDistributionTester needs (class, "
+                    "distribution): wrap the datasets in UnifiedDataset({name: dataset, ...})"
+                )
+        self.label_levels = [0]
+        result = evaluate_retrieval(
+            torch.cat([embeddings_and_labels[split][0] for split in splits]),
+            torch.cat([embeddings_and_labels[split][1] for split in splits]),
+            self._item_ids(splits),
+            self._distribution_names(splits),
+            self._mask(splits, [query_split_name], "query_mask"),
+            self._mask(splits, reference_split_names, "gallery_mask"),
+            self.ks,
+            protocol=self.protocol,
+        )
+        self.results[query_split_name] = result
+        accuracies.update(self._named(result.unified), **self._named({"leak": result.leak}))
+        for name, metrics in self._entries(result).items():
+            entry = f"{query_split_name}_{name}" if self._several else name
+            if entry in self._datasets:
+                raise ValueError(f"a split must not be named {entry!r} like an entry of the results: rename the split")
+            self.all_accuracies[entry] = {"epoch": self._epoch, **self._named(metrics)}
+            self.reference_split_names[entry] = [entry]
+
+    def get_all_embeddings(
+        self,
+        dataset: Dataset[Any],
+        trunk_model: torch.nn.Module,
+        embedder_model: torch.nn.Module | None = None,
+        collate_fn: Any = None,
+        eval: bool = True,
+        return_as_numpy: bool = False,
+    ) -> Any:
+        """As pml's; with several processes each embeds a share, and all get the whole in dataset order."""
+        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+            return super().get_all_embeddings(dataset, trunk_model, embedder_model, collate_fn, eval, return_as_numpy)
+        embedder = torch.nn.Identity() if embedder_model is None else embedder_model
+        if eval:
+            trunk_model.eval()
+            embedder.eval()
+        size = len(dataset)  # type: ignore[arg-type]
+        mine = torch.arange(dist.get_rank(), size, dist.get_world_size())
+        embeddings, labels = torch.empty(0, 0), torch.empty(0, 0, dtype=torch.int64)
+        if len(mine):
+            loader = c_f.get_eval_dataloader(
+                Subset(dataset, mine.tolist()), self.batch_size, self.dataloader_num_workers, collate_fn
+            )
+            embeddings, labels = self.compute_all_embeddings(loader, trunk_model, embedder)
+        embeddings = gather_rows(embeddings.cpu(), mine, size).to(self.data_device)
+        labels = gather_rows(labels.cpu(), mine, size).to(self.data_device)
+        embeddings = self.maybe_normalize(embeddings)
+        return (embeddings.cpu().numpy(), labels.cpu().numpy()) if return_as_numpy else (embeddings, labels)
+
+    def _named(self, metrics: dict[str, float]) -> dict[str, float]:
+        return {self.accuracies_keyname(_PML_NAMES.get(name, name)): value for name, value in metrics.items()}
+
+    def _entries(self, result: RetrievalResult) -> dict[str, dict[str, float]]:
+        means = (
+            {**result.unified, "leak": result.leak},
+            result.harmonic_mean,
+            result.arithmetic_mean,
+            result.worst,
+        )
+        return {**result.per_distribution, **dict(zip(_MEANS, means, strict=True))}
+
+    def _item_ids(self, splits: list[str]) -> Tensor:
+        """Ids that are equal exactly for the same item of the same dataset, over all splits."""
+        families: dict[Any, int] = {}
+        ids = []
+        for split in splits:
+            dataset = self._datasets[split]
+            # Subsets of one UnifiedDataset share its parts; ids of unrelated datasets say nothing about each other.
+            parts = getattr(dataset, "parts", None)
+            family = id(dataset) if parts is None else tuple(id(part) for part in parts)
+            own = getattr(dataset, "item_ids", None)
+            own = torch.arange(len(dataset)) if own is None else torch.as_tensor(own)  # type: ignore[arg-type]
+            ids.append(own + (families.setdefault(family, len(families)) << 56))
+        return torch.cat(ids)
+
+    def _distribution_names(self, splits: list[str]) -> list[str] | None:
+        for attribute in ("class_names", "distribution_names"):
+            names = [getattr(self._datasets[split], attribute, None) for split in splits]
+            if any(n != names[0] for n in names):
+                raise ValueError(
+                    f"splits {splits}, which are evaluated together, must have equal {attribute}: otherwise one number "
+                    "means different things in them"
+                )
+        return names[0]
+
+    def _mask(self, splits: list[str], chosen: list[str], attribute: str) -> Tensor:
+        masks = []
+        for split in splits:
+            size = len(self._datasets[split])  # type: ignore[arg-type]
+            own = getattr(self._datasets[split], attribute, None)
+            mask = torch.ones(size, dtype=torch.bool) if own is None else torch.as_tensor(own)
+            masks.append(mask if split in chosen else torch.zeros(size, dtype=torch.bool))
+        return torch.cat(masks)
+
+
+class _Metrics:
+    """What pml's hooks ask an accuracy calculator for: which metrics there are."""
+
+    def __init__(self, ks: tuple[int, ...]) -> None:
+        self._names = [*_PML_NAMES.values(), *(f"recall_at_{k}" for k in ks if k != 1)]
+
+    def get_curr_metrics(self) -> list[str]:
+        return self._names
+
+    def description(self) -> str:
+        return ""

@@ -1,0 +1,162 @@
+"""Everything a training run needs to continue as if it had never stopped."""
+
+import hashlib
+import os
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from puma_plugin.utils.atomic import atomic_write
+
+FORMAT = 1
+
+
+def save_state(state: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write a checkpoint so that it appears whole or not at all, and can be read without unpickling code.
+
+    Raises:
+        TypeError: something in it (of a scheduler, say) is neither tensor, number, string nor container of these.
+    """
+    with atomic_write(path) as temporary:
+        torch.save(state, temporary)
+        try:
+            torch.load(temporary, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise TypeError(
+                "the training state holds an object that cannot be loaded safely (weights_only=True), probably a "
+                f"scheduler's or optimizer's own; the checkpoint was not written. {error}"
+            ) from error
+
+
+def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint, tensors on the CPU.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the file is damaged, or no checkpoint of UnifiedTrainer.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint; it is damaged or something else: {error}") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise ValueError(f"{path} is no checkpoint of UnifiedTrainer in format {FORMAT}")
+    return state
+
+
+def model_state(model: nn.Module) -> dict[str, Any]:
+    """Trainable parameters, all persistent buffers, and a digest of the frozen parameters (which are not stored)."""
+    inner = unwrap(model)
+    frozen = {name for name, p in inner.named_parameters() if not p.requires_grad}
+    tensors = {name: tensor for name, tensor in inner.state_dict().items() if name not in frozen}
+    return {"tensors": tensors, "frozen": _digest(inner, frozen)}
+
+
+def load_model_state(model: nn.Module, state: Mapping[str, Any], name: str) -> None:
+    """Copy stored tensors into the model.
+
+    Raises:
+        ValueError: the tensors' names or shapes differ, or the frozen parameters are others.
+    """
+    own = model_state(model)
+    wanted, stored = own["tensors"], state["tensors"]
+    missing, surplus = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
+    shapes = [
+        f"{key}: {tuple(stored[key].shape)} instead of {tuple(wanted[key].shape)}"
+        for key in wanted.keys() & stored.keys()
+        if wanted[key].shape != stored[key].shape
+    ]
+    if missing or surplus or shapes:
+        raise ValueError(
+            f"the checkpoint does not fit models[{name!r}]: missing {missing[:5]}, not expected {surplus[:5]}, other "
+            f"shape {shapes[:5]}; build the model as in the run that saved it"
+        )
+    if own["frozen"] != state["frozen"]:
+        raise ValueError(
+            f"the frozen weights of models[{name!r}] are not those of the run that saved the checkpoint: load the same "
+            "pretrained weights"
+        )
+    with torch.no_grad():
+        for key, tensor in wanted.items():
+            tensor.copy_(stored[key])
+
+
+def random_state() -> list[dict[str, Any]]:
+    """State of the global generators of Python, NumPy and torch, of every process."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
+    state = {
+        "python": [version, list(words), gauss],
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+    if not (dist.is_available() and dist.is_initialized()):
+        return [state]
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, state)
+    return gathered
+
+
+def set_random_state(states: list[dict[str, Any]]) -> None:
+    """Restore this process' generators; a run with another number of processes keeps its own."""
+    running = dist.is_available() and dist.is_initialized()
+    rank, world = (dist.get_rank(), dist.get_world_size()) if running else (0, 1)
+    if len(states) != world:
+        return
+    state = states[rank]
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if len(state["cuda"]) == (torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        for device, words in enumerate(state["cuda"]):
+            torch.cuda.set_rng_state(words, device)
+
+
+def gate_states(models: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """State of the generators that models draw their gates from, where they have their own."""
+    return {name: generator.get_state() for name, generator in _gate_generators(models).items()}
+
+
+def set_gate_states(models: Mapping[str, nn.Module], states: Mapping[str, Tensor]) -> None:
+    """Restore what :func:`gate_states` returned."""
+    for name, generator in _gate_generators(models).items():
+        if name in states:
+            generator.set_state(states[name])
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel and torch.compile."""
+    for attribute in ("module", "_orig_mod"):
+        inner = getattr(model, attribute, None)
+        if isinstance(inner, nn.Module):
+            return unwrap(inner)
+    return model
+
+
+def _gate_generators(models: Mapping[str, nn.Module]) -> dict[str, torch.Generator]:
+    return {
+        f"{key}.{name}": module.gate_generator
+        for key, model in models.items()
+        for name, module in unwrap(model).named_modules()
+        if isinstance(getattr(module, "gate_generator", None), torch.Generator)
+    }
+
+
+def _digest(model: nn.Module, names: set[str]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, parameter in sorted(model.named_parameters()):
+        if name in names:
+            digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+            digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

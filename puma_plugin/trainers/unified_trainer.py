@@ -1,0 +1,421 @@
+"""pml's MetricLossOnly with what training on several distributions needs."""
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from pytorch_metric_learning.trainers import MetricLossOnly
+from pytorch_metric_learning.utils import common_functions as c_f
+from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, Dataset
+from tqdm import tqdm
+
+from puma_plugin.regularizers.prompt_penalty import find_prompt_penalty
+from puma_plugin.samplers import MultiDistributionSampler
+from puma_plugin.trainers import training_state
+from puma_plugin.trainers.non_finite_loss_error import NonFiniteLossError
+from puma_plugin.trainers.recorded_batches import RecordedBatches
+
+AMP_TYPES = (None, torch.bfloat16, torch.float16)
+
+
+class UnifiedTrainer(MetricLossOnly):
+    """MetricLossOnly plus mixed precision, clipping by value, prompt penalty, checkpoints that resume, and NaN alarm.
+
+    Takes what pml's trainers take, and models, losses, miners, reducers and hooks of pml work as there. Differences:
+    the sampler's epoch is set; embeddings reach the loss in float32; ``train()`` continues after the last finished
+    epoch instead of starting at 1 again; one progress bar per epoch.
+
+    Args:
+        models: "trunk" (images to features; adapted, or a UnifiedEmbedder) and optionally "embedder".
+        optimizers: as in pml ("trunk_optimizer", "embedder_optimizer", "metric_loss_optimizer").
+        batch_size: of all processes together; used where ``sampler`` is None.
+        loss_funcs: {"metric_loss": a pml loss, or a GatheredLoss with several processes}.
+        dataset: a UnifiedDataset, or another dataset of (image, label).
+        *args, **kwargs: the remaining arguments of pml's BaseTrainer. ``sampler=None`` means
+            ``MultiDistributionSampler(dataset.labels, batch_size, seed=seed)``, the paper's plain shuffle.
+            ``data_device`` is the trunk's by default.
+        amp_dtype: torch.bfloat16 or torch.float16 (with loss scaling) for the models' forward pass; None for float32.
+        clip_value: clamp every gradient of the optimizers' parameters to +- this; None for no clamping.
+        prompt_penalty_weight: weight of the trunk's ``prompt_penalty()`` in the loss; 0 for trunks without prompts.
+        seed: of the default sampler and of the data loader's workers.
+        checkpoint_path: where to keep the full state; written after every ``checkpoint_every``-th epoch and the last.
+        checkpoint_every: in epochs.
+        evaluate: called with the trainer after every ``evaluate_every``-th epoch and the last; a returned dict is
+            added to the epoch's entry in ``history`` (plain numbers and strings, as it goes into the checkpoint).
+        evaluate_every: in epochs.
+        progress: show the progress bar (rank 0 only).
+
+    Attributes:
+        epoch, iteration: of the step in progress; epochs count from 1, iterations from 0.
+        global_step: optimizer steps so far.
+        history: one dict per finished epoch: "epoch", the mean of each loss, "seconds", and what ``evaluate`` returned.
+
+    Raises:
+        ValueError: settings that cannot work, found before any work: a trunk that is not adapted, a loss whose proxies
+            no optimizer has, too few proxies for the dataset, labels of one column, pml's DistributedLossWrapper.
+        NonFiniteLossError: while training, NaN or infinity in the loss or a gradient; names step and items.
+    """
+
+    data_device: torch.device
+    sampler: Any
+    iterations_per_epoch: int
+    dataloader_iter: Any
+
+    def __init__(
+        self,
+        models: dict[str, nn.Module],
+        optimizers: dict[str, torch.optim.Optimizer],
+        batch_size: int,
+        loss_funcs: dict[str, nn.Module],
+        dataset: Dataset[Any],
+        *args: Any,
+        amp_dtype: torch.dtype | None = None,
+        clip_value: float | None = 1.0,
+        prompt_penalty_weight: float = 1.0,
+        seed: int = 0,
+        checkpoint_path: str | os.PathLike[str] | None = None,
+        checkpoint_every: int = 1,
+        evaluate: Callable[["UnifiedTrainer"], dict[str, Any] | None] | None = None,
+        evaluate_every: int = 1,
+        progress: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        self.amp_dtype = amp_dtype
+        self.clip_value = clip_value
+        self.prompt_penalty_weight = prompt_penalty_weight
+        self.seed = seed
+        self.checkpoint_path = checkpoint_path
+        self.checkpoint_every = checkpoint_every
+        self.evaluate = evaluate
+        self.evaluate_every = evaluate_every
+        self.progress = progress
+        self.epoch, self.iteration, self.global_step = 0, 0, 0
+        self.history: list[dict[str, Any]] = []
+        self.batch_positions: list[int] = []
+        self._next_epoch, self._next_iteration = 1, 0
+        self._pass, self._consumed = 0, 0
+        self._sums: dict[str, float] = {}
+        self._seconds = 0.0
+        self._pending_random_state: list[dict[str, Any]] | None = None
+        self._check_settings()
+        super().__init__(models, optimizers, batch_size, loss_funcs, dataset, *args, **kwargs)
+        self._trained = [p for o in self.optimizers.values() for group in o.param_groups for p in group["params"]]
+        self._check_parts()
+        self.scaler = torch.amp.GradScaler(self.data_device.type, enabled=amp_dtype is torch.float16)
+
+    def _check_settings(self) -> None:
+        if self.amp_dtype not in AMP_TYPES:
+            raise ValueError(f"amp_dtype must be None, torch.bfloat16 or torch.float16, got {self.amp_dtype}")
+        if self.clip_value is not None and not self.clip_value > 0:
+            raise ValueError(f"clip_value must be > 0, or None for no clipping, got {self.clip_value}")
+        if self.prompt_penalty_weight < 0:
+            raise ValueError(f"prompt_penalty_weight must not be negative, got {self.prompt_penalty_weight}")
+        for name in ("checkpoint_every", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} counts epochs and must be at least 1, got {getattr(self, name)}")
+
+    def custom_setup(self) -> None:
+        """Called by pml's constructor before it checks the keys it was given."""
+        if self.prompt_penalty_weight > 0:
+            find_prompt_penalty(self.models["trunk"])
+            self.loss_names.append("prompt_penalty")
+            if self.loss_weights is not None:
+                self.loss_weights.setdefault("prompt_penalty", self.prompt_penalty_weight)
+        if self.data_device is None:
+            parameter = next(self.models["trunk"].parameters(), None)
+            self.data_device = parameter.device if parameter is not None else torch.device("cpu")
+        self.data_device = torch.device(self.data_device)
+        if self.sampler is None:
+            self.sampler = MultiDistributionSampler(_labels(self.dataset), self.batch_size, seed=self.seed)
+
+    def initialize_loss_weights(self) -> None:
+        super().initialize_loss_weights()
+        if self.prompt_penalty_weight > 0:
+            self.loss_weights["prompt_penalty"] = self.prompt_penalty_weight
+
+    def _check_parts(self) -> None:
+        loss = self.loss_funcs.get("metric_loss")
+        if isinstance(loss, DistributedLossWrapper):
+            raise ValueError(
+                "pml's DistributedLossWrapper multiplies the gradient of the loss's proxies by the number of processes: "
+                "use puma_plugin.losses.GatheredLoss(loss) instead, whose gradients equal those of one process"
+            )
+        known = {id(p) for p in self._trained}
+        for kind, parts in (("models", self.models), ("loss_funcs", self.loss_funcs)):
+            for key, part in parts.items():
+                forgotten = [n for n, p in part.named_parameters() if p.requires_grad and id(p) not in known]
+                if forgotten and key not in self.freeze_these:
+                    raise ValueError(
+                        f"{kind}[{key!r}] has trainable parameters that no optimizer has, and would never learn: "
+                        f"{forgotten[:3]}; pass optimizers={{'{key}_optimizer': ...}}, or set requires_grad=False"
+                    )
+        classes, proxies = getattr(self.dataset, "num_classes", None), getattr(loss, "num_classes", None)
+        if isinstance(classes, int) and isinstance(proxies, int) and classes > proxies:
+            raise ValueError(
+                f"the loss has {proxies} proxies, but the dataset has {classes} classes: set num_classes={classes}"
+            )
+
+    def train(self, start_epoch: int | None = None, num_epochs: int = 1) -> None:
+        """Train up to and including epoch ``num_epochs``.
+
+        Args:
+            start_epoch: default: where a loaded checkpoint or the last call of ``train`` left off, else 1.
+            num_epochs: number of the last epoch.
+        """
+        if start_epoch is not None and (start_epoch, 0) != (self._next_epoch, self._next_iteration):
+            self._next_epoch, self._next_iteration = start_epoch, 0
+            self._pass, self._consumed, self._sums, self._seconds = start_epoch - 1, 0, {}, 0.0
+        self.initialize_dataloader()
+        # A sampler that cannot begin in the middle begins anew.
+        if self._consumed >= len(self.dataloader) or (self._consumed and not self._can_resume_sampler()):
+            self._pass, self._consumed = self._pass + 1, 0
+        if self._pending_random_state is not None:
+            training_state.set_random_state(self._pending_random_state)
+            self._pending_random_state = None
+        for epoch in range(self._next_epoch, num_epochs + 1):
+            self.epoch = epoch
+            self._train_epoch(num_epochs)
+            if self.end_of_epoch_hook(self) is False:
+                break
+
+    def _train_epoch(self, last_epoch: int) -> None:
+        self.set_to_train()
+        started = time.perf_counter() - self._seconds
+        steps = range(self._next_iteration, self.iterations_per_epoch)
+        bar = tqdm(
+            steps,
+            desc=f"epoch {self.epoch}/{last_epoch}",
+            initial=steps.start,
+            total=steps.stop,
+            disable=not self.progress or _rank() != 0,
+        )
+        for self.iteration in bar:
+            self.forward_and_backward()
+            self.global_step += 1
+            for name, value in self._values.items():
+                self._sums[name] = self._sums.get(name, 0.0) + value
+            bar.set_postfix(loss=f"{self._values['total_loss']:.4f}")
+            self.step_lr_schedulers(end_of_epoch=False)
+            self._next_iteration = self.iteration + 1
+            self._seconds = time.perf_counter() - started
+            self.end_of_iteration_hook(self)
+        self.step_lr_schedulers(end_of_epoch=True)
+        self.zero_losses()
+        means = {name: total / self.iterations_per_epoch for name, total in self._sums.items()}
+        self.history.append({"epoch": self.epoch, **means, "seconds": self._seconds})
+        self._next_epoch, self._next_iteration, self._sums, self._seconds = self.epoch + 1, 0, {}, 0.0
+        last = self.epoch == last_epoch
+        if self.evaluate is not None and (last or self.epoch % self.evaluate_every == 0):
+            self.history[-1].update(self.evaluate(self) or {})
+        if self.checkpoint_path is not None and (last or self.epoch % self.checkpoint_every == 0):
+            self.save_checkpoint(self.checkpoint_path)
+
+    def initialize_dataloader(self) -> None:
+        settings: dict[str, Any] = {
+            "num_workers": self.dataloader_num_workers,
+            "collate_fn": self.collate_fn,
+            "pin_memory": self.data_device.type == "cuda",
+            "persistent_workers": self.dataloader_num_workers > 0,
+            # Its own generator: the workers' seeds follow from the epoch, and torch's global one is left alone.
+            "generator": torch.Generator(),
+        }
+        self._recorded: RecordedBatches | None = None
+        if isinstance(self.sampler, BatchSampler):
+            self._recorded = RecordedBatches(self.sampler, self.batch_size)
+            self.dataloader = DataLoader(self.dataset, batch_sampler=self._recorded, **settings)
+        else:
+            self.dataloader = DataLoader(
+                self.dataset, batch_size=self.batch_size, sampler=self.sampler, drop_last=True, **settings
+            )
+        if not self.iterations_per_epoch:
+            self.iterations_per_epoch = len(self.dataloader)
+        self.dataloader_iter = None
+
+    def get_batch(self) -> tuple[Any, Tensor]:
+        if self.dataloader_iter is None:
+            self._begin_pass()
+        batch = next(self.dataloader_iter, None)
+        if batch is None:
+            self._pass, self._consumed = self._pass + 1, 0
+            self._begin_pass()
+            batch = next(self.dataloader_iter, None)
+        if batch is None:
+            raise ValueError(f"the sampler gave no batch: {self.sampler}")
+        self._consumed += 1
+        self.batch_positions = self._recorded.pending.popleft() if self._recorded is not None else []
+        data, labels = self.data_and_label_getter(batch)
+        labels = c_f.process_label(labels, self.label_hierarchy_level, self.label_mapper)
+        return self.maybe_do_batch_mining(data, labels)
+
+    def _begin_pass(self) -> None:
+        """Begin to go through the sampler once more, or continue where a checkpoint left off."""
+        if self._can_resume_sampler():
+            self.sampler.set_epoch(self._pass, self._consumed)
+        elif hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(self._pass)
+        seed = np.random.SeedSequence((self.seed, self._pass, _rank())).generate_state(1, np.uint64)[0]
+        self.dataloader.generator.manual_seed(int(seed >> np.uint64(1)))
+        self.dataloader_iter = iter(self.dataloader)
+
+    def calculate_loss(self, curr_batch: tuple[Any, Tensor]) -> None:
+        data, labels = curr_batch
+        with self._autocast():
+            embeddings = self.compute_embeddings(data)
+        if embeddings.dtype in (torch.float16, torch.bfloat16):
+            embeddings = embeddings.float()
+        indices_tuple = self.maybe_mine_embeddings(embeddings, labels)
+        self.losses["metric_loss"] = self.maybe_get_metric_loss(embeddings, labels, indices_tuple)
+        if self.prompt_penalty_weight > 0:
+            self.losses["prompt_penalty"] = find_prompt_penalty(self.models["trunk"])()
+
+    def backward(self) -> None:
+        self._values = {name: float(torch.as_tensor(value).detach()) for name, value in self.losses.items()}
+        if not math.isfinite(self._values["total_loss"]):
+            raise self._diverged(", ".join(f"{name} is {value}" for name, value in self._values.items()))
+        self.scaler.scale(self.losses["total_loss"]).backward()
+
+    def clip_gradients(self) -> None:
+        for optimizer in self.optimizers.values():
+            self.scaler.unscale_(optimizer)
+        gradients = [p.grad for p in self._trained if p.grad is not None]
+        # With loss scaling an infinite gradient is expected now and then; the scaler skips such a step.
+        if not self.scaler.is_enabled() and gradients and not torch.nn.utils.get_total_norm(gradients).isfinite():
+            raise self._diverged("a gradient is not finite")
+        if self.clip_value is not None:
+            torch.nn.utils.clip_grad_value_(self._trained, self.clip_value)
+        super().clip_gradients()
+
+    def step_optimizers(self) -> None:
+        for key, optimizer in self.optimizers.items():
+            if key.removesuffix("_optimizer") not in self.freeze_these:
+                self.scaler.step(optimizer)
+        self.scaler.update()
+
+    def save_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Write the full state: trainable tensors, proxies and averages, optimizers, schedulers, sampler, generators.
+
+        Every process must call it; rank 0 writes. Between epochs, or from an ``end_of_iteration_hook``.
+
+        Raises:
+            ValueError: in the middle of an epoch with another sampler than MultiDistributionSampler.
+        """
+        sampler = None
+        if self._can_resume_sampler():
+            sampler = self.sampler.state_dict(self._consumed)
+        elif self._next_iteration:
+            raise ValueError(
+                f"{type(self.sampler).__name__} cannot continue within an epoch: save between epochs, or use "
+                "MultiDistributionSampler"
+            )
+        state = {
+            "format": training_state.FORMAT,
+            "progress": {
+                "epoch": self._next_epoch if not self._next_iteration else self.epoch,
+                "iteration": self._next_iteration,
+                "pass": self._pass,
+                "consumed": self._consumed,
+                "global_step": self.global_step,
+                "sums": self._sums,
+                "seconds": self._seconds,
+                "history": self.history,
+            },
+            "models": {name: training_state.model_state(model) for name, model in self.models.items()},
+            "loss_funcs": _states(self.loss_funcs),
+            "mining_funcs": _states(self.mining_funcs),
+            "optimizers": _states(self.optimizers),
+            "lr_schedulers": _states(self.lr_schedulers),
+            "scaler": self.scaler.state_dict(),
+            "sampler": sampler,
+            "random": training_state.random_state(),
+            "gates": training_state.gate_states(self.models),
+        }
+        if _rank() == 0:
+            training_state.save_state(state, path)
+        if dist.is_available() and dist.is_initialized():
+            dist.barrier()
+
+    def load_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Restore what :meth:`save_checkpoint` wrote; ``train(num_epochs=...)`` then continues with the next batch.
+
+        Build the trainer as in the run that saved it first. Without data loader workers the continued run equals the
+        uninterrupted one exactly; with workers, random augmentations after a stop in the middle of an epoch differ.
+
+        Raises:
+            FileNotFoundError, ValueError: no checkpoint, or one of another model, loss, sampler or data.
+        """
+        state = training_state.load_state(path)
+        for name in ("models", "loss_funcs", "optimizers", "lr_schedulers"):
+            if state[name].keys() != getattr(self, name).keys():
+                raise ValueError(
+                    f"the checkpoint has {name} {sorted(state[name])}, the trainer {sorted(getattr(self, name))}"
+                )
+        if (state["sampler"] is not None) != self._can_resume_sampler():
+            raise ValueError(f"the checkpoint was written with another sampler than {type(self.sampler).__name__}")
+        for name, model in self.models.items():
+            training_state.load_model_state(model, state["models"][name], name)
+        for name in ("loss_funcs", "mining_funcs", "optimizers", "lr_schedulers"):
+            for key, part in getattr(self, name).items():
+                if hasattr(part, "load_state_dict"):
+                    part.load_state_dict(state[name][key])
+        self.scaler.load_state_dict(state["scaler"])
+        if state["sampler"] is not None:
+            self.sampler.load_state_dict(state["sampler"])
+        training_state.set_gate_states(self.models, state["gates"])
+        self._pending_random_state = state["random"]
+        progress = state["progress"]
+        self._next_epoch, self._next_iteration = progress["epoch"], progress["iteration"]
+        self._pass, self._consumed = progress["pass"], progress["consumed"]
+        self.global_step, self.history = progress["global_step"], progress["history"]
+        self._sums, self._seconds = progress["sums"], progress["seconds"]
+
+    def _can_resume_sampler(self) -> bool:
+        return isinstance(self.sampler, MultiDistributionSampler)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.amp_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.data_device.type, dtype=self.amp_dtype)
+
+    def _diverged(self, what: str) -> NonFiniteLossError:
+        ids = getattr(self.dataset, "item_ids", None)
+        positions = self.batch_positions
+        numbers = [int(ids[p]) for p in positions] if ids is not None else list(positions)
+        describe = getattr(self.dataset, "describe", str)
+        kept = ""
+        if self.checkpoint_path is not None and os.path.exists(self.checkpoint_path):
+            kept = f" The last good checkpoint is kept: {os.fspath(self.checkpoint_path)}."
+        items = ", ".join(describe(n) for n in numbers) or "unknown to this sampler"
+        return NonFiniteLossError(
+            f"training diverged in epoch {self.epoch}, iteration {self.iteration} (step {self.global_step}): {what}. "
+            f"Items of the batch: {items}.{kept} Lower the learning rate, clip gradients (clip_value), or use bfloat16 "
+            "instead of float16; look at the items if it is always these.",
+            self.epoch,
+            self.iteration,
+            numbers,
+        )
+
+
+def _labels(dataset: Any) -> Any:
+    labels = getattr(dataset, "labels", None)
+    if labels is None:
+        raise ValueError(
+            "dataset has no labels (N, 2) to sample from: wrap your datasets in UnifiedDataset({name: dataset, ...}), "
+            "or pass sampler="
+        )
+    return labels
+
+
+def _states(parts: dict[str, Any]) -> dict[str, Any]:
+    return {name: part.state_dict() for name, part in parts.items() if hasattr(part, "state_dict")}
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
