@@ -17,8 +17,14 @@ from puma_plugin.models.prompt_pool import PromptPool
 class AdaptedViT(AdaptedModule):
     """A frozen vision transformer with stochastic adapters in its blocks (arXiv 2309.08944).
 
-    Everything that the original class offers works as before. Gates are drawn from torch's default random number
-    generator, or, if ``gate_generator`` is set to a (CPU) ``torch.Generator``, they follow from that alone.
+    Everything that the original class offers works as before, as do ``torch.compile`` (fullgraph), ``torch.export``,
+    activation checkpointing, DistributedDataParallel, pickle and deepcopy. Gates are drawn from torch's default random
+    number generator (seed it differently in every process), or, if ``gate_generator`` is set to a CPU
+    ``torch.Generator``, they follow from that alone; ``torch.compile`` needs the former.
+
+    With other tools: int8 dynamic quantisation of the frozen layers is for inference only. LoRA of Hugging Face peft
+    goes on top with ``peft.inject_adapter_in_model``, which freezes all but LoRA, so give ``adapters()`` and
+    ``prompt_pool`` their ``requires_grad_()`` back; such a model is saved by its state dict, not by ``save_adapter``.
     """
 
     adaptation: AdaptationConfig
@@ -129,8 +135,8 @@ class PromptedViT(AdaptedViT):
     def prompt_query(self, patches: Tensor) -> Tensor:
         """Query (B, C), no gradient: half of mean plus maximum over the patch embedding (B, N, C) or (B, H, W, C)."""
         patches = patches.detach().flatten(1, -2)
-        patches = patches.to(torch.promote_types(patches.dtype, torch.float32))
-        return (patches.mean(dim=1) + patches.amax(dim=1)) / 2
+        dtype = torch.promote_types(patches.dtype, torch.float32)
+        return (patches.mean(dim=1, dtype=dtype) + patches.amax(dim=1).to(dtype)) / 2
 
     def prompt_weights(self, images: Tensor) -> Tensor:
         with torch.no_grad():

@@ -210,3 +210,19 @@ def test_hooks_and_attributes_of_the_user_survive(make_vit: Callable[..., nn.Mod
     vit(torch.randn(1, 3, 32, 32))
     assert len(calls) == 2
     assert vit.note == "mine"
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: timm.models.VisionTransformer(
+            img_size=32, patch_size=8, embed_dim=24, depth=1, num_heads=2, in_chans=2
+        ),
+        lambda: timm.models.Eva(img_size=32, patch_size=8, embed_dim=24, depth=1, num_heads=2, in_chans=2),
+        lambda: timm.models.VisionTransformer(32, 8, embed_dim=24, depth=1, num_heads=2, in_chans=2, pos_embed="none"),
+    ],
+    ids=["VisionTransformer", "Eva", "no position embedding"],
+)
+def test_models_made_without_create_model(build: Callable[[], nn.Module]) -> None:
+    vit = adapt(build(), adapter_dim=4, pool_size=2, prompt_length=3)
+    assert vit(torch.randn(2, 2, 32, 32)).shape == (2, 1000)
