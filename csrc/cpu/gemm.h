@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <array>
 
 #include "vector.h"
@@ -34,33 +35,52 @@ constexpr ScalarType scalar_type<fp16>() {
   return ScalarType::Half;
 }
 
+template <class T>
+Tensor borrowed(const T* data, const std::array<int64_t, 2>& sizes, const std::array<int64_t, 2>& strides) {
+  const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
+  return torch::stable::from_blob(const_cast<T*>(data), sizes, strides, cpu, scalar_type<T>());
+}
+
 // A borrowed (rows, columns) view of row-major memory.
 template <class T>
 Tensor matrix(const T* data, int64_t rows, int64_t columns) {
-  const std::array<int64_t, 2> sizes{rows, columns}, strides{columns, 1};
-  return torch::stable::from_blob(
-      const_cast<T*>(data), sizes, strides, torch::stable::Device(torch::headeronly::DeviceType::CPU), scalar_type<T>());
+  return borrowed(data, {rows, columns}, {columns, 1});
 }
 
 // A borrowed (columns, rows) view of row-major memory of shape (rows, columns): its transpose.
 template <class T>
 Tensor transposed(const T* data, int64_t rows, int64_t columns) {
-  const std::array<int64_t, 2> sizes{columns, rows}, strides{1, columns};
-  return torch::stable::from_blob(
-      const_cast<T*>(data), sizes, strides, torch::stable::Device(torch::headeronly::DeviceType::CPU), scalar_type<T>());
+  return borrowed(data, {columns, rows}, {1, columns});
 }
 
-// out = a @ b.
+// out = a @ b. The C shim calls torch's CPU kernel itself: no look-up by name, no autograd, no autocast on the way.
 inline void mm(const Tensor& out, const Tensor& a, const Tensor& b) {
-  std::array<StableIValue, 3> stack{
-      torch::stable::detail::from(a), torch::stable::detail::from(b), torch::stable::detail::from(out)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
-  torch::stable::detail::to<Tensor>(stack[0]);  // takes back the returned reference
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
 }
 
-// out += a @ b. (Through the C shim: the dispatcher's stable calls take no Scalar.)
+// out += a @ b.
 inline void mm_accumulate(const Tensor& out, const Tensor& a, const Tensor& b) {
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1.0, 1.0));
+}
+
+// A new tensor without values, made without the dispatcher.
+template <size_t D>
+Tensor empty(const std::array<int64_t, D>& sizes, ScalarType dtype) {
+  std::array<int64_t, D> strides;
+  int64_t stride = 1;
+  for (size_t d = D; d-- > 0;) {
+    strides[d] = stride;
+    stride *= std::max<int64_t>(sizes[d], 1);
+  }
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      D, sizes.data(), strides.data(), torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+      aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+inline Tensor as_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
 template <class T>

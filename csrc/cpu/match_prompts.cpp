@@ -65,11 +65,9 @@ template <class T>
 std::tuple<Tensor, Tensor, Tensor> forward(
     const Tensor& query, const Tensor& keys, const Tensor& attention, const Tensor& prompts) {
   const int64_t samples = query.size(0), width = query.size(1), pool = keys.size(0), length = prompts.size(1);
-  const std::array<int64_t, 3> prompt_sizes{samples, length, width};
-  const std::array<int64_t, 2> weight_sizes{samples, pool};
-  Tensor prompt = torch::stable::new_empty(query, prompt_sizes);
-  Tensor weights = torch::stable::new_empty(query, weight_sizes);
-  Tensor inverse_norm = torch::stable::new_empty(query, weight_sizes);
+  const Tensor prompt = empty<3>({samples, length, width}, scalar_type<T>());
+  const Tensor weights = empty<2>({samples, pool}, scalar_type<T>());
+  const Tensor inverse_norm = empty<2>({samples, pool}, scalar_type<T>());
   if (samples == 0) return {prompt, weights, inverse_norm};
 
   const Pool<T> p = prepare<T>(keys, attention);
@@ -96,11 +94,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     bool need_query) {
   const int64_t samples = query.size(0), width = query.size(1), pool = keys.size(0), length = prompts.size(1);
   const int64_t features = length * width, cells = samples * pool;
-  const std::array<int64_t, 1> nothing{0};
-  Tensor grad_query = need_query ? torch::stable::new_empty(query, query.sizes()) : torch::stable::new_empty(query, nothing);
-  Tensor grad_keys = torch::stable::new_empty(keys, keys.sizes());
-  Tensor grad_attention = torch::stable::new_empty(attention, attention.sizes());
-  Tensor grad_prompts = torch::stable::new_empty(prompts, prompts.sizes());
+  constexpr ScalarType dtype = scalar_type<T>();
+  const Tensor grad_query = need_query ? empty<2>({samples, width}, dtype) : empty<1>({0}, dtype);
+  const Tensor grad_keys = empty<2>({pool, width}, dtype), grad_attention = empty<2>({pool, width}, dtype);
+  const Tensor grad_prompts = empty<3>({pool, length, width}, dtype);
   T* const gp = mutable_data<T>(grad_prompts);
   if (samples == 0) {
     std::fill_n(mutable_data<T>(grad_keys), pool * width, T{0});
@@ -169,13 +166,12 @@ std::tuple<Tensor, Tensor, Tensor> match_prompts(
     const Tensor& query, const Tensor& keys, const Tensor& attention, const Tensor& prompts) {
   const auto run = query.scalar_type() == ScalarType::Double ? &forward<double> : &forward<float>;
   return run(
-      torch::stable::contiguous(query), torch::stable::contiguous(keys), torch::stable::contiguous(attention),
-      torch::stable::contiguous(prompts));
+      as_contiguous(query), as_contiguous(keys), as_contiguous(attention), as_contiguous(prompts));
 }
 
-std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
+std::optional<Tensor> given(const std::optional<Tensor>& tensor) {
   if (!tensor.has_value()) return std::nullopt;
-  return torch::stable::contiguous(*tensor);
+  return as_contiguous(*tensor);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> match_prompts_backward(
@@ -184,9 +180,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> match_prompts_backward(
     bool need_query) {
   const auto run = query.scalar_type() == ScalarType::Double ? &backward<double> : &backward<float>;
   return run(
-      contiguous(grad_prompt), contiguous(grad_weights), torch::stable::contiguous(query), torch::stable::contiguous(keys),
-      torch::stable::contiguous(attention), torch::stable::contiguous(prompts), torch::stable::contiguous(weights),
-      torch::stable::contiguous(inverse_norm), need_query);
+      given(grad_prompt), given(grad_weights), as_contiguous(query), as_contiguous(keys), as_contiguous(attention),
+      as_contiguous(prompts), as_contiguous(weights), as_contiguous(inverse_norm), need_query);
 }
 
 }  // namespace

@@ -47,7 +47,7 @@ Plan make_plan(const std::optional<Tensor>& gate, double scale, int64_t samples,
     STD_TORCH_CHECK(
         gate->scalar_type() == scalar_type<Gate>() && gate->numel() == samples,
         "puma::stochastic_adapter: gate must hold one float32 per sample (float64 next to float64 tokens)");
-    held = torch::stable::contiguous(*gate);
+    held = as_contiguous(*gate);
     gates = const_data<Gate>(*held);
     for (int64_t b = 0; b < samples; ++b) plan.factor[b] = gates[b] * static_cast<Gate>(scale);
   }
@@ -125,9 +125,8 @@ std::tuple<Tensor, Tensor> forward(
     double scale, bool save_hidden) {
   const int64_t samples = residual.size(0), length = residual.size(1), width = residual.size(2), rank = down.size(1);
   const Plan plan = make_plan<T>(gate, scale, samples, length, width);
-  Tensor out = torch::stable::new_empty(residual, residual.sizes());
-  const std::array<int64_t, 2> hidden_sizes{save_hidden ? samples * length : 0, rank};
-  Tensor hidden = torch::stable::new_empty(tokens, hidden_sizes);
+  const Tensor out = empty<3>({samples, length, width}, scalar_type<R>());
+  const Tensor hidden = empty<2>({save_hidden ? samples * length : 0, rank}, scalar_type<T>());
 
   R* const out_data = mutable_data<R>(out);
   T* const hidden_data = mutable_data<T>(hidden);
@@ -194,10 +193,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(
     const Tensor& hidden, double scale_value, bool need_tokens, bool need_weights) {
   const int64_t samples = grad.size(0), length = grad.size(1), width = grad.size(2), rank = down.size(1);
   const Plan plan = make_plan<T>(gate, scale_value, samples, length, width);
-  const std::array<int64_t, 1> nothing{0};
-  Tensor grad_tokens = need_tokens ? torch::stable::new_empty(tokens, tokens.sizes()) : torch::stable::new_empty(tokens, nothing);
-  Tensor grad_down = need_weights ? torch::stable::new_empty(down, down.sizes()) : torch::stable::new_empty(down, nothing);
-  Tensor grad_up = need_weights ? torch::stable::new_empty(up, up.sizes()) : torch::stable::new_empty(up, nothing);
+  constexpr ScalarType dtype = scalar_type<T>();
+  const Tensor grad_tokens = need_tokens ? empty<3>({samples, length, width}, dtype) : empty<1>({0}, dtype);
+  const Tensor grad_down = need_weights ? empty<2>({width, rank}, dtype) : empty<1>({0}, dtype);
+  const Tensor grad_up = need_weights ? empty<2>({rank, width}, dtype) : empty<1>({0}, dtype);
 
   const R* const grad_data = const_data<R>(grad);
   const T* const tokens_data = const_data<T>(tokens);
@@ -276,8 +275,7 @@ std::tuple<Tensor, Tensor> stochastic_adapter(
     double scale, bool save_hidden) {
   return dispatch(residual.scalar_type(), tokens.scalar_type(), [&](auto r, auto t) {
     return forward<decltype(r), decltype(t)>(
-        torch::stable::contiguous(residual), torch::stable::contiguous(tokens), torch::stable::contiguous(down),
-        torch::stable::contiguous(up), gate, scale, save_hidden);
+        as_contiguous(residual), as_contiguous(tokens), as_contiguous(down), as_contiguous(up), gate, scale, save_hidden);
   });
 }
 
@@ -286,8 +284,8 @@ std::tuple<Tensor, Tensor, Tensor> stochastic_adapter_backward(
     const Tensor& hidden, double scale, bool need_tokens, bool need_weights) {
   return dispatch(grad.scalar_type(), tokens.scalar_type(), [&](auto r, auto t) {
     return backward<decltype(r), decltype(t)>(
-        torch::stable::contiguous(grad), torch::stable::contiguous(tokens), torch::stable::contiguous(down),
-        torch::stable::contiguous(up), gate, torch::stable::contiguous(hidden), scale, need_tokens, need_weights);
+        as_contiguous(grad), as_contiguous(tokens), as_contiguous(down), as_contiguous(up), gate, as_contiguous(hidden),
+        scale, need_tokens, need_weights);
   });
 }
 
