@@ -145,7 +145,7 @@ class UnifiedTrainer(MetricLossOnly):
         loss = self.loss_funcs.get("metric_loss")
         if isinstance(loss, DistributedLossWrapper):
             raise ValueError(
-                "pml's DistributedLossWrapper multiplies the gradient of the loss's proxies by the number of processes: "
+                "pml's DistributedLossWrapper multiplies the gradient of the proxies by the number of processes: "
                 "use puma_plugin.losses.GatheredLoss(loss) instead, whose gradients equal those of one process"
             )
         known = {id(p) for p in self._trained}

@@ -1,0 +1,209 @@
+"""UnifiedDataset: labels, ids, images, subsets, and the errors it answers with."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from puma_plugin.datasets import UnifiedDataset
+
+
+class Pictures(Dataset[tuple[Any, int]]):
+    """Images of the given mode and size; targets and class names as torchvision's datasets have them."""
+
+    def __init__(self, targets: list[int], mode: str = "RGB", size: tuple[int, int] = (6, 4)) -> None:
+        self.targets = targets
+        self.mode, self.size = mode, size
+        self.opened = 0
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        self.opened += 1
+        return Image.new(self.mode, self.size, color=index), self.targets[index]
+
+
+def test_classes_are_contiguous_over_all_parts() -> None:
+    birds, cars = Pictures([5, 5, 9, 1, 9]), Pictures([1, 2, 1])
+    cars.classes = ["zero", "audi", "bmw"]  # type: ignore[attr-defined]
+    joined = UnifiedDataset({"birds": birds, "cars": cars})
+    assert joined.labels.tolist() == [[1, 0], [1, 0], [2, 0], [0, 0], [2, 0], [3, 1], [4, 1], [3, 1]]
+    assert joined.labels.dtype == torch.int64
+    assert joined.class_names == ["birds/1", "birds/5", "birds/9", "cars/audi", "cars/bmw"]
+    assert joined.distribution_names == ["birds", "cars"]
+    assert (joined.num_classes, joined.num_distributions, len(joined)) == (5, 2, 8)
+    assert joined.counts() == {"birds": (3, 5), "cars": (2, 3)}
+    # Labels were read without opening an image.
+    assert birds.opened == cars.opened == 0
+    assert joined[7][1].tolist() == [3, 1]
+    assert "cars: 2 classes, 3 items" in repr(joined)
+
+
+def test_item_ids_stay_when_distributions_are_added_or_items_dropped() -> None:
+    parts = {"a": Pictures([0, 1, 0]), "b": Pictures([0, 1])}
+    joined = UnifiedDataset(parts)
+    more = UnifiedDataset({**parts, "c": Pictures([0, 1])})
+    assert len(set(more.item_ids.tolist())) == len(more)
+    assert more.item_ids[:5].tolist() == joined.item_ids.tolist()
+    assert joined.subset([4, 0]).item_ids.tolist() == joined.item_ids[[4, 0]].tolist()
+    assert [joined.describe(i) for i in joined.item_ids.tolist()] == ["a[0]", "a[1]", "a[2]", "b[0]", "b[1]"]
+    with pytest.raises(ValueError, match="does not belong"):
+        joined.describe(int(more.item_ids[-1]))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK", "1"])
+def test_images_become_rgb(mode: str) -> None:
+    joined = UnifiedDataset({"x": Pictures([0, 1], mode)})
+    image, _ = joined[1]
+    assert image.shape == (3, 4, 6)
+    assert image.dtype == torch.float32
+    expected = np.asarray(Image.new(mode, (6, 4), color=1).convert("RGB"))
+    torch.testing.assert_close(image, torch.from_numpy(expected.copy()).permute(2, 0, 1) / 255)
+
+
+def test_arrays_and_tensors() -> None:
+    grey = [(np.full((4, 4), 255, np.uint8), 0), (np.zeros((4, 4), np.uint8), 1)]
+    tensors = TensorDataset(torch.randn(3, 3, 4, 4), torch.tensor([0, 1, 1]))
+    joined = UnifiedDataset({"grey": grey, "tensors": tensors})
+    assert joined[0][0].shape == (3, 4, 4)
+    assert joined[0][0].min() == 1
+    assert torch.equal(joined[3][0], tensors.tensors[0][1])
+    images, labels = next(iter(DataLoader(joined, batch_size=5)))
+    assert images.shape == (5, 3, 4, 4)
+    assert labels.tolist() == joined.labels.tolist()
+
+
+def test_transform_gets_the_rgb_image() -> None:
+    seen = []
+
+    def transform(image: Image.Image) -> torch.Tensor:
+        seen.append(image.mode)
+        return torch.zeros(1)
+
+    joined = UnifiedDataset({"x": Pictures([0, 1], "L")}, transform)
+    assert joined[0][0].tolist() == [0]
+    assert seen == ["RGB"]
+    assert joined.with_transform(lambda image: image.size)[0][0] == (6, 4)
+
+
+def test_mixed_sizes_need_a_transform() -> None:
+    parts = {"small": Pictures([0, 1]), "large": Pictures([0, 1], size=(8, 8))}
+    joined = UnifiedDataset(parts)
+    joined[0]
+    with pytest.raises(ValueError, match=r"large\[0\].*\(3, 8, 8\).*transform"):
+        joined[2]
+    resized = UnifiedDataset(parts, transforms.Compose([transforms.Resize((4, 4)), transforms.ToTensor()]))
+    assert next(iter(DataLoader(resized, batch_size=4)))[0].shape == (4, 3, 4, 4)
+
+
+def test_labels_through_subset_image_folder_and_argument(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            Image.new("RGB", (4, 4), color=i).save(tmp_path / name / f"{i}.png")
+    folder = ImageFolder(str(tmp_path))
+    part = Subset(folder, [5, 0, 1])
+
+    class Silent:
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> tuple[Image.Image, str]:
+            return Image.new("RGB", (4, 4)), "no label here"
+
+    joined = UnifiedDataset({"part": part, "silent": Silent()}, labels={"silent": [3, 4]})
+    assert joined.labels.tolist() == [[1, 0], [0, 0], [0, 0], [2, 1], [3, 1]]
+    assert joined.class_names[:2] == ["part/cat", "part/dog"]
+    with pytest.raises(ValueError, match="does not tell its labels"):
+        UnifiedDataset({"silent": Silent()})
+
+
+def test_subsets_renumber_classes_and_distributions() -> None:
+    joined = UnifiedDataset({"a": Pictures([0, 1, 2]), "b": Pictures([0, 1]), "c": Pictures([0, 1])})
+    part = joined.subset([2, 5, 6])
+    assert part.labels.tolist() == [[0, 0], [1, 1], [2, 1]]
+    assert part.distribution_names == ["a", "c"]
+    assert part.class_names == ["a/2", "c/0", "c/1"]
+    assert joined.select(["c", "a"]).distribution_names == ["a", "c"]
+    assert joined.subset(torch.tensor([False] * 5 + [True] * 2)).distribution_names == ["c"]
+    assert len(joined) == 7
+    for wrong in ([], [7], [-1], [0.5]):
+        with pytest.raises(ValueError, match="indices"):
+            joined.subset(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="names"):
+        joined.select(["d"])
+
+
+def test_split_by_whole_classes() -> None:
+    joined = UnifiedDataset({"a": Pictures([i % 10 for i in range(40)]), "b": Pictures([i % 4 for i in range(12)])})
+    rest, held = joined.split_classes(0.3, seed=1)
+    assert rest.counts() == {"a": (7, 28), "b": (2, 6)}
+    assert held.counts() == {"a": (3, 12), "b": (2, 6)}
+    assert set(rest.class_names).isdisjoint(held.class_names)
+    assert sorted([*rest.item_ids.tolist(), *held.item_ids.tolist()]) == joined.item_ids.tolist()
+    assert joined.split_classes(0.3, seed=1)[1].class_names == held.class_names
+    with pytest.raises(ValueError, match="at least 4"):
+        UnifiedDataset({"a": Pictures([0, 1, 2])}).split_classes(0.5)
+    with pytest.raises(ValueError, match="fraction"):
+        joined.split_classes(1.0)
+
+
+def test_masks_of_parts_are_joined() -> None:
+    shop = Pictures([0, 0, 1, 1])
+    shop.query_mask = torch.tensor([True, False, True, False])  # type: ignore[attr-defined]
+    shop.gallery_mask = ~shop.query_mask  # type: ignore[attr-defined]
+    joined = UnifiedDataset({"shop": shop, "plain": Pictures([0, 1])})
+    assert joined.query_mask is not None
+    assert joined.query_mask.tolist() == [True, False, True, False, True, True]
+    assert joined.gallery_mask is not None
+    assert joined.gallery_mask.tolist() == [False, True, False, True, True, True]
+    assert joined.subset([1, 4]).query_mask.tolist() == [False, True]  # type: ignore[union-attr]
+    assert UnifiedDataset({"plain": Pictures([0, 1])}).query_mask is None
+
+
+def test_pickles_for_workers() -> None:
+    joined = UnifiedDataset({"x": Pictures([0, 1, 1, 0])})
+    assert torch.equal(pickle.loads(pickle.dumps(joined))[2][0], joined[2][0])
+    batches = list(DataLoader(joined, batch_size=2, num_workers=1))
+    assert torch.cat([labels for _, labels in batches]).tolist() == joined.labels.tolist()
+
+
+same = Pictures([0, 1])
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({}, "non-empty mapping"),
+        ([Pictures([0, 1])], "non-empty mapping"),
+        ({"": Pictures([0, 1])}, "cannot name"),
+        ({"a/b": Pictures([0, 1])}, "cannot name"),
+        ({"harmonic": Pictures([0, 1])}, "cannot name"),
+        ({"a": None}, "must be a dataset"),
+        ({"a": Pictures([])}, "'a' is empty"),
+        ({"a": same, "b": same}, "same dataset object"),
+        ({"a": Pictures([0, 1]), "b": Pictures([3, 3])}, "'b' has one class"),
+    ],
+)
+def test_wrong_parts(parts: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        UnifiedDataset(parts)
+
+
+def test_wrong_labels() -> None:
+    with pytest.raises(ValueError, match="2 integers"):
+        UnifiedDataset({"a": Pictures([0, 1])}, labels={"a": [0, 1, 2]})
+    with pytest.raises(ValueError, match="2 integers"):
+        UnifiedDataset({"a": Pictures([0, 1])}, labels={"a": [0.5, 1.5]})  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"\['b'\].*not among"):
+        UnifiedDataset({"a": Pictures([0, 1])}, labels={"b": [0, 1]})
+    with pytest.raises(IndexError):
+        UnifiedDataset({"a": Pictures([0, 1])})[2]
