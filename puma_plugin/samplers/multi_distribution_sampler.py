@@ -93,6 +93,7 @@ class MultiDistributionSampler(BatchSampler):
             )
         self._fingerprint = self._make_fingerprint(classes, distributions)
         self._neighbours: IntArray | None = None
+        self._class_items: ClassItems | None = None
         if not self._plain:
             self._prepare(classes, distributions)
         self._permutation: tuple[int, IntArray] | None = None
@@ -151,7 +152,6 @@ class MultiDistributionSampler(BatchSampler):
         self._streams = [
             SpacedPermutations(int(units[d]), max(int(most[d]), 1), (self.seed, 1, d)) for d in range(len(units))
         ]
-        self._class_items: ClassItems | None = None
         if self.m is not None:
             self._class_items = ClassItems(classes, self.m, self.seed)
             few = np.flatnonzero(self._class_items.sizes < self.m)
