@@ -30,7 +30,7 @@ class MultiDistributionSampler(BatchSampler):
     batch. With ``m``, a class whose size m does not divide repeats up to m - 1 items in the group that exhausts it.
 
     Batches are a function of the labels, the settings, the seed, the epoch and the batch number, and of nothing else:
-    no global random state is read or changed. Each ``iter()`` begins the next epoch, so trainers that never call
+    no global random state is read or changed. Each pass begins the next epoch, so trainers that never call
     ``set_epoch`` get new batches too; ``set_epoch`` chooses the epoch of the next ``iter()``.
 
     Several processes: ``batch_size`` counts the items of all processes. Rank r gets the r-th of ``world_size`` equal
@@ -166,12 +166,11 @@ class MultiDistributionSampler(BatchSampler):
         return self._length
 
     def __iter__(self) -> Iterator[list[int]]:
+        # A generator: the epoch counts as begun when its first batch is asked for. A DataLoader with workers calls
+        # iter() twice and uses the second.
         epoch, first = self._next
         self._next = (epoch + 1, 0)
         self._current = (epoch, first)
-        return self._run(epoch, first)
-
-    def _run(self, epoch: int, first: int) -> Iterator[list[int]]:
         for number in range(first, self._length):
             batch = self.global_batch(epoch, number)
             share = -(-len(batch) // self.world_size)
