@@ -23,7 +23,6 @@ PUMA_DEVICE int64_t block() { return blockIdx.x; }
 PUMA_DEVICE int64_t blocks() { return gridDim.x; }
 
 PUMA_DEVICE void sync_block() { __syncthreads(); }
-PUMA_DEVICE void sync_warp() { __syncwarp(); }
 PUMA_DEVICE uint32_t ballot(bool predicate) { return __ballot_sync(kFullWarp, predicate); }
 PUMA_DEVICE int popcount(uint32_t bits) { return __popc(bits); }
 template <typename T>

@@ -67,7 +67,7 @@ class FusedAdapter {
     w.grad = p.grad;
     w.hidden = p.hidden;
     w.delta = delta;
-    w.gate = p.gate;
+    w.gate = a.gate;
     w.kept = a.kept;
     w.order = a.order;
     w.parts = parts;
@@ -97,9 +97,9 @@ class FusedAdapter {
     return {m.data, m.column_stride, m.row_stride, columns, rows};
   }
 
-  static AdapterArguments common(const AdapterSizes& s, const float* gate, double scale) {
+  static AdapterArguments common(const AdapterSizes& s, const void* gate, double scale) {
     AdapterArguments a{};
-    a.gate = gate;
+    a.gate = static_cast<const float*>(gate);
     a.samples = s.samples;
     a.tokens_per_sample = s.tokens_per_sample;
     a.channels = s.channels;
@@ -109,7 +109,7 @@ class FusedAdapter {
     return a;
   }
 
-  static PrepareArguments plan(Workspace& space, const AdapterSizes& s, const float* gate, const WeightView& first,
+  static PrepareArguments plan(Workspace& space, const AdapterSizes& s, const void* gate, const WeightView& first,
                                const WeightView& second, AdapterArguments& a) {
     PrepareArguments p{};
     p.gate = gate;

@@ -32,7 +32,7 @@ struct ForwardProblem {
   const void* tokens;
   Matrix down;
   Matrix up;
-  const float* gate;  // or null: 1
+  const void* gate;  // (B,) float, double for float64; or null: 1
   double scale;
   void* out;
   void* hidden;  // or null
@@ -44,7 +44,7 @@ struct BackwardProblem {
   const void* tokens;
   Matrix down;
   Matrix up;
-  const float* gate;  // or null: 1
+  const void* gate;  // (B,) float, double for float64; or null: 1
   const void* hidden;
   double scale;
   void* grad_tokens;  // or null

@@ -1,6 +1,7 @@
 // puma::stochastic_adapter and its backward on CUDA. Schemas and semantics: csrc/registration.cpp.
 #include <tuple>
 
+#include "general_path.h"
 #include "sizes.h"
 #include "torch_helpers.h"
 
@@ -13,14 +14,6 @@ AdapterSizes sizes_of(const Tensor& tokens, const Tensor& down) {
 
 Matrix matrix_of(const Tensor& t) { return {t.data_ptr(), t.stride(0), t.stride(1)}; }
 
-Tensor matrix_product(const Tensor& a, const Tensor& b) {
-  std::array<StableIValue, 2> stack{torch::stable::detail::from(a), torch::stable::detail::from(b)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
-Tensor transposed(const Tensor& t) { return torch::stable::transpose(t, 0, 1); }
-
 std::optional<Tensor> dense_gate(const std::optional<Tensor>& gate) {
   if (!gate.has_value()) return std::nullopt;
   return torch::stable::contiguous(*gate);
@@ -28,21 +21,34 @@ std::optional<Tensor> dense_gate(const std::optional<Tensor>& gate) {
 
 const void* data_or_null(const std::optional<Tensor>& t) { return t.has_value() ? t->data_ptr() : nullptr; }
 
-// Which samples are kept, on the device, and the rows of width `channels` they hold.
-struct KeptRows {
-  Tensor order;  // int32: order of the samples, then the number of kept ones
-  RowsArguments arguments;
-};
+// What general_path.h needs of torch.
+class TorchBackend {
+ public:
+  using Array = Tensor;
+  TorchBackend(const CudaLauncher& launcher, const Tensor& like) : launcher_(launcher), like_(like) {}
 
-KeptRows list_kept(const CudaLauncher& launcher, const Tensor& tokens, const std::optional<Tensor>& gate, double scale) {
-  const int64_t samples = tokens.size(0);
-  KeptRows rows{new_tensor(tokens, {samples + 1}, ScalarType::Int), {}};
-  auto* order = static_cast<int32_t*>(rows.order.data_ptr());
-  const bool gate_is_double = gate.has_value() && gate->scalar_type() == ScalarType::Double;
-  list_kept_samples(launcher, data_or_null(gate), gate_is_double, samples, order + samples, order);
-  rows.arguments = {data_or_null(gate), order + samples, order, samples, tokens.size(1), tokens.size(2), scale};
-  return rows;
-}
+  const CudaLauncher& launcher() const { return launcher_; }
+  template <typename T>
+  Tensor empty(int64_t rows, int64_t columns) const {
+    return new_tensor(like_, {rows, columns}, like_.scalar_type());
+  }
+  int32_t* integers(int64_t count) {
+    integers_ = new_tensor(like_, {count}, ScalarType::Int);
+    return static_cast<int32_t*>(integers_.data_ptr());
+  }
+  static Tensor product(const Tensor& a, const Tensor& b) {
+    std::array<StableIValue, 2> stack{torch::stable::detail::from(a), torch::stable::detail::from(b)};
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "", stack.data(), TORCH_ABI_VERSION));
+    return torch::stable::contiguous(torch::stable::detail::to<Tensor>(stack[0]));
+  }
+  static Tensor transposed(const Tensor& t) { return torch::stable::transpose(t, 0, 1); }
+  static void* data(const Tensor& t) { return t.data_ptr(); }
+
+ private:
+  CudaLauncher launcher_;
+  Tensor like_;
+  Tensor integers_;
+};
 
 // A function of types (T, R): the tokens' and the residual's.
 template <typename Function>
@@ -59,23 +65,6 @@ void with_types(ScalarType tokens, ScalarType residual, const Function& function
   });
 }
 
-void general_forward(const CudaLauncher& launcher, const Tensor& residual, const Tensor& tokens, const Tensor& down, const Tensor& up,
-                     const std::optional<Tensor>& gate, double scale, Tensor& out, Tensor* saved_hidden) {
-  const AdapterSizes s = sizes_of(tokens, down);
-  const KeptRows rows = list_kept(launcher, tokens, gate, scale);
-  with_types(tokens.scalar_type(), residual.scalar_type(), [&](auto t, auto r) {
-    using T = typename decltype(t)::type;
-    using R = typename decltype(r)::type;
-    Tensor compact = new_tensor(tokens, {s.samples * s.tokens_per_sample, s.channels}, tokens.scalar_type());
-    gather_kept_rows<T, T>(launcher, rows.arguments, tokens.data_ptr(), compact.data_ptr(), false);
-    Tensor hidden = matrix_product(compact, down);
-    rectify_values<T>(launcher, hidden.numel(), hidden.data_ptr());
-    const Tensor branch = matrix_product(hidden, up);
-    scatter_add_kept_rows<T, R>(launcher, rows.arguments, residual.data_ptr(), branch.data_ptr(), out.data_ptr());
-    if (saved_hidden != nullptr) *saved_hidden = hidden;
-  });
-}
-
 std::tuple<Tensor, Tensor> forward(const Tensor& residual_in, const Tensor& tokens_in, const Tensor& down, const Tensor& up,
                                    const std::optional<Tensor>& gate_in, double scale, bool save_hidden) {
   const OnDevice device(tokens_in);
@@ -88,16 +77,13 @@ std::tuple<Tensor, Tensor> forward(const Tensor& residual_in, const Tensor& toke
   Tensor hidden = new_tensor(tokens, {save_hidden ? rows : 0, s.width}, tokens.scalar_type());
   if (rows == 0) return {out, hidden};
 
-  if (!fused_kernels_apply(s, static_cast<int64_t>(tokens.element_size()))) {
-    general_forward(launcher, residual, tokens, down, up, gate, scale, out, save_hidden ? &hidden : nullptr);
-    return {out, hidden};
-  }
+  const bool fused = fused_kernels_apply(s, static_cast<int64_t>(tokens.element_size()));
   const ForwardProblem problem{s,
                                residual.data_ptr(),
                                tokens.data_ptr(),
                                matrix_of(down),
                                matrix_of(up),
-                               static_cast<const float*>(data_or_null(gate)),
+                               data_or_null(gate),
                                scale,
                                out.data_ptr(),
                                save_hidden ? hidden.data_ptr() : nullptr};
@@ -105,38 +91,17 @@ std::tuple<Tensor, Tensor> forward(const Tensor& residual_in, const Tensor& toke
     using T = typename decltype(t)::type;
     using R = typename decltype(r)::type;
     if constexpr (!same_type<T, double>) {
-      const Tensor workspace = new_workspace(tokens, fused_forward<T, R>(launcher, problem, nullptr));
-      fused_forward<T, R>(launcher, problem, static_cast<char*>(workspace.data_ptr()));
+      if (fused) {
+        const Tensor workspace = new_workspace(tokens, fused_forward<T, R>(launcher, problem, nullptr));
+        fused_forward<T, R>(launcher, problem, static_cast<char*>(workspace.data_ptr()));
+        return;
+      }
     }
+    TorchBackend backend(launcher, tokens);
+    const Tensor activation = general_forward<T, R>(backend, problem, down, up);
+    if (save_hidden) hidden = activation;
   });
   return {out, hidden};
-}
-
-void general_backward(const CudaLauncher& launcher, const Tensor& grad, const Tensor& tokens, const Tensor& down, const Tensor& up,
-                      const std::optional<Tensor>& gate, const Tensor& hidden, double scale, Tensor* grad_tokens, Tensor* grad_down,
-                      Tensor* grad_up) {
-  const AdapterSizes s = sizes_of(tokens, down);
-  const int64_t row_count = s.samples * s.tokens_per_sample;
-  const KeptRows rows = list_kept(launcher, tokens, gate, scale);
-  with_types(tokens.scalar_type(), grad.scalar_type(), [&](auto t, auto r) {
-    using T = typename decltype(t)::type;
-    using R = typename decltype(r)::type;
-    Tensor scaled = new_tensor(tokens, {row_count, s.channels}, tokens.scalar_type());
-    gather_kept_rows<R, T>(launcher, rows.arguments, grad.data_ptr(), scaled.data_ptr(), true);
-    Tensor delta = matrix_product(scaled, transposed(up));
-    Tensor clean = torch::stable::empty_like(hidden);
-    mask_gradient<T>(launcher, rows.arguments, s.width, hidden.data_ptr(), delta.data_ptr(), clean.data_ptr());
-    if (grad_tokens != nullptr) {
-      const Tensor compact = matrix_product(delta, transposed(down));
-      scatter_kept_rows<T>(launcher, rows.arguments, compact.data_ptr(), grad_tokens->data_ptr());
-    }
-    if (grad_down != nullptr) {
-      Tensor compact = new_tensor(tokens, {row_count, s.channels}, tokens.scalar_type());
-      gather_kept_rows<T, T>(launcher, rows.arguments, tokens.data_ptr(), compact.data_ptr(), false);
-      *grad_down = torch::stable::contiguous(matrix_product(transposed(compact), delta));
-      *grad_up = torch::stable::contiguous(matrix_product(transposed(clean), scaled));
-    }
-  });
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_in, const Tensor& tokens_in, const Tensor& down, const Tensor& up,
@@ -161,17 +126,13 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_in, const Tensor&
     return {grad_tokens, grad_down, grad_up};
   }
 
-  if (!fused_kernels_apply(s, static_cast<int64_t>(tokens.element_size()))) {
-    general_backward(launcher, grad, tokens, down, up, gate, hidden, scale, need_tokens ? &grad_tokens : nullptr,
-                     need_weights ? &grad_down : nullptr, need_weights ? &grad_up : nullptr);
-    return {grad_tokens, grad_down, grad_up};
-  }
+  const bool fused = fused_kernels_apply(s, static_cast<int64_t>(tokens.element_size()));
   const BackwardProblem problem{s,
                                 grad.data_ptr(),
                                 tokens.data_ptr(),
                                 matrix_of(down),
                                 matrix_of(up),
-                                static_cast<const float*>(data_or_null(gate)),
+                                data_or_null(gate),
                                 hidden.data_ptr(),
                                 scale,
                                 need_tokens ? grad_tokens.data_ptr() : nullptr,
@@ -181,8 +142,17 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_in, const Tensor&
     using T = typename decltype(t)::type;
     using R = typename decltype(r)::type;
     if constexpr (!same_type<T, double>) {
-      const Tensor workspace = new_workspace(tokens, fused_backward<T, R>(launcher, problem, nullptr));
-      fused_backward<T, R>(launcher, problem, static_cast<char*>(workspace.data_ptr()));
+      if (fused) {
+        const Tensor workspace = new_workspace(tokens, fused_backward<T, R>(launcher, problem, nullptr));
+        fused_backward<T, R>(launcher, problem, static_cast<char*>(workspace.data_ptr()));
+        return;
+      }
+    }
+    TorchBackend backend(launcher, tokens);
+    const auto gradients = general_backward<T, R>(backend, problem, down, up, need_weights);
+    if (need_weights) {
+      grad_down = gradients.down;
+      grad_up = gradients.up;
     }
   });
   return {grad_tokens, grad_down, grad_up};

@@ -1,0 +1,288 @@
+// Runs the CUDA kernels' source on the host. Reads cases from standard input, writes the results to standard output:
+// a line of words describes the case, then the bytes of each input follow; the results come back as bytes.
+// Used by run.py, which knows both sides' order of tensors.
+#include <iostream>
+#include <limits>
+#include <map>
+#include <sstream>
+#include <string>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
+#include "fused.h"
+#include "general_launch.h"
+#include "general_path.h"
+#include "prompts_launch.h"
+
+namespace puma {
+namespace {
+
+class HostLauncher {
+ public:
+  HostLauncher(DeviceLimits limits, uint32_t seed) : limits_(limits), seed_(seed) {}
+  DeviceLimits limits() const { return limits_; }
+
+  template <typename Kernel>
+  void run(int64_t blocks, int shared_bytes, const typename Kernel::Arguments& arguments) const {
+    if (shared_bytes > limits_.shared_bytes_per_block) dev::host::fail("more shared memory than the device has");
+    std::vector<int64_t> order(static_cast<size_t>(blocks));
+    std::iota(order.begin(), order.end(), 0);
+    std::mt19937 random(seed_);
+    std::shuffle(order.begin(), order.end(), random);
+    for (const int64_t block : order) {
+      dev::host::block().run(Kernel::kThreads, shared_bytes, block, blocks, static_cast<uint32_t>(random()),
+                             [&] { Kernel::body(arguments); });
+    }
+  }
+
+ private:
+  DeviceLimits limits_;
+  uint32_t seed_;
+};
+
+// Exactly as large as asked for, so that the address sanitizer sees the first byte behind it.
+class Buffer {
+ public:
+  explicit Buffer(int64_t bytes) : bytes_(bytes), data_(bytes == 0 ? nullptr : std::aligned_alloc(16, (bytes + 15) / 16 * 16)) {
+    if (bytes > 0) std::memset(data_, 0xff, bytes);  // NaN
+#if defined(__SANITIZE_ADDRESS__)
+    if (bytes % 16 != 0) __asan_poison_memory_region(static_cast<char*>(data_) + bytes, 16 - bytes % 16);
+#endif
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() {
+#if defined(__SANITIZE_ADDRESS__)
+    if (bytes_ % 16 != 0) __asan_unpoison_memory_region(static_cast<char*>(data_) + bytes_, 16 - bytes_ % 16);
+#endif
+    std::free(data_);
+  }
+  Buffer& read() {
+    if (bytes_ > 0 && !std::cin.read(static_cast<char*>(data_), bytes_)) dev::host::fail("input ends early");
+    return *this;
+  }
+  void write() const { std::cout.write(static_cast<const char*>(data_), bytes_); }
+  template <typename T = void>
+  T* get() const {
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  int64_t bytes_;
+  void* data_;
+};
+
+struct Case {
+  std::map<std::string, std::string> words;
+  int64_t number(const std::string& key) const { return std::stoll(words.at(key)); }
+  double real(const std::string& key) const { return std::stod(words.at(key)); }
+  bool flag(const std::string& key) const { return number(key) != 0; }
+  HostLauncher launcher() const {
+    return {{static_cast<int>(number("multiprocessors")), static_cast<int>(number("shared_bytes"))},
+            static_cast<uint32_t>(number("seed"))};
+  }
+  AdapterSizes sizes() const { return {number("B"), number("N"), number("C"), number("r")}; }
+};
+
+// What general_path.h needs, in plain loops.
+template <typename T>
+class HostBackend {
+ public:
+  struct Array {
+    std::shared_ptr<Buffer> buffer;
+    int64_t rows = 0, columns = 0, row_stride = 0, column_stride = 0;
+  };
+  explicit HostBackend(const HostLauncher& launcher) : launcher_(launcher) {}
+
+  const HostLauncher& launcher() const { return launcher_; }
+  template <typename S>
+  Array empty(int64_t rows, int64_t columns) const {
+    return {std::make_shared<Buffer>(rows * columns * sizeof(S)), rows, columns, columns, 1};
+  }
+  int32_t* integers(int64_t count) {
+    integers_ = std::make_shared<Buffer>(count * 4);
+    return integers_->template get<int32_t>();
+  }
+  Array product(const Array& a, const Array& b) const {
+    Array c = empty<T>(a.rows, b.columns);
+    for (int64_t i = 0; i < c.rows; ++i) {
+      for (int64_t j = 0; j < c.columns; ++j) {
+        double sum = 0;
+        for (int64_t k = 0; k < a.columns; ++k) sum += element(a, i, k) * element(b, k, j);
+        dev::from_arithmetic(static_cast<arithmetic_t<T>>(sum), c.buffer->template get<T>()[i * c.columns + j]);
+      }
+    }
+    return c;
+  }
+  static Array transposed(const Array& a) { return {a.buffer, a.columns, a.rows, a.column_stride, a.row_stride}; }
+  static void* data(const Array& a) { return a.buffer->get(); }
+
+ private:
+  static double element(const Array& a, int64_t row, int64_t column) {
+    return dev::to_arithmetic(a.buffer->template get<T>()[row * a.row_stride + column * a.column_stride]);
+  }
+  HostLauncher launcher_;
+  std::shared_ptr<Buffer> integers_;
+};
+
+template <typename T, typename R>
+void run_fused(const HostLauncher& launcher, const ForwardProblem& forward, const BackwardProblem& backward) {
+  with_fused_adapter<T, R>(forward.sizes.width, [&](auto adapter) {
+    Buffer forward_workspace(adapter.forward(launcher, forward, nullptr));
+    adapter.forward(launcher, forward, forward_workspace.get<char>());
+    Buffer backward_workspace(adapter.backward(launcher, backward, nullptr));
+    return adapter.backward(launcher, backward, backward_workspace.get<char>());
+  });
+}
+
+template <typename T, typename R>
+void run_general(const HostLauncher& launcher, const ForwardProblem& forward, const BackwardProblem& backward,
+                 const std::shared_ptr<Buffer>& down, const std::shared_ptr<Buffer>& up) {
+  const AdapterSizes& s = forward.sizes;
+  HostBackend<T> backend(launcher);
+  const typename HostBackend<T>::Array down_array{down, s.channels, s.width, forward.down.row_stride, forward.down.column_stride};
+  const typename HostBackend<T>::Array up_array{up, s.width, s.channels, forward.up.row_stride, forward.up.column_stride};
+  const auto hidden = general_forward<T, R>(backend, forward, down_array, up_array);
+  std::memcpy(forward.hidden, backend.data(hidden), s.samples * s.tokens_per_sample * s.width * sizeof(T));
+  const bool need_weights = backward.grad_down != nullptr;
+  const auto gradients = general_backward<T, R>(backend, backward, down_array, up_array, need_weights);
+  if (need_weights) {
+    std::memcpy(backward.grad_down, backend.data(gradients.down), s.channels * s.width * sizeof(T));
+    std::memcpy(backward.grad_up, backend.data(gradients.up), s.channels * s.width * sizeof(T));
+  }
+}
+
+template <typename T, typename R>
+void adapter_case(const Case& c) {
+  const AdapterSizes s = c.sizes();
+  const int64_t rows = s.samples * s.tokens_per_sample;
+  const HostLauncher launcher = c.launcher();
+  const int64_t weight_bytes = s.channels * s.width * sizeof(T);
+  Buffer residual(rows * s.channels * sizeof(R)), tokens(rows * s.channels * sizeof(T));
+  const auto down = std::make_shared<Buffer>(weight_bytes), up = std::make_shared<Buffer>(weight_bytes);
+  Buffer gate(c.flag("gate") ? s.samples * sizeof(arithmetic_t<T>) : 0), grad(rows * s.channels * sizeof(R));
+  for (Buffer* b : {&residual, &tokens, down.get(), up.get(), &gate, &grad}) b->read();
+  Buffer out(rows * s.channels * sizeof(R)), hidden(rows * s.width * sizeof(T));
+  Buffer grad_tokens(c.flag("need_tokens") ? rows * s.channels * sizeof(T) : 0);
+  Buffer grad_down(c.flag("need_weights") ? weight_bytes : 0), grad_up(c.flag("need_weights") ? weight_bytes : 0);
+
+  // transposed: the weights lie in memory the other way round.
+  const bool transposed = c.flag("transposed");
+  const Matrix down_view{down->get(), transposed ? 1 : s.width, transposed ? s.channels : 1};
+  const Matrix up_view{up->get(), transposed ? 1 : s.channels, transposed ? s.width : 1};
+  ForwardProblem forward{};
+  forward.sizes = s;
+  forward.residual = residual.get();
+  forward.tokens = tokens.get();
+  forward.down = down_view;
+  forward.up = up_view;
+  forward.gate = gate.get();
+  forward.scale = c.real("scale");
+  forward.out = out.get();
+  forward.hidden = hidden.get();
+  BackwardProblem backward{};
+  backward.sizes = s;
+  backward.grad = grad.get();
+  backward.tokens = tokens.get();
+  backward.down = down_view;
+  backward.up = up_view;
+  backward.gate = gate.get();
+  backward.hidden = hidden.get();
+  backward.scale = forward.scale;
+  backward.grad_tokens = grad_tokens.get();
+  backward.grad_down = grad_down.get();
+  backward.grad_up = grad_up.get();
+
+  const bool applies = fused_kernels_apply(s, sizeof(T));
+  if (c.flag("fused") && !applies) dev::host::fail("the fused kernels do not take these sizes");
+  if constexpr (!same_type<T, double>) {
+    if (c.flag("fused")) run_fused<T, R>(launcher, forward, backward);
+  }
+  if (!c.flag("fused")) run_general<T, R>(launcher, forward, backward, down, up);
+  for (const Buffer* b : {&out, &hidden, &grad_tokens, &grad_down, &grad_up}) b->write();
+}
+
+template <typename T>
+void prompts_case(const Case& c) {
+  const int64_t batch = c.number("B"), pool = c.number("M"), channels = c.number("C"), size = c.number("L") * channels;
+  const HostLauncher launcher = c.launcher();
+  constexpr int64_t kSize = sizeof(T);
+  Buffer query(batch * channels * kSize), keys(pool * channels * kSize), attention(pool * channels * kSize), prompts(pool * size * kSize);
+  Buffer grad_prompt(c.flag("grad_prompt") ? batch * size * kSize : 0), grad_weights(c.flag("grad_weights") ? batch * pool * kSize : 0);
+  for (Buffer* b : {&query, &keys, &attention, &prompts, &grad_prompt, &grad_weights}) b->read();
+  Buffer prompt(batch * size * kSize), weights(batch * pool * kSize), inverse_norm(batch * pool * kSize);
+  Buffer focus(pool * channels * kSize), focused_keys(pool * channels * kSize);
+  PromptArguments<T> a{};
+  a.batch = batch;
+  a.pool = pool;
+  a.channels = channels;
+  a.prompt_size = size;
+  a.tiny = std::numeric_limits<T>::min();
+  a.query = query.get<T>();
+  a.keys = keys.get<T>();
+  a.attention = attention.get<T>();
+  a.prompts = prompts.get<T>();
+  a.focus = focus.get<T>();
+  a.focused_keys = focused_keys.get<T>();
+  a.weights = weights.get<T>();
+  a.inverse_norm = inverse_norm.get<T>();
+  a.prompt = prompt.get<T>();
+  launch_prompts(launcher, a);
+  for (const Buffer* b : {&prompt, &weights, &inverse_norm}) b->write();
+
+  Buffer key_norm(pool * kSize), grad_numerator(batch * pool * kSize), grad_square(batch * pool * kSize);
+  Buffer focus_again(pool * channels * kSize), focused_keys_again(pool * channels * kSize);
+  Buffer grad_query(c.flag("need_query") ? batch * channels * kSize : 0), grad_keys(pool * channels * kSize);
+  Buffer grad_attention(pool * channels * kSize), grad_prompts(pool * size * kSize);
+  PromptGradientArguments<T> g{};
+  g.batch = batch;
+  g.pool = pool;
+  g.channels = channels;
+  g.prompt_size = size;
+  g.tiny = a.tiny;
+  g.grad_prompt = grad_prompt.get<T>();
+  g.grad_weights = grad_weights.get<T>();
+  g.query = a.query;
+  g.keys = a.keys;
+  g.attention = a.attention;
+  g.prompts = a.prompts;
+  g.weights = a.weights;
+  g.inverse_norm = a.inverse_norm;
+  g.focus = focus_again.get<T>();
+  g.focused_keys = focused_keys_again.get<T>();
+  g.key_norm = key_norm.get<T>();
+  g.grad_numerator = grad_numerator.get<T>();
+  g.grad_square = grad_square.get<T>();
+  g.grad_query = grad_query.get<T>();
+  g.grad_keys = grad_keys.get<T>();
+  g.grad_attention = grad_attention.get<T>();
+  g.grad_prompts = grad_prompts.get<T>();
+  launch_prompt_gradients(launcher, g);
+  for (const Buffer* b : {&grad_query, &grad_keys, &grad_attention, &grad_prompts}) b->write();
+}
+
+void run(const Case& c) {
+  const std::string kind = c.words.at("kind"), tokens = c.words.at("tokens"), residual = c.words.at("residual");
+  if (kind == "prompts") return tokens == "float64" ? prompts_case<double>(c) : prompts_case<float>(c);
+  if (tokens == "float64") return adapter_case<double, double>(c);
+  if (tokens == "float32") return adapter_case<float, float>(c);
+  if (tokens == "bfloat16") return residual == "float32" ? adapter_case<bf16, float>(c) : adapter_case<bf16, bf16>(c);
+  if (tokens == "float16") return residual == "float32" ? adapter_case<f16, float>(c) : adapter_case<f16, f16>(c);
+  dev::host::fail("unknown case");
+}
+
+}  // namespace
+}  // namespace puma
+
+int main() {
+  std::string line;
+  while (std::getline(std::cin, line)) {
+    std::istringstream stream(line);
+    puma::Case c;
+    for (std::string key, value; stream >> key >> value;) c.words[key] = value;
+    puma::run(c);
+  }
+  return 0;
+}
