@@ -1,0 +1,76 @@
+"""`puma demo`: the main job on images and weights that come with the package."""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from puma_plugin.cli.parsing import make_parser, packaged_config, parse
+from puma_plugin.experiments.config import DemoConfig
+
+_DESCRIPTION = (
+    "Generates eight image distributions, trains PUMA on all of them jointly within minutes, compares it with frozen "
+    "features and a linear head on the same budget, and writes metrics.json, the trained weights and report.html. "
+    "Ctrl-C stops it; the same command goes on where it stopped."
+)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    parser = make_parser("demo", _DESCRIPTION, DemoConfig, [packaged_config("demo")])
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="also full fine-tuning, one model per dataset and adapters alone; every data seed with every training "
+        "seed; learning rates chosen anew; about 40 minutes on two cores",
+    )
+    parser.add_argument("--ablations", action="store_true", help="with --all: also p, pool, scale and r one at a time")
+    parser.add_argument("--seed", type=int, default=None, help="training seed of the short demo (default: the first)")
+    parser.add_argument("--fresh", action="store_true", help="do not use what an earlier run finished")
+    config, options = parse(parser, DemoConfig, arguments)
+    if options.ablations and not options.all:
+        raise ValueError("--ablations needs --all; give both")
+    if options.seed is not None:
+        if options.all:
+            raise ValueError("--seed is for the short demo; with --all give --seeds '[0, 1, 2]'")
+        config = replace(config, seeds=[options.seed])
+    command = " ".join(["puma", "demo", *arguments])
+    return run(config, everything=options.all, ablations=options.ablations, fresh=options.fresh, command=command)
+
+
+def run(config: DemoConfig, everything: bool, ablations: bool, fresh: bool, command: str) -> int:
+    """Run the comparison and write its files; the exit code."""
+    from rich.console import Console
+
+    from puma_plugin.experiments.comparison import Comparison
+    from puma_plugin.experiments.methods import ABLATION_KEYS, DEMO_KEYS, MAIN_KEYS
+    from puma_plugin.experiments.publish import Finished, publish
+    from puma_plugin.experiments.terminal import show_table
+
+    start = time.monotonic()
+    console = Console()
+    if fresh:
+        for path in (Path(config.out) / "jobs").glob("*"):
+            path.unlink()
+    methods = (*MAIN_KEYS, *(ABLATION_KEYS if ablations else ())) if everything else DEMO_KEYS
+    comparison = Comparison(config, methods, console)
+    try:
+        rates = None
+        chosen = dict(config.rates)
+        if everything:
+            rates = comparison.choose_rates(comparison.run(comparison.rate_jobs(), "Learning rates"))
+            chosen = rates["chosen"]
+        seeds = (config.data_seeds, config.seeds) if everything else (config.data_seeds[:1], config.seeds[:1])
+        jobs = comparison.test_jobs(chosen, *seeds)
+        records = comparison.run(jobs, "Training")
+    except KeyboardInterrupt:
+        print(
+            f"\ninterrupted; finished parts are in {config.out}, the same command goes on from there", file=sys.stderr
+        )
+        return 130
+    with console.status("writing the report"):
+        report, metrics = publish(Finished(config, methods, jobs, records, rates, command, time.monotonic() - start))
+    show_table(console, metrics)
+    console.print(f"{report}  ({time.monotonic() - start:.0f} s)", highlight=False)
+    return 0

@@ -1,0 +1,28 @@
+"""`puma evaluate`: a trained model on the test classes of any datasets."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from puma_plugin.cli.parsing import make_parser, parse
+from puma_plugin.experiments.config import TrainConfig
+
+_DESCRIPTION = (
+    "Evaluates model.safetensors of a training run on the test classes of the configured datasets, which need not be "
+    "those of the training. Writes metrics.json and report.html into --out."
+)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    parser = make_parser("evaluate", _DESCRIPTION, TrainConfig)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="model.safetensors of a run, or its folder")
+    parser.set_defaults({"out": "runs/evaluate"})
+    config, options = parse(parser, TrainConfig, arguments)
+    from rich.console import Console
+
+    from puma_plugin.experiments.session import evaluate
+
+    console = Console()
+    evaluate(config, options.checkpoint, " ".join(["puma", "evaluate", *arguments]), console)
+    console.print(f"results in {config.out}", highlight=False)
+    return 0

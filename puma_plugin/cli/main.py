@@ -1,0 +1,76 @@
+"""The command `puma`: finds the subcommand, loads only what it needs, and turns mistakes into one clear line."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+import puma_plugin
+
+COMMANDS = {
+    "demo": "train and compare on eight image distributions that come with the package; no download",
+    "train": "train one embedding model on your datasets",
+    "evaluate": "evaluate a trained model",
+    "info": "what is installed and compiled, and how to fix what is not",
+}
+
+_HELP = "\n".join(
+    [
+        "usage: puma <command> [options]",
+        "",
+        "One embedding model for many heterogeneous image datasets.",
+        "",
+        "commands:",
+        *(f"  {name:<10}{text}" for name, text in COMMANDS.items()),
+        "",
+        "options:",
+        "  --help      this text; `puma <command> --help` for a command's own",
+        "  --version   the version",
+        "",
+        "A mistake in the input is reported in one line, with exit code 2; PUMA_TRACEBACK=1 shows where it arose.",
+    ]
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `puma` with these arguments (default: those of the process) and return the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_HELP)
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"puma_plugin {puma_plugin.__version__}")
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        return _fail("puma", f"unknown command {command!r}; give one of {', '.join(COMMANDS)}")
+    try:
+        return _run(importlib.import_module(f"puma_plugin.cli.{command}"), command, rest)
+    except KeyboardInterrupt:
+        print(f"\npuma {command}: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        if os.environ.get("PUMA_TRACEBACK") == "1":
+            raise
+        return _fail(f"puma {command}", str(error) or type(error).__name__)
+
+
+def _run(module: ModuleType, command: str, arguments: list[str]) -> int:
+    if command != "info":
+        return module.main(arguments)
+    if not arguments:
+        return module.main()
+    if arguments[0] in ("-h", "--help"):
+        print(f"usage: puma info\n\n{COMMANDS['info']}; exit code 1 if an operator is missing that could be used here")
+        return 0
+    return _fail("puma info", f"takes no options, got {arguments[0]!r}")
+
+
+def _fail(who: str, message: str) -> int:
+    print(f"{who}: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

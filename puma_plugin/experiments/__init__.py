@@ -1,0 +1,1 @@
+"""The engine behind the command line: train, evaluate, compare methods and report."""

@@ -1,0 +1,119 @@
+"""From a model configuration to a trunk and an embedder, as pytorch-metric-learning names the two halves."""
+
+import sys
+from pathlib import Path
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from timm.models import load_checkpoint
+from torch import nn
+from torch.nn import functional
+
+from puma_plugin.experiments.config import DataConfig, ModelConfig
+from puma_plugin.models import EmbeddingHead, adapt
+
+
+class Normalise(nn.Module):
+    """The embedder of a method without a head: L2 normalisation only."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, C) -> (B, C), unit length."""
+        return functional.normalize(features, dim=-1)
+
+
+def build_backbone(config: ModelConfig) -> nn.Module:
+    """The timm model without its classifier.
+
+    Raises:
+        ValueError: for a model timm does not know, weights that cannot be had, or a file that does not fit.
+    """
+    if config.backbone == "embedded":
+        return _embedded_backbone(config.weights)
+    if not timm.is_model(config.backbone):
+        similar = timm.list_models(f"*{config.backbone.split('.')[0].split('_')[0]}*")[:5]
+        hint = f"; similar: {', '.join(similar)}" if similar else ""
+        raise ValueError(f"model.backbone is {config.backbone!r}, which timm {timm.__version__} does not know{hint}")
+    if config.weights == "pretrained":
+        try:
+            return timm.create_model(config.backbone, pretrained=True, num_classes=0)
+        except Exception as error:
+            cause = (str(error) or type(error).__name__).splitlines()[0]
+            raise ValueError(
+                f"the pretrained weights of {config.backbone} could not be had ({cause}); set model.weights to a local "
+                "file, or to none for random weights"
+            ) from error
+    model = timm.create_model(config.backbone, pretrained=False, num_classes=0)
+    if config.weights != "none":
+        _load_file(model, Path(config.weights).expanduser())
+    return model
+
+
+def _embedded_backbone(weights: str) -> nn.Module:
+    from puma_plugin.datasets.embedded.backbone import build_backbone as embedded_architecture
+    from puma_plugin.datasets.embedded.backbone import load_backbone
+
+    return embedded_architecture() if weights == "none" else load_backbone()
+
+
+def _load_file(model: nn.Module, path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"model.weights is {str(path)!r}, which is no file; give pretrained, none or a weight file")
+    filter_fn = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    try:
+        outcome = load_checkpoint(model, str(path), strict=False, filter_fn=filter_fn, weights_only=True)
+    except Exception as error:
+        cause = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise ValueError(f"model.weights: {path} could not be loaded into the backbone ({cause})") from error
+    # Without a classifier its weights are left over; anything missing would silently stay random.
+    missing = list(getattr(outcome, "missing_keys", []))
+    if missing:
+        raise ValueError(
+            f"model.weights: {path} lacks {len(missing)} weights of the backbone, {missing[0]!r} first; give the file "
+            "of this very model"
+        )
+
+
+def input_properties(backbone: nn.Module, config: DataConfig) -> tuple[int, list[float], list[float]]:
+    """Side in pixels, mean and standard deviation of the network's input: the configuration's, else the backbone's."""
+    own = resolve_model_data_config(backbone)
+    size = config.image_size if config.image_size is not None else int(own["input_size"][-1])
+    mean = config.mean if config.mean is not None else list(own["mean"])
+    std = config.std if config.std is not None else list(own["std"])
+    return size, mean, std
+
+
+def build_model(config: ModelConfig, seed: int) -> tuple[nn.Module, nn.Module]:
+    """The (trunk, embedder) of a method, with exactly its trainable weights requiring a gradient.
+
+    The head is drawn first, from PyTorch's default generator seeded with `seed`: all methods start with the same one.
+    """
+    torch.manual_seed(seed)
+    trunk = build_backbone(config)
+    width = int(getattr(trunk, "num_features"))  # noqa: B009 (timm gives it; nn.Module does not declare it)
+    torch.manual_seed(seed)
+    if config.method == "frozen":
+        trunk.requires_grad_(False)
+        return trunk, Normalise()
+    embedder = EmbeddingHead(width, config.embedding_size)
+    if config.method == "full":
+        trunk.requires_grad_(True)
+    elif config.method == "linear":
+        trunk.requires_grad_(False)
+    else:
+        adapt(
+            trunk,
+            adapter_dim=config.adapter_dim,
+            drop=config.drop,
+            scale=config.scale,
+            trainable_scale=config.trainable_scale,
+            pool_size=config.pool_size if config.method == "puma" else 0,
+            prompt_length=config.prompt_length,
+            init=config.init,
+        )
+    return trunk, embedder
+
+
+def trainable_count(*modules: nn.Module) -> int:
+    """Number of weights that require a gradient."""
+    return sum(weight.numel() for module in modules for weight in module.parameters() if weight.requires_grad)

@@ -1,0 +1,118 @@
+"""The comparison of methods: which jobs, in which order, and what comes of them."""
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from puma_plugin.experiments.config import DemoConfig
+from puma_plugin.experiments.display import JobDisplay
+from puma_plugin.experiments.jobs import Job, run_job
+from puma_plugin.experiments.machine import available_cores
+from puma_plugin.experiments.methods import METHODS
+from puma_plugin.experiments.pool import run_tasks
+
+Display = Callable[..., AbstractContextManager[Any]]
+
+
+class Comparison:
+    """Runs jobs in a pool and keeps what is finished.
+
+    Args:
+        config: the settings.
+        methods: keys of the methods to run.
+        console: where progress is shown.
+    """
+
+    def __init__(self, config: DemoConfig, methods: Sequence[str], console: Console) -> None:
+        self.config = config
+        self.methods = list(methods)
+        self.console = console
+        self.workers = min(2, available_cores()) if config.workers is None else config.workers
+
+    def _job(self, method: str, multiplier: float, data_seed: int, seed: int, **changes: Any) -> Job:
+        config = METHODS[method].configure(self.config.train, multiplier, data_seed, seed)
+        return Job(method, multiplier, "test", config, self.config.separate_minimum_steps, self.config.out, **changes)
+
+    def rate_jobs(self) -> list[Job]:
+        """The learning rate grid: every multiplier for every method that has a rate of its own."""
+        keys = list(dict.fromkeys(METHODS[method].rate_key for method in self.methods if METHODS[method].trained))
+        jobs = []
+        for key in keys:
+            for multiplier in self.config.grid:
+                job = self._job(key, multiplier, self.config.tuning_data_seed, self.config.seeds[0])
+                data = replace(job.config.data, validation_fraction=self.config.tuning_validation_fraction)
+                # Only the last epoch's figure decides, so only that one is computed.
+                config = replace(job.config, data=data, validate_every=job.config.epochs)
+                jobs.append(replace(job, purpose="rate", config=config))
+        return jobs
+
+    def _seeds_of(self, method: str, seeds: Sequence[int]) -> Sequence[int]:
+        if not METHODS[method].trained:
+            return seeds[:1]
+        return seeds[: self.config.separate_seeds] if METHODS[method].separate else seeds
+
+    def test_jobs(self, rates: dict[str, float], data_seeds: Sequence[int], seeds: Sequence[int]) -> list[Job]:
+        """Every method on every pair of seeds; methods without training once per data seed."""
+        jobs = []
+        for data_seed in data_seeds:
+            for seed in seeds:
+                for method in self.methods:
+                    first = data_seed == data_seeds[0] and seed == seeds[0]
+                    trained = METHODS[method].trained
+                    if seed not in self._seeds_of(method, seeds):
+                        continue
+                    multiplier = rates[METHODS[method].rate_key] if trained else 1.0
+                    keep = first and not METHODS[method].separate
+                    jobs.append(self._job(method, multiplier, data_seed, seed, keep_model=keep))
+        # The long ones first within a data seed, so that no worker waits for the other at the end.
+        return sorted(jobs, key=lambda job: (job.config.data.seed, not METHODS[job.method].trained))
+
+    def run(self, jobs: Sequence[Job], title: str) -> list[dict[str, Any]]:
+        """The jobs' records, in order: kept ones are read, the others run."""
+        kept = {job.key: record for job in jobs if (record := job.finished()) is not None}
+        waiting = [job for job in jobs if job.key not in kept]
+        if kept:
+            self.console.print(f"{title}: {len(kept)} of {len(jobs)} are finished already in {self.config.out}")
+        if waiting:
+            names = {job.key: job.label for job in waiting}
+            with JobDisplay(self.console, names, title, finished=len(kept)) as display:
+                kept.update(run_tasks(waiting, run_job, self.workers, display))
+        return [kept[job.key] for job in jobs]
+
+    def choose_rates(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The best multiplier per method by R@1 on held-out training classes, with all scores."""
+        scores: dict[str, dict[str, float]] = {}
+        for record in records:
+            own = scores.setdefault(record["method"], {})
+            own[f"{record['multiplier']:g}"] = record["validation"][-1]["harmonic"]
+        chosen = {key: float(max(own, key=own.__getitem__)) for key, own in scores.items()}
+        edge = [
+            METHODS[key].label
+            for key, value in chosen.items()
+            if value in (min(self.config.grid), max(self.config.grid))
+        ]
+        config = self.config
+        share = round(100 * config.tuning_validation_fraction)
+        explanation = (
+            f"Harmonic R@1 in percent on {share} % of the training classes, held out, of data seed "
+            f"{config.tuning_data_seed}, which no test uses; multiples of the base rate {config.train.optimizer.lr:g}; "
+            "one run each. The best, in bold, was used for every test."
+        )
+        if edge:
+            explanation += f" At the edge of the grid, so a rate beyond it may be better: {', '.join(edge)}."
+        return {"multipliers": config.grid, "scores": scores, "chosen": chosen, "explanation": explanation}
+
+
+def demo_settings(config: DemoConfig) -> dict[str, Any]:
+    """The settings as metrics.json keeps them."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def checkpoint_files(jobs: Sequence[Job]) -> dict[str, Path]:
+    """Method -> its trained weights, for the jobs that kept them."""
+    return {job.method: path for job in jobs if job.keep_model and (path := job.path(".safetensors")).exists()}

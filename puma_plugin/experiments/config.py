@@ -1,0 +1,272 @@
+"""The settings of `puma train` and `puma evaluate`: dataclasses, filled from YAML and the command line.
+
+Every class checks its own values when it is made, before any work is done.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+METHODS = ("puma", "adapters", "full", "linear", "frozen")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass
+class DataConfig:
+    """Which images, and how they are split.
+
+    Attributes:
+        kind: "embedded" (the benchmark that comes with the package) or "image_folders".
+        folders: name of each distribution -> its folder. The folder holds one subfolder per class, or `train/` and
+            `test/` with one subfolder per class each.
+        split: "folders" (train/ and test/ exist), "classes" (class-disjoint split of one set of class folders) or
+            "auto" (folders where both exist, else classes).
+        test_fraction: share of the classes that goes to the test in a class-disjoint split; the first classes in
+            sorted order train, as the metric learning benchmarks do, unless `shuffle_classes` is true.
+        shuffle_classes: draw the test classes with `seed` instead of taking the last.
+        validation_fraction: share of the training classes held out of training to judge progress; 0 holds out none.
+        shots: keep this many images per training class (few-shot); null keeps all.
+        seed: the seed of the embedded images, of a shuffled class split and of the few-shot draw.
+        starved: embedded benchmark only: the small distributions keep a quarter of their training images.
+        augmentation: "random_resized_crop" (with horizontal flip), "pad_crop" (shift by an eighth) or "none".
+        flip: horizontal flips in "random_resized_crop". Turn it off where mirrored classes differ (text, digits).
+        image_size: side in pixels of the network's input; null takes the backbone's.
+        crop_scale: smallest share of the picture that "random_resized_crop" may keep.
+        crop_fraction: evaluation: share of the resized picture that the centre crop keeps (224 / 256 in the paper).
+        interpolation: "bicubic" or "bilinear".
+        mean, std: normalisation per channel; null takes the backbone's own.
+        workers: processes that load images (0: in the training process).
+    """
+
+    kind: Literal["embedded", "image_folders"] = "image_folders"
+    folders: dict[str, str] = field(default_factory=dict)
+    split: Literal["auto", "folders", "classes"] = "auto"
+    test_fraction: float = 0.5
+    shuffle_classes: bool = False
+    validation_fraction: float = 0.1
+    shots: int | None = None
+    seed: int = 0
+    starved: bool = True
+    augmentation: Literal["random_resized_crop", "pad_crop", "none"] = "random_resized_crop"
+    flip: bool = True
+    image_size: int | None = None
+    crop_scale: float = 0.2
+    crop_fraction: float = 0.875
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        _require(
+            self.kind == "embedded" or len(self.folders) > 0,
+            "data.folders is empty; name at least one distribution, as in `folders: {birds: /data/birds}`",
+        )
+        _require(
+            self.kind == "image_folders" or not self.folders,
+            "data.folders is given with data.kind embedded; set data.kind to image_folders or remove the folders",
+        )
+        _require(0.0 < self.test_fraction < 1.0, f"data.test_fraction is {self.test_fraction}; it must be in (0, 1)")
+        _require(
+            0.0 <= self.validation_fraction < 1.0,
+            f"data.validation_fraction is {self.validation_fraction}; it must be in [0, 1)",
+        )
+        _require(self.shots is None or self.shots >= 1, f"data.shots is {self.shots}; give 1 or more, or null for all")
+        _require(0.0 < self.crop_scale <= 1.0, f"data.crop_scale is {self.crop_scale}; it must be in (0, 1]")
+        _require(0.0 < self.crop_fraction <= 1.0, f"data.crop_fraction is {self.crop_fraction}; it must be in (0, 1]")
+        _require(self.workers >= 0, f"data.workers is {self.workers}; give 0 or more")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            _require(
+                values is None or len(values) == 3, f"data.{name} is {values}; give three numbers, one per channel"
+            )
+
+
+@dataclass
+class ModelConfig:
+    """The backbone and what is trained on it.
+
+    Attributes:
+        backbone: a timm model name, or "embedded" for the tiny ViT that comes with the package.
+        weights: "pretrained" (through timm, which downloads them), "none" (random), or the path of a local file
+            (.safetensors, or a .pth/.bin state dict).
+        method: "puma" (adapters and prompt pool), "adapters" (no pool), "full" (everything is trained), "linear" (the
+            head only) or "frozen" (nothing; the backbone's pooled output is the embedding).
+        adapter_dim, drop, scale, trainable_scale, init: of the stochastic adapters.
+        pool_size, prompt_length: of the prompt pool; pool_size 0 means no pool.
+        embedding_size: width of the embedding.
+    """
+
+    backbone: str = "vit_small_patch16_224.augreg_in21k_ft_in1k"
+    weights: str = "pretrained"
+    method: Literal["puma", "adapters", "full", "linear", "frozen"] = "puma"
+    adapter_dim: int = 128
+    drop: float = 0.5
+    scale: float = 0.1
+    trainable_scale: bool = False
+    init: Literal["default", "paper"] = "default"
+    pool_size: int = 20
+    prompt_length: int = 8
+    embedding_size: int = 128
+
+    def __post_init__(self) -> None:
+        _require(0.0 <= self.drop < 1.0, f"model.drop is {self.drop}; it is a probability in [0, 1)")
+        for name in ("adapter_dim", "embedding_size", "prompt_length"):
+            value = getattr(self, name)
+            _require(value >= 1, f"model.{name} is {value}; give 1 or more")
+        _require(self.pool_size >= 0, f"model.pool_size is {self.pool_size}; give 0 (no pool) or more")
+        _require(bool(self.backbone), "model.backbone is empty; give a timm model name, or embedded")
+
+
+@dataclass
+class LossConfig:
+    """The metric loss.
+
+    Attributes:
+        name: "CurricularFaceLoss" (of this package) or the name of any pytorch-metric-learning loss.
+        arguments: passed to the loss; `num_classes` and `embedding_size` are filled in where the loss takes them.
+    """
+
+    name: str = "CurricularFaceLoss"
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW and its schedule. Learning rates are `lr` times a factor.
+
+    Attributes:
+        lr: base learning rate, that of a fully trained backbone.
+        factor: on `lr`, for adapters, prompts and the head.
+        proxy_lr: learning rate of the loss's own weights, not multiplied (the paper's 10^4 x 1e-4 = 1.0).
+        weight_decay: decoupled weight decay, on every group.
+        clip: gradients are clamped to +-clip by value; null does not clip.
+        schedule: "cosine" (to 0 over the run, per step), "step" (halved every `step_epochs`) or "constant".
+        step_epochs: see `schedule`.
+    """
+
+    lr: float = 1e-4
+    factor: float = 10.0
+    proxy_lr: float = 1.0
+    weight_decay: float = 1e-4
+    clip: float | None = 1.0
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    step_epochs: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "factor", "proxy_lr"):
+            value = getattr(self, name)
+            _require(value > 0, f"optimizer.{name} is {value}; it must be positive")
+        _require(self.weight_decay >= 0, f"optimizer.weight_decay is {self.weight_decay}; give 0 or more")
+        _require(self.clip is None or self.clip > 0, f"optimizer.clip is {self.clip}; give a positive number, or null")
+        _require(self.step_epochs >= 1, f"optimizer.step_epochs is {self.step_epochs}; give 1 or more")
+
+
+@dataclass
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+        data, model, loss, optimizer: see their classes.
+        epochs: passes over the joined training sets.
+        batch_size: images per optimizer step.
+        sampling: "proportional" (plain shuffle of the joined sets, the paper's) or "balanced" (each distribution
+            equally often).
+        seed: initial weights, order of the images, augmentation and gates.
+        device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:1", ...
+        precision: "fp32", "bf16" or "fp16" (autocast; fp16 with loss scaling, on a GPU).
+        threads: CPU threads of the training process; null leaves PyTorch's choice.
+        validate_every: epochs between two figures on the held-out training classes.
+        evaluation_batch_size: images per forward pass when embedding.
+        out: folder for checkpoint, metrics.json and the report.
+        report: write report.html at the end.
+    """
+
+    data: DataConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    epochs: int = 100
+    batch_size: int = 180
+    sampling: Literal["proportional", "balanced"] = "proportional"
+    seed: int = 0
+    device: str = "auto"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    threads: int | None = None
+    validate_every: int = 1
+    evaluation_batch_size: int = 256
+    out: str = "runs/train"
+    report: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "validate_every", "evaluation_batch_size"):
+            value = getattr(self, name)
+            _require(value >= 1, f"{name} is {value}; give 1 or more")
+        _require(self.threads is None or self.threads >= 1, f"threads is {self.threads}; give 1 or more, or null")
+        embedded = self.model.backbone == "embedded"
+        _require(
+            not embedded or self.model.weights in ("pretrained", "none"),
+            f"model.weights is {self.model.weights!r} with the embedded backbone; give pretrained or none",
+        )
+
+
+@dataclass
+class DemoConfig:
+    """The comparison on the embedded benchmark (`puma demo`).
+
+    Attributes:
+        train: what all methods have in common.
+        rates: method -> multiplier of the learning rate, as chosen by the recorded full run. `--all` chooses anew.
+        grid: multipliers that `--all` tries, the same for every method.
+        tuning_data_seed: data seed of the learning rate grid; no test of this seed is ever looked at.
+        tuning_validation_fraction: share of its training classes held out to judge by.
+        data_seeds, seeds: `--all` runs every pair; the short demo the first of each.
+        separate_seeds: of `seeds`, so many for the separate models, eight trainings each; null for all.
+        separate_minimum_steps: optimizer steps that each of the separate models gets at least.
+        workers: single-threaded processes; null takes the available cores, at most 2.
+        map_images: test images in the embedding map.
+        queries, neighbours: queries per distribution in the report, and neighbours shown for each.
+        out: folder for results; a second start continues what is there.
+    """
+
+    train: TrainConfig
+    rates: dict[str, float] = field(default_factory=dict)
+    grid: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0, 4.0])
+    tuning_data_seed: int = 3
+    tuning_validation_fraction: float = 0.3
+    data_seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    separate_seeds: int | None = None
+    separate_minimum_steps: int = 80
+    workers: int | None = None
+    map_images: int = 1600
+    queries: int = 3
+    neighbours: int = 8
+    out: str = "runs/demo"
+
+    def __post_init__(self) -> None:
+        _require(self.train.data.kind == "embedded", "train.data.kind must be embedded: the demo brings its own images")
+        for name in ("grid", "data_seeds", "seeds"):
+            values = getattr(self, name)
+            _require(
+                bool(values) and len(set(values)) == len(values),
+                f"{name} is {values}; give different values, one or more",
+            )
+        _require(all(value > 0 for value in self.grid), f"grid is {self.grid}; multipliers must be positive")
+        _require(
+            self.tuning_data_seed not in self.data_seeds,
+            f"tuning_data_seed {self.tuning_data_seed} is in data_seeds {self.data_seeds}; its test must stay unseen",
+        )
+        _require(
+            0.0 < self.tuning_validation_fraction < 1.0,
+            f"tuning_validation_fraction is {self.tuning_validation_fraction}; it must be in (0, 1)",
+        )
+        _require(self.workers is None or self.workers >= 0, f"workers is {self.workers}; give 0 or more, or null")
+        _require(
+            self.separate_seeds is None or self.separate_seeds >= 1,
+            f"separate_seeds is {self.separate_seeds}; give 1 or more, or null for all",
+        )
+        for name in ("separate_minimum_steps", "map_images", "queries", "neighbours"):
+            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; give 1 or more")

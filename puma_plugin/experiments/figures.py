@@ -1,0 +1,193 @@
+"""The report's charts, as inline SVG that follows the page's colours (light or dark)."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Colours that stay apart for colour-blind readers and are legible on white and on black.
+PALETTE = ("#2f86d1", "#e08a00", "#1f9e77", "#cf5fa0", "#d8552b", "#8a6fd1", "#3fb5c9", "#8f9a2a")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+ACCENT, NEUTRAL = "#d8552b", "#7d8794"
+# Text and lines are drawn in this colour and then set to the colour of the surrounding text.
+_INK = "#010203"
+
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10.5,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "legend.frameon": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+}
+
+
+def colour(index: int) -> str:
+    """The colour of the index-th distribution or curve."""
+    return PALETTE[index % len(PALETTE)]
+
+
+def _svg(figure: Figure, name: str, description: str) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.04)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)
+    text = text.replace("xlink:href", "href").replace(_INK, "currentColor")
+    # Several charts share one page: their ids must not meet.
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r"url\(#", f"url(#{name}-", text)
+    text = re.sub(r'href="#', f'href="#{name}-', text)
+    text = re.sub(r"font: [^;\"]*?(\d+(?:\.\d+)?px)[^;\"]*", r"font-size: \1; font-family: inherit", text)
+    size = re.search(r'<svg[^>]*?viewBox="0 0 ([\d.]+) [\d.]+"', text)
+    width = float(size.group(1)) * 4 / 3 if size else 720.0
+    head = f'<svg role="img" aria-label="{description}" style="max-width:{width:.0f}px" '
+    text = re.sub(r"<svg [^>]*?viewBox", head + "viewBox", text, count=1)
+    return text.strip()
+
+
+def _draw(name: str, description: str, size: tuple[float, float], paint: Any) -> str:
+    with matplotlib.rc_context(cast(Any, {**_STYLE, "svg.hashsalt": name})):
+        figure = Figure(figsize=size)
+        paint(figure)
+        return _svg(figure, name, description)
+
+
+def _grid(axes: Axes, axis: Literal["x", "y"]) -> None:
+    axes.grid(axis=axis, color=_INK, alpha=0.15, linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def method_chart(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Harmonic mean of R@1 per method, with its interval.
+
+    Args:
+        rows: per method `label`, `mean`, `low`, `high` (in percent; the bounds may be None), `accent`, `recorded`.
+    """
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        _grid(axes, "x")
+        for place, row in enumerate(reversed(rows)):
+            shade = ACCENT if row["accent"] else NEUTRAL
+            if row["low"] is not None:
+                axes.plot([row["low"], row["high"]], [place, place], color=shade, linewidth=2.2, solid_capstyle="round")
+            face = "none" if row["recorded"] else shade
+            axes.plot(row["mean"], place, "o", color=shade, markerfacecolor=face, markersize=7)
+            axes.annotate(
+                f"{row['mean']:.1f}", (row["mean"], place), (0, 7), textcoords="offset points", ha="center", fontsize=9
+            )
+        axes.set_yticks(range(len(rows)), [row["label"] for row in reversed(rows)])
+        axes.set_ylim(-0.6, len(rows) - 0.3)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel("harmonic mean of R@1, %")
+
+    return _draw("methods", "Harmonic mean of R@1 per method", (7.2, 0.9 + 0.46 * len(rows)), paint)
+
+
+def curve_chart(curves: Mapping[str, Sequence[Mapping[str, float]]], accent: str) -> str:
+    """R@1 on held-out training classes while training.
+
+    Args:
+        curves: label -> points with `epoch`, `mean`, `low`, `high` (percent; the band is the range over the runs).
+        accent: the label to draw strongly.
+    """
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        _grid(axes, "y")
+        others = [label for label in curves if label != accent]
+        for label, points in curves.items():
+            shade = ACCENT if label == accent else PALETTE[(0, 2, 5, 6, 1, 3, 7)[others.index(label) % 7]]
+            epochs = [point["epoch"] for point in points]
+            axes.fill_between(
+                epochs, [p["low"] for p in points], [p["high"] for p in points], color=shade, alpha=0.15, linewidth=0
+            )
+            axes.plot(
+                epochs,
+                [point["mean"] for point in points],
+                color=shade,
+                linewidth=2.4 if label == accent else 1.5,
+                label=label,
+                marker="o",
+                markersize=3,
+            )
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("R@1 on held-out training classes, %")
+        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, fontsize=9.5, handlelength=1.4)
+
+    return _draw("curves", "R@1 on held-out training classes over the epochs", (7.2, 3.6), paint)
+
+
+def map_chart(name: str, points: np.ndarray, members: np.ndarray, distributions: Sequence[str]) -> str:
+    """A two-dimensional map of embeddings, coloured by distribution.
+
+    Args:
+        name: distinguishes the charts of one page (letters only).
+        points: (N, 2).
+        members: (N,) index of each point's distribution.
+    """
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for index, label in enumerate(distributions):
+            chosen = points[members == index]
+            axes.scatter(
+                chosen[:, 0], chosen[:, 1], s=9, c=colour(index), marker=MARKERS[index % len(MARKERS)], alpha=0.75,
+                linewidths=0, label=label,
+            )  # fmt: skip
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.set_axis_off()
+        axes.legend(
+            loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4, fontsize=9.5, markerscale=1.8, handletextpad=0.2,
+            columnspacing=1.0,
+        )  # fmt: skip
+
+    return _draw(f"map{name}", "Map of the test images' embeddings by distribution", (6.0, 5.2), paint)
+
+
+def prompt_chart(weights: np.ndarray, distributions: Sequence[str]) -> str:
+    """Mean weight of each prompt per distribution, as a heat map.
+
+    Args:
+        weights: (distributions, M), cosines in [-1, 1].
+    """
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        limit = max(float(np.abs(weights).max()), 1e-6)
+        image = axes.pcolormesh(weights, cmap="RdBu_r", vmin=-limit, vmax=limit, edgecolors="none")
+        axes.invert_yaxis()
+        axes.set_yticks(np.arange(len(distributions)) + 0.5, distributions)
+        axes.set_xticks(np.arange(weights.shape[1]) + 0.5, [str(index + 1) for index in range(weights.shape[1])])
+        axes.tick_params(length=0)
+        for side in ("left", "bottom"):
+            axes.spines[side].set_visible(False)
+        if weights.shape[1] <= 12:
+            for (row, column), value in np.ndenumerate(weights):
+                shade = "white" if abs(value) > 0.6 * limit else "#222222"
+                axes.text(column + 0.5, row + 0.5, f"{value:.2f}", ha="center", va="center", fontsize=8, color=shade)
+        axes.set_xlabel("prompt")
+        bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02)
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(length=2, labelsize=9)
+        bar.set_label("mean weight")
+
+    height = 1.0 + 0.36 * len(distributions)
+    return _draw("prompts", "Mean prompt weight per distribution", (7.2, height), paint)

@@ -1,0 +1,180 @@
+"""One cell of the comparison: a method on one data seed and one training seed. Its result is a file that is kept."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+import puma_plugin
+from puma_plugin.experiments.config import TrainConfig
+from puma_plugin.experiments.methods import METHODS
+from puma_plugin.experiments.pool import Progress
+from puma_plugin.experiments.splits import Splits, load_splits
+from puma_plugin.experiments.summary import flat_scores
+from puma_plugin.experiments.training import Run
+from puma_plugin.trainers import NonFiniteLossError
+from puma_plugin.utils import atomic_write
+
+
+@dataclass(frozen=True)
+class Job:
+    """A method with its seeds.
+
+    Attributes:
+        method: key of :data:`METHODS`.
+        multiplier: of the learning rate.
+        purpose: "rate" looks at held-out training classes only, "test" evaluates the test, once, at the end.
+        config: the complete configuration of the run.
+        minimum_steps: optimizer steps at least (separate models of small distributions).
+        folder: where results go.
+        keep_model: also keep embeddings, prompt weights and trained weights, for the report.
+    """
+
+    method: str
+    multiplier: float
+    purpose: Literal["rate", "test"]
+    config: TrainConfig
+    minimum_steps: int
+    folder: str
+    keep_model: bool = False
+
+    @property
+    def key(self) -> str:
+        """Name of the job's files."""
+        seeds = f"data{self.config.data.seed}-seed{self.config.seed}"
+        return f"{self.purpose}-{self.method}-{seeds}" + (f"-x{self.multiplier:g}" if self.purpose == "rate" else "")
+
+    @property
+    def label(self) -> str:
+        """What the terminal calls it."""
+        rate = f" · rate x{self.multiplier:g}" if self.purpose == "rate" else ""
+        return f"{METHODS[self.method].label} · data {self.config.data.seed} · seed {self.config.seed}{rate}"
+
+    def path(self, suffix: str = ".json") -> Path:
+        """Where the job's file with this suffix lies."""
+        return Path(self.folder) / "jobs" / f"{self.key}{suffix}"
+
+    def settings(self) -> dict[str, Any]:
+        """Everything the result depends on; a kept result is used only if this is unchanged."""
+        values = asdict(self)
+        for name in ("folder", "keep_model"):
+            del values[name]
+        del values["config"]["out"]
+        return {**values, "version": puma_plugin.__version__, "torch": torch.__version__}
+
+    def finished(self) -> dict[str, Any] | None:
+        """The kept record, if there is one for exactly these settings."""
+        try:
+            record = json.loads(self.path().read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        if self.keep_model and not self.path(".npz").exists():
+            return None
+        # Through JSON, so that tuples and numbers compare as they were written.
+        return record if record.get("settings") == json.loads(json.dumps(self.settings())) else None
+
+
+def run_job(job: Job, progress: Progress) -> dict[str, Any]:
+    """Run one job, keep its record as JSON, and return it."""
+    progress({"stage": "images"})
+    splits = load_splits(job.config.data)
+    run = _run_separate if METHODS[job.method].separate else _run_joint
+    try:
+        record = run(job, splits, progress)
+    except NonFiniteLossError as error:
+        # A learning rate of the grid that diverges has lost; a test that diverges is an error.
+        if job.purpose == "test":
+            raise
+        record = {"diverged": str(error), "validation": [{"epoch": error.epoch, "harmonic": 0.0, "unified": 0.0}]}
+    record = {
+        "method": job.method,
+        "data_seed": job.config.data.seed,
+        "seed": job.config.seed,
+        "multiplier": job.multiplier,
+        "purpose": job.purpose,
+        **record,
+        "settings": job.settings(),
+    }
+    with atomic_write(job.path()) as temporary:
+        temporary.write_text(json.dumps(record), encoding="utf-8")
+    job.path(".ckpt").unlink(missing_ok=True)
+    return record
+
+
+def _run_joint(job: Job, splits: Splits, progress: Progress) -> dict[str, Any]:
+    run = Run(job.config, splits, checkpoint=job.path(".ckpt"), progress=progress)
+    run.train()
+    record: dict[str, Any] = {
+        "trainable": run.trainable,
+        "seconds": run.seconds,
+        "steps": run.steps,
+        "history": run.history,
+        "validation": run.validation,
+    }
+    if job.purpose == "rate":
+        return record
+    progress({"step": run.steps, "steps": run.steps, "stage": "test"})
+    embedded = run.embed(splits.test)
+    result = embedded.evaluate().to_dict()
+    if job.keep_model:
+        _keep(job, run, splits, embedded.embeddings.numpy())
+    return {**record, "result": result, "scores": flat_scores(result)}
+
+
+def _run_separate(job: Job, splits: Splits, progress: Progress) -> dict[str, Any]:
+    """One model per distribution, each trained and evaluated on its own images."""
+    parts: dict[str, dict[str, float]] = {"validation": {}, "test": {}}
+    trainable, seconds, steps = 0, 0.0, 0
+    for index, name in enumerate(splits.names):
+        own = splits.only(name)
+        images = sum(len(part) for part in own.train.values())
+        per_epoch = max(1, images // job.config.batch_size)
+        epochs = max(job.config.epochs, math.ceil(job.minimum_steps / per_epoch))
+        config = replace(job.config, epochs=epochs, validate_every=epochs)
+        place = {"stage": f"{name} ({index + 1} of {len(splits.names)})"}
+        run = Run(config, own, progress=partial(_place_progress, progress, place))
+        run.train()
+        trainable, seconds, steps = trainable + run.trainable, seconds + run.seconds, steps + run.steps
+        if job.purpose == "test":
+            parts["test"][name] = flat_scores(run.evaluate(own.test))["harmonic"]
+        elif run.validation:
+            parts["validation"][name] = run.validation[-1]["harmonic"]
+    record: dict[str, Any] = {"trainable": trainable, "seconds": seconds, "steps": steps, "history": []}
+    if job.purpose == "rate":
+        point = {"epoch": job.config.epochs, "harmonic": _harmonic(parts["validation"]), "unified": None}
+        return {**record, "validation": [point]}
+    values = parts["test"]
+    scores = {
+        "harmonic": _harmonic(values),
+        "arithmetic": sum(values.values()) / len(values),
+        "worst": min(values.values()),
+        "unified": None,
+        "leak": None,
+        "per_distribution": values,
+    }
+    return {**record, "validation": [], "scores": scores}
+
+
+def _place_progress(progress: Progress, place: dict[str, Any], content: dict[str, Any]) -> None:
+    progress({**content, "validation": None, **place})
+
+
+def _harmonic(values: Mapping[str, float]) -> float:
+    """The harmonic mean, 0 if any value is 0."""
+    return 0.0 if min(values.values()) == 0 else len(values) / sum(1.0 / value for value in values.values())
+
+
+def _keep(job: Job, run: Run, splits: Splits, embeddings: np.ndarray) -> None:
+    arrays: dict[str, Any] = {"embeddings": embeddings.astype(np.float16)}
+    weights = run.prompt_weights(splits.test)
+    if weights is not None:
+        arrays["prompt_weights"] = weights
+    with atomic_write(job.path(".npz")) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+    run.save_model(job.path(".safetensors"))

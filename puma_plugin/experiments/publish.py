@@ -1,0 +1,173 @@
+"""metrics.json, report.html and the trained weights of a comparison."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from puma_plugin.experiments import intervals
+from puma_plugin.experiments.comparison import checkpoint_files, demo_settings
+from puma_plugin.experiments.config import DemoConfig
+from puma_plugin.experiments.jobs import Job
+from puma_plugin.experiments.machine import provenance
+from puma_plugin.experiments.methods import METHODS
+from puma_plugin.experiments.recorded import load_recorded
+from puma_plugin.experiments.report import ReportPictures, percent, write_report
+from puma_plugin.experiments.splits import load_splits
+from puma_plugin.experiments.summary import curves, differences, findings, method_rows
+from puma_plugin.experiments.visuals import embedding_maps, members_of, query_rows
+from puma_plugin.utils import atomic_write
+
+SHOWN = ("frozen", "puma")
+"""The methods whose embeddings the report shows."""
+
+_LEAD = (
+    "One embedding for glyphs, fractals, contours, textures, solids, flags, photos and digits. Test classes were never "
+    "seen in training, and glyph holds 70 % of the training classes."
+)
+_COLUMNS = (
+    "In percent. Harmonic: harmonic mean over the distributions of R@1, each within its own gallery. Unified: R@1 of "
+    "all queries in the one joint gallery, where a hit must be of the same class of the same distribution. Worst: the "
+    "worst distribution's R@1. Leak: queries whose nearest neighbour in the joint gallery is of another distribution "
+    "(less is better). Seconds: training on one core, evaluation left out. The weights of the loss are not counted."
+)
+_CURVE_NOTE = (
+    "Harmonic mean over the distributions of R@1 on training classes that were held out of training; a mean over the "
+    "runs with their range. The loss is no progress figure here: CurricularFace's rises as its own difficulty does."
+)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a comparison has produced: its test jobs and their records, the grid (if it ran), seconds in all."""
+
+    config: DemoConfig
+    methods: Sequence[str]
+    jobs: Sequence[Job]
+    records: Sequence[Mapping[str, Any]]
+    rates: Mapping[str, Any] | None
+    command: str
+    seconds: float
+
+
+def build_metrics(finished: Finished) -> dict[str, Any]:
+    """The content of metrics.json."""
+    config = finished.config
+    rows = method_rows(finished.records, finished.methods)
+    gaps = differences(finished.records, finished.methods)
+    recorded = load_recorded()
+    note = ""
+    if finished.rates is None and recorded is not None:
+        own = {row["key"] for row in rows}
+        rows += [{**row, "recorded": True} for row in recorded["methods"] if row["key"] not in own]
+        note = (
+            f" Rows marked as recorded are not from this run: {recorded['description']}, on "
+            f"{recorded['machine']['cpu']} with torch {recorded['versions']['torch']}, {recorded['date']}."
+        )
+    names = list(rows[0]["per_distribution"])
+    origin = provenance()
+    single = rows[0]["scores"]["harmonic"]["low"] is None
+    explanation = _COLUMNS + ("" if single else f" Below each figure: {intervals.METHOD}") + note
+    return {
+        "schema": 1,
+        "title": "PUMA on eight image distributions",
+        "lead": _LEAD,
+        "command": finished.command,
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "seconds": round(finished.seconds, 1),
+        **origin,
+        "settings": demo_settings(config),
+        "learning_rates": finished.rates,
+        "distributions": names,
+        "accent": "puma",
+        "methods": rows,
+        "differences": gaps,
+        "interval_method": None if single else intervals.METHOD,
+        "findings": findings(rows, gaps),
+        "curves": curves(finished.records, finished.methods),
+        "cards": _cards(rows),
+        "explanation": explanation,
+        "interval_note": "One run per method, no intervals." if single else "Points: means. Bars: 95 % intervals.",
+        "curve_note": _CURVE_NOTE,
+        "facts": _facts(finished, origin),
+        "runs": [{key: value for key, value in record.items() if key != "settings"} for record in finished.records],
+    }
+
+
+def _cards(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    by_key = {row["key"]: row for row in rows}
+    if "puma" not in by_key:
+        return []
+    own = by_key["puma"]
+    values = {name: interval["mean"] for name, interval in own["per_distribution"].items()}
+    worst = min(values, key=lambda name: values[name])
+
+    def card(figure: str, text: str, score: str) -> dict[str, str]:
+        frozen = by_key.get("frozen")
+        beside = f"; frozen features {percent(frozen['scores'][score]['mean'])}" if frozen else ""
+        return {"figure": f"{figure} %", "text": f"{text}{beside}"}
+
+    scores = own["scores"]
+    cards = [
+        card(percent(scores["harmonic"]["mean"]), "harmonic mean of R@1", "harmonic"),
+        card(percent(scores["unified"]["mean"]), "unified R@1 in the joint gallery", "unified"),
+        card(percent(values[worst]), f"worst distribution ({worst})", "worst"),
+    ]
+    full = by_key.get("full")
+    share = f": {100 * own['trainable'] / full['trainable']:.1f} % of full fine-tuning's" if full else ""
+    return [*cards, {"figure": f"{own['trainable'] / 1000:.0f} k", "text": f"trainable weights{share}"}]
+
+
+def _facts(finished: Finished, origin: Mapping[str, Any]) -> dict[str, Any]:
+    machine = origin["machine"]
+    seeds = sorted({record["seed"] for record in finished.records})
+    return {
+        "Command": finished.command,
+        "Machine": f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB",
+        "Versions": ", ".join(f"{name} {version}" for name, version in origin["versions"].items()),
+        "Commit": origin["commit"],
+        "Data seeds": ", ".join(map(str, sorted({record["data_seed"] for record in finished.records}))),
+        "Training seeds": ", ".join(map(str, seeds)),
+        "Seconds in all": f"{finished.seconds:.0f}",
+    }
+
+
+def _load(jobs: Sequence[Job]) -> dict[str, dict[str, np.ndarray]]:
+    found = {}
+    for job in jobs:
+        if job.keep_model and job.method in SHOWN:
+            with np.load(job.path(".npz")) as arrays:
+                found[job.method] = {name: arrays[name] for name in arrays.files}
+    return {method: found[method] for method in SHOWN if method in found}
+
+
+def publish(finished: Finished) -> tuple[Path, dict[str, Any]]:
+    """Write metrics.json, report.html and the trained weights into the output folder.
+
+    Returns:
+        The report's path, and the content of metrics.json.
+    """
+    config = finished.config
+    folder = Path(config.out)
+    metrics = build_metrics(finished)
+    arrays = _load(finished.jobs)
+    embeddings = {METHODS[method].label: values["embeddings"] for method, values in arrays.items()}
+    pictures = ReportPictures()
+    if embeddings:
+        shown = next(job for job in finished.jobs if job.keep_model)
+        test = load_splits(shown.config.data).test
+        pictures.maps = embedding_maps(embeddings, members_of(test), config.map_images)
+        pictures.queries = query_rows(embeddings, test, config.queries, config.neighbours)
+        pictures.prompt_weights = arrays.get("puma", {}).get("prompt_weights")
+    with atomic_write(folder / "metrics.json") as temporary:
+        temporary.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+    for method, source in checkpoint_files(finished.jobs).items():
+        with atomic_write(folder / "models" / f"{method}.safetensors") as temporary:
+            shutil.copyfile(source, temporary)
+    write_report(folder / "report.html", metrics, pictures)
+    return folder / "report.html", metrics

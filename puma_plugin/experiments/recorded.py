@@ -1,0 +1,47 @@
+"""The figures of the recorded full comparison, which come with the package."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from puma_plugin.utils import atomic_write
+
+FILE = Path(__file__).with_name("recorded.json")
+_KEPT = ("command", "date", "seconds", "machine", "versions", "commit", "settings", "learning_rates", "distributions",
+         "methods", "differences", "interval_method", "findings")  # fmt: skip
+
+
+def load_recorded(path: Path = FILE) -> dict[str, Any] | None:
+    """The recorded comparison, or None where the package has none."""
+    if not path.exists():
+        return None
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def record(metrics: Path, target: Path = FILE) -> dict[str, Any]:
+    """Keep the summary of a full comparison.
+
+    Args:
+        metrics: metrics.json of `puma demo --all`.
+        target: where to write.
+
+    Raises:
+        ValueError: if the file is of a short demo.
+    """
+    content = json.loads(metrics.read_text(encoding="utf-8"))
+    if content.get("learning_rates") is None:
+        raise ValueError(f"{metrics} is of a short demo; give the metrics.json of `puma demo --all`")
+    settings = content["settings"]
+    kept = {key: content[key] for key in _KEPT}
+    seeds = f"{len(settings['data_seeds'])} data seeds x {len(settings['seeds'])} training seeds"
+    kept["description"] = f"the recorded full comparison, {seeds}"
+    with atomic_write(target) as temporary:
+        temporary.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    return kept
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=record.__doc__.splitlines()[0] if record.__doc__ else None)
+    parser.add_argument("metrics", type=Path, help="metrics.json of `puma demo --all`")
+    record(parser.parse_args().metrics)

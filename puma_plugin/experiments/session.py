@@ -1,0 +1,189 @@
+"""One run of `puma train` or `puma evaluate`: from configuration to files."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from puma_plugin.experiments.config import TrainConfig
+from puma_plugin.experiments.display import JobDisplay
+from puma_plugin.experiments.machine import provenance
+from puma_plugin.experiments.methods import METHODS
+from puma_plugin.experiments.pool import Event
+from puma_plugin.experiments.report import ReportPictures, write_report
+from puma_plugin.experiments.splits import Splits, load_splits
+from puma_plugin.experiments.summary import curves, flat_scores, method_rows
+from puma_plugin.experiments.training import Run
+from puma_plugin.experiments.visuals import embedding_maps, members_of, query_rows
+from puma_plugin.experiments.weights import load_weights
+from puma_plugin.utils import atomic_write
+
+CHECKPOINT, WEIGHTS, SETTINGS = "checkpoint.pt", "model.safetensors", "config.json"
+
+
+def settings_of(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as JSON types."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def _check_resume(config: TrainConfig, folder: Path, resume: bool) -> None:
+    started = (folder / CHECKPOINT).exists() or (folder / WEIGHTS).exists()
+    if started and not resume:
+        raise ValueError(f"out is {config.out!r}, which holds an earlier run; give --resume to go on, or another --out")
+    if not resume:
+        return
+    if not (folder / CHECKPOINT).exists():
+        raise ValueError(f"--resume was given, but {folder / CHECKPOINT} does not exist; start without it")
+    before, now = json.loads((folder / SETTINGS).read_text(encoding="utf-8")), settings_of(config)
+    free = ("out", "report", "device", "threads", "evaluation_batch_size")
+    odd = [name for name in now if name not in free and before.get(name) != now[name]]
+    if odd:
+        raise ValueError(
+            f"--resume needs the settings that {folder} was started with; different: "
+            + "; ".join(f"{name} was {before.get(name)} and is {now[name]}" for name in odd)
+        )
+
+
+def train(config: TrainConfig, resume: bool, command: str, console: Console) -> dict[str, Any]:
+    """Train, evaluate once on the test, and write checkpoint.pt, model.safetensors, metrics.json and report.html.
+
+    Args:
+        resume: go on from `out`/checkpoint.pt.
+        command: kept in metrics.json.
+
+    Returns:
+        The content of metrics.json.
+
+    Raises:
+        ValueError: for settings or folders that cannot be used, before any training.
+    """
+    start = time.monotonic()
+    folder = Path(config.out)
+    _check_resume(config, folder, resume)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    splits = load_splits(config.data)
+    for name, sizes in splits.describe().items():
+        parts = ", ".join(f"{part} {size['classes']} classes {size['images']} images" for part, size in sizes.items())
+        console.print(f"{name}: {parts}", highlight=False)
+    with JobDisplay(console, {"run": METHODS[config.model.method].label}, "Training") as display:
+        display(Event("start", "run"))
+        run = Run(
+            config,
+            splits,
+            checkpoint=folder / CHECKPOINT,
+            progress=lambda content: display(Event("progress", "run", content)),
+        )
+        with atomic_write(folder / SETTINGS) as temporary:
+            temporary.write_text(json.dumps(settings_of(config), indent=1), encoding="utf-8")
+        run.train()
+        display(Event("progress", "run", {"step": run.steps, "steps": run.steps, "stage": "test"}))
+        embedded = run.embed(splits.test)
+        run.save_model(folder / WEIGHTS)
+        display(Event("done", "run"))
+    result = embedded.evaluate()
+    metrics = _metrics(config, run, splits, result.to_dict(), command, time.monotonic() - start)
+    _write(config, run, splits, embedded.embeddings.numpy(), metrics, folder)
+    console.print(result.table(), highlight=False)
+    return metrics
+
+
+def evaluate(config: TrainConfig, weights: Path, command: str, console: Console) -> dict[str, Any]:
+    """Evaluate a trained model on the test of the configured data, and write metrics.json and report.html to `out`.
+
+    Args:
+        weights: model.safetensors of a run, or the run's folder.
+
+    Raises:
+        ValueError: if the file does not fit the configured model.
+    """
+    start = time.monotonic()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    path = weights / WEIGHTS if weights.is_dir() else weights
+    splits = load_splits(replace(config.data, shots=None))
+    run = Run(config, splits)
+    load_weights(config.model, run.trunk, run.embedder, path)
+    with console.status("embedding"):
+        embedded = run.embed(splits.test)
+    result = embedded.evaluate()
+    metrics = _metrics(config, run, splits, result.to_dict(), command, time.monotonic() - start)
+    _write(config, run, splits, embedded.embeddings.numpy(), metrics, Path(config.out))
+    console.print(result.table(), highlight=False)
+    return metrics
+
+
+def _metrics(
+    config: TrainConfig, run: Run, splits: Splits, result: Mapping[str, Any], command: str, seconds: float
+) -> dict[str, Any]:
+    method = config.model.method
+    record = {
+        "method": method,
+        "data_seed": config.data.seed,
+        "seed": config.seed,
+        "trainable": run.trainable,
+        "seconds": run.seconds,
+        "steps": run.steps,
+        "history": run.history,
+        "validation": run.validation,
+        "scores": flat_scores(result),
+        "result": result,
+    }
+    origin = provenance()
+    machine = origin["machine"]
+    classes = sum(part["test"]["classes"] for part in splits.describe().values())
+    return {
+        "schema": 1,
+        "title": f"{METHODS[method].label} on {len(splits.names)} distributions",
+        "lead": f"{config.model.backbone}; {classes} test classes of {', '.join(splits.names)}.",
+        "command": command,
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "seconds": round(seconds, 1),
+        **origin,
+        "settings": settings_of(config),
+        "data": splits.describe(),
+        "learning_rates": None,
+        "distributions": splits.names,
+        "accent": method,
+        "methods": method_rows([record], [method]),
+        "differences": {},
+        "findings": [],
+        "curves": curves([record], [method]),
+        "cards": [],
+        "explanation": "R@1 in percent. Unified: all queries in the one joint gallery, where a hit must be of the same "
+        "class of the same distribution. Leak: queries whose nearest neighbour there is of another distribution.",
+        "interval_note": "",
+        "curve_note": "Harmonic mean of R@1 on training classes that were held out of training.",
+        "facts": {
+            "Command": command,
+            "Machine": f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB",
+            "GPU": machine["gpu"],
+            "Versions": ", ".join(f"{name} {version}" for name, version in origin["versions"].items()),
+            "Commit": origin["commit"],
+            "Seed": config.seed,
+            "Seconds in all": f"{seconds:.0f}",
+        },
+        "runs": [record],
+    }
+
+
+def _write(
+    config: TrainConfig, run: Run, splits: Splits, embeddings: np.ndarray, metrics: Mapping[str, Any], folder: Path
+) -> None:
+    with atomic_write(folder / "metrics.json") as temporary:
+        temporary.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+    if config.report:
+        shown = {METHODS[config.model.method].label: embeddings}
+        pictures = ReportPictures(
+            maps=embedding_maps(shown, members_of(splits.test), 1600),
+            prompt_weights=run.prompt_weights(splits.test),
+            queries=query_rows(shown, splits.test, 3, 8),
+        )
+        write_report(folder / "report.html", metrics, pictures)

@@ -1,0 +1,32 @@
+"""The result table on the terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from puma_plugin.experiments.report import percent
+
+
+def _figure(interval: Mapping[str, Any] | None) -> str:
+    if interval is None or interval["mean"] is None:
+        return "-"
+    spread = "" if interval["low"] is None else f" ±{100 * (interval['high'] - interval['mean']):.1f}"
+    return percent(interval["mean"]) + spread
+
+
+def show_table(console: Console, metrics: Mapping[str, Any]) -> None:
+    """Print the main table of metrics.json, and what the figures say."""
+    table = Table(title="R@1 on test classes, %", title_justify="left")
+    table.add_column("method", no_wrap=True)
+    for name in ("harmonic", "unified", "worst", "leak", "trainable", "seconds"):
+        table.add_column(name, justify="right")
+    for row in metrics["methods"]:
+        label = row["label"] + (" (recorded)" if row.get("recorded") else "")
+        style = "bold" if row["key"] == metrics["accent"] else "dim" if row.get("recorded") else None
+        cells = [_figure(row["scores"][name]) for name in ("harmonic", "unified", "worst", "leak")]
+        table.add_row(label, *cells, f"{row['trainable']:,}", f"{row['seconds']:.0f}", style=style)
+    console.print(table)
+    for sentence in metrics["findings"]:
+        console.print(f"- {sentence}", highlight=False)

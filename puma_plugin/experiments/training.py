@@ -1,0 +1,299 @@
+"""One training run, through the package's own pytorch-metric-learning components."""
+
+import inspect
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytorch_metric_learning.losses as pml_losses
+import torch
+from pytorch_metric_learning.utils import common_functions as c_f
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import default_collate
+
+from puma_plugin import losses
+from puma_plugin.datasets import UnifiedDataset
+from puma_plugin.evaluation import Embedded, embed
+from puma_plugin.experiments.build import build_model, input_properties, trainable_count
+from puma_plugin.experiments.config import LossConfig, OptimizerConfig, TrainConfig
+from puma_plugin.experiments.splits import ImageSets, Splits
+from puma_plugin.experiments.summary import flat_scores
+from puma_plugin.experiments.transforms import BatchTransform, ToBytes, image_transforms
+from puma_plugin.experiments.weights import save_weights
+from puma_plugin.models.adapted_vit import AdaptedViT
+from puma_plugin.samplers import MultiDistributionSampler
+from puma_plugin.trainers import UnifiedTrainer
+
+AMP = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+Progress = Callable[[dict[str, Any]], None]
+
+
+class Collate:
+    """Stacks (image, label) items and applies a batch transform to the images; it can be sent to worker processes."""
+
+    def __init__(self, batch_transform: BatchTransform | None) -> None:
+        self.batch_transform = batch_transform
+
+    def __call__(self, items: list[Any]) -> Any:
+        images, labels = default_collate(items)
+        return (images if self.batch_transform is None else self.batch_transform(images)), labels
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """How pictures become network input: per image (training, evaluation) and per batch (the same)."""
+
+    train_transform: Any
+    evaluation_transform: Any
+    train_batch: BatchTransform | None
+    evaluation_batch: BatchTransform | None
+
+
+def choose_device(name: str) -> torch.device:
+    """The device for "auto", "cpu", "cuda", ...
+
+    Raises:
+        ValueError: for a device that this PyTorch does not know or cannot reach.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        cause = str(error).splitlines()[0]
+        raise ValueError(f"device is {name!r}, which cannot be used ({cause}); give auto or cpu") from error
+    return device
+
+
+def make_inputs(config: TrainConfig, trunk: nn.Module) -> Inputs:
+    """The transforms of a run. Small images of the embedded benchmark are handled a whole batch at a time."""
+    size, mean, std = input_properties(trunk, config.data)
+    if config.data.kind == "embedded" and size == 32 and config.data.augmentation != "random_resized_crop":
+        margin = size // 8 if config.data.augmentation == "pad_crop" else 0
+        return Inputs(ToBytes(), ToBytes(), BatchTransform(mean, std, margin), BatchTransform(mean, std))
+    train, evaluation = image_transforms(config.data, size, mean, std)
+    return Inputs(train, evaluation, None, None)
+
+
+def make_loss(config: LossConfig, num_classes: int, embedding_size: int) -> nn.Module:
+    """The loss by name, this package's first, then pytorch-metric-learning's.
+
+    Raises:
+        ValueError: for an unknown name or arguments that the loss does not take.
+    """
+    cls = getattr(losses, config.name, None) or getattr(pml_losses, config.name, None)
+    if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
+        raise ValueError(
+            f"loss.name is {config.name!r}; give CurricularFaceLoss or a loss of pytorch_metric_learning.losses, such "
+            "as ProxyAnchorLoss"
+        )
+    arguments = dict(config.arguments)
+    accepted = {name for base in cls.__mro__ for name in inspect.signature(base).parameters}
+    for name, value in (("num_classes", num_classes), ("embedding_size", embedding_size)):
+        if name in accepted:
+            arguments.setdefault(name, value)
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        raise ValueError(f"loss.arguments {config.arguments} do not fit {config.name} ({error})") from error
+
+
+def _optimizers(
+    trunk: nn.Module, embedder: nn.Module, loss: nn.Module, config: OptimizerConfig
+) -> dict[str, torch.optim.Optimizer]:
+    if isinstance(trunk, AdaptedViT):
+        trunk_groups = trunk.param_groups(
+            config.lr, config.weight_decay, adapter_factor=config.factor, prompt_factor=config.factor
+        )
+    else:
+        trunk_groups = [{"params": [weight for weight in trunk.parameters() if weight.requires_grad], "lr": config.lr}]
+    groups = {
+        "trunk_optimizer": [group for group in trunk_groups if group["params"]],
+        "embedder_optimizer": [{"params": list(embedder.parameters()), "lr": config.lr * config.factor}],
+        "metric_loss_optimizer": [{"params": list(loss.parameters()), "lr": config.proxy_lr}],
+    }
+    return {
+        name: torch.optim.AdamW(members, weight_decay=config.weight_decay)
+        for name, members in groups.items()
+        if members and members[0]["params"]
+    }
+
+
+def _schedulers(
+    optimizers: dict[str, torch.optim.Optimizer], config: OptimizerConfig, total_steps: int
+) -> dict[str, LambdaLR]:
+    if config.schedule == "constant":
+        return {}
+    if config.schedule == "step":
+        return {
+            name.replace("_optimizer", "_scheduler_by_epoch"): LambdaLR(
+                optimizer, lambda epoch: 0.5 ** (epoch // config.step_epochs)
+            )
+            for name, optimizer in optimizers.items()
+        }
+    return {
+        name.replace("_optimizer", "_scheduler_by_iteration"): LambdaLR(
+            optimizer, lambda step: 0.5 * (1.0 + math.cos(math.pi * min(step / total_steps, 1.0)))
+        )
+        for name, optimizer in optimizers.items()
+    }
+
+
+class PromptWeights(nn.Module):
+    """A trunk's prompt weights in the place of embeddings."""
+
+    def __init__(self, trunk: nn.Module) -> None:
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (B, C, H, W) -> (B, M)."""
+        return cast(AdaptedViT, self.trunk).prompt_weights(images)
+
+
+class Run:
+    """One training run: made ready by the constructor, then :meth:`train`.
+
+    Args:
+        config: the settings.
+        splits: the images; `validation` may be empty.
+        checkpoint: file for the full state after every epoch (None: no checkpoints). If it exists, the run goes on
+            from it.
+        progress: called with `step`, `steps` and, after an evaluation, `validation` (harmonic R@1).
+
+    Raises:
+        ValueError: for settings that cannot work together; before any training.
+    """
+
+    def __init__(
+        self, config: TrainConfig, splits: Splits, checkpoint: Path | None = None, progress: Progress | None = None
+    ) -> None:
+        self.config = config
+        self.splits = splits
+        self.checkpoint = checkpoint
+        self.progress = progress or (lambda content: None)
+        self.device = choose_device(config.device)
+        self.trunk, self.embedder = build_model(config.model, config.seed)
+        self.inputs = make_inputs(config, self.trunk)
+        self.trainable = trainable_count(self.trunk, self.embedder)
+        self.history: list[dict[str, Any]] = []
+        self.steps = 0
+        self.trunk.to(self.device)
+        self.embedder.to(self.device)
+
+    def embed(self, sets: ImageSets) -> Embedded:
+        """Embeddings, labels and ids of every image of these sets, in order."""
+        return embed(
+            nn.Sequential(self.trunk, self.embedder),
+            UnifiedDataset(sets, transform=self.inputs.evaluation_transform),
+            batch_size=self.config.evaluation_batch_size,
+            device=self.device,
+            num_workers=self.config.data.workers,
+            amp_dtype=AMP[self.config.precision],
+            collate_fn=Collate(self.inputs.evaluation_batch),
+        )
+
+    def evaluate(self, sets: ImageSets) -> dict[str, Any]:
+        """All retrieval metrics within these sets: query = gallery, the query itself excluded."""
+        return self.embed(sets).evaluate().to_dict()
+
+    def train(self) -> None:
+        """Train to the last epoch, from the checkpoint if there is one. Without trainable weights, do nothing."""
+        if not self.trainable:
+            return
+        trainer = self._make_trainer()
+        if self.checkpoint is not None and self.checkpoint.exists():
+            trainer.load_checkpoint(self.checkpoint)
+        trainer.train(num_epochs=self.config.epochs)
+        self.history = trainer.history
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, evaluations left out."""
+        return sum(entry["seconds"] for entry in self.history)
+
+    @property
+    def validation(self) -> list[dict[str, float]]:
+        """R@1 on the held-out training classes over the epochs."""
+        return [
+            {"epoch": entry["epoch"], **{name: entry[f"validation_{name}"] for name in ("harmonic", "unified")}}
+            for entry in self.history
+            if "validation_harmonic" in entry
+        ]
+
+    def _make_trainer(self) -> UnifiedTrainer:
+        config = self.config
+        dataset = UnifiedDataset(self.splits.train, transform=self.inputs.train_transform)
+        batch_size = min(config.batch_size, len(dataset))
+        sampler = MultiDistributionSampler(
+            dataset.labels,
+            batch_size,
+            balance="proportional" if config.sampling == "proportional" else "uniform",
+            seed=config.seed,
+        )
+        self.steps = config.epochs * len(sampler)
+        loss = make_loss(config.loss, dataset.num_classes, config.model.embedding_size).to(self.device)
+        optimizers = _optimizers(self.trunk, self.embedder, loss, config.optimizer)
+        # pytorch-metric-learning warns about a trunk without an optimizer; with a linear head that is the point.
+        logging.getLogger(c_f.LOGGER_NAME).setLevel(logging.ERROR)
+        return UnifiedTrainer(
+            models={"trunk": self.trunk, "embedder": self.embedder},
+            optimizers=optimizers,
+            batch_size=batch_size,
+            loss_funcs={"metric_loss": loss},
+            dataset=dataset,
+            sampler=sampler,
+            collate_fn=Collate(self.inputs.train_batch),
+            lr_schedulers=_schedulers(optimizers, config.optimizer, self.steps),
+            freeze_these=("trunk",) if config.model.method == "linear" else (),
+            dataloader_num_workers=config.data.workers,
+            data_device=self.device,
+            end_of_iteration_hook=self._report_step,
+            amp_dtype=AMP[config.precision],
+            clip_value=config.optimizer.clip,
+            prompt_penalty_weight=1.0 if config.model.method == "puma" and config.model.pool_size else 0.0,
+            seed=config.seed,
+            checkpoint_path=self.checkpoint,
+            evaluate=self._report_epoch,
+            evaluate_every=config.validate_every,
+            progress=False,
+        )
+
+    def _report_step(self, trainer: UnifiedTrainer) -> None:
+        self.progress({"step": trainer.global_step, "steps": self.steps})
+
+    def _report_epoch(self, trainer: UnifiedTrainer) -> dict[str, float]:
+        """R@1 on the held-out training classes, for the history and the display; nothing where no class is held out."""
+        if not self.splits.validation:
+            return {}
+        scores = flat_scores(self.evaluate(self.splits.validation))
+        self.progress({"step": trainer.global_step, "steps": self.steps, "validation": scores["harmonic"]})
+        return {"validation_harmonic": scores["harmonic"], "validation_unified": scores["unified"]}
+
+    def prompt_weights(self, sets: ImageSets) -> np.ndarray | None:
+        """Mean weight of each prompt per distribution (distributions, M); None for a model without prompts."""
+        if self.config.model.method != "puma" or not self.config.model.pool_size:
+            return None
+        rows = []
+        for name, images in sets.items():
+            dataset = UnifiedDataset({name: images}, transform=self.inputs.evaluation_transform)
+            found = embed(
+                PromptWeights(self.trunk),
+                dataset,
+                batch_size=self.config.evaluation_batch_size,
+                device=self.device,
+                num_workers=self.config.data.workers,
+                collate_fn=Collate(self.inputs.evaluation_batch),
+            )
+            rows.append(found.embeddings.mean(dim=0).numpy())
+        return np.stack(rows)
+
+    def save_model(self, path: Path) -> None:
+        """Write the trained weights; see :func:`puma_plugin.experiments.weights.save_weights`."""
+        save_weights(self.config.model, self.trunk, self.embedder, path)

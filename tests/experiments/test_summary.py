@@ -1,0 +1,115 @@
+"""Rows, curves and sentences, from records whose figures are worked out by hand."""
+
+import pytest
+
+from puma_plugin.experiments.methods import METHODS
+from puma_plugin.experiments.summary import curves, differences, findings, flat_scores, method_rows
+
+
+def record(
+    method: str, data_seed: int, seed: int, harmonic: float, trainable: int = 100, separate: bool = False
+) -> dict:
+    joint = None if separate else harmonic - 0.1
+    return {
+        "method": method,
+        "data_seed": data_seed,
+        "seed": seed,
+        "trainable": trainable,
+        "seconds": 10.0 + seed,
+        "scores": {
+            "harmonic": harmonic,
+            "arithmetic": harmonic + 0.05,
+            "worst": harmonic - 0.2,
+            "unified": joint,
+            "leak": None if separate else 0.02,
+            "per_distribution": {"glyph": harmonic + 0.1, "digit": harmonic - 0.2},
+        },
+        "validation": [{"epoch": 1, "harmonic": harmonic}, {"epoch": 2, "harmonic": harmonic + 0.02 * seed}],
+    }
+
+
+RECORDS = [
+    *(record("frozen", data, 0, 0.50 + 0.01 * data, trainable=0) for data in range(3)),
+    *(record("puma", data, seed, 0.55 + 0.01 * data + 0.001 * seed, 120) for data in range(3) for seed in range(3)),
+    *(record("full", data, seed, 0.60 + 0.01 * data + 0.001 * seed, 1200) for data in range(3) for seed in range(3)),
+    *(record("separate", data, seed, 0.58, 9600, separate=True) for data in range(3) for seed in range(3)),
+]
+ORDER = ("frozen", "linear", "puma", "separate", "full")
+
+
+def test_rows() -> None:
+    rows = {row["key"]: row for row in method_rows(RECORDS, ORDER)}
+    assert list(rows) == ["frozen", "puma", "separate", "full"]
+    puma = rows["puma"]
+    assert puma["scores"]["harmonic"]["mean"] == pytest.approx(0.561)
+    assert (puma["scores"]["harmonic"]["runs"], puma["scores"]["harmonic"]["data_seeds"]) == (9, 3)
+    assert puma["per_distribution"]["digit"]["mean"] == pytest.approx(0.361)
+    assert puma["seconds"] == pytest.approx(11.0)
+    # Data seed means 0.551, 0.561, 0.571: standard deviation 0.01, times t(2) / sqrt(3).
+    half_width = 4.302653 * 0.01 / 3**0.5
+    assert puma["scores"]["harmonic"]["high"] == pytest.approx(0.561 + half_width, abs=1e-6)
+    assert rows["separate"]["scores"]["unified"] is None
+    assert rows["frozen"]["runs"] == 3
+
+
+def test_differences_are_paired_by_data_seed() -> None:
+    gaps = differences(RECORDS, ORDER)
+    assert set(gaps) == {"frozen", "separate", "full"}
+    # The data seed moves both methods alike, so nothing is left but the difference.
+    for key, gap in (("full", -0.05), ("frozen", 0.051)):
+        assert [gaps[key][name] for name in ("mean", "low", "high")] == pytest.approx([gap] * 3)
+    assert differences([item for item in RECORDS if item["method"] != "puma"], ORDER) == {}
+
+
+def test_findings_say_what_the_figures_say() -> None:
+    rows = method_rows(RECORDS, ORDER)
+    sentences = findings(rows, differences(RECORDS, ORDER))
+    by_phrase = {
+        phrase: text for text in sentences for phrase in ("frozen features (", "full fine-tuning (") if phrase in text
+    }
+    assert "5.1 points above frozen features" in by_phrase["frozen features ("]
+    assert "resolved" in by_phrase["frozen features ("]
+    assert "5.0 points below full fine-tuning" in by_phrase["full fine-tuning ("]
+    # (0.561 - 0.510) / (0.611 - 0.510) = 50 %; 120 / 1200 = 10 %.
+    assert "PUMA reaches 50 % with 10.0 % of the trainable weights" in sentences[-1]
+
+
+def test_unresolved_and_single_runs_are_called_so() -> None:
+    noisy = [record("puma", data, 0, value) for data, value in enumerate((0.50, 0.55, 0.60))]
+    noisy += [record("full", data, 0, value) for data, value in enumerate((0.60, 0.55, 0.51))]
+    assert (
+        "not resolved: the interval includes zero" in findings(method_rows(noisy, ORDER), differences(noisy, ORDER))[0]
+    )
+    single = [record("puma", 0, 0, 0.55), record("linear", 0, 0, 0.50)]
+    sentence = findings(method_rows(single, ORDER), differences(single, ORDER))[0]
+    assert "5.0 points above a linear head in this single run" in sentence
+
+
+def test_recorded_rows_are_not_compared_with_own_ones() -> None:
+    rows = method_rows([item for item in RECORDS if item["method"] != "full"], ORDER)
+    rows += [{**row, "recorded": True} for row in method_rows(RECORDS, ["full"])]
+    gaps = differences([item for item in RECORDS if item["method"] != "full"], ORDER)
+    assert not any("full fine-tuning" in sentence for sentence in findings(rows, gaps))
+
+
+def test_curves_are_means_and_ranges_in_percent() -> None:
+    found = curves([record("puma", 0, seed, 0.5) for seed in range(3)], ORDER)
+    assert list(found) == [METHODS["puma"].label]
+    assert found["PUMA"][0] == pytest.approx({"epoch": 1, "mean": 50.0, "low": 50.0, "high": 50.0})
+    assert found["PUMA"][1] == pytest.approx({"epoch": 2, "mean": 52.0, "low": 50.0, "high": 54.0})
+
+
+def test_scores_of_an_evaluation() -> None:
+    result = {
+        "harmonic_mean": {"recall_at_1": 0.4},
+        "arithmetic_mean": {"recall_at_1": 0.5},
+        "worst": {"recall_at_1": 0.3},
+        "unified": {"recall_at_1": 0.35},
+        "leak": 0.1,
+        "per_distribution": {"a": {"recall_at_1": 0.3}, "b": {"recall_at_1": 0.6}},
+    }
+    assert flat_scores(result) == {
+        "harmonic": 0.4, "arithmetic": 0.5, "worst": 0.3, "unified": 0.35, "leak": 0.1,
+        "per_distribution": {"a": 0.3, "b": 0.6},
+    }  # fmt: skip
+    assert flat_scores(result, separate=True)["unified"] is None
