@@ -1,0 +1,158 @@
+"""The tester against the evaluation it wraps and against pml's own tester."""
+
+from typing import Any
+
+import pytest
+import torch
+from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
+from torch.utils.data import Dataset, TensorDataset
+
+from puma_plugin.datasets import UnifiedDataset
+from puma_plugin.evaluation import evaluate_retrieval
+from puma_plugin.testers import MultiDistributionTester
+
+SIZES = {"birds": (40, 6), "cars": (22, 4), "dogs": (30, 5)}
+
+
+def vectors(count: int, classes: int, seed: int) -> TensorDataset:
+    """Items that are their own embeddings, around class centres."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % classes
+    centres = torch.randn(classes, 8, generator=generator)
+    return TensorDataset(centres[labels] + 0.7 * torch.randn(count, 8, generator=generator), labels)
+
+
+@pytest.fixture
+def dataset() -> UnifiedDataset:
+    return UnifiedDataset({name: vectors(*size, seed=i) for i, (name, size) in enumerate(SIZES.items())})
+
+
+def stacked(dataset: UnifiedDataset) -> torch.Tensor:
+    return torch.stack([dataset[i][0] for i in range(len(dataset))])
+
+
+def make(**kwargs: Any) -> MultiDistributionTester:
+    return MultiDistributionTester(**{"dataloader_num_workers": 0, "batch_size": 16, **kwargs})
+
+
+def test_entries_are_the_evaluation_under_the_names_of_pml(dataset: UnifiedDataset) -> None:
+    tester = make(ks=(1, 2, 5))
+    accuracies = tester.test({"val": dataset}, 3, torch.nn.Identity())
+    result = evaluate_retrieval(
+        stacked(dataset), dataset.labels, dataset.item_ids, dataset.distribution_names, ks=(1, 2, 5)
+    )
+    assert tester.result == result
+    assert set(accuracies) == {"val", "unified", "harmonic", "arithmetic", "worst", *SIZES}
+    expected = {
+        "val": result.unified,
+        "unified": result.unified,
+        "harmonic": result.harmonic_mean,
+        "arithmetic": result.arithmetic_mean,
+        "worst": result.worst,
+        **result.per_distribution,
+    }
+    for entry, metrics in expected.items():
+        found = accuracies[entry]
+        assert found["epoch"] == 3
+        assert found["precision_at_1_level0"] == metrics["recall_at_1"]
+        assert found["recall_at_5_level0"] == metrics["recall_at_5"]
+        assert found["mean_average_precision_at_r_level0"] == metrics["map_at_r"]
+        assert found["r_precision_level0"] == metrics["r_precision"]
+    assert accuracies["unified"]["leak_level0"] == accuracies["val"]["leak_level0"] == result.leak
+    assert "leak_level0" not in accuracies["harmonic"]
+
+
+def test_unified_equals_pmls_own_tester(dataset: UnifiedDataset) -> None:
+    ours = make().test({"val": dataset}, 1, torch.nn.Identity())["unified"]
+    theirs = GlobalEmbeddingSpaceTester(dataloader_num_workers=0).test({"val": dataset}, 1, torch.nn.Identity())["val"]
+    for metric in ("precision_at_1", "r_precision", "mean_average_precision_at_r"):
+        assert ours[f"{metric}_level0"] == pytest.approx(theirs[f"{metric}_level0"], abs=1e-12)
+
+
+def test_several_splits_are_kept_apart(dataset: UnifiedDataset) -> None:
+    train, val = dataset.split_classes(0.4)
+    accuracies = make().test({"train": train, "val": val}, 1, torch.nn.Identity())
+    alone = make().test({"val": val}, 1, torch.nn.Identity())
+    assert accuracies["val_harmonic"] == alone["harmonic"]
+    assert accuracies["train_birds"]["precision_at_1_level0"] != accuracies["val_birds"]["precision_at_1_level0"]
+
+
+def test_query_and_gallery_splits(dataset: UnifiedDataset) -> None:
+    # Every other item of each class, so that both sides know all classes.
+    chosen = torch.cat([torch.arange(count) // classes % 2 == 0 for count, classes in SIZES.values()])
+    query, gallery = dataset.subset(chosen), dataset.subset(~chosen)
+    tester = make()
+    found = tester.test(
+        {"query": query, "gallery": gallery}, 1, torch.nn.Identity(), splits_to_eval=[("query", ["gallery"])]
+    )
+    expected = evaluate_retrieval(stacked(dataset), dataset.labels, query_mask=chosen, gallery_mask=~chosen)
+    assert found["unified"]["precision_at_1_level0"] == pytest.approx(expected.unified["recall_at_1"])
+    # A query that also stands in the reference is recognised there by its id, though it comes from another subset.
+    tester.test({"query": query, "all": dataset}, 1, torch.nn.Identity(), splits_to_eval=[("query", ["all"])])
+    expected = evaluate_retrieval(stacked(dataset), dataset.labels, query_mask=chosen)
+    assert tester.result.unified == pytest.approx(expected.unified)
+
+
+def test_items_of_unrelated_datasets_are_different_items() -> None:
+    # Query i and gallery item i are different images, as in In-shop.
+    query = UnifiedDataset({"shop": TensorDataset(torch.eye(4), torch.arange(4))})
+    gallery = UnifiedDataset({"shop": TensorDataset(torch.eye(4), torch.arange(4))})
+    tester = make()
+    tester.test({"query": query, "gallery": gallery}, 1, torch.nn.Identity(), splits_to_eval=[("query", ["gallery"])])
+    assert tester.result.unified["recall_at_1"] == 1
+
+
+def test_masks_of_the_dataset(dataset: UnifiedDataset) -> None:
+    dataset.query_mask = torch.arange(len(dataset)) % 2 == 0
+    dataset.gallery_mask = ~dataset.query_mask
+    tester = make()
+    tester.test({"val": dataset}, 1, torch.nn.Identity())
+    assert sum(tester.result.num_queries.values()) == int(dataset.query_mask.sum())
+    assert sum(tester.result.num_gallery.values()) == int(dataset.gallery_mask.sum())
+
+
+def test_embedder_trunk_output_and_getter_are_those_of_pml(dataset: UnifiedDataset) -> None:
+    embedder = torch.nn.Linear(8, 4)
+    tester = make(data_and_label_getter=lambda batch: (batch[0], batch[1]))
+    tester.test({"val": dataset}, 1, torch.nn.Identity(), embedder)
+    with torch.no_grad():
+        expected = evaluate_retrieval(embedder(stacked(dataset)), dataset.labels, ks=(1,))
+    assert tester.result.unified["recall_at_1"] == pytest.approx(expected.unified["recall_at_1"])
+    of_trunk = make(use_trunk_output=True)
+    of_trunk.test({"val": dataset}, 1, torch.nn.Identity(), embedder)
+    plain = evaluate_retrieval(stacked(dataset), dataset.labels)
+    assert of_trunk.result.unified == pytest.approx(plain.unified)
+
+
+def test_paper_code_protocol(dataset: UnifiedDataset) -> None:
+    tester = make(protocol="paper-code")
+    tester.test({"val": dataset}, 1, torch.nn.Identity())
+    expected = evaluate_retrieval(stacked(dataset), dataset.labels, protocol="paper-code")
+    assert tester.result.protocol == "paper-code"
+    assert tester.result.unified == pytest.approx(expected.unified)
+
+
+class OneColumn(Dataset[Any]):
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return torch.randn(8), index % 2
+
+
+def test_errors_at_the_door(dataset: UnifiedDataset) -> None:
+    with pytest.raises(ValueError, match="UnifiedDataset"):
+        make().test({"val": OneColumn()}, 1, torch.nn.Identity())
+    with pytest.raises(ValueError, match="accuracy_calculator"):
+        make(accuracy_calculator=object())
+    with pytest.raises(ValueError, match="label_hierarchy_level"):
+        make(label_hierarchy_level=1)
+    with pytest.raises(ValueError, match="ks must contain 1"):
+        make(ks=(2, 4))
+    with pytest.raises(ValueError, match="must not be named 'birds'"):
+        make().test({"birds": dataset}, 1, torch.nn.Identity())
+    with pytest.raises(RuntimeError, match="call test"):
+        make().result  # noqa: B018
+    query, other = dataset.select(["birds"]), dataset.select(["cars"])
+    with pytest.raises(ValueError, match="equal class_names"):
+        make().test({"query": query, "other": other}, 1, torch.nn.Identity(), splits_to_eval=[("query", ["other"])])

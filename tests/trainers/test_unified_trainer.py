@@ -1,0 +1,403 @@
+"""UnifiedTrainer: what it adds to pml's trainer, and that a stopped run continues as if it had not stopped."""
+
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from pytorch_metric_learning import losses, trainers
+from pytorch_metric_learning.samplers import MPerClassSampler
+from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
+from torch.utils.data import Dataset
+
+import puma_plugin
+from puma_plugin.datasets import UnifiedDataset
+from puma_plugin.losses import CurricularFaceLoss
+from puma_plugin.models import EmbeddingHead, UnifiedEmbedder
+from puma_plugin.samplers import MultiDistributionSampler
+from puma_plugin.trainers import NonFiniteLossError, UnifiedTrainer
+
+
+class Noisy(Dataset[Any]):
+    """Images around class means, with noise from the global generators as augmentations have it."""
+
+    def __init__(self, classes: int, count: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.means = torch.randn(classes, 3, 16, 16, generator=generator)
+        self.targets = [i % classes for i in range(count)]
+        self.poisoned: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        label = self.targets[index]
+        noise = 0.3 * torch.randn(3, 16, 16) + 0.1 * random.random() + 0.1 * np.random.rand()  # noqa: NPY002
+        image = self.means[label] + noise
+        return image * (math.nan if index == self.poisoned else 1), label
+
+
+def seed_everything(seed: int) -> None:
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+
+
+class Run:
+    """A small real training: adapted ViT, head, CurricularFace, AdamW with a schedule."""
+
+    def __init__(self, seed: int = 0, own_gates: bool = False, **arguments: Any) -> None:
+        seed_everything(seed)
+        self.parts = {"a": Noisy(4, 22, 1), "b": Noisy(3, 10, 2)}
+        self.dataset = UnifiedDataset(self.parts)
+        vit = timm.create_model(
+            "vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=0
+        )
+        puma_plugin.adapt(vit, adapter_dim=4, pool_size=3, prompt_length=2)
+        if own_gates:
+            vit.gate_generator = torch.Generator().manual_seed(5)
+        self.model = UnifiedEmbedder(vit, EmbeddingHead(16, 8))
+        self.loss = CurricularFaceLoss(self.dataset.num_classes, 8)
+        self.optimizers: dict[str, Any] = {
+            "trunk_optimizer": torch.optim.AdamW(self.model.param_groups(1e-3)),
+            "metric_loss_optimizer": torch.optim.SGD(self.loss.parameters(), 0.1, momentum=0.9),
+        }
+        schedulers = {
+            "trunk_scheduler_by_iteration": torch.optim.lr_scheduler.CosineAnnealingLR(
+                self.optimizers["trunk_optimizer"], 20
+            ),
+            "metric_loss_scheduler_by_epoch": torch.optim.lr_scheduler.StepLR(
+                self.optimizers["metric_loss_optimizer"], 1, 0.5
+            ),
+        }
+        settings = {"dataloader_num_workers": 0, "lr_schedulers": schedulers, "progress": False, **arguments}
+        self.trainer = UnifiedTrainer(
+            {"trunk": self.model}, self.optimizers, 6, {"metric_loss": self.loss}, self.dataset, **settings
+        )
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {**self.model.state_dict(), **{f"loss.{k}": v for k, v in self.loss.state_dict().items()}}
+
+
+def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+def without_seconds(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in entry.items() if k != "seconds"} for entry in history]
+
+
+def test_learns_and_records() -> None:
+    run = Run()
+    frozen = run.model.trunk.patch_embed.proj.weight.clone()
+    run.trainer.train(num_epochs=8)
+    history = run.trainer.history
+    assert [entry["epoch"] for entry in history] == list(range(1, 9))
+    assert history[-1]["metric_loss"] < 0.8 * history[0]["metric_loss"]
+    assert all(
+        entry["total_loss"] == pytest.approx(entry["metric_loss"] + entry["prompt_penalty"]) for entry in history
+    )
+    assert history[0]["prompt_penalty"] > 0
+    assert run.trainer.global_step == 8 * 5
+    assert torch.equal(frozen, run.model.trunk.patch_embed.proj.weight)
+    assert run.loss.t.abs().max() > 0
+
+
+def test_one_step_is_the_plain_computation() -> None:
+    run = Run(clip_value=None, prompt_penalty_weight=10.0)
+    twin = Run(clip_value=None, prompt_penalty_weight=10.0)
+    positions = next(iter(MultiDistributionSampler(twin.dataset.labels, 6)))
+    run.trainer.iterations_per_epoch = 1
+    seed_everything(1)
+    run.trainer.train()
+    seed_everything(1)
+    twin.model.train()
+    images, labels = zip(*[twin.dataset[i] for i in positions], strict=True)
+    value = twin.loss(twin.model(torch.stack(images)), torch.stack(labels)[:, 0]) + 10 * twin.model.prompt_penalty()
+    value.backward()
+    for optimizer in twin.optimizers.values():
+        optimizer.step()
+    assert run.trainer.batch_positions == positions
+    assert run.trainer.history[0]["total_loss"] == pytest.approx(value.item())
+    assert_equal(run.state(), twin.state())
+
+
+def test_clips_every_gradient_by_value() -> None:
+    run = Run(clip_value=1e-3)
+    run.trainer.iterations_per_epoch = 1
+    seen = {}
+
+    def hook(trainer: UnifiedTrainer) -> None:
+        seen.update({n: p.grad.abs().max().item() for n, p in run.model.named_parameters() if p.grad is not None})
+        seen["W"] = run.loss.W.grad.abs().max().item()  # type: ignore[union-attr]
+
+    run.trainer.end_of_iteration_hook = hook
+    run.trainer.train()
+    assert max(seen.values()) == pytest.approx(1e-3)
+    assert seen["W"] == pytest.approx(1e-3)
+
+
+# Loss scaling may skip the very first step, after which torch finds that a scheduler came before the optimizer.
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixed_precision(dtype: torch.dtype) -> None:
+    run = Run(amp_dtype=dtype)
+    seen: list[torch.dtype] = []
+    run.loss.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].dtype))
+    features: list[torch.dtype] = []
+    run.model.trunk.patch_embed.proj.register_forward_hook(lambda m, i, out: features.append(out.dtype))
+    run.trainer.train(num_epochs=2)
+    assert set(features) == {dtype}
+    assert set(seen) == {torch.float32}
+    assert all(p.dtype == torch.float32 for p in [*run.model.parameters(), *run.loss.parameters()])
+    assert run.trainer.scaler.is_enabled() == (dtype is torch.float16)
+    assert math.isfinite(run.trainer.history[-1]["total_loss"])
+
+
+@pytest.mark.parametrize("own_gates", [False, True])
+def test_resume_between_epochs_is_exact(tmp_path: Path, own_gates: bool) -> None:
+    whole = Run(own_gates=own_gates)
+    whole.trainer.train(num_epochs=4)
+    path = tmp_path / "run" / "state.pt"
+    first = Run(own_gates=own_gates, checkpoint_path=path)
+    first.trainer.train(num_epochs=2)
+    second = Run(own_gates=own_gates, checkpoint_path=path)
+    second.trainer.load_checkpoint(path)
+    torch.randn(100)  # what happens before train() does not matter
+    second.trainer.train(num_epochs=4)
+    assert_equal(second.state(), whole.state())
+    assert without_seconds(second.trainer.history) == without_seconds(whole.trainer.history)
+    assert second.trainer.global_step == 20
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+@pytest.mark.parametrize("at", [1, 7, 9, 10])
+def test_resume_within_an_epoch_is_exact(tmp_path: Path, at: int) -> None:
+    whole = Run(amp_dtype=torch.float16)
+    whole.trainer.train(num_epochs=3)
+    path = tmp_path / "state.pt"
+
+    def stop(trainer: UnifiedTrainer) -> None:
+        if trainer.global_step == at:
+            trainer.save_checkpoint(path)
+            raise KeyboardInterrupt
+
+    first = Run(amp_dtype=torch.float16, end_of_iteration_hook=stop)
+    with pytest.raises(KeyboardInterrupt):
+        first.trainer.train(num_epochs=3)
+    second = Run(amp_dtype=torch.float16)
+    second.trainer.load_checkpoint(path)
+    second.trainer.train(num_epochs=3)
+    assert_equal(second.state(), whole.state())
+    assert without_seconds(second.trainer.history) == without_seconds(whole.trainer.history)
+
+
+def test_train_called_again_continues_as_one_call() -> None:
+    whole = Run()
+    whole.trainer.train(num_epochs=3)
+    pieces = Run()
+    pieces.trainer.train(num_epochs=1)
+    pieces.trainer.train(num_epochs=3)
+    assert_equal(pieces.state(), whole.state())
+    assert [entry["epoch"] for entry in pieces.trainer.history] == [1, 2, 3]
+
+
+def test_iterations_per_epoch_of_ones_own_do_not_restart_the_sampler() -> None:
+    run = Run(iterations_per_epoch=3)
+    positions: list[list[int]] = []
+    run.trainer.end_of_iteration_hook = lambda trainer: positions.append(trainer.batch_positions)
+    run.trainer.train(num_epochs=2)
+    run.trainer.train(num_epochs=4)
+    sampler = MultiDistributionSampler(run.dataset.labels, 6)
+    assert positions == [batch for _ in range(3) for batch in sampler][:12]
+
+
+def test_every_epoch_has_another_order_also_for_samplers_with_set_epoch() -> None:
+    epochs: list[int] = []
+
+    class Sampler(torch.utils.data.SequentialSampler):
+        def set_epoch(self, epoch: int) -> None:
+            epochs.append(epoch)
+
+    run = Run()
+    run.trainer.sampler = Sampler(run.dataset)
+    run.trainer.train(num_epochs=3)
+    assert epochs == [0, 1, 2]
+
+
+def test_workers_and_pml_samplers() -> None:
+    run = Run(dataloader_num_workers=1)
+    run.trainer.train(num_epochs=2)
+    assert len(run.trainer.history) == 2
+    other = Run()
+    sampler = MPerClassSampler(other.dataset.labels[:, 0], 2, batch_size=6, length_before_new_iter=12)
+    other.trainer.sampler = sampler
+    other.trainer.train()
+    assert other.trainer.global_step == 2
+    other.trainer.end_of_iteration_hook = lambda trainer: trainer.save_checkpoint("never")
+    with pytest.raises(ValueError, match="save between epochs"):
+        other.trainer.train(num_epochs=2)
+
+
+def test_evaluation_runs_every_nth_and_the_last_epoch(tmp_path: Path) -> None:
+    called = []
+
+    def evaluate(trainer: UnifiedTrainer) -> dict[str, float]:
+        called.append(trainer.epoch)
+        return {"score": float(trainer.epoch)}
+
+    run = Run(evaluate=evaluate, evaluate_every=2, checkpoint_path=tmp_path / "state.pt")
+    run.trainer.train(num_epochs=5)
+    assert called == [2, 4, 5]
+    assert [entry.get("score") for entry in run.trainer.history] == [None, 2.0, None, 4.0, 5.0]
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["progress"]["history"][-1]["score"] == 5.0
+
+
+def test_nan_stops_with_step_and_items_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    run = Run(checkpoint_path=path, clip_value=None)
+    run.trainer.train(num_epochs=1)
+    good, kept = run.state(), path.read_bytes()
+    good = {name: tensor.clone() for name, tensor in good.items()}
+    run.parts["b"].poisoned = 7
+    with pytest.raises(NonFiniteLossError, match=r"b\[7\].*state\.pt") as caught:
+        run.trainer.train(num_epochs=2)
+    assert caught.value.epoch == 2
+    assert f"iteration {caught.value.iteration}" in str(caught.value)
+    assert run.dataset.item_ids[22 + 7].item() in caught.value.item_ids
+    assert len(caught.value.item_ids) == 6
+    assert path.read_bytes() == kept
+    again = Run()
+    again.trainer.load_checkpoint(path)
+    assert_equal(again.state(), good)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_change() -> None:
+    run = Run()
+    run.trainer.iterations_per_epoch = 1
+    run.loss.W.register_hook(lambda gradient: gradient * math.inf)
+    before = {name: tensor.clone() for name, tensor in run.state().items() if name != "loss.t"}
+    with pytest.raises(NonFiniteLossError, match="gradient"):
+        run.trainer.train()
+    after = {name: tensor for name, tensor in run.state().items() if name != "loss.t"}
+    assert_equal(before, after)
+
+
+def test_checkpoint_holds_no_frozen_weights_and_refuses_what_differs(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    run = Run()
+    run.trainer.train()
+    run.trainer.save_checkpoint(path)
+    state = torch.load(path, weights_only=True)
+    assert not any("patch_embed" in name for name in state["models"]["trunk"]["tensors"])
+    assert set(state["loss_funcs"]["metric_loss"]) == {"W", "t"}
+
+    with pytest.raises(FileNotFoundError):
+        Run().trainer.load_checkpoint(tmp_path / "other.pt")
+    damaged = tmp_path / "damaged.pt"
+    damaged.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="damaged"):
+        Run().trainer.load_checkpoint(damaged)
+    torch.save({"something": 1}, damaged)
+    with pytest.raises(ValueError, match="no checkpoint of UnifiedTrainer"):
+        Run().trainer.load_checkpoint(damaged)
+
+    other = Run()
+    with torch.no_grad():
+        other.model.trunk.patch_embed.proj.weight.add_(1)
+    with pytest.raises(ValueError, match="frozen weights"):
+        other.trainer.load_checkpoint(path)
+    other = Run()
+    other.trainer.models["trunk"].head = EmbeddingHead(16, 4)
+    with pytest.raises(ValueError, match=r"other shape .*\(8, 16\) instead of \(4, 16\)"):
+        other.trainer.load_checkpoint(path)
+    other = Run(lr_schedulers={})
+    with pytest.raises(ValueError, match="lr_schedulers"):
+        other.trainer.load_checkpoint(path)
+    other = Run(sampler=MultiDistributionSampler(run.dataset.labels, 6, seed=1))
+    with pytest.raises(ValueError, match="other labels or settings"):
+        other.trainer.load_checkpoint(path)
+
+
+def test_what_cannot_be_loaded_safely_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    run = Run()
+    run.trainer.history.append({"epoch": 0, "path": tmp_path})
+    with pytest.raises(TypeError, match="weights_only"):
+        run.trainer.save_checkpoint(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def build(**changes: Any) -> UnifiedTrainer:
+    run = Run()
+    arguments = {
+        "models": {"trunk": run.model},
+        "optimizers": run.optimizers,
+        "batch_size": 6,
+        "loss_funcs": {"metric_loss": run.loss},
+        "dataset": run.dataset,
+        **changes,
+    }
+    return UnifiedTrainer(**arguments)
+
+
+def plain_vit() -> torch.nn.Module:
+    return timm.create_model(
+        "vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"models": {"trunk": plain_vit()}}, "not adapted"),
+        ({"loss_funcs": {"metric_loss": DistributedLossWrapper(losses.ContrastiveLoss())}}, "GatheredLoss"),
+        ({"loss_funcs": {"metric_loss": CurricularFaceLoss(7, 8)}}, "no optimizer has"),
+        ({"loss_funcs": {"metric_loss": CurricularFaceLoss(5, 8)}, "freeze_these": ["metric_loss"]}, "num_classes=7"),
+        ({"amp_dtype": torch.float64}, "amp_dtype"),
+        ({"clip_value": 0}, "clip_value"),
+        ({"prompt_penalty_weight": -1}, "prompt_penalty_weight"),
+        ({"checkpoint_every": 0}, "checkpoint_every"),
+        ({"evaluate_every": 0}, "evaluate_every"),
+        ({"batch_size": 1000}, "larger than"),
+        ({"dataset": Noisy(3, 9, 0)}, "UnifiedDataset"),
+    ],
+)
+def test_errors_at_the_door(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(**changes)
+
+
+def test_one_column_labels_are_refused_where_two_are_needed() -> None:
+    dataset = Noisy(3, 12, 0)
+    dataset.labels = torch.tensor(dataset.targets)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"\(N, 2\)"):
+        build(dataset=dataset)
+
+
+def test_a_model_without_adapters_trains_with_the_penalty_off() -> None:
+    vit = plain_vit()
+    run = Run()
+    loss = losses.ProxyAnchorLoss(run.dataset.num_classes, 16)
+    trainer = UnifiedTrainer(
+        {"trunk": vit},
+        {
+            "trunk_optimizer": torch.optim.SGD(vit.parameters(), 0.01),
+            "metric_loss_optimizer": torch.optim.SGD(loss.parameters(), 0.01),
+        },
+        6,
+        {"metric_loss": loss},
+        run.dataset,
+        prompt_penalty_weight=0,
+        dataloader_num_workers=0,
+        progress=False,
+    )
+    trainer.train()
+    assert set(trainer.history[0]) == {"epoch", "metric_loss", "total_loss", "seconds"}
+    assert isinstance(trainer, trainers.MetricLossOnly)
