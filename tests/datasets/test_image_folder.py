@@ -1,0 +1,157 @@
+"""Folders of class folders: splits, queries and galleries, errors, scale."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torchvision
+
+from puma_plugin.datasets.errors import DatasetError
+from puma_plugin.datasets.image_folder import ImageFolder, list_image_folder
+from puma_plugin.datasets.unified_dataset import UnifiedDataset
+
+
+def _make(trees, root, classes, per_class=2, prefix=""):
+    for number, name in enumerate(classes):
+        for i in range(per_class):
+            trees.write_jpeg(root / prefix / name / f"{i}.jpg", number)
+
+
+def test_split_by_class(tmp_path, trees):
+    _make(trees, tmp_path, ["d", "a", "c", "b", "e"])
+    trees.write_jpeg(tmp_path / "a" / "more" / "x.jpeg", 1)
+    train, test = ImageFolder(tmp_path, "train"), ImageFolder(tmp_path, "test")
+    assert train.class_names == ["a", "b"]
+    assert test.class_names == ["c", "d", "e"]
+    assert list(train.item_keys) == ["a/0.jpg", "a/1.jpg", "a/more/x.jpeg", "b/0.jpg", "b/1.jpg"]
+    assert train.targets.tolist() == [0, 0, 0, 1, 1]
+    assert train.name == tmp_path.name
+    assert train[0][0].mode == "RGB"
+    assert ImageFolder(tmp_path, "test", test_fraction=0.2).class_names == ["e"]
+    assert ImageFolder(tmp_path, "train", test_fraction=0.99).class_names == ["a"]
+    assert list(ImageFolder(tmp_path, "query").item_keys) == list(test.item_keys)
+
+
+def test_the_whole_tree_equals_torchvision(tmp_path, trees):
+    _make(trees, tmp_path, ["x 1", "Y", "z"], 3)
+    listing, theirs = list_image_folder(tmp_path, "mine"), torchvision.datasets.ImageFolder(tmp_path)
+    assert list(listing.keys.with_prefix(listing.base + os.sep)) == [path for path, _ in theirs.samples]
+    assert listing.targets.tolist() == theirs.targets
+    assert listing.class_names == theirs.classes
+
+
+def test_train_and_test_folders(tmp_path, trees):
+    _make(trees, tmp_path, ["a", "b"], prefix="train")
+    _make(trees, tmp_path, ["b", "c", "d"], prefix="test")
+    assert ImageFolder(tmp_path, "train").class_names == ["a", "b"]
+    test = ImageFolder(tmp_path, "test", name="mine")
+    assert list(test.item_keys)[:2] == ["test/b/0.jpg", "test/b/1.jpg"]
+    assert test.query_mask is None
+    assert ImageFolder(tmp_path, "gallery").class_names == ["b", "c", "d"]
+    assert test.label == "mine (test)"
+
+
+def test_query_and_gallery_folders(tmp_path, trees):
+    _make(trees, tmp_path, ["a", "b"], prefix="train")
+    _make(trees, tmp_path, ["c", "d"], 1, prefix="query")
+    _make(trees, tmp_path, ["c", "d", "distractor"], 2, prefix="gallery")
+    test = ImageFolder(tmp_path, "test")
+    assert test.class_names == ["c", "d", "distractor"]
+    assert test.query_mask.tolist() == [True] * 2 + [False] * 6
+    assert test.gallery_mask.tolist() == [False] * 2 + [True] * 6
+    assert test.targets.tolist() == [0, 1, 0, 0, 1, 1, 2, 2]
+    assert len(ImageFolder(tmp_path, "query")) == 2
+    assert len(ImageFolder(tmp_path, "gallery")) == 6
+    joined = UnifiedDataset({"mine": test})
+    assert joined.query_mask.sum() == 2
+
+
+def test_query_class_without_gallery(tmp_path, trees):
+    _make(trees, tmp_path, ["c", "lost"], prefix="query")
+    _make(trees, tmp_path, ["c"], prefix="gallery")
+    with pytest.raises(DatasetError, match=r"\(test\): query class 'lost' is not in .*gallery .*1 such classes"):
+        ImageFolder(tmp_path, "test")
+
+
+def test_errors_name_distribution_and_folder(tmp_path, trees):
+    with pytest.raises(DatasetError, match=r"mine \(train\): .*nowhere is no folder"):
+        ImageFolder(tmp_path / "nowhere", name="mine")
+    with pytest.raises(DatasetError, match=rf"mine \(train\): {tmp_path} holds no subfolders"):
+        ImageFolder(tmp_path, name="mine")
+    _make(trees, tmp_path, ["a"])
+    with pytest.raises(DatasetError, match=r"needs two classes, .* has 1 \(a\)"):
+        ImageFolder(tmp_path, name="mine")
+    (tmp_path / "b").mkdir()
+    with pytest.raises(DatasetError, match=r"mine \(train\): class folder .*/b holds no image \(.bmp, .jpeg"):
+        ImageFolder(tmp_path, name="mine")
+    trees.write_jpeg(tmp_path / "b" / "only.jpg", 1)
+    with pytest.raises(
+        DatasetError, match=r"mine \(test\): class 'b' has 1 image \(.*b/only.jpg\), 2 are needed .*min_images=1"
+    ):
+        ImageFolder(tmp_path, "test", name="mine")
+    assert len(ImageFolder(tmp_path, "test", min_images=1)) == 1
+    with pytest.raises(ValueError, match=r"test_fraction is 1.0; it must be in \(0, 1\)"):
+        ImageFolder(tmp_path, test_fraction=1.0)
+    (tmp_path / "train").mkdir()
+    with pytest.raises(DatasetError, match="holds train but nothing to make 'test' of; add a folder called test"):
+        ImageFolder(tmp_path, "test")
+
+
+def test_unreadable_image(tmp_path, trees):
+    _make(trees, tmp_path, ["a", "b"], 3)
+    (tmp_path / "a" / "1.jpg").write_bytes(b"no image")
+    with pytest.raises(DatasetError, match=r"a/1.jpg cannot be read"):
+        ImageFolder(tmp_path, "train")[1]
+    with pytest.warns(UserWarning, match="1 of 3"):
+        assert len(ImageFolder(tmp_path, "train", bad_images="skip")) == 2
+
+
+_MEASURE = textwrap.dedent(
+    """
+    import json, resource, sys, time
+    from puma_plugin.datasets.image_folder import ImageFolder
+    from puma_plugin.datasets.unified_dataset import UnifiedDataset
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    root, count = sys.argv[1], int(sys.argv[2])
+    parts = {f"d{i}": ImageFolder(f"{root}/d{i}", "train") for i in range(count)}
+    listed = time.perf_counter() - start
+    joined = UnifiedDataset(parts)
+    total = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"items": len(joined), "classes": joined.num_classes, "listed_s": listed, "joined_s": total,
+                      "before_mb": before / 1024, "peak_mb": peak / 1024}))
+    """
+)
+
+
+def _measure(root, distributions, classes, per_class):
+    for d in range(distributions):
+        for c in range(classes):
+            folder = root / f"d{d}" / "train" / f"class_{c:05d}"
+            folder.mkdir(parents=True)
+            for i in range(per_class):
+                os.close(os.open(folder / f"image_{i:08d}.jpg", os.O_CREAT))
+    run = subprocess.run(
+        [sys.executable, "-c", _MEASURE, str(root), str(distributions)], capture_output=True, text=True, check=True
+    )
+    return json.loads(run.stdout)
+
+
+def test_many_distributions(tmp_path):
+    figures = _measure(tmp_path, 10, 20, 20)
+    assert figures["items"] == 4000
+    assert figures["classes"] == 200
+
+
+@pytest.mark.slow
+def test_a_million_files_in_fifty_distributions(tmp_path):
+    figures = _measure(tmp_path, 50, 200, 100)
+    print(figures)
+    assert figures["items"] == 1_000_000
+    assert figures["classes"] == 10_000
+    assert figures["joined_s"] < 20
+    assert figures["peak_mb"] < 1024

@@ -1,0 +1,206 @@
+"""CSV and Parquet manifests."""
+
+import sys
+
+import pytest
+
+from puma_plugin.datasets.errors import DatasetError
+from puma_plugin.datasets.manifest import ManifestDataset, distributions_of, read_manifest
+
+
+def _write(path, heading, rows):
+    path.write_text("\n".join([heading, *(",".join(map(str, row)) for row in rows)]) + "\n")
+    return path
+
+
+@pytest.fixture
+def images(tmp_path, trees):
+    for name in ("cat", "dog", "emu", "fox"):
+        for i in range(3):
+            trees.write_jpeg(tmp_path / "img" / f"{name}{i}.jpg", ord(name[0]))
+    return tmp_path
+
+
+def _rows(names, counts=range(3), *more):
+    return [(f"img/{name}{i}.jpg", name, *more) for name in names for i in counts]
+
+
+def test_split_by_class(images):
+    file = _write(images / "pets.csv", "path,label", _rows(["dog", "cat", "fox", "emu"]))
+    train, test = ManifestDataset(file, "train"), ManifestDataset(file, "test")
+    assert train.name == "pets"
+    assert train.class_names == ["cat", "dog"]
+    assert test.class_names == ["emu", "fox"]
+    assert list(train.item_keys) == [f"img/{n}{i}.jpg" for n in ("dog", "cat") for i in range(3)]
+    assert train.targets.tolist() == [1, 1, 1, 0, 0, 0]
+    image, target = test[0]
+    assert (image.mode, target) == ("RGB", 1)
+    assert ManifestDataset(file, "test", test_fraction=0.25).class_names == ["fox"]
+
+
+def test_columns_in_any_order_and_whole_number_labels(images):
+    labels = {"cat": 10, "dog": 9, "emu": 2, "fox": 100}
+    rows = [(labels[label], "x", path) for path, label in _rows(labels)]
+    file = _write(images / "pets.csv", "label,camera, path", rows)
+    assert ManifestDataset(file, "train").class_names == ["2", "9"]
+    assert ManifestDataset(file, "test").class_names == ["10", "100"]
+
+
+def test_splits_and_distributions(images):
+    rows = [
+        *_rows(["cat", "dog"], range(3), "train", "a"),
+        *_rows(["emu"], range(2), "query", "a"),
+        *_rows(["emu", "fox"], [2], "gallery", "a"),
+        *_rows(["emu"], [0], "gallery", "b")[:0],
+        *_rows(["emu"], range(3), "train", "b"),
+        *_rows(["fox"], range(3), "test", "b"),
+    ]
+    file = _write(images / "all.csv", "path,label,split,distribution", rows)
+    train = distributions_of(file, split="train")
+    assert {name: len(part) for name, part in train.items()} == {"a": 6, "b": 3}
+    table = read_manifest(file)
+    test = ManifestDataset(table, "test", distribution="a", min_images=1)
+    assert test.class_names == ["emu", "fox"]
+    assert test.query_mask.tolist() == [True, True, False, False]
+    assert test.gallery_mask.tolist() == [False, False, True, True]
+    assert len(ManifestDataset(table, "query", distribution="a")) == 2
+    assert len(ManifestDataset(table, "gallery", distribution="a")) == 2
+    other = ManifestDataset(table, "test", distribution="b")
+    assert other.query_mask is None
+    assert list(ManifestDataset(table, "gallery", distribution="b").item_keys) == list(other.item_keys)
+    with pytest.raises(DatasetError, match=r"holds 2 distributions \(a, b\); say which as distribution="):
+        ManifestDataset(file)
+    with pytest.raises(DatasetError, match="holds no distribution 'c'; it holds a, b"):
+        ManifestDataset(file, distribution="c")
+
+
+def test_test_rows_are_queries_and_gallery(images):
+    rows = [*_rows(["cat"], range(3), "test"), *_rows(["dog"], [0], "query"), *_rows(["dog"], [1], "gallery")]
+    test = ManifestDataset(_write(images / "m.csv", "path,label,split", rows), "test")
+    assert test.query_mask.tolist() == [True] * 4 + [False]
+    assert test.gallery_mask.tolist() == [True] * 3 + [False, True]
+
+
+def test_paths_elsewhere(images, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("lists")
+    rows = [(f"./{path}", label) for path, label in _rows(["cat", "dog"])]
+    file = _write(elsewhere / "m.csv", "path,label", rows)
+    dataset = ManifestDataset(file, root=images)
+    assert dataset.paths[0] == str(images / "img/cat0.jpg")
+    assert dataset.item_keys[0] == "img/cat0.jpg"
+    rows = [(images / path, label) for path, label in _rows(["cat", "dog"])]
+    file = _write(elsewhere / "absolute.csv", "path,label", rows)
+    assert ManifestDataset(file, root=images).item_keys[0] == "img/cat0.jpg"
+    with pytest.raises(DatasetError, match=r"row 1 of manifest .*absolute.csv has the path .*not below .*as root"):
+        ManifestDataset(file)
+
+
+def test_quoted_values_and_byte_order_mark(images, trees):
+    trees.write_jpeg(images / "img" / "a, b.jpg", 1)
+    trees.write_jpeg(images / "img" / "ü.jpg", 1)
+    text = 'path,label\n"img/a, b.jpg","big, red"\nimg/ü.jpg,"big, red"\n\nimg/cat0.jpg,cat\nimg/cat1.jpg,cat\n'
+    (images / "m.csv").write_text("\ufeff" + text, encoding="utf-8")
+    assert ManifestDataset(images / "m.csv", "train").class_names == ["big, red"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "m.csv is empty; its first line names the columns: path,label,split,distribution"),
+        ("path,label\n", "m.csv has no rows"),
+        ("path,class\nimg/cat0.jpg,cat\n", r"m.csv has no column label \(it has path, class\)"),
+        ("file,name\n", "no column path and no column label"),
+        ("path,label\nimg/cat0.jpg,cat,x\n", "line 2 of manifest .* has 3 columns, the heading has 2"),
+        ("path,label\nimg/cat0.jpg,cat\nimg/cat1.jpg,\n", "row 2 of manifest .* has no label; fill it in"),
+        (
+            "path,label,split\nimg/cat0.jpg,cat,val\n",
+            "row 1 of manifest .* has the split 'val'; give one of train, test",
+        ),
+        ("path,label,split\nimg/cat0.jpg,cat,test\n", r"m \(train\): manifest .* has no row for it \(only test\)"),
+        ("path,label\nimg/cat0.jpg,cat\nimg/cat1.jpg,cat\n", r"m \(train\): a class-disjoint split needs two classes"),
+        ("path,label,split\n" + 2 * "img/cat0.jpg,cat,train\n", r"lists img/cat0.jpg 2 times, so it would find itself"),
+        ("path,label,split\nimg/cat0.jpg,cat,train\n", r"class 'cat' has 1 image \(.*img/cat0.jpg\), 2 are needed"),
+        (
+            "path,label,split\nimg/no.jpg,cat,train\n",
+            r"m \(train\): 1 of 1 files are missing, the first is .*img/no.jpg",
+        ),
+        ('path,label\n"img/cat0.jpg', "needs two classes|no column|columns"),
+    ],
+)
+def test_errors_name_file_and_row(images, text, message):
+    (images / "m.csv").write_text(text)
+    with pytest.raises(DatasetError, match=message):
+        ManifestDataset(images / "m.csv", "train")
+
+
+def test_query_without_gallery(images):
+    rows = [*_rows(["cat"], range(2), "query"), *_rows(["dog"], range(2), "gallery")]
+    with pytest.raises(DatasetError, match=r"query class 'cat' is in no gallery row of manifest .*m.csv"):
+        ManifestDataset(_write(images / "m.csv", "path,label,split", rows), "test")
+
+
+def test_no_file_and_wrong_encoding(images):
+    with pytest.raises(DatasetError, match=r"manifest .*none.csv does not exist; give a CSV or Parquet file"):
+        ManifestDataset(images / "none.csv")
+    (images / "m.csv").write_bytes("path,label\nimg/ü.jpg,x\n".encode("latin-1"))
+    with pytest.raises(DatasetError, match=r"manifest .*m.csv cannot be read .*save it as CSV in UTF-8"):
+        ManifestDataset(images / "m.csv")
+
+
+def test_skip_drops_rows(images):
+    (images / "img" / "dog1.jpg").write_bytes(b"")
+    rows = [*_rows(["cat", "dog"], range(3), "train"), ("img/no.jpg", "cat", "train")]
+    with pytest.warns(UserWarning, match="2 of 7"):
+        dataset = ManifestDataset(_write(images / "m.csv", "path,label,split", rows), bad_images="skip")
+    assert [item.key for item in dataset.skipped] == ["img/dog1.jpg", "img/no.jpg"]
+
+
+def test_parquet(images):
+    pyarrow = pytest.importorskip("pyarrow", reason="Parquet manifests need pyarrow")
+    from pyarrow import parquet
+
+    rows = [*_rows(["cat", "dog"], range(3), "train"), *_rows(["emu"], range(2), "test")]
+    paths, labels, splits = zip(*rows, strict=True)
+    columns = {"split": splits, "label": pyarrow.array(labels).dictionary_encode(), "extra": range(8), "path": paths}
+    parquet.write_table(pyarrow.table(columns), images / "m.parquet")
+    by_csv = _write(images / "m.csv", "path,label,split", rows)
+    for split in ("train", "test"):
+        ours, csv = ManifestDataset(images / "m.parquet", split), ManifestDataset(by_csv, split)
+        assert list(ours.paths) == list(csv.paths)
+        assert ours.targets.tolist() == csv.targets.tolist()
+        assert ours.class_names == csv.class_names
+    parquet.write_table(pyarrow.table({"path": ["a", None], "label": [1, 2]}), images / "m.parquet")
+    with pytest.raises(DatasetError, match=r"row 2 of manifest .*m.parquet has no path"):
+        ManifestDataset(images / "m.parquet")
+    parquet.write_table(pyarrow.table({"file": ["a"]}), images / "m.parquet")
+    with pytest.raises(DatasetError, match=r"no column path and no column label .it has file"):
+        ManifestDataset(images / "m.parquet")
+    (images / "m.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DatasetError, match=r"m.parquet is no readable Parquet file"):
+        ManifestDataset(images / "m.parquet")
+
+
+def test_parquet_without_pyarrow(images, monkeypatch):
+    (images / "m.parquet").write_bytes(b"PAR1")
+    # What an import of a package that is not installed does.
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ImportError, match=r"m.parquet is a Parquet file, which needs pyarrow: pip install pyarrow"):
+        ManifestDataset(images / "m.parquet")
+
+
+@pytest.mark.slow
+def test_a_million_rows(tmp_path):
+    """Reading alone; the files do not exist."""
+    import time
+
+    with open(tmp_path / "m.csv", "w") as lines:
+        lines.write("path,label,split,distribution\n")
+        for i in range(1_000_000):
+            lines.write(f"d{i % 50}/class_{i // 100}/image_{i:08d}.jpg,class_{i // 100},train,d{i % 50}\n")
+    start = time.perf_counter()
+    table = read_manifest(tmp_path / "m.csv")
+    print(time.perf_counter() - start)
+    assert time.perf_counter() - start < 20
+    assert len(table.keys) == 1_000_000
+    assert len(table.distribution_names) == 50
+    assert table.keys.nbytes < 60e6

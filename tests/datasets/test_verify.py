@@ -1,0 +1,206 @@
+"""`puma datasets`: counts against what is published, missing, unreadable and surplus files, exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from puma_plugin.cli.datasets import main
+from puma_plugin.datasets.catalogue import CATALOGUE
+from puma_plugin.datasets.errors import DatasetError
+from puma_plugin.datasets.few_shot import read_few_shot
+from puma_plugin.datasets.verify import verify_datasets
+
+FLOWERS = {"train": 3493, "test": 4696}
+
+
+@pytest.fixture(scope="module")
+def complete_flowers(tmp_path_factory, trees):
+    """Flowers with the published number of images. Read only."""
+    root = tmp_path_factory.mktemp("flowers")
+    trees.flowers(root, **FLOWERS)
+    return root
+
+
+def _of(report, name):
+    return next(part for part in report.datasets if part.name == name)
+
+
+def test_catalogue_is_the_published_table():
+    assert sum(facts.splits["train"].classes for facts in CATALOGUE.values()) == 15_952
+    share = sum(CATALOGUE[n].splits["train"].classes for n in ("StanfordOnlineProducts", "InShop")) / 15_952
+    assert round(share, 2) == 0.96
+    for facts in CATALOGUE.values():
+        images = [counts.images for counts in facts.splits.values()]
+        assert None in images or sum(images) == facts.total
+
+
+def test_complete_dataset_is_ok(complete_flowers, capsys):
+    report = verify_datasets(complete_flowers)
+    flowers = _of(report, "Flowers102")
+    assert report.ok
+    assert flowers.ok
+    assert {s: (c.classes, c.images) for s, c in flowers.splits.items()} == {"train": (51, 3493), "test": (51, 4696)}
+    assert [part.name for part in report.datasets if part.found] == ["Flowers102"]
+    assert main(["verify", str(complete_flowers)]) == 0
+    out = capsys.readouterr().out
+    assert "train   51 classes, 3,493 images" in out
+    assert "ready: Flowers102; not there: CUB, Cars196" in out
+    assert CATALOGUE["CUB"].source in out
+
+
+def test_required_dataset_that_is_not_there(complete_flowers, capsys):
+    assert main(["verify", str(complete_flowers), "--datasets", "Flowers102"]) == 0
+    assert main(["verify", str(complete_flowers), "--datasets", "Flowers102", "CUB"]) == 1
+    out = capsys.readouterr().out
+    assert "MISSING Caltech-UCSD Birds" in out
+    assert "ready: Flowers102; would fail: CUB" in out
+    assert "tar xzf CUB_200_2011.tgz -C ROOT" in out
+
+
+def test_nothing_there(tmp_path, capsys):
+    assert main(["verify", str(tmp_path)]) == 1
+    assert "ready: none; not there: CUB" in capsys.readouterr().out
+
+
+def test_reduced_copies_are_told(benchmark_tree):
+    report = verify_datasets(benchmark_tree.root)
+    assert not report.ok
+    assert all(part.found for part in report.datasets)
+    assert not any(part.missing or part.unreadable for part in report.datasets)
+    cub = _of(report, "CUB")
+    assert cub.problems == [
+        "train: 200 images are listed, 5,864 are published",
+        "test: 200 images are listed, 5,924 are published",
+        "400 images are listed in all, 11,788 are published",
+    ]
+    in_shop = _of(report, "InShop")
+    assert list(in_shop.splits) == ["train", "query", "gallery"]
+    assert "train: 3 classes are listed, 3,997 are published" in in_shop.problems
+    assert "query: 3 classes are listed, 3,985 are published" in in_shop.notes
+    assert _of(report, "StanfordDogs").problems == ["240 images are listed in all, 20,580 are published"]
+    assert _of(report, "Cars196").layout == "original"
+    # torchvision's test folder of flowers, written by the test's maker, lies outside the image folder.
+    assert all(part.surplus == [] for part in report.datasets)
+
+
+def test_missing_unreadable_and_surplus(tmp_path, trees, capsys):
+    truths = trees.flowers(tmp_path, **FLOWERS)
+    base = tmp_path / "flowers"
+    (base / truths[100].path).unlink()
+    for place in (3, 8000):
+        (base / truths[place].path).unlink()
+        (base / truths[place].path).write_bytes(b"\xff\xd8\xff\xe0 cut")
+    trees.write_jpeg(base / "jpg" / "image_09999.jpg", 5)
+    trees.write_jpeg(base / "jpg" / "._image_00001.jpg", 5)
+
+    quick = _of(verify_datasets(tmp_path), "Flowers102")
+    assert [file.key for file in quick.missing] == [truths[100].path]
+    assert quick.missing[0].path == str(base / truths[100].path)
+    assert quick.unreadable == []
+    assert quick.surplus == ["jpg/._image_00001.jpg", "jpg/image_09999.jpg"]
+    assert not quick.ok
+
+    report = tmp_path / "report.json"
+    assert main(["verify", str(tmp_path), "--open-images", "--workers", "2", "--report", str(report)]) == 1
+    out = capsys.readouterr().out
+    assert "8,188 images opened" in out
+    assert "missing: 1 images" in out
+    assert "unreadable: 2 images" in out
+    assert str(base / truths[8000].path) in out
+    assert "in no list, never used: 2 images" in out
+    assert "or train with bad_images: skip" in out
+    content = json.loads(report.read_text())
+    assert not content["ok"]
+    flowers = next(part for part in content["datasets"] if part["name"] == "Flowers102")
+    assert {item["key"] for item in flowers["unreadable"]} == {truths[3].path, truths[8000].path}
+    assert flowers["splits"]["train"] == {
+        "classes": 51,
+        "images": 3493,
+        "published_classes": 51,
+        "published_images": 3493,
+    }
+
+
+def test_incomplete_folder_is_a_problem_not_an_absence(tmp_path, trees, capsys):
+    trees.cub(tmp_path, classes=3)
+    (tmp_path / "CUB_200_2011" / "images.txt").unlink()
+    assert main(["verify", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert f"problem: CUB: {tmp_path}/CUB_200_2011 lacks images.txt" in out
+    assert "would fail: CUB" in out
+
+
+def test_damaged_lists_are_a_problem(tmp_path, trees):
+    trees.in_shop(tmp_path)
+    (tmp_path / "Inshop_Clothes/Eval/list_eval_partition.txt").write_text("1\nheading\none two\n")
+    part = _of(verify_datasets(tmp_path), "InShop")
+    assert "line 3 of" in part.problems[0]
+    assert not part.ok
+
+
+def test_lone_and_leaking_classes(tmp_path, trees):
+    trees.sop(tmp_path)
+    lists = tmp_path / "Stanford_Online_Products" / "Ebay_test.txt"
+    lists.write_text("".join(lists.read_text().splitlines(keepends=True)[:-1]))
+    notes = _of(verify_datasets(tmp_path), "StanfordOnlineProducts").notes
+    assert notes == ["test: 1 classes have one image, the first is 'coffee_maker 10'; nothing can be retrieved for it"]
+
+    trees.in_shop(tmp_path)
+    path = tmp_path / "Inshop_Clothes/Eval/list_eval_partition.txt"
+    lines = path.read_text().splitlines(keepends=True)
+    moved = [line.replace("query  ", "gallery") if "id_00000028" in line else line for line in lines]
+    moved = [line.replace("query", "gallery") if "id_00000028" in line else line for line in moved]
+    moved[2] = moved[2].replace("id_00000007  ", "id_00000042  ")
+    path.write_text("".join(moved))
+    part = _of(verify_datasets(tmp_path), "InShop")
+    assert "1 classes both train and test, the first is 'id_00000042'" in part.problems
+
+
+def test_query_class_without_gallery(tmp_path, trees):
+    trees.in_shop(tmp_path)
+    path = tmp_path / "Inshop_Clothes/Eval/list_eval_partition.txt"
+    lines = [line for line in path.read_text().splitlines(keepends=True) if not ("gallery" in line and "28" in line)]
+    path.write_text("".join(lines))
+    part = _of(verify_datasets(tmp_path), "InShop")
+    assert "query: 1 classes are not in the gallery, the first is 'id_00000028'" in part.notes
+
+
+def test_wrong_arguments(tmp_path):
+    with pytest.raises(DatasetError, match="nowhere is no folder"):
+        main(["verify", str(tmp_path / "nowhere")])
+    with pytest.raises(ValueError, match="unknown dataset 'Birds'; give some of CUB"):
+        main(["verify", str(tmp_path), "--datasets", "Birds"])
+    with pytest.raises(ValueError, match=r"invalid choice: 'check'.*puma datasets --help"):
+        main(["check"])
+    with pytest.raises(ValueError, match="required"):
+        main([])
+
+
+def test_list_names_every_dataset(capsys):
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    for facts in CATALOGUE.values():
+        assert f"{facts.name}: {facts.title}" in out
+        assert facts.source in out
+    assert "train 11,318 classes, 59,551 images; test 11,316 classes, 60,502 images" in out
+
+
+def test_few_shot_files(benchmark_tree, tmp_path, capsys):
+    names = ["--datasets", "CUB", "StanfordDogs"]
+    root, out = str(benchmark_tree.root), str(tmp_path / "splits")
+    assert main(["few-shot", root, "--out", out, "--shots", "1", "2", "--seed", "5", *names]) == 0
+    assert sorted(os.listdir(out)) == ["few_shot_1.json", "few_shot_2.json"]
+    split = read_few_shot(os.path.join(out, "few_shot_1.json"))
+    assert (split.seed, list(split.images), len(split.images["StanfordDogs"])) == (5, ["CUB", "StanfordDogs"], 60)
+    assert "160 images of 160 classes in 2 datasets, seed 5" in capsys.readouterr().out
+    with pytest.raises(DatasetError, match="InShop"):
+        main(["few-shot", root, "--out", out, "--datasets", "InShop"])
+
+
+def test_importing_the_command_is_light():
+    """`puma --help` must not wait for torch."""
+    code = "import sys, puma_plugin.cli.datasets; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
