@@ -4,13 +4,16 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
 from puma_plugin.cli.datasets import main
+from puma_plugin.datasets.benchmark import load_benchmark
 from puma_plugin.datasets.catalogue import CATALOGUE
 from puma_plugin.datasets.errors import DatasetError
 from puma_plugin.datasets.few_shot import read_few_shot
+from puma_plugin.datasets.unified_dataset import UnifiedDataset
 from puma_plugin.datasets.verify import verify_datasets
 
 FLOWERS = {"train": 3493, "test": 4696}
@@ -82,7 +85,6 @@ def test_reduced_copies_are_told(benchmark_tree):
     assert "query: 3 classes are listed, 3,985 are published" in in_shop.notes
     assert _of(report, "StanfordDogs").problems == ["240 images are listed in all, 20,580 are published"]
     assert _of(report, "Cars196").layout == "original"
-    # torchvision's test folder of flowers, written by the test's maker, lies outside the image folder.
     assert all(part.surplus == [] for part in report.datasets)
 
 
@@ -204,3 +206,27 @@ def test_importing_the_command_is_light():
     """`puma --help` must not wait for torch."""
     code = "import sys, puma_plugin.cli.datasets; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_the_whole_benchmark_in_full_size(tmp_path, trees, capsys):
+    """271,000 files with the published counts: verified, loaded, joined, drawn from; each in seconds."""
+    trees.everything(tmp_path)
+    took = {}
+
+    def timed(what, work):
+        start = time.perf_counter()
+        result = work()
+        took[what] = round(time.perf_counter() - start, 2)
+        return result
+
+    assert timed("verify", lambda: main(["verify", str(tmp_path), "--datasets", *CATALOGUE])) == 0
+    train = timed("train", lambda: UnifiedDataset(load_benchmark(tmp_path, "train")))
+    test = timed("test", lambda: UnifiedDataset(load_benchmark(tmp_path, "test")))
+    few = timed("few-shot", lambda: main(["few-shot", str(tmp_path), "--out", str(tmp_path / "splits")]))
+    print(capsys.readouterr().out, took)
+    assert few == 0
+    assert (train.num_classes, test.num_classes) == (15_952, 15_937)
+    assert len(train) + len(test) == sum(facts.total for facts in CATALOGUE.values())
+    assert int(test.query_mask.sum()) + int(test.gallery_mask.sum()) == 2 * len(test) - 14_218 - 12_612
+    assert max(took.values()) < 60
