@@ -130,7 +130,7 @@ def _check_model(vit: Any) -> Support:
 
 def _inner(module: nn.Module) -> str:
     """A hint if ``module`` merely holds the model that was meant."""
-    for name in ("trunk", "module", "_orig_mod"):
+    for name in ("trunk", "model", "module", "_orig_mod"):
         if isinstance(getattr(module, name, None), nn.Module):
             return f"; did you mean its .{name}?"
     return ""
