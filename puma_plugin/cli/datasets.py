@@ -30,8 +30,9 @@ def _parser() -> ArgumentParser:
     listing.set_defaults(run=_list)
 
     verify = actions.add_parser("verify", help="what is there, against what is published", description=_VERIFY)
-    verify.add_argument("root", help="the folder that holds the datasets' folders")
+    verify.add_argument("root", help="the folder that holds the datasets' folders; with --own also a manifest")
     verify.add_argument("--datasets", nargs="+", metavar="NAME", help="these must be there (default: whichever are)")
+    verify.add_argument("--own", action="store_true", help="each subfolder of root is a distribution of your own")
     verify.add_argument("--open-images", action="store_true", help="decode every image")
     verify.add_argument("--workers", type=int, help="threads that decode (default: one per processor)")
     verify.add_argument("--report", metavar="FILE", help="write everything as JSON too, to be given as known_bad")
@@ -73,14 +74,17 @@ def _list(options: Namespace) -> int:
 
 
 def _verify(options: Namespace) -> int:
-    from puma_plugin.datasets.verify import verify_datasets
+    from puma_plugin.datasets.verify import verify_datasets, verify_own
     from puma_plugin.utils.atomic import atomic_write
 
     def progress(name: str, done: int, total: int) -> None:
         print(f"\r{name}: {done:,} of {total:,} images opened ", end="", file=sys.stderr, flush=True)
 
     shown = progress if options.open_images and sys.stderr.isatty() else None
-    report = verify_datasets(options.root, options.datasets, options.open_images, options.workers, shown)
+    how = {"open_images": options.open_images, "workers": options.workers, "progress": shown}
+    if options.own and options.datasets:
+        raise ValueError("--datasets names datasets of the benchmark, --own looks at others; give one of the two")
+    report = verify_own(options.root, **how) if options.own else verify_datasets(options.root, options.datasets, **how)
     if shown is not None:
         print(file=sys.stderr)
     print(report.text())

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
-from scipy.io import loadmat
 
 from puma_plugin.datasets.catalogue import Facts
 from puma_plugin.datasets.distribution_dataset import BadImages, DistributionDataset, Split, check_split
@@ -205,6 +204,8 @@ def read_mat(dataset: str, path: str, *fields: str) -> dict[str, Any]:
     Raises:
         DatasetError: the file is missing, damaged, or lacks one of ``fields``.
     """
+    from scipy.io import loadmat
+
     with reading(dataset, path):
         content: dict[str, Any] = loadmat(path, squeeze_me=True)
     for name in fields:

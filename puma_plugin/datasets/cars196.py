@@ -3,7 +3,6 @@
 import os
 
 import numpy as np
-from pytorch_metric_learning import datasets as pml_datasets
 from torchvision.datasets import StanfordCars
 
 from puma_plugin.datasets.benchmark_dataset import (
@@ -91,6 +90,9 @@ def _read_torchvision(folder: str) -> _Parsed:
 
 
 def _read_class_folders(folder: str) -> _Parsed:
+    # Imported here, as it takes a second that other datasets need not wait for.
+    from pytorch_metric_learning import datasets as pml_datasets
+
     names_file = os.path.join(folder, "names.csv")
     with reading("Cars196", *(os.path.join(folder, name) for name in _CSV)):
         parsed = pml_datasets.Cars196(folder, split="train+test")

@@ -3,7 +3,6 @@
 import os
 
 import numpy as np
-from pytorch_metric_learning import datasets as pml_datasets
 
 from puma_plugin.datasets.benchmark_dataset import (
     BenchmarkDataset,
@@ -39,6 +38,9 @@ class CUB(BenchmarkDataset):
     @classmethod
     def list_images(cls, location: Location, split: Split) -> Listing:
         """See :class:`BenchmarkDataset`."""
+        # Imported here, as it takes a second that other datasets need not wait for.
+        from pytorch_metric_learning import datasets as pml_datasets
+
         folder = location.folder
         labels = os.path.join(folder, "image_class_labels.txt")
         with reading("CUB", os.path.join(folder, "images.txt"), labels):

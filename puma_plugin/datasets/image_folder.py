@@ -49,7 +49,7 @@ class ImageFolder(DistributionDataset):
         check_split(split)
         folder = os.path.abspath(os.path.expanduser(os.fspath(root)))
         title = os.path.basename(folder) if name is None else name
-        listing = _list_split(folder, split, title, test_fraction)
+        listing = list_folder_split(folder, split, title, test_fraction)
         one_part = split in ("query", "gallery") and os.path.isdir(os.path.join(folder, split))
         super().__init__(listing, title, split, transform, bad_images, known_bad, 1 if one_part else min_images)
 
@@ -90,7 +90,8 @@ def list_image_folder(folder: str | os.PathLike[str], dataset: str, base: str | 
     return Listing(above, StringTable(keys), np.repeat(np.arange(len(classes)), counts), classes)
 
 
-def _list_split(folder: str, split: Split, title: str, test_fraction: float) -> Listing:
+def list_folder_split(folder: str, split: Split, title: str, test_fraction: float = 0.5) -> Listing:
+    """The images of a split by the rules of :class:`ImageFolder`, without looking at the number per class."""
     dataset = f"{title} ({split})"
     present = {part for part in SPLITS if os.path.isdir(os.path.join(folder, part))}
     if not present & {"train", "test"} and not {"query", "gallery"} <= present:

@@ -83,8 +83,7 @@ class ManifestDataset(DistributionDataset):
         check_split(split)
         table = manifest if isinstance(manifest, Manifest) else read_manifest(manifest, root)
         name = _choose(table, distribution)
-        listing, one_part = _list_split(table, name, split, test_fraction)
-        _require_distinct(listing, table, f"{name} ({split})")
+        listing, one_part = list_manifest_split(table, name, split, test_fraction)
         super().__init__(listing, name, split, transform, bad_images, known_bad, 1 if one_part else min_images)
 
 
@@ -243,23 +242,32 @@ def _choose(table: Manifest, distribution: str | None) -> str:
     return names[0] if distribution is None else distribution
 
 
-def _list_split(table: Manifest, name: str, split: Split, test_fraction: float) -> tuple[Listing, bool]:
+def list_manifest_split(table: Manifest, name: str, split: Split, test_fraction: float = 0.5) -> tuple[Listing, bool]:
+    """The images of a split by the rules of :class:`ManifestDataset`, without looking at the number per class.
+
+    Returns:
+        the listing, and whether it is only a query or only a gallery part.
+    """
     dataset = f"{name} ({split})"
     mine = np.flatnonzero(table.distributions == table.distribution_names.index(name))
     whole = Listing(table.base, table.keys, table.labels, table.label_names)
     numbers = table.splits[mine]
     parts = {SPLITS[number]: mine[numbers == number] for number in np.unique(numbers).tolist() if number >= 0}
+    one_part = split in ("query", "gallery") and split in parts
     if not parts:
-        return split_by_class(whole.take(mine), test_fraction, split == "train", dataset), False
-    if split == "test" and {"query", "gallery"} & parts.keys():
-        return _with_masks(table, whole, parts, dataset), False
-    wanted = split if split in parts or split == "train" else "test"
-    if wanted not in parts:
-        raise DatasetError(
-            f"{dataset}: manifest {table.path} has no row for it (only {', '.join(sorted(parts))}); add rows with the "
-            f"split {split}, or remove the column to split by classes"
-        )
-    return whole.take(parts[wanted]), split in ("query", "gallery") and split in parts
+        listing = split_by_class(whole.take(mine), test_fraction, split == "train", dataset)
+    elif split == "test" and {"query", "gallery"} & parts.keys():
+        listing = _with_masks(table, whole, parts, dataset)
+    else:
+        wanted = split if split in parts or split == "train" else "test"
+        if wanted not in parts:
+            raise DatasetError(
+                f"{dataset}: manifest {table.path} has no row for it (only {', '.join(sorted(parts))}); add rows with "
+                f"the split {split}, or remove the column to split by classes"
+            )
+        listing = whole.take(parts[wanted])
+    _require_distinct(listing, table, dataset)
+    return listing, one_part
 
 
 def _require_distinct(listing: Listing, table: Manifest, dataset: str) -> None:

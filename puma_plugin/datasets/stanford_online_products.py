@@ -2,8 +2,6 @@
 
 import os
 
-from pytorch_metric_learning import datasets as pml_datasets
-
 from puma_plugin.datasets.benchmark_dataset import BenchmarkDataset, Layout, Location, Split, reading
 from puma_plugin.datasets.catalogue import CATALOGUE
 from puma_plugin.datasets.listing import Listing
@@ -47,6 +45,9 @@ class StanfordOnlineProducts(BenchmarkDataset):
     @classmethod
     def list_images(cls, location: Location, split: Split) -> Listing:
         """See :class:`BenchmarkDataset`."""
+        # Imported here, as it takes a second that other datasets need not wait for.
+        from pytorch_metric_learning import datasets as pml_datasets
+
         folder = location.folder
         part = "train" if split == "train" else "test"
         with reading(cls.facts.name, os.path.join(folder, f"Ebay_{part}.txt")):

@@ -1,119 +1,22 @@
-"""Checks a folder of benchmark datasets against what is published, before a training finds out the hard way."""
+"""Checks datasets on disk, before a training finds out the hard way."""
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from functools import partial
 
 import numpy as np
 
 from puma_plugin.datasets.benchmark import BENCHMARK, benchmark_names
 from puma_plugin.datasets.benchmark_dataset import BenchmarkDataset, Location
-from puma_plugin.datasets.catalogue import CATALOGUE
+from puma_plugin.datasets.distribution_dataset import Split
 from puma_plugin.datasets.errors import DatasetError, DatasetNotFoundError
-from puma_plugin.datasets.image_files import find_defects, find_missing, is_image_name, scan_images
+from puma_plugin.datasets.image_files import find_defects, find_missing, is_image_name, scan_images, subfolders
+from puma_plugin.datasets.image_folder import list_folder_split
 from puma_plugin.datasets.listing import Listing
+from puma_plugin.datasets.manifest import Manifest, list_manifest_split, read_manifest
+from puma_plugin.datasets.verify_report import BadFile, DatasetReport, SplitCount, VerifyReport
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class BadFile:
-    """A listed image that cannot be used."""
-
-    key: str
-    path: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class SplitCount:
-    """Found against published; None where nothing is published."""
-
-    classes: int
-    images: int
-    published_classes: int | None
-    published_images: int | None
-
-
-@dataclass
-class DatasetReport:
-    """What was found of one dataset.
-
-    Attributes:
-        name: the dataset.
-        found: whether its folder is there.
-        folder, layout: where, and in which of its layouts.
-        splits: counts by split.
-        problems: what would make a run fail, or its numbers incomparable.
-        notes: what is unusual but harms no run.
-        missing: listed images that are not there.
-        unreadable: images that cannot be decoded (only looked for on request).
-        surplus: images below the dataset's image folders that are in no list (they are never used).
-        opened: how many images were decoded.
-    """
-
-    name: str
-    found: bool = False
-    folder: str = ""
-    layout: str = ""
-    splits: dict[str, SplitCount] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    missing: list[BadFile] = field(default_factory=list)
-    unreadable: list[BadFile] = field(default_factory=list)
-    surplus: list[str] = field(default_factory=list)
-    opened: int = 0
-
-    @property
-    def ok(self) -> bool:
-        """Whether a run with this dataset would work."""
-        return self.found and not (self.problems or self.missing or self.unreadable)
-
-
-@dataclass(frozen=True)
-class VerifyReport:
-    """What was found in a folder of datasets.
-
-    Attributes:
-        root: the folder.
-        datasets: a report for each dataset looked for.
-        required: names of the datasets that must be there; empty: at least one.
-    """
-
-    root: str
-    datasets: list[DatasetReport]
-    required: tuple[str, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        """Whether a run with the required datasets (all that are there, if none is required) would work."""
-        wanted = [report for report in self.datasets if report.found or report.name in self.required]
-        return bool(wanted) and all(report.ok for report in wanted)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; ``known_bad=`` of the datasets reads it."""
-        datasets = [{**asdict(report), "ok": report.ok} for report in self.datasets]
-        return {"root": self.root, "ok": self.ok, "required": list(self.required), "datasets": datasets}
-
-    def text(self, most: int = 5) -> str:
-        """The report for people.
-
-        Args:
-            most: files shown of each kind.
-        """
-        lines = [f"datasets in {self.root}", ""]
-        for report in self.datasets:
-            lines += [*_dataset_lines(report, most, report.name in self.required), ""]
-        used = [report.name for report in self.datasets if report.ok]
-        failing = [
-            report.name for report in self.datasets if not report.ok and (report.found or report.name in self.required)
-        ]
-        absent = [report.name for report in self.datasets if not report.found and report.name not in self.required]
-        summary = [f"ready: {', '.join(used) or 'none'}"]
-        summary += [f"would fail: {', '.join(failing)}"] if failing else []
-        summary += [f"not there: {', '.join(absent)}"] if absent else []
-        return "\n".join([*lines, "; ".join(summary)])
 
 
 def verify_datasets(
@@ -143,10 +46,78 @@ def verify_datasets(
     return VerifyReport(folder, reports, tuple(names or ()))
 
 
+def verify_own(
+    source: str | os.PathLike[str],
+    open_images: bool = False,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> VerifyReport:
+    """Look over distributions of one's own.
+
+    Args:
+        source: a folder with one subfolder per distribution (as :class:`ImageFolder` reads it), or a manifest.
+        open_images, workers, progress: see :func:`verify_datasets`.
+
+    Raises:
+        DatasetError: ``source`` does not exist or holds no distribution.
+    """
+    path = os.path.abspath(os.path.expanduser(os.fspath(source)))
+    readers = _own_readers(path)
+    if not readers:
+        raise DatasetError(f"{path} holds no distribution; give a folder of them, one subfolder each, or a manifest")
+    reports = [_verify_own(path, name, read, open_images, workers, progress) for name, read in readers.items()]
+    return VerifyReport(path, reports)
+
+
+def _own_readers(path: str) -> dict[str, Callable[[Split], Listing]]:
+    if os.path.isfile(path):
+        table = read_manifest(path)
+        return {name: partial(_read_manifest_part, table, name) for name in table.distribution_names}
+    if not os.path.isdir(path):
+        raise DatasetError(f"{path} does not exist; give a folder with one subfolder per distribution, or a manifest")
+    return {name: partial(_read_folder_part, os.path.join(path, name), name) for name in subfolders(path)}
+
+
+def _read_manifest_part(table: Manifest, name: str, split: Split) -> Listing:
+    return list_manifest_split(table, name, split)[0]
+
+
+def _read_folder_part(folder: str, name: str, split: Split) -> Listing:
+    return list_folder_split(folder, split, name)
+
+
+def _verify_own(
+    path: str,
+    name: str,
+    read: Callable[[Split], Listing],
+    open_images: bool,
+    workers: int | None,
+    progress: Progress | None,
+) -> DatasetReport:
+    report = DatasetReport(name, name, "  the layouts are those of ImageFolder and ManifestDataset", True, path)
+    listings: dict[str, Listing] = {}
+    splits: tuple[Split, ...] = ("train", "test")
+    for split in splits:
+        try:
+            listing = listings[split] = read(split)
+        except DatasetError as error:
+            report.problems.append(str(error))
+            continue
+        report.splits[split] = SplitCount(len(listing.class_names), len(listing), None, None)
+        lone = np.flatnonzero(listing.counts() == 1)
+        if len(lone):
+            report.problems.append(
+                f"{split}: {len(lone):,} classes have one image, the first is {listing.class_names[lone[0]]!r}; add "
+                "images, or remove the classes"
+            )
+    _check_files(listings, report, open_images, workers, progress)
+    return report
+
+
 def _verify(
     dataset: type[BenchmarkDataset], root: str, open_images: bool, workers: int | None, progress: Progress | None
 ) -> DatasetReport:
-    report = DatasetReport(dataset.facts.name)
+    report = DatasetReport(dataset.facts.name, dataset.facts.title, dataset.facts.how_to_get())
     try:
         location = dataset.locate(root)
     except DatasetNotFoundError:
@@ -163,15 +134,14 @@ def _verify(
         except DatasetError as error:
             report.problems.append(str(error))
             return report
-    _count(dataset, listings, report)
+    _compare(dataset, listings, report)
     _find_lone(listings, report)
-    for listing in listings.values():
-        _check_files(listing, report, open_images, workers, progress)
+    _check_files(listings, report, open_images, workers, progress)
     report.surplus = _find_surplus(location, listings)
     return report
 
 
-def _count(dataset: type[BenchmarkDataset], listings: dict[str, Listing], report: DatasetReport) -> None:
+def _compare(dataset: type[BenchmarkDataset], listings: dict[str, Listing], report: DatasetReport) -> None:
     for split, listing in listings.items():
         published = dataset.facts.splits[split]
         report.splits[split] = SplitCount(len(listing.class_names), len(listing), published.classes, published.images)
@@ -207,28 +177,34 @@ def _find_lone(listings: dict[str, Listing], report: DatasetReport) -> None:
 
 
 def _check_files(
-    listing: Listing, report: DatasetReport, open_images: bool, workers: int | None, progress: Progress | None
+    listings: dict[str, Listing],
+    report: DatasetReport,
+    open_images: bool,
+    workers: int | None,
+    progress: Progress | None,
 ) -> None:
-    missing = find_missing(listing.base, listing.keys)
+    total = sum(map(len, listings.values()))
+    for listing in listings.values():
+        missing = find_missing(listing.base, listing.keys)
+        report.missing += [_bad(listing, place, "missing") for place in missing]
+        if not open_images:
+            continue
+        present = np.setdiff1d(np.arange(len(listing)), np.array(missing, np.int64))
+        before = report.opened
 
-    def bad(place: int, reason: str) -> BadFile:
-        key = listing.keys[place]
-        return BadFile(key, os.path.join(listing.base, key), reason)
+        def count(done: int, before: int = before) -> None:
+            if progress is not None:
+                progress(report.name, before + done, total)
 
-    report.missing += [bad(place, "missing") for place in missing]
-    if not open_images:
-        return
-    present = np.setdiff1d(np.arange(len(listing)), np.array(missing, np.int64))
-    paths = listing.keys.take(present).with_prefix(os.path.join(listing.base, ""))
-    before = report.opened
+        paths = listing.keys.take(present).with_prefix(os.path.join(listing.base, ""))
+        defects = find_defects(paths, workers, count)
+        report.unreadable += [_bad(listing, int(present[place]), reason) for place, reason in defects.items()]
+        report.opened += len(present)
 
-    def count(done: int) -> None:
-        if progress is not None:
-            progress(report.name, before + done, CATALOGUE[report.name].total)
 
-    defects = find_defects(paths, workers, count)
-    report.unreadable += [bad(int(present[place]), reason) for place, reason in defects.items()]
-    report.opened += len(present)
+def _bad(listing: Listing, place: int, reason: str) -> BadFile:
+    key = listing.keys[place]
+    return BadFile(key, os.path.join(listing.base, key), reason)
 
 
 def _find_surplus(location: Location, listings: dict[str, Listing]) -> list[str]:
@@ -245,39 +221,3 @@ def _find_surplus(location: Location, listings: dict[str, Listing]) -> list[str]
         for found in scan_images(folder, accept=is_image)
         if os.path.join(folder, found) not in known
     ]
-
-
-def _dataset_lines(report: DatasetReport, most: int, required: bool) -> list[str]:
-    facts = CATALOGUE[report.name]
-    if not report.found:
-        return [f"{'MISSING' if required else '  --   '} {facts.title} ({report.name})", facts.how_to_get()]
-    lines = [f"{'  ok   ' if report.ok else ' FAILS '} {facts.title} ({report.name})"]
-    if report.folder:
-        opened = f", {report.opened:,} images opened" if report.opened else ""
-        lines.append(f"  {report.folder} [{report.layout}]{opened}")
-    for split, count in report.splits.items():
-        classes = _against(count.classes, count.published_classes)
-        images = _against(count.images, count.published_images)
-        lines.append(f"  {split:<8}{classes} classes, {images} images")
-    lines += [f"  problem: {text}" for text in report.problems]
-    lines += _file_lines("missing", [file.path for file in report.missing], most)
-    lines += _file_lines("unreadable", [f"{file.path} ({file.reason})" for file in report.unreadable], most)
-    lines += [f"  note: {text}" for text in report.notes]
-    lines += _file_lines("in no list, never used", report.surplus, most)
-    if not report.ok:
-        skip = "; or train with bad_images: skip" if report.missing or report.unreadable else ""
-        lines += [f"  to mend it, unpack the archive again{skip}", facts.how_to_get()]
-    return lines
-
-
-def _file_lines(what: str, files: list[str], most: int) -> list[str]:
-    if not files:
-        return []
-    more = ["    ..."] if len(files) > most else []
-    return [f"  {what}: {len(files):,} images", *(f"    {file}" for file in files[:most]), *more]
-
-
-def _against(found: int, published: int | None) -> str:
-    if published is None or found == published:
-        return f"{found:,}"
-    return f"{found:,} (published {published:,})"

@@ -13,6 +13,7 @@ from puma_plugin.datasets.benchmark import load_benchmark
 from puma_plugin.datasets.catalogue import CATALOGUE
 from puma_plugin.datasets.errors import DatasetError
 from puma_plugin.datasets.few_shot import read_few_shot
+from puma_plugin.datasets.image_folder import ImageFolder
 from puma_plugin.datasets.unified_dataset import UnifiedDataset
 from puma_plugin.datasets.verify import verify_datasets
 
@@ -230,3 +231,55 @@ def test_the_whole_benchmark_in_full_size(tmp_path, trees, capsys):
     assert len(train) + len(test) == sum(facts.total for facts in CATALOGUE.values())
     assert int(test.query_mask.sum()) + int(test.gallery_mask.sum()) == 2 * len(test) - 14_218 - 12_612
     assert max(took.values()) < 60
+
+
+@pytest.fixture
+def own(tmp_path, trees):
+    for number, key in enumerate(
+        ["good/a", "good/b", "split/train/a", "split/train/b", "split/test/c", "split/test/d"]
+    ):
+        for i in range(3):
+            trees.write_jpeg(tmp_path / "own" / key / f"{i}.jpg", number)
+    return tmp_path / "own"
+
+
+def test_own_folders(own, trees, capsys):
+    assert main(["verify", str(own), "--own", "--open-images"]) == 0
+    out = capsys.readouterr().out
+    assert "ready: good, split" in out
+    assert "train   2 classes, 6 images" in out
+
+    trees.write_jpeg(own / "lone" / "a" / "0.jpg", 1)
+    trees.write_jpeg(own / "lone" / "b" / "0.jpg", 1)
+    (own / "nothing").mkdir()
+    (own / "good" / "b" / "1.jpg").write_bytes(b"")
+    assert main(["verify", str(own), "--own", "--open-images", "--report", str(own / "r.json")]) == 1
+    out = capsys.readouterr().out
+    assert "ready: split; would fail: good, lone, nothing" in out
+    assert "train: 1 classes have one image, the first is 'a'; add images" in out
+    assert f"nothing (train): {own}/nothing holds no subfolders" in out
+    assert f"{own}/good/b/1.jpg (UnidentifiedImageError" in out
+    with pytest.warns(UserWarning, match="1 of 3"):
+        kept = ImageFolder(own / "good", "test", bad_images="skip", known_bad=own / "r.json")
+    assert list(kept.item_keys) == ["b/0.jpg", "b/2.jpg"]
+
+
+def test_own_manifest(own, capsys):
+    lines = ["path,label,split,distribution"]
+    lines += [f"good/{c}/{i}.jpg,{c},{s},x" for c, s in (("a", "train"), ("b", "test")) for i in range(3)]
+    lines += [f"split/train/{c}/{i}.jpg,{c},train,y" for c in "ab" for i in range(4)]
+    (own / "all.csv").write_text("\n".join(lines))
+    assert main(["verify", str(own / "all.csv"), "--own"]) == 1
+    out = capsys.readouterr().out
+    assert "ready: x; would fail: y" in out
+    assert "problem: y (test): manifest" in out
+    assert "missing: 2 images" in out
+
+
+def test_own_errors(own):
+    with pytest.raises(DatasetError, match="nowhere does not exist; give a folder with one subfolder per distribution"):
+        main(["verify", str(own / "nowhere"), "--own"])
+    with pytest.raises(DatasetError, match="holds no distribution"):
+        main(["verify", str(own / "good" / "a"), "--own"])
+    with pytest.raises(ValueError, match="--own looks at others; give one of the two"):
+        main(["verify", str(own), "--own", "--datasets", "CUB"])
