@@ -263,7 +263,81 @@ void prompts_case(const Case& c) {
   for (const Buffer* b : {&grad_query, &grad_keys, &grad_attention, &grad_prompts}) b->write();
 }
 
+// Kernels with one mistake each, which the host execution must find.
+template <int kFault>
+struct FaultyKernel {
+  struct Arguments {
+    float* data;
+  };
+  static constexpr int kThreads = 64;
+  static void body(const Arguments& a) {
+    auto* shared = reinterpret_cast<float*>(dev::shared_memory());
+    const int i = dev::thread();
+    if constexpr (kFault == 0) {  // none: neighbours exchange values
+      dev::store_shared(shared + i, a.data[i]);
+      dev::sync_block();
+      a.data[i] = dev::load_shared(shared + (i + 1) % kThreads);
+    } else if constexpr (kFault == 1) {  // read without a barrier
+      dev::store_shared(shared + i, a.data[i]);
+      a.data[i] = dev::load_shared(shared + (i + 1) % kThreads);
+    } else if constexpr (kFault == 2) {  // written again before all have read
+      dev::store_shared(shared + i, a.data[i]);
+      dev::sync_block();
+      a.data[i] = dev::load_shared(shared + (i + 1) % kThreads);
+      dev::store_shared(shared + i, 0.0f);
+    } else if constexpr (kFault == 3) {  // a barrier that half of the threads miss
+      if (i < 32) {
+        dev::sync_block();
+      } else {
+        dev::ballot(i % 2 == 0);
+        if (i % 2 == 0) dev::ballot(true);  // half of a warp
+      }
+    } else if constexpr (kFault == 4) {  // lanes of a warp meet in different operations
+      if (i % 2 == 0) {
+        a.data[i] = static_cast<float>(dev::ballot(true));
+      } else {
+        a.data[i] = dev::shuffle_xor(1.0f, 1);
+      }
+    } else if constexpr (kFault == 5) {  // a copy nobody waits for
+      dev::copy_async16(shared + 4 * (i % 16), a.data + 4 * (i % 16));
+      dev::copy_async_commit();
+      dev::sync_block();
+      a.data[i] = dev::load_shared(shared + i);
+    } else if constexpr (kFault == 6) {  // behind the end of global memory
+      dev::store_global16(a.data + 4 * (i + 1), Bytes16{{0, 0, 0, 0}});
+    } else if constexpr (kFault == 7) {  // behind the end of shared memory
+      dev::store_shared(shared + i + 1, 1.0f);
+    } else if constexpr (kFault == 8) {  // 16 bytes from an address that is not a multiple of 16
+      dev::load_global16(a.data + 1);
+    }
+  }
+};
+
+template <int kFault>
+void fault_case(const Case& c) {
+  Buffer data(64 * 4);
+  data.read();
+  c.launcher().run<FaultyKernel<kFault>>(1, 64 * 4, {data.get<float>()});
+  data.write();
+}
+
+void run_fault(const Case& c) {
+  switch (c.number("fault")) {
+    case 0: return fault_case<0>(c);
+    case 1: return fault_case<1>(c);
+    case 2: return fault_case<2>(c);
+    case 3: return fault_case<3>(c);
+    case 4: return fault_case<4>(c);
+    case 5: return fault_case<5>(c);
+    case 6: return fault_case<6>(c);
+    case 7: return fault_case<7>(c);
+    case 8: return fault_case<8>(c);
+    default: dev::host::fail("unknown fault");
+  }
+}
+
 void run(const Case& c) {
+  if (c.words.at("kind") == "fault") return run_fault(c);
   const std::string kind = c.words.at("kind"), tokens = c.words.at("tokens"), residual = c.words.at("residual");
   if (kind == "prompts") return tokens == "float64" ? prompts_case<double>(c) : prompts_case<float>(c);
   if (tokens == "float64") return adapter_case<double, double>(c);

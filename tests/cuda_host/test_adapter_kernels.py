@@ -1,0 +1,255 @@
+"""The adapter's CUDA kernels, run on the host, against the definition in float64."""
+
+import shutil
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from kernel_host import Request, run
+from torch import Tensor
+
+from puma_plugin.ops import reference
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+SCALE = 0.1
+HOPPER, AMPERE_CONSUMER = 227 * 1024, 99 * 1024  # shared memory per block
+F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
+# Of the largest element. float32 goes through three TF32 products: about 2^-21 per operand.
+TOLERANCE = {F64: 1e-14, F32: 2e-6, F16: 2e-3, BF16: 1.2e-2}
+
+
+@dataclass
+class Case:
+    """Sizes, types and the device's figures of one run."""
+
+    tokens: torch.dtype
+    residual: torch.dtype
+    gate: list[float] | None  # one per sample; None: `samples` of them, all kept
+    n: int
+    c: int
+    r: int
+    samples: int = 1
+    multiprocessors: int = 2
+    shared_bytes: int = HOPPER
+    seed: int = 0
+    transposed: bool = False
+    need_tokens: bool = True
+    need_weights: bool = True
+    fused: bool = True
+
+
+@dataclass
+class Inputs:
+    residual: Tensor
+    tokens: Tensor
+    down: Tensor
+    up: Tensor
+    gate: Tensor | None
+    grad: Tensor
+
+
+def make_inputs(case: Case) -> Inputs:
+    generator = torch.Generator().manual_seed(7)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=F64)
+
+    b = case.samples if case.gate is None else len(case.gate)
+    gate = None if case.gate is None else torch.tensor(case.gate, dtype=F64 if case.tokens == F64 else F32)
+    return Inputs(
+        normal(b, case.n, case.c).to(case.residual),
+        normal(b, case.n, case.c).to(case.tokens),
+        (normal(case.c, case.r) / case.c**0.5).to(case.tokens),
+        (normal(case.r, case.c) / case.r**0.5).to(case.tokens),
+        gate,
+        normal(b, case.n, case.c).to(case.residual),
+    )
+
+
+def name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def run_kernels(case: Case, x: Inputs) -> dict[str, Tensor]:
+    b = x.tokens.shape[0]
+    words = {
+        "kind": "adapter",
+        "tokens": name(case.tokens),
+        "residual": name(case.residual),
+        "B": b,
+        "N": case.n,
+        "C": case.c,
+        "r": case.r,
+        "gate": int(x.gate is not None),
+        "scale": SCALE,
+        "multiprocessors": case.multiprocessors,
+        "shared_bytes": case.shared_bytes,
+        "seed": case.seed,
+        "transposed": int(case.transposed),
+        "need_tokens": int(case.need_tokens),
+        "need_weights": int(case.need_weights),
+        "fused": int(case.fused),
+    }
+    weights = [x.down.T, x.up.T] if case.transposed else [x.down, x.up]
+    outputs = {
+        "out": ((b, case.n, case.c), case.residual),
+        "hidden": ((b * case.n, case.r), case.tokens),
+        "grad_tokens": ((b, case.n, case.c) if case.need_tokens else (0,), case.tokens),
+        "grad_down": ((case.c, case.r) if case.need_weights else (0,), case.tokens),
+        "grad_up": ((case.r, case.c) if case.need_weights else (0,), case.tokens),
+    }
+    return run(Request(words, [x.residual, x.tokens, *weights, x.gate, x.grad], outputs))
+
+
+def expected(case: Case, x: Inputs, hidden: Tensor) -> dict[str, Tensor]:
+    """In float64. The gradients use the ReLU mask of the kernel's own forward: near 0 its sign depends on rounding."""
+    b = x.tokens.shape[0]
+    gate = torch.ones(b, dtype=F64) if x.gate is None else x.gate.double()
+    kept = gate != 0
+    tokens, down, up, grad = x.tokens[kept].double(), x.down.double(), x.up.double(), x.grad[kept].double()
+    out = x.residual.double().clone()
+    out[kept] = reference.stochastic_adapter(x.residual[kept].double(), tokens, down, up, gate[kept], SCALE)
+    activation = torch.relu(tokens @ down)
+    scaled = grad * (gate[kept] * SCALE)[:, None, None]
+    mask = hidden.reshape(activation.shape).double() > 0
+    delta = scaled @ up.T * mask
+    grad_tokens = torch.zeros(b, case.n, case.c, dtype=F64)
+    grad_tokens[kept] = delta @ down.T
+    return {
+        "out": out,
+        "hidden": activation.reshape(-1, case.r),
+        "grad_tokens": grad_tokens,
+        "grad_down": torch.einsum("bnc,bnr->cr", tokens, delta),
+        "grad_up": torch.einsum("bnr,bnc->rc", activation, scaled),
+    }
+
+
+def check(case: Case) -> dict[str, Tensor]:
+    x = make_inputs(case)
+    got = run_kernels(case, x)
+    kept = x.tokens.shape[0] if x.gate is None else int((x.gate != 0).sum())
+    got["hidden"] = got["hidden"][: kept * case.n]
+    want = expected(case, x, got["hidden"])
+    for key, value in got.items():
+        if value.numel() == 0:
+            assert want[key].numel() == 0 or (key == "grad_tokens" and not case.need_tokens) or not case.need_weights
+            continue
+        tolerance = TOLERANCE[case.residual if key == "out" and case.residual == case.tokens else case.tokens]
+        error = (value.double() - want[key]).abs().max() / want[key].abs().max().clamp_min(1e-30)
+        assert error <= tolerance, f"{key}: {error:.2e} > {tolerance:.0e}"
+    return got
+
+
+MIXED = [2.0, 0.0, 0.0, 2.0, 2.0]
+SMALL = {
+    "bf16": Case(BF16, BF16, MIXED, 17, 64, 16),
+    "fp16": Case(F16, F16, MIXED, 17, 64, 16),
+    "fp32": Case(F32, F32, MIXED, 17, 64, 16),
+    "bf16 tokens on a float32 stream, ragged": Case(BF16, F32, [0.0, 2.0, 2.0, 1.0], 37, 72, 100),
+    "fp16 tokens on a float32 stream, ragged": Case(F16, F32, [0.0, 2.0, 2.0, 1.0], 37, 72, 100),
+    "fp32, ragged": Case(F32, F32, [0.0, 2.0, 1.0], 13, 68, 100),
+    "odd r": Case(BF16, BF16, MIXED, 3, 40, 5),
+    "odd r, fp32": Case(F32, F32, MIXED, 3, 20, 7),
+    "smallest": Case(F16, F16, [1.0], 1, 8, 1),
+    "weights lying transposed": Case(BF16, BF16, MIXED, 5, 72, 24, transposed=True),
+    "all kept, no gate": Case(BF16, F32, None, 19, 64, 32, samples=3),
+    "many samples": Case(F32, F32, [float(i % 3) for i in range(300)], 1, 16, 8),
+    "negative gates": Case(F16, F16, [-2.0, 0.0, 1.5], 9, 32, 8),
+    "several passes, weights resident": Case(BF16, BF16, [2.0, 0.0] * 6, 55, 64, 16, multiprocessors=1),
+    "several passes, weights streamed": Case(
+        BF16, BF16, [2.0, 0.0] * 6, 55, 256, 16, multiprocessors=1, shared_bytes=48 * 1024
+    ),
+    "more blocks than tiles": Case(BF16, BF16, [2.0, 0.0], 5, 64, 16, multiprocessors=7),
+    "only the tokens' gradient": Case(BF16, F32, MIXED, 7, 64, 70, need_weights=False),
+    "only the weights' gradients": Case(BF16, BF16, MIXED, 7, 64, 70, need_tokens=False),
+}
+PAPER = {
+    "ViT-S, bf16, resident": Case(BF16, BF16, MIXED, 17, 384, 128),
+    "ViT-S, fp16 on float32, streamed": Case(F16, F32, [2.0, 0.0, 2.0], 9, 384, 128, shared_bytes=AMPERE_CONSUMER),
+    "ViT-S, fp32": Case(F32, F32, [0.0, 2.0], 9, 384, 128),
+    "ViT-B, bf16 on float32": Case(BF16, F32, [0.0, 2.0], 17, 768, 128),
+    "ViT-B, fp32, r=64": Case(F32, F32, [2.0, 0.0], 5, 768, 64),
+}
+GENERAL = {
+    "float64": Case(F64, F64, [0.0, 2.0, 1.0], 7, 13, 5, fused=False),
+    "fp32, C not a multiple of 4": Case(F32, F32, [0.0, 2.0, 1.0], 7, 13, 5, fused=False, transposed=True),
+    "bf16, r > 128": Case(BF16, F32, [0.0, 2.0, 1.0], 7, 24, 150, fused=False),
+    "fp16, no gate": Case(F16, F16, None, 7, 13, 9, samples=2, fused=False),
+    "float64, only tokens": Case(F64, F64, None, 7, 13, 9, samples=2, fused=False, need_weights=False),
+    "bf16, only weights": Case(BF16, BF16, [0.0, 2.0], 7, 13, 9, fused=False, need_tokens=False),
+}
+
+
+@pytest.mark.parametrize("case", SMALL.values(), ids=SMALL)
+def test_small(case: Case) -> None:
+    check(case)
+
+
+@pytest.mark.parametrize("case", PAPER.values(), ids=PAPER)
+def test_sizes_of_the_paper(case: Case) -> None:
+    check(case)
+
+
+@pytest.mark.parametrize("case", GENERAL.values(), ids=GENERAL)
+def test_general_path(case: Case) -> None:
+    check(case)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("tokens", [BF16, F32])
+def test_none_kept_passes_the_residual_untouched(tokens: torch.dtype, fused: bool) -> None:
+    case = Case(tokens, F32, [0.0, 0.0], 21, 40, 8, fused=fused)
+    x = make_inputs(case)
+    x.tokens.fill_(torch.nan)  # not even read
+    got = run_kernels(case, x)
+    assert torch.equal(got["out"], x.residual)
+    for key in ("grad_tokens", "grad_down", "grad_up"):
+        assert torch.equal(got[key], torch.zeros_like(got[key])), key
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_dropped_samples_are_skipped_not_multiplied(fused: bool) -> None:
+    case = Case(F16, F16, [2.0, 0.0, 1.0], 11, 24, 8, fused=fused)
+    x = make_inputs(case)
+    clean = run_kernels(case, x)
+    x.tokens[1], x.grad[1] = torch.nan, torch.inf
+    got = run_kernels(case, x)
+    rows = 2 * case.n
+    assert torch.equal(got["hidden"][:rows], clean["hidden"][:rows])
+    for key in ("out", "grad_tokens", "grad_down", "grad_up"):
+        assert torch.equal(got[key], clean[key]), key
+    assert torch.equal(got["out"][1], x.residual[1])
+
+
+def test_nan_gate_counts_as_kept_and_nan_passes_the_relu() -> None:
+    case = Case(BF16, BF16, [torch.nan, 1.0], 4, 16, 8)
+    x = make_inputs(case)
+    x.tokens[1, 2, 3] = torch.nan
+    got = run_kernels(case, x)
+    assert got["out"][0].isnan().all()
+    assert got["out"][1, 2].isnan().all()
+    assert got["hidden"][case.n + 2].isnan().all()
+    assert not got["out"][1, [0, 1, 3]].isnan().any()
+
+
+@pytest.mark.parametrize("case", [SMALL["bf16"], SMALL["fp32"]], ids=["bf16", "fp32"])
+def test_bits_do_not_depend_on_the_schedule(case: Case) -> None:
+    first, second = check(case), check(replace(case, seed=1))
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key
+
+
+def test_streamed_and_resident_weights_give_the_same_bits() -> None:
+    case = Case(BF16, BF16, MIXED, 9, 256, 40)
+    resident, streamed = check(case), check(replace(case, shared_bytes=48 * 1024))
+    for key, value in resident.items():
+        assert torch.equal(value, streamed[key]), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("c", [384, 768])
+@pytest.mark.parametrize(("tokens", "residual"), [(BF16, BF16), (F16, F32), (F32, F32)])
+@pytest.mark.parametrize("multiprocessors", [1, 5])
+def test_a_whole_image(tokens: torch.dtype, residual: torch.dtype, c: int, multiprocessors: int) -> None:
+    check(Case(tokens, residual, [2.0, 0.0, 2.0], 205, c, 128, multiprocessors=multiprocessors))
