@@ -1,0 +1,60 @@
+"""What this machine can do at best, measured in the same run: memory bandwidth and matrix product rate."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.machine import last_level_cache_bytes
+from benchmarks.settings import Effort
+from benchmarks.timing import Call, Samples, interleave, make_clock
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+@dataclass
+class Ceilings:
+    """Limits of the machine: the fastest samples, so that no share of a limit is flattered.
+
+    Attributes:
+        copy_bytes_per_s: bytes read plus bytes written by a large copy, per second.
+        flops_per_s: rate of a large square matrix product, by dtype.
+        samples: what both were computed from, by "copy" and "matmul_<dtype>".
+        work: bytes or FLOP of one call, by the same names.
+    """
+
+    copy_bytes_per_s: float
+    flops_per_s: dict[str, float]
+    samples: dict[str, Samples]
+    work: dict[str, float]
+
+    def floor_s(self, read_and_written: float, flops: float, dtype: str) -> tuple[float, str]:
+        """The least time for this much work (roofline), and which limit it is: "bandwidth" or "matrix product"."""
+        memory, compute = read_and_written / self.copy_bytes_per_s, flops / self.flops_per_s[dtype]
+        return (memory, "bandwidth") if memory >= compute else (compute, "matrix product")
+
+
+def measure_ceilings(device: str, dtypes: tuple[str, ...], effort: Effort) -> Ceilings:
+    """Copy and matrix products, timed in turns like everything else."""
+    smoke = effort.name == "smoke"
+    copy_bytes = 1 << 18 if smoke else max(1 << 28, 4 * last_level_cache_bytes(device))
+    side = 64 if smoke else (8192 if device == "cuda" else 2048)
+    source = torch.ones(copy_bytes // 4, device=device)
+    target = torch.zeros_like(source)
+    work: dict[str, float] = {"copy": 2.0 * source.numel() * source.element_size()}
+
+    def copy(_: int) -> Call:
+        return lambda: target.copy_(source)
+
+    contestants = {"copy": copy}
+    for name in dtypes:
+        left, right, product = (torch.randn(side, side, device=device).to(DTYPES[name]) for _ in range(3))
+
+        def multiply(_: int, left: Tensor = left, right: Tensor = right, product: Tensor = product) -> Call:
+            return lambda: torch.mm(left, right, out=product)
+
+        contestants[f"matmul_{name}"] = multiply
+        work[f"matmul_{name}"] = 2.0 * side**3
+    samples = interleave(contestants, make_clock(device, device_only=True), effort)
+    rates = {name: work[name] / min(entry.seconds) for name, entry in samples.items()}
+    return Ceilings(rates["copy"], {name: rates[f"matmul_{name}"] for name in dtypes}, samples, work)

@@ -1,0 +1,47 @@
+"""The machine that figures belong to: provenance, name of its results folder, size of its last cache."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from puma_plugin.experiments.machine import provenance
+
+DEFAULT_CACHE_BYTES = 64 << 20  # where the system does not tell: more than most have
+UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def last_level_cache_bytes(device: str) -> int:
+    """Size of the largest cache in front of the memory: L3 (or L2) of the CPU, L2 of the GPU."""
+    if device == "cuda":
+        return int(torch.cuda.get_device_properties(0).L2_cache_size)
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text(encoding="ascii").strip()
+        sizes.append(int(text.rstrip("KMG")) * UNITS.get(text[-1], 1))
+    return max(sizes, default=DEFAULT_CACHE_BYTES)
+
+
+def machine_slug(machine: dict[str, Any]) -> str:
+    """Folder name of a machine's results, such as ``amd-epyc-9354-16-cores-nvidia-h200``."""
+    cpu = re.sub(r"\((r|tm)\)|processor|cpu @ .*", " ", str(machine["cpu"]).lower())
+    text = f"{cpu} {machine['cores']} cores {machine.get('gpu') or ''}".lower()
+    return re.sub(r"[^a-z0-9]+", "-", text).strip("-")
+
+
+def machine_info(device: str) -> dict[str, Any]:
+    """What pytest-benchmark's file says about machine, versions and commit."""
+    facts = provenance()
+    info = {
+        **facts["machine"],
+        "versions": facts["versions"],
+        "commit": facts["commit"],
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "last_level_cache_bytes": last_level_cache_bytes(device),
+        "device": device,
+    }
+    if device == "cuda":
+        info["cuda"] = torch.version.cuda
+    return info

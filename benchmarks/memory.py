@@ -1,0 +1,143 @@
+"""Peak memory of a step, each contestant in a process of its own.
+
+On the CPU the process returns every freed tensor to the system at once (low allocator thresholds), so that its resident
+memory is what is alive, including scratch memory that torch does not know of. On a GPU torch's allocator counts.
+
+Of the adapter, what a forward and backward pass needs beyond its inputs; of a training step, everything: weights,
+optimizer state, gradients, activations.
+"""
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.settings import EFFORTS, MALLOC_VARIABLES, Settings, malloc_environment
+from benchmarks.subjects import load_subject
+from benchmarks.subjects.workload import Case, Workload
+
+RETURN_AT_ONCE = 1 << 16  # bytes: larger blocks go back to the system when they are freed
+STEPS = 2
+RESET = Path("/proc/self/clear_refs")
+STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Peak memory of one contestant: of a step beyond its inputs, or of everything if ``whole``."""
+
+    subject: str
+    case: Case
+    mode: str
+    contestant: str
+    whole: bool
+
+    @property
+    def id(self) -> str:
+        return f"{self.subject}-{self.case.id}-{self.mode}-{self.contestant}"
+
+
+def measurable() -> bool:
+    """Whether the system tells a process's peak memory and lets it be reset (Linux does)."""
+    return RESET.exists() and STATUS.exists()
+
+
+def memory_plans(settings: Settings) -> list[MemoryPlan]:
+    """The adapter at the paper's size and the training step; once per run, whatever the allocator's setting."""
+    from benchmarks.subjects.adapter import AdapterCase
+    from benchmarks.subjects.training_step import StepCase
+
+    if settings.device == "cpu" and settings.malloc == "raised":
+        return []
+    if settings.smoke:
+        adapters, steps = [AdapterCase(3, 5, 16, 4)], []
+    elif settings.device == "cuda":
+        adapters = [AdapterCase(dtype="bfloat16"), AdapterCase(dtype="bfloat16", drop=0.0)]
+        steps = [StepCase(batch=180, precision="bfloat16")]
+    else:
+        adapters = [AdapterCase(), AdapterCase(dtype="bfloat16"), AdapterCase(drop=0.0)][: 3 if settings.full else 1]
+        steps = [StepCase(batch=8), StepCase(batch=32)][: 2 if settings.full else 1]
+    names = ("ours", "authors", "fixed", "indexed")
+    return [MemoryPlan("adapter", case, "both", name, False) for case in adapters for name in names] + [
+        MemoryPlan("training_step", case, "step", name, True)
+        for case in steps
+        for name in ("ours", "authors", "fixed", "full_fine_tuning")
+    ]
+
+
+def measure(plan: MemoryPlan, device: str) -> int:
+    """Peak bytes, measured in a fresh process.
+
+    Raises:
+        RuntimeError: the process failed; the message is its last line.
+    """
+    environment = malloc_environment("default")
+    environment.update(dict.fromkeys(MALLOC_VARIABLES, str(RETURN_AT_ONCE)))
+    arguments = [plan.subject, json.dumps(asdict(plan.case)), plan.mode, plan.contestant, device]  # type: ignore[call-overload]
+    command = [sys.executable, "-m", "benchmarks.memory", *arguments, *(["--whole"] if plan.whole else [])]
+    folder = Path(__file__).resolve().parents[1]
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{plan.id}: {done.stderr.strip().splitlines()[-1] if done.stderr else done.returncode}")
+    return int(json.loads(done.stdout.splitlines()[-1])["peak_bytes"])
+
+
+def peak_bytes(subject_name: str, case: dict[str, Any], mode: str, contestant: str, device: str, whole: bool) -> int:
+    """Peak bytes of ``STEPS`` steps in this process, which should have done nothing else before."""
+    subject = load_subject(subject_name)
+    # A tiny run first: libraries allocate on first use.
+    tiny = Settings(EFFORTS["smoke"], device, "default", compiled=False)
+    _run(subject.workload(subject.plans(tiny)[0].case, device), subject.plans(tiny)[0].mode, contestant)
+    gc.collect()
+    baseline = _current(device)
+    workload = subject.workload(subject.case(**case), device)
+    workload.prepare(contestant, mode, 0)  # makes the inputs; its own results are dropped
+    gc.collect()
+    if not whole:
+        baseline = _current(device)
+    _reset_peak(device)
+    _run(workload, mode, contestant)
+    return _peak(device) - baseline
+
+
+def _run(workload: Workload, mode: str, contestant: str) -> None:
+    for index in range(STEPS):
+        workload.prepare(contestant, mode, index)()
+
+
+def _current(device: str) -> int:
+    return torch.cuda.memory_allocated() if device == "cuda" else _resident("VmRSS")
+
+
+def _peak(device: str) -> int:
+    return torch.cuda.max_memory_allocated() if device == "cuda" else _resident("VmHWM")
+
+
+def _reset_peak(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        RESET.write_text("5", encoding="ascii")
+
+
+def _resident(field: str) -> int:
+    for line in STATUS.read_text(encoding="ascii").splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"{STATUS} has no {field}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Peak memory of one contestant, in this process; prints JSON.")
+    for name in ("subject", "case", "mode", "contestant", "device"):
+        parser.add_argument(name)
+    parser.add_argument("--whole", action="store_true")
+    given = parser.parse_args()
+    peak = peak_bytes(given.subject, json.loads(given.case), given.mode, given.contestant, given.device, given.whole)
+    print(json.dumps({"peak_bytes": peak}))

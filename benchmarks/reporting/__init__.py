@@ -1,0 +1,19 @@
+"""Reading result files, and what they are turned into."""
+
+from pathlib import Path
+
+from benchmarks.reporting.results import load_results
+from benchmarks.reporting.tables import report_text
+from puma_plugin.utils import atomic_write
+
+
+def write_report(path: Path) -> str:
+    """Write tables and plots of a result file next to it; the tables as text."""
+    from benchmarks.reporting.plots import write_plots  # matplotlib is slow to import
+
+    results = load_results(path)
+    text = report_text(results)
+    with atomic_write(path.with_suffix(".md")) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    write_plots(results, path.parent / "plots")
+    return text

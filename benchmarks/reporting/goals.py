@@ -1,0 +1,156 @@
+"""What the package set out to reach, and whether a result file shows it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.reporting.results import OURS, Results
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One figure to reach.
+
+    Attributes:
+        text: what it says.
+        device: "cpu" or "cuda".
+        subject, case, mode: which comparison; ``case`` gives the fields that have to match.
+        kind: "ratio" (time of ``against`` over ours, at least), "seconds" (our time, at most) or "memory" (peak of
+            ``against`` over ours, at least).
+        needed: the figure.
+        against: the contestant on the other side.
+    """
+
+    text: str
+    device: str
+    subject: str
+    case: Mapping[str, Any] = field(hash=False)
+    mode: str
+    kind: str
+    needed: float
+    against: str = ""
+
+
+def _adapter(device: str, mode: str, against: str, needed: float, **case: Any) -> Goal:
+    sizes = ", ".join(f"{name} {value:g}" if not isinstance(value, str) else value for name, value in case.items())
+    text = f"adapter, {mode}: {sizes}; against {against}"
+    fields = {"width": 384, "adapter_dim": 128, "residual_dtype": "", **case}
+    return Goal(text, device, "adapter", fields, mode, "ratio", needed, against)
+
+
+def _cpu_adapter() -> list[Goal]:
+    table = {
+        ("float32", 180, 0.5): (2.6, 2.0),
+        ("bfloat16", 180, 0.5): (4.0, 2.5),
+        ("float32", 180, 0.0): (1.4, 1.2),
+        ("bfloat16", 180, 0.0): (2.2, 1.2),
+        ("float32", 32, 0.5): (2.5, 1.9),
+        ("bfloat16", 32, 0.5): (3.0, 1.7),
+    }
+    goals = []
+    for (dtype, batch, drop), needed in table.items():
+        for against, ratio in zip(("authors_compiled", "fixed"), needed, strict=True):
+            goals.append(_adapter("cpu", "both", against, ratio, dtype=dtype, batch=batch, drop=drop))
+    for dtype in ("float32", "bfloat16"):
+        for against in ("authors_compiled", "fixed"):
+            goals.append(_adapter("cpu", "forward", against, 1.0, dtype=dtype, batch=180, drop=0.0))
+    return goals
+
+
+def _cuda_adapter() -> list[Goal]:
+    goals = []
+    for width, microseconds in ((384, 44), (768, 82)):
+        case = {"dtype": "bfloat16", "batch": 180, "width": width}
+        for against, ratio in (("fixed_compiled", 2.2), ("authors", 4.0), ("indexed", 1.5)):
+            goals.append(_adapter("cuda", "both", against, ratio, drop=0.5, **case))
+        goals.append(_adapter("cuda", "both", "fixed_compiled", 1.1, drop=0.0, **case))
+        fields = {**case, "adapter_dim": 128, "drop": 0.5, "residual_dtype": ""}
+        text = f"adapter, both: bfloat16, batch 180, width {width}, drop 0.5; at most {microseconds} us"
+        goals.append(Goal(text, "cuda", "adapter", fields, "both", "seconds", microseconds * 1e-6))
+    return goals
+
+
+def _cpu_others() -> list[Goal]:
+    goals = []
+    size = {"batch": 180, "width": 384}
+    for against, ratio in (("authors", 12.0), ("authors_compiled", 2.0)):
+        text = f"prompt matching, both; against {against}"
+        goals.append(Goal(text, "cpu", "prompts", size, "both", "ratio", ratio, against))
+    for dtype in ("float32", "bfloat16"):
+        case = {"batch": 180, "drop": 0.5, "dtype": dtype}
+        text = f"adapter, peak memory of both: {dtype}, drop 0.5; against authors"
+        goals.append(Goal(text, "cpu", "adapter", case, "both", "memory", 2.0, "authors"))
+    full = "full_fine_tuning"
+    for batch in (8, 32):
+        step, fields = f"training step, batch {batch}", {"batch": batch}
+        goals += [
+            Goal(f"{step}; against authors", "cpu", "training_step", fields, "step", "ratio", 1.22, "authors"),
+            Goal(f"{step}; against {full}", "cpu", "training_step", fields, "step", "ratio", 1 / 0.77, full),
+            Goal(
+                f"{step}, peak memory; against {full}", "cpu", "training_step", fields, "step", "memory", 1 / 0.6, full
+            ),
+        ]
+    for mode, microseconds in (("without_gradient", 5), ("with_gradient", 15)):
+        text = f"host overhead of a call {mode.replace('_', ' ')}; at most {microseconds} us"
+        goals.append(Goal(text, "cpu", "overhead", {}, mode, "seconds", microseconds * 1e-6))
+    return goals
+
+
+_CUDA_STEP = Goal(
+    "training step, batch 180; against authors",
+    "cuda",
+    "training_step",
+    {"batch": 180},
+    "step",
+    "ratio",
+    1.4,
+    "authors",
+)
+GOALS: list[Goal] = [*_cpu_adapter(), *_cpu_others(), *_cuda_adapter(), _CUDA_STEP]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A goal and what was measured: None if the file does not hold it."""
+
+    goal: Goal
+    measured: float | None
+
+    @property
+    def reached(self) -> bool | None:
+        if self.measured is None:
+            return None
+        if self.goal.kind == "seconds":
+            return self.measured <= self.goal.needed
+        return self.measured >= self.goal.needed
+
+
+def judge(results: Results) -> list[Verdict]:
+    """All goals of the file's device, in the setting that flatters us least."""
+    device = results.machine["device"]
+    return [Verdict(goal, _measured(goal, results)) for goal in GOALS if goal.device == device]
+
+
+def _measured(goal: Goal, results: Results) -> float | None:
+    if goal.kind == "memory":
+        return memory_ratio(results, goal.subject, goal.case, goal.against)
+    for comparison in results.comparisons(goal.subject):
+        if comparison.mode == goal.mode and _matches(goal.case, comparison.case):
+            value = comparison.ours() if goal.kind == "seconds" else comparison.ratio(goal.against)
+            if value is not None:
+                return value
+    return None
+
+
+def memory_ratio(results: Results, subject: str, case: Mapping[str, Any], against: str) -> float | None:
+    """Peak memory of a contestant over ours; None where one of both was not measured."""
+    peaks = {
+        row["contestant"]: row["peak_bytes"]
+        for row in results.memory
+        if row["subject"] == subject and _matches(case, row["case"])
+    }
+    return peaks[against] / peaks[OURS] if against in peaks and OURS in peaks else None
+
+
+def _matches(wanted: Mapping[str, Any], case: Mapping[str, Any]) -> bool:
+    return all(case.get(name) == value for name, value in wanted.items())

@@ -1,0 +1,150 @@
+"""Plots of a result file: ratio bars, roofline, cost against batch size and against drop probability."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.reporting.results import OURS, Comparison, Results, Row
+from puma_plugin.utils import atomic_write
+
+# Colours that colour-blind readers can tell apart (Okabe and Ito), one per contestant everywhere.
+COLOURS = {
+    "ours": "#0072b2",
+    "authors": "#d55e00",
+    "authors_compiled": "#e69f00",
+    "fixed": "#009e73",
+    "fixed_compiled": "#56b4e9",
+    "indexed": "#cc79a7",
+    "triton": "#000000",
+    "two_products": "#009e73",
+    "two_products_compiled": "#56b4e9",
+}
+OTHER_COLOUR = "#999999"
+SETTING_STYLE = {"cuda": "-", "malloc_raised": "-", "malloc_default": ":"}
+
+
+def write_plots(results: Results, folder: Path) -> list[Path]:
+    """Write every plot that the file has data for; their paths."""
+    plots: dict[str, Callable[[Results], Figure | None]] = {
+        "ratios": ratio_bars,
+        "roofline": roofline,
+        "cost_against_batch": lambda entry: curves(entry, "batch", "batch size B"),
+        "cost_against_drop": lambda entry: curves(entry, "drop", "drop probability p"),
+    }
+    written = []
+    for name, draw in plots.items():
+        figure = draw(results)
+        if figure is None:
+            continue
+        path = folder / f"{name}.svg"
+        # Same data, same file: no date and no random ids inside.
+        with matplotlib.rc_context({"svg.hashsalt": "puma_plugin"}), atomic_write(path) as temporary:
+            figure.savefig(temporary, format="svg", metadata={"Date": None}, bbox_inches="tight")
+        written.append(path)
+    return written
+
+
+def ratio_bars(results: Results) -> Figure | None:
+    """Time over ours of every contestant, forward and backward of the operators and the training step."""
+    chosen = [
+        entry
+        for entry in results.comparisons()
+        if (entry.subject, entry.mode) in (("adapter", "both"), ("prompts", "both"), ("training_step", "step"))
+        and OURS in entry.shown
+    ]
+    bars = [(entry, name) for entry in chosen for name in entry.contestants if entry.ratio(name) and name != OURS]
+    if not bars:
+        return None
+    figure = Figure(figsize=(8, 0.22 * (len(bars) + len(chosen)) + 1))
+    axes = figure.subplots()
+    position, ticks = 0.0, []
+    labelled: set[str] = set()
+    for entry in chosen:
+        names = [name for other, name in bars if other is entry]
+        ticks.append((position + (len(names) - 1) / 2, f"{entry.subject}\n{entry.case_id}"))
+        for name in names:
+            label = None if name in labelled else name.replace("_", " ")
+            labelled.add(name)
+            ratio = entry.ratio(name)
+            axes.barh(position, ratio, color=COLOURS.get(name, OTHER_COLOUR), label=label)
+            axes.text(ratio, position, f" {ratio:.2f}", va="center", fontsize=6)
+            position += 1
+        position += 1
+    axes.axvline(1.0, color=COLOURS[OURS])
+    axes.set_yticks([tick for tick, _ in ticks], [text for _, text in ticks], fontsize=6)
+    axes.invert_yaxis()
+    axes.set_xlabel("time over ours (ours = 1), in the setting that flatters ours least")
+    axes.legend(fontsize=7)
+    return figure
+
+
+def roofline(results: Results) -> Figure | None:
+    """Rate of the adapter's necessary work against its intensity, under the measured ceilings."""
+    rows = [row for entry in results.comparisons("adapter") for row in entry.shown.values() if row.limit]
+    rows = [row for row in rows if row.limit and row.limit["bytes"] and row.mode == "both"]
+    if not rows or not results.ceilings:
+        return None
+    figure = Figure(figsize=(7, 5))
+    axes = figure.subplots()
+    ceilings = results.ceilings[-1]
+    intensities = [_intensity(row) for row in rows]
+    low, high = min(intensities) / 4, max(intensities) * 4
+    for dtype in dict.fromkeys(str(row.case["dtype"]) for row in rows):
+        peak = ceilings["flops_per_s"][dtype]
+        knee = peak / ceilings["copy_bytes_per_s"]
+        xs = [low, min(max(knee, low), high), high]
+        axes.plot(xs, [min(peak, x * ceilings["copy_bytes_per_s"]) for x in xs], color="black", linewidth=0.8)
+        axes.text(high, peak, f" {dtype}", fontsize=7, va="center")
+    labelled: set[str] = set()
+    for row, intensity in zip(rows, intensities, strict=True):
+        label = None if row.contestant in labelled else row.contestant.replace("_", " ")
+        labelled.add(row.contestant)
+        assert row.limit is not None
+        colour = COLOURS.get(row.contestant, OTHER_COLOUR)
+        axes.plot(intensity, row.limit["flops"] / row.median, "o", color=colour, label=label, markersize=4)
+    axes.set(xscale="log", yscale="log", xlabel="necessary FLOP per necessary byte", ylabel="necessary FLOP per second")
+    axes.legend(fontsize=7)
+    return figure
+
+
+def _intensity(row: Row) -> float:
+    assert row.limit is not None
+    return float(row.limit["flops"]) / float(row.limit["bytes"])
+
+
+def curves(results: Results, variable: str, label: str) -> Figure | None:
+    """Time of the adapter against one of its sizes, everything else as in the paper; one panel per dtype."""
+    entries = [entry for entry in results.comparisons("adapter") if entry.mode == "both"]
+    paper = {"batch": 180, "drop": 0.5, "width": 384, "adapter_dim": 128, "residual_dtype": ""}
+    fixed = {name: value for name, value in paper.items() if name != variable}
+    entries = [entry for entry in entries if all(entry.case[name] == value for name, value in fixed.items())]
+    dtypes = [
+        dtype
+        for dtype in dict.fromkeys(str(entry.case["dtype"]) for entry in entries)
+        if len({entry.case[variable] for entry in entries if entry.case["dtype"] == dtype}) > 1
+    ]
+    if not dtypes:
+        return None
+    figure = Figure(figsize=(4.5 * len(dtypes), 3.5))
+    for axes, dtype in zip(figure.subplots(1, len(dtypes), squeeze=False)[0], dtypes, strict=True):
+        _panel(axes, [entry for entry in entries if entry.case["dtype"] == dtype], variable)
+        axes.set(title=dtype, xlabel=label, ylabel="forward + backward, ms")
+        axes.set_ylim(bottom=0)
+        axes.legend(fontsize=6)
+    return figure
+
+
+def _panel(axes: Axes, entries: Iterable[Comparison], variable: str) -> None:
+    lines: dict[str, list[tuple[Any, float]]] = {}
+    for entry in entries:
+        for name, row in entry.shown.items():
+            lines.setdefault(name, []).append((entry.case[variable], row.median * 1e3))
+    for name, points in lines.items():
+        points.sort()
+        xs, ys = zip(*points, strict=True)
+        colour = COLOURS.get(name, OTHER_COLOUR)
+        axes.plot(xs, ys, "o-", color=colour, label=name.replace("_", " "), markersize=3, linewidth=1)

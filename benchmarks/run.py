@@ -1,0 +1,111 @@
+"""``python -m benchmarks.run``: measure, write the result file, its tables and its plots.
+
+On the CPU the suites run twice, each time in a process of its own: with the C library's default allocator settings and
+with raised thresholds, because these are read when a process starts.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from benchmarks.reporting import write_report
+from benchmarks.settings import EFFORTS, SUITES, choose_device, malloc_environment
+from puma_plugin.utils import atomic_write
+
+ROOT = Path(__file__).resolve().parents[1]
+SUITES_FOLDER = ROOT / "benchmarks" / "suites"
+RESULTS = ROOT / "benchmarks" / "results"
+BUSY = 0.5  # load per core
+LISTS = ("benchmarks", "memory", "ceilings", "settings")  # of the result file; several processes' are joined
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code is 1 if a contestant failed or disagreed."""
+    parser = argparse.ArgumentParser(prog="puma bench", description=__doc__)
+    parser.add_argument("--effort", choices=list(EFFORTS), default="full", help="default: full")
+    parser.add_argument("--quick", action="store_const", const="quick", dest="effort", help="same as --effort quick")
+    parser.add_argument(
+        "--suites", nargs="+", choices=SUITES, default=list(SUITES), metavar="SUITE", help=", ".join(SUITES)
+    )
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument(
+        "--malloc", choices=["both", "default", "raised"], default="both", help="allocator thresholds; default: both"
+    )
+    parser.add_argument("--no-compiled", action="store_true", help="leave out the torch.compile contestants")
+    parser.add_argument("--out", type=Path, help="folder for the results; default: benchmarks/results/<machine>")
+    given = parser.parse_args(arguments)
+    try:
+        device = choose_device(given.device)
+    except ValueError as error:
+        parser.error(str(error))
+    warn_if_busy()
+    settings = ["default"] if device == "cuda" else ["default", "raised"] if given.malloc == "both" else [given.malloc]
+
+    codes, parts = [], []
+    for setting in settings:
+        print(f"== {device}, allocator thresholds: {setting}", flush=True)
+        code, result = measure(given.suites, given.effort, device, setting, given.no_compiled)
+        codes.append(code)
+        parts += [result] if result else []
+    if not parts:
+        print("nothing was measured; no result file is written", file=sys.stderr)
+        return 1
+    merged = merge(parts)
+    from benchmarks.machine import machine_slug  # imports torch, which `--help` need not wait for
+
+    folder = given.out or RESULTS / machine_slug(merged["machine_info"])
+    path = folder / f"{result_name(merged, given.effort)}.json"
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(merged, indent=1), encoding="utf-8")
+    print(write_report(path), f"result file: {path}", sep="\n")
+    return int(any(codes))
+
+
+def warn_if_busy() -> None:
+    """Say so if other processes use this machine: the figures would be theirs as much as ours."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > BUSY * cores:
+        print(f"the machine is busy (load {load:.1f}, {cores} cores): figures will be unreliable", file=sys.stderr)
+
+
+def measure(
+    suites: Sequence[str], effort: str, device: str, setting: str, no_compiled: bool
+) -> tuple[int, dict[str, Any] | None]:
+    """Run suites in one process with one allocator setting; its exit code and its result, None if there is none."""
+    with tempfile.TemporaryDirectory(prefix="puma_bench_") as folder:
+        path = Path(folder) / "result.json"
+        files = [str(SUITES_FOLDER / f"bench_{name}.py") for name in suites]
+        options = [f"--effort={effort}", f"--bench-device={device}", *(["--no-compiled"] if no_compiled else [])]
+        # One line per comparison (-s) and failures, nothing else.
+        quiet = ["-q", "-s", "-rNfE", "--no-header", "--benchmark-quiet", "--continue-on-collection-errors"]
+        plugins = ["-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", *files, *options, *quiet, *plugins, f"--benchmark-json={path}"]
+        code = subprocess.run(command, cwd=ROOT, env=malloc_environment(setting), check=False).returncode
+        return code, json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def merge(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Join the results of several processes of one run."""
+    merged = dict(parts[0])
+    for name in LISTS:
+        merged[name] = [entry for part in parts for entry in part[name]]
+    return merged
+
+
+def result_name(result: dict[str, Any], effort: str) -> str:
+    """Date, commit and effort, as in ``2026-01-31-1530-0123abc-full``."""
+    date = datetime.fromisoformat(result["datetime"]).astimezone(timezone.utc)
+    commit = str(result["machine_info"].get("commit") or "unversioned")
+    commit = commit[:7] + ("+" if "+" in commit else "")
+    return f"{date:%Y-%m-%d-%H%M}-{commit}-{effort}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

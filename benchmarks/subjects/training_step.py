@@ -1,0 +1,177 @@
+"""A whole training step of a vision transformer: PUMA in several forms, without adapters, and full fine-tuning."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.agreement import DisagreementError, relative_errors, require_agreement
+from benchmarks.ceilings import Ceilings
+from benchmarks.peers.vit import trainable, use_authors_form, use_fixed_form
+from benchmarks.settings import Settings
+from benchmarks.subjects.workload import Limit, Plan, Workload
+from benchmarks.timing import Call
+from puma_plugin import EmbeddingHead, UnifiedEmbedder, adapt
+
+# The same function computed in several ways ...
+FORMS = ("ours", "authors", "fixed")
+# ... and two other ways to train: prompts only, and every weight.
+OTHERS = ("no_adapters", "full_fine_tuning")
+EMBEDDING_SIZE = 128
+CLASSES = 1000
+BATCHES = 4  # rotating batches of images
+CHECK_BATCH = 4
+LEARNING_RATE = 1e-6  # the weights stay near their start, so that all steps cost the same
+# Of gradients through a whole network: a few activations near 0 get another sign by rounding alone.
+TOLERANCE = {"float32": 1e-2, "bfloat16": 1e-1}
+
+
+@dataclass(frozen=True)
+class StepCase:
+    """A training step.
+
+    Attributes:
+        model: a timm vision transformer, with random weights.
+        batch, image_size: images per step and their side in pixels.
+        depth: blocks.
+        adapter_dim, drop: r and p of the adapters.
+        precision: "float32", or "bfloat16" for autocast.
+    """
+
+    model: str = "vit_small_patch16_224"
+    batch: int = 8
+    image_size: int = 224
+    depth: int = 12
+    adapter_dim: int = 128
+    drop: float = 0.5
+    precision: str = "float32"
+
+    @property
+    def id(self) -> str:
+        return f"{self.model}-B{self.batch}-{self.image_size}px-p{self.drop:g}-{self.precision}"
+
+
+@dataclass
+class Trainee:
+    """A model under training."""
+
+    model: UnifiedEmbedder
+    proxies: nn.Parameter
+    optimizer: torch.optim.Optimizer
+
+
+class StepWorkload(Workload):
+    """One step: forward, cross-entropy against normalised proxies, backward, clipped gradients, AdamW."""
+
+    device_only = False
+    case: StepCase
+
+    def model(self, contestant: str) -> UnifiedEmbedder:
+        """A fresh model of the contestant, on the CPU, the same weights every time."""
+        case = self.case
+        torch.manual_seed(0)
+        trunk: Any = timm.create_model(case.model, num_classes=0, img_size=case.image_size, depth=case.depth)
+        if contestant in FORMS:
+            adapt(trunk, adapter_dim=case.adapter_dim, drop=case.drop)
+            for adapter in trunk.adapters():
+                nn.init.normal_(adapter.up, std=0.02)  # so that the adapters add something from the start
+        elif contestant == "no_adapters":
+            adapt(trunk, blocks=())
+        elif contestant != "full_fine_tuning":
+            raise ValueError(f"unknown contestant {contestant!r}; there are {(*FORMS, *OTHERS)}")
+        if contestant == "authors":
+            use_authors_form(trunk)
+        elif contestant == "fixed":
+            use_fixed_form(trunk)
+        return UnifiedEmbedder(trunk, EmbeddingHead(trunk.embed_dim, EMBEDDING_SIZE)).train()
+
+    @cached_property
+    def trainees(self) -> dict[str, Trainee]:
+        """Models under training by contestant, filled as they are needed."""
+        return {}
+
+    def trainee(self, contestant: str) -> Trainee:
+        """The contestant's model with its optimizer."""
+        if contestant not in self.trainees:
+            model = self.model(contestant).to(self.device)
+            proxies = nn.Parameter(self._proxies().to(self.device))
+            optimizer = torch.optim.AdamW([*trainable(model), proxies], lr=LEARNING_RATE)
+            self.trainees[contestant] = Trainee(model, proxies, optimizer)
+        return self.trainees[contestant]
+
+    @cached_property
+    def batches(self) -> list[tuple[Tensor, Tensor]]:
+        return [self._batch(seed, self.case.batch) for seed in range(BATCHES)]
+
+    def _batch(self, seed: int, size: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        side = self.case.image_size
+        images = torch.randn(size, 3, side, side, generator=generator)
+        return images.to(self.device), torch.randint(CLASSES, (size,), generator=generator).to(self.device)
+
+    def _proxies(self) -> Tensor:
+        return torch.randn(CLASSES, EMBEDDING_SIZE, generator=torch.Generator().manual_seed(1))
+
+    def loss(self, model: UnifiedEmbedder, proxies: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy against normalised proxies plus the prompts' penalty."""
+        lowered = self.case.precision == "bfloat16" and images.dtype is not torch.float64
+        with torch.autocast(self.device, torch.bfloat16, enabled=lowered):
+            embeddings = model(images)
+        logits = 16.0 * embeddings.to(proxies.dtype) @ F.normalize(proxies, dim=-1).T
+        return F.cross_entropy(logits, labels) + model.prompt_penalty()
+
+    def prepare(self, contestant: str, mode: str, index: int) -> Call:
+        trainee, (images, labels) = self.trainee(contestant), self.batches[index % BATCHES]
+
+        def step() -> None:
+            self.loss(trainee.model, trainee.proxies, images, labels).backward()
+            parameters = [parameter for group in trainee.optimizer.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_value_(parameters, 1.0)
+            trainee.optimizer.step()
+            trainee.optimizer.zero_grad(set_to_none=True)
+
+        return step
+
+    def _results(self, model: UnifiedEmbedder, convert: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """Loss and all gradients of one small batch."""
+        images, labels = self._batch(99, min(CHECK_BATCH, self.case.batch))
+        torch.manual_seed(7)  # the same gates for every form
+        loss = self.loss(model, convert(self._proxies()).to(self.device), convert(images), labels)
+        loss.backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        return {"loss": loss.detach(), **gradients}
+
+    def reference(self) -> dict[str, Tensor]:
+        return self._results(self.model("fixed").to(self.device).double(), Tensor.double)
+
+    def check(self, contestant: str, reference: dict[str, Tensor]) -> dict[str, float]:
+        results = self._results(self.model(contestant).to(self.device), lambda tensor: tensor)
+        if contestant in OTHERS:
+            if not results["loss"].isfinite():
+                raise DisagreementError("the loss is not finite")
+            return {}
+        if results.keys() != reference.keys():
+            raise DisagreementError(f"gradients of other parameters: {sorted(results.keys() ^ reference.keys())}")
+        names = list(reference)
+        errors = relative_errors([results[name] for name in names], [reference[name] for name in names], names)
+        require_agreement(errors, TOLERANCE[self.case.precision])
+        return {"loss": errors["loss"], "worst gradient": max(errors.values())}
+
+    def limit(self, mode: str, ceilings: Ceilings) -> Limit:
+        return Limit(None, "contestant no_adapters")
+
+
+def plans(settings: Settings) -> list[Plan]:
+    """ViT-S/16 as in the paper: small batches on a CPU, the paper's batch on a GPU."""
+    everyone = (*FORMS, *OTHERS)
+    if settings.smoke:
+        return [Plan(StepCase("vit_tiny_patch16_224", 2, 32, 2, 8), "step", everyone)]
+    if settings.device == "cuda":
+        return [Plan(StepCase(batch=180, precision="bfloat16"), "step", everyone)]
+    batches = (8, 32) if settings.full and settings.malloc == "raised" else (8,)
+    return [Plan(StepCase(batch=batch), "step", everyone) for batch in batches]

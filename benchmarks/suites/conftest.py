@@ -1,0 +1,121 @@
+"""Options, fixtures and the extra fields of the result file; see `benchmarks.run` for the command."""
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from statistics import median
+from typing import Any
+
+import pytest
+
+from benchmarks.machine import machine_info
+from benchmarks.memory import MemoryPlan, memory_plans
+from benchmarks.replay import replay
+from benchmarks.session import BenchSession, Record
+from benchmarks.settings import EFFORTS, Settings, choose_device, malloc_setting
+from benchmarks.subjects import load_subject
+from benchmarks.subjects.workload import Plan
+
+SESSION: pytest.StashKey[BenchSession] = pytest.StashKey()
+MEMORY: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
+LOAD: pytest.StashKey[float] = pytest.StashKey()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("puma_plugin benchmarks")
+    group.addoption("--effort", choices=list(EFFORTS), default="quick", help="how much is measured (default: quick)")
+    group.addoption("--bench-device", choices=["auto", "cpu", "cuda"], default="auto")
+    group.addoption("--no-compiled", action="store_true", help="leave out the torch.compile contestants")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings = Settings(
+        EFFORTS[config.getoption("--effort")],
+        choose_device(config.getoption("--bench-device")),
+        malloc_setting(),
+        not config.getoption("--no-compiled"),
+    )
+    config.stash[SESSION] = BenchSession(settings)
+    config.stash[MEMORY] = []
+    config.stash[LOAD] = os.getloadavg()[0]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    session = metafunc.config.stash[SESSION]
+    if "plan" in metafunc.fixturenames:
+        pairs = [
+            pytest.param(plan, name, id=f"{plan.case.id}-{plan.mode}-{session.settings.label}-{name}")
+            for plan in load_subject(metafunc.module.SUBJECT).plans(session.settings)
+            for name in plan.contestants
+        ]
+        metafunc.parametrize(("plan", "contestant"), pairs)
+    if "ceiling" in metafunc.fixturenames:
+        metafunc.parametrize("ceiling", ["copy", *(f"matmul_{dtype}" for dtype in session.dtypes)])
+    if "memory_plan" in metafunc.fixturenames:
+        plans = memory_plans(session.settings)
+        metafunc.parametrize("memory_plan", plans, ids=[plan.id for plan in plans])
+
+
+@pytest.fixture
+def bench_session(request: pytest.FixtureRequest) -> BenchSession:
+    return request.config.stash[SESSION]
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest, bench_session: BenchSession, benchmark: Any) -> Record:
+    """Check and time a plan's contestants in turns, once per plan; hand this contestant's samples to the benchmark."""
+    subject = load_subject(request.module.SUBJECT)
+
+    def run(plan: Plan, contestant: str) -> None:
+        outcome, fresh = bench_session.outcome(subject, plan)
+        if fresh:
+            medians = {name: median(samples.seconds) for name, samples in outcome.samples.items()}
+            print(_progress(f"{subject.name} {plan.case.id} {plan.mode}", medians), flush=True)
+        if contestant in outcome.failures:
+            raise outcome.failures[contestant]
+        benchmark.group = f"{subject.name} {plan.case.id} {plan.mode} {bench_session.settings.label}"
+        benchmark.extra_info.update(bench_session.extra_info(subject, plan, contestant, outcome))
+        replay(benchmark, outcome.samples[contestant].seconds)
+
+    return run
+
+
+@pytest.fixture
+def remember_memory(request: pytest.FixtureRequest) -> Callable[[MemoryPlan, int], None]:
+    """Put a peak into the result file."""
+
+    def remember(plan: MemoryPlan, peak: int) -> None:
+        row = {"subject": plan.subject, "case": asdict(plan.case), "case_id": plan.case.id, "mode": plan.mode}  # type: ignore[call-overload]
+        request.config.stash[MEMORY].append(
+            {**row, "contestant": plan.contestant, "whole": plan.whole, "peak_bytes": peak}
+        )
+        print(f"memory {plan.id}: {peak / 2**20:.1f} MiB", flush=True)
+
+    return remember
+
+
+def _progress(title: str, medians: dict[str, float]) -> str:
+    ours = medians.get("ours")
+    entries = []
+    for name, seconds in medians.items():
+        ratio = f" ({seconds / ours:.2f}x)" if ours and name != "ours" else ""
+        entries.append(f"{name} {seconds * 1e3:.4g} ms{ratio}")
+    return f"{title}: {', '.join(entries)}"
+
+
+def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, Any]:
+    return machine_info(config.stash[SESSION].settings.device)
+
+
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    settings = config.stash[SESSION].settings
+    output_json["settings"] = [{**asdict(settings), "load_average_before": config.stash[LOAD]}]
+    output_json["memory"] = config.stash[MEMORY]
+    ceilings = config.stash[SESSION].ceilings
+    output_json["ceilings"] = [
+        {
+            "setting": settings.label,
+            "copy_bytes_per_s": ceilings.copy_bytes_per_s,
+            "flops_per_s": ceilings.flops_per_s,
+        }
+    ]

@@ -1,0 +1,114 @@
+"""What the comparison of two files says is outside noise."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.report import main
+from benchmarks.reporting.compare import compare, comparison_text
+from benchmarks.reporting.results import load_results
+
+PEERS = ("authors", "fixed", "indexed", "authors_compiled", "fixed_compiled", "triton")
+
+
+def write(
+    files: Any, name: str, ours: float, drift: float = 1.0, spread: float = 0.01, seed: int = 0, **machine: Any
+) -> Path:
+    """Ours takes ``ours`` ms; all contestants ``drift`` times as long as on the first day."""
+    seed = 100 * seed + sum(map(ord, name))
+    rows = [files.entry("ours", files.noisy(ours * 1e-3 * drift, spread, seed=seed))]
+    rows += [
+        files.entry(peer, files.noisy((2 + index) * 1e-3 * drift, spread, seed=seed + index + 1))
+        for index, peer in enumerate(PEERS)
+    ]
+    return files.write(name, rows, **machine)
+
+
+def verdicts(old: Path, new: Path) -> dict[str, str]:
+    changes = compare(load_results(old), load_results(new)).changes
+    return {change.new.contestant: change.verdict for change in changes}
+
+
+def test_same_speed_is_within_noise(files: Any) -> None:
+    result = verdicts(write(files, "old", 1.0), write(files, "new", 1.0))
+    assert set(result) == {"ours", *PEERS}
+    assert set(result.values()) == {"within noise"}
+
+
+@pytest.mark.parametrize(("ours", "verdict"), [(1.1, "slower"), (0.9, "faster")])
+def test_a_real_change_of_ours_is_outside(files: Any, ours: float, verdict: str) -> None:
+    result = verdicts(write(files, "old", 1.0), write(files, "new", ours))
+    assert result["ours"] == verdict
+    assert {result[peer] for peer in PEERS} == {"within noise"}
+
+
+def test_a_slower_machine_is_not_a_slower_package(files: Any) -> None:
+    comparison = compare(load_results(write(files, "old", 1.0)), load_results(write(files, "new", 1.0, drift=1.3)))
+    assert comparison.drift == pytest.approx(0.3, abs=0.02)
+    assert {change.verdict for change in comparison.changes} == {"within noise"}
+
+
+def test_on_a_slower_machine_a_change_still_shows(files: Any) -> None:
+    comparison = compare(load_results(write(files, "old", 1.0)), load_results(write(files, "new", 1.15, drift=1.3)))
+    ours = next(change for change in comparison.changes if change.new.contestant == "ours")
+    assert ours.verdict == "slower"
+    assert ours.change == pytest.approx(0.15, abs=0.03)
+
+
+def share_of_alarms(files: Any, ours: float, spread: float) -> float:
+    """How often 40 pairs of files find that ours, ``ours`` times as slow on the second day, changed."""
+    results = [
+        verdicts(
+            write(files, "old", 1.0, spread=spread, seed=seed), write(files, "new", ours, spread=spread, seed=seed)
+        )
+        for seed in range(40)
+    ]
+    return sum(result["ours"] != "within noise" for result in results) / len(results)
+
+
+def test_noise_hides_small_changes_and_raises_few_alarms(files: Any) -> None:
+    assert share_of_alarms(files, 1.08, spread=0.01) == 1.0
+    assert share_of_alarms(files, 1.08, spread=0.25) < 0.2
+    assert share_of_alarms(files, 1.0, spread=0.25) < 0.1
+    assert share_of_alarms(files, 1.0, spread=0.03) < 0.1
+
+
+def test_without_noise_two_percent_decide(files: Any) -> None:
+    def exact(name: str, ours: float) -> Path:
+        return files.write(name, [files.entry("ours", [ours] * 9), files.entry("fixed", [2.0] * 9)])
+
+    assert verdicts(exact("old", 1.0), exact("new", 1.019))["ours"] == "within noise"
+    assert verdicts(exact("old", 1.0), exact("new", 1.021))["ours"] == "slower"
+
+
+def test_rows_of_one_file_only_are_listed(files: Any) -> None:
+    old = files.write("old", [files.entry("ours", [1.0] * 3), files.entry("gone", [1.0] * 3)])
+    new = files.write("new", [files.entry("ours", [1.0] * 3), files.entry("added", [1.0] * 3)])
+    text = comparison_text(compare(load_results(old), load_results(new)))
+    assert "only in the old file: adapter B180 both malloc_raised gone" in text
+    assert "only in the new file: adapter B180 both malloc_raised added" in text
+
+
+def test_files_without_common_rows_are_refused(files: Any) -> None:
+    old = files.write("old", [files.entry("ours", [1.0] * 3)])
+    new = files.write("new", [files.entry("ours", [1.0] * 3, setting="cuda")])
+    with pytest.raises(ValueError, match="no row in common"):
+        compare(load_results(old), load_results(new))
+
+
+def test_other_machines_are_refused_unless_wanted(files: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    old, new = write(files, "old", 1.0), write(files, "new", 1.0, cpu="Another CPU")
+    assert main(["compare", str(old), str(new)]) == 2
+    assert "Another CPU" in capsys.readouterr().err
+    assert main(["compare", str(old), str(new), "--other-machine"]) == 0
+
+
+def test_exit_code_says_whether_ours_got_slower(files: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    old = write(files, "old", 1.0)
+    assert main(["compare", str(old), str(write(files, "new", 1.2))]) == 1
+    assert "slower" in capsys.readouterr().out
+    assert main(["compare", str(old), str(write(files, "newer", 0.8)), "--all"]) == 0
+    printed = capsys.readouterr().out
+    assert "faster" in printed
+    assert printed.count("within noise") == len(PEERS)

@@ -1,0 +1,111 @@
+"""Tables, plots and goals of made-up result files."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.report import main
+from benchmarks.reporting.goals import judge
+from benchmarks.reporting.plots import write_plots
+from benchmarks.reporting.results import load_results
+from benchmarks.reporting.tables import duration, report_text
+
+
+@pytest.fixture
+def path(files: Any) -> Path:
+    """Ours 1 ms; the fixed form 2.5 ms with raised thresholds and 1.8 times ours with the default ones."""
+    default = {"setting": "malloc_default"}
+    small = {"case": {**files.case, "batch": 32, "drop": 0.25}, "case_id": "B32"}
+    peak = {"subject": "adapter", "case": files.case, "case_id": "B180", "mode": "both", "whole": False}
+    return files.write(
+        "result",
+        [
+            files.entry("ours", [1e-3, 1e-3, 1.2e-3]),
+            files.entry("fixed", [2.5e-3] * 3),
+            files.entry("authors", [4e-3] * 3),
+            files.entry("ours", [1.5e-3] * 3, **default),
+            files.entry("fixed", [2.7e-3] * 3, **default),
+            files.entry("ours", [0.2e-3] * 3, **small),
+            files.entry("authors", [0.5e-3] * 3, **small),
+            files.entry("ours", [7e-6] * 3, subject="overhead", case={}, mode="without_gradient", limit=None),
+        ],
+        [
+            {**peak, "contestant": "ours", "peak_bytes": 100 << 20},
+            {**peak, "contestant": "authors", "peak_bytes": 230 << 20},
+        ],
+    )
+
+
+def test_ratios_are_those_that_flatter_least(path: Path) -> None:
+    first = next(iter(load_results(path).comparisons("adapter")))
+    assert first.ratio("fixed") == pytest.approx(1.8)
+    assert first.ratio("authors") == pytest.approx(4.0)
+    assert first.ratio("indexed") is None
+    assert first.ours() == pytest.approx(1.5e-3)
+
+
+def test_tables(path: Path) -> None:
+    text = report_text(load_results(path))
+    assert "| case | mode | ours | fixed | authors | limit |" in text
+    assert "| B180 | both | 1.00 ± 0.05 ms | 1.80x | 4.00x | 50 % (bandwidth) |" in text
+    assert "| B32 | both | 200 ± 0 us |  | 2.50x | 50 % (bandwidth) |" in text
+    assert "| adapter, B180 | 100 MiB | 230 MiB (2.30x) |" in text
+    assert "| raised allocator thresholds | 10 GB/s | 0.1 TFLOP/s | 0.2 TFLOP/s |" in text
+
+
+def test_goals(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    measured = {verdict.goal.text: verdict for verdict in judge(load_results(path)) if verdict.reached is not None}
+    against_fixed = measured["adapter, both: float32, batch 180, drop 0.5; against fixed"]
+    assert (against_fixed.measured, against_fixed.reached) == (pytest.approx(1.8), False)
+    memory = measured["adapter, peak memory of both: float32, drop 0.5; against authors"]
+    assert (memory.measured, memory.reached) == (pytest.approx(2.3), True)
+    overhead = measured["host overhead of a call without gradient; at most 5 us"]
+    assert (overhead.measured, overhead.reached) == (pytest.approx(7e-6), False)
+    assert len(measured) == 3
+    assert main(["goals", str(path)]) == 1
+    printed = capsys.readouterr().out
+    assert "1 of 3 reached" in printed
+    assert "| at most 5.0 us | 7.0 us | missed |" in printed
+
+
+def test_goals_of_the_other_device_are_not_judged(files: Any) -> None:
+    case = {**files.case, "dtype": "bfloat16"}
+    times = {"ours": 40e-6, "authors": 170e-6}
+    rows = [files.entry(name, [time] * 3, case=case, setting="cuda") for name, time in times.items()]
+    verdicts = judge(load_results(files.write("cuda", rows, device="cuda", gpu="Test GPU")))
+    assert {verdict.goal.device for verdict in verdicts} == {"cuda"}
+    reached = {verdict.goal.kind: verdict.reached for verdict in verdicts if verdict.measured is not None}
+    assert reached == {"ratio": True, "seconds": True}
+
+
+@pytest.mark.parametrize(
+    ("centre", "text"),
+    [(2.0, "2.00 ± 0.00 s"), (0.0123, "12.3 ± 0.0 ms"), (45e-6, "45.0 ± 0.0 us"), (3e-7, "0.30 ± 0.00 us")],
+)
+def test_durations_choose_their_unit(files: Any, centre: float, text: str) -> None:
+    row = load_results(files.write("one", [files.entry("ours", [centre] * 3)])).rows[0]
+    assert duration(row) == text
+
+
+def test_plots_are_written_and_repeatable(path: Path, files: Any) -> None:
+    content = load_results(path)
+    written = write_plots(content, files.folder / "plots")
+    assert {entry.name for entry in written} == {"ratios.svg", "roofline.svg"}
+    before = [entry.read_bytes() for entry in written]
+    assert [entry.read_bytes() for entry in write_plots(content, files.folder / "plots")] == before
+    curve = [
+        files.entry(name, [batch * 1e-5] * 3, case={**files.case, "batch": batch}, case_id=f"B{batch}")
+        for batch in (8, 180)
+        for name in ("ours", "fixed")
+    ]
+    names = {entry.name for entry in write_plots(load_results(files.write("curve", curve)), files.folder / "curves")}
+    assert "cost_against_batch.svg" in names
+    assert "cost_against_drop.svg" not in names
+
+
+def test_other_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other.json"
+    other.write_text('{"benchmarks": [{}]}')
+    assert main(["tables", str(other)]) == 2
+    assert "is not a result file" in capsys.readouterr().err

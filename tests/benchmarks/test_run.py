@@ -1,0 +1,91 @@
+"""One small run of the whole command, the joining of processes, and peak memory."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.machine import last_level_cache_bytes, machine_slug
+from benchmarks.memory import MemoryPlan, measurable, measure
+from benchmarks.reporting.results import load_results
+from benchmarks.run import main, merge, result_name
+from benchmarks.settings import choose_device
+from benchmarks.subjects.adapter import EAGER, AdapterCase
+from benchmarks.subjects.workload import MAX_COPIES, number_of_copies
+
+
+def test_smoke_run_writes_results_tables_and_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    what = ["--effort", "smoke", "--suites", "ceilings", "adapter", "--no-compiled"]
+    assert main([*what, "--malloc", "raised", "--device", "cpu", "--out", str(tmp_path)]) == 0
+    (path,) = tmp_path.glob("*.json")
+    results = load_results(path)
+    comparisons = list(results.comparisons("adapter"))
+    assert [entry.mode for entry in comparisons] == ["forward", "backward", "both"]
+    for entry in comparisons:
+        assert tuple(entry.rows["malloc_raised"]) == EAGER
+        assert all(len(row.samples) == 3 and min(row.samples) > 0 for row in entry.shown.values())
+        assert entry.shown["ours"].limit is not None
+    assert {row.contestant for row in results.rows if row.subject == "ceilings"} == {
+        "copy", "matmul_float32", "matmul_bfloat16"
+    }  # fmt: skip
+    assert results.machine["threads"] == 1
+    assert results.machine["versions"]["torch"] == torch.__version__.split("+")[0]
+    # pytest-benchmark computed the same median from the samples that it was handed.
+    for entry, row in zip(json.loads(path.read_text())["benchmarks"], results.rows, strict=True):
+        assert entry["stats"]["median"] == pytest.approx(row.median)
+    assert "### Stochastic adapter" in path.with_suffix(".md").read_text()
+    assert (tmp_path / "plots" / "ratios.svg").exists()
+
+
+def test_processes_are_joined() -> None:
+    parts = [
+        {"machine_info": {"cpu": "x"}, "benchmarks": [1], "memory": [], "ceilings": [2], "settings": [3]},
+        {"machine_info": {"cpu": "x"}, "benchmarks": [4], "memory": [5], "ceilings": [6], "settings": [7]},
+    ]
+    merged = merge(parts)
+    assert merged["benchmarks"] == [1, 4]
+    assert (merged["memory"], merged["ceilings"], merged["settings"]) == ([5], [2, 6], [3, 7])
+
+
+def test_names() -> None:
+    result = {"datetime": "2026-01-31T16:30:00+01:00", "machine_info": {"commit": "0123abcdef+changes"}}
+    assert result_name(result, "quick") == "2026-01-31-1530-0123abc+-quick"
+    machine = {"cpu": "Intel(R) Xeon(R) Platinum 8480+ CPU @ 2.00GHz", "cores": 16, "gpu": "NVIDIA H200"}
+    assert machine_slug(machine) == "intel-xeon-platinum-8480-16-cores-nvidia-h200"
+    machine = {"cpu": "AMD EPYC 9354 32-Core Processor", "cores": 2, "gpu": None}
+    assert machine_slug(machine) == "amd-epyc-9354-32-core-2-cores"
+
+
+def test_inputs_exceed_the_last_level_cache() -> None:
+    cache = last_level_cache_bytes("cpu")
+    assert cache >= 1 << 20
+    assert number_of_copies(10 * cache, "cpu") == 2
+    assert number_of_copies(cache // 4, "cpu") == 8
+    assert number_of_copies(1, "cpu") == MAX_COPIES
+
+
+def test_unknown_and_missing_devices_are_refused() -> None:
+    with pytest.raises(ValueError, match="auto, cpu or cuda"):
+        choose_device("tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="no CUDA device"):
+            choose_device("cuda")
+        assert choose_device("auto") == "cpu"
+
+
+@pytest.mark.skipif(not measurable(), reason="needs Linux's /proc/self/clear_refs")
+def test_peak_memory_of_the_authors_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between what has to be alive at the end (output, gradients) and everything that is ever made."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    case = AdapterCase(32, 64, 256, 16)
+    peak = measure(MemoryPlan("adapter", case, "both", "authors", whole=False), "cpu")
+    tensor = 32 * 64 * 256 * 4
+    assert 2 * tensor <= peak <= 14 * tensor
+
+
+def test_a_failing_process_says_why() -> None:
+    plan = MemoryPlan("adapter", AdapterCase(2, 3, 8, 4), "both", "nobody", whole=False)
+    with pytest.raises(RuntimeError, match=r"adapter-B2.*nobody"):
+        measure(plan, "cpu")

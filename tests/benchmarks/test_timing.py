@@ -1,0 +1,115 @@
+"""Samples are taken in turns, without the preparation, and reach pytest-benchmark unchanged."""
+
+import time
+from collections import Counter
+
+import pytest
+
+from benchmarks.ceilings import Ceilings
+from benchmarks.replay import ReplayClock
+from benchmarks.settings import EFFORTS, MALLOC_VARIABLES, Effort, malloc_environment, malloc_setting
+from benchmarks.subjects.adapter import AdapterCase, AdapterWorkload
+from benchmarks.timing import Call, CpuClock, Prepare, interleave
+
+
+def test_each_round_times_every_contestant_once_in_changing_order() -> None:
+    log: list[str] = []
+
+    def contestant(name: str) -> Prepare:
+        def prepare(index: int) -> Call:
+            return lambda: log.append(f"{name}{index}")
+
+        return prepare
+
+    effort = Effort("test", 0.0, 8, 8, 2, 0.0)
+    samples = interleave({name: contestant(name) for name in "abc"}, CpuClock(), effort)
+    assert {name: len(entry.seconds) for name, entry in samples.items()} == {"a": 8, "b": 8, "c": 8}
+    rounds = [log[start : start + 3] for start in range(6, len(log), 3)]  # after two warm-up calls each
+    assert len(rounds) == 8
+    orders = Counter("".join(call[0] for call in entry) for entry in rounds)
+    assert all(sorted(order) == ["a", "b", "c"] for order in orders)
+    assert len(orders) > 1
+    # Inputs rotate: the calls of one contestant are numbered without gaps, warm-up included.
+    assert [call for call in log if call.startswith("a")] == [f"a{index}" for index in range(10)]
+
+
+class Watch:
+    """Time that passes only when told to, in place of the machine's."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+
+    def contestant(self, to_prepare: float, to_run: float) -> Prepare:
+        """Takes so long to prepare and so long to run."""
+
+        def prepare(_: int) -> Call:
+            self.pass_time(to_prepare)
+            return lambda: self.pass_time(to_run)
+
+        return prepare
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_preparation_is_not_timed_and_short_calls_are_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = Watch(monkeypatch)
+    contestants = {"short": watch.contestant(0.003, 0.001), "long": watch.contestant(0.0, 0.05)}
+    samples = interleave(contestants, CpuClock(), Effort("test", 0.0, 3, 3, 1, 0.0095))
+    assert samples["short"].repeats == 10
+    assert samples["short"].seconds == pytest.approx([0.001] * 3)
+    assert samples["long"].repeats == 1
+    assert samples["long"].seconds == pytest.approx([0.05] * 3)
+
+
+@pytest.mark.parametrize(("budget", "rounds"), [(0.0, 2), (0.25, 3), (10.0, 4)])
+def test_the_budget_buys_rounds_within_the_bounds(monkeypatch: pytest.MonkeyPatch, budget: float, rounds: int) -> None:
+    contestants = {"x": Watch(monkeypatch).contestant(0.05, 0.05)}
+    assert len(interleave(contestants, CpuClock(), Effort("test", budget, 2, 4, 1, 0.0))["x"].seconds) == rounds
+
+
+def test_no_contestants_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no contestants"):
+        interleave({}, CpuClock(), EFFORTS["smoke"])
+
+
+def test_replay_clock_gives_the_samples_exactly() -> None:
+    clock = ReplayClock()
+    samples = [0.1, 1e-9, 7.3]
+    clock.load(samples)
+    measured = []
+    for _ in samples:
+        clock.rewind()
+        start = clock()
+        clock.replay()
+        measured.append(clock() - start)
+    assert measured == samples
+
+
+def test_malloc_setting_needs_both_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in MALLOC_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert malloc_setting() == "default"
+    raised = malloc_environment("raised")
+    monkeypatch.setenv(MALLOC_VARIABLES[0], raised[MALLOC_VARIABLES[0]])
+    with pytest.raises(ValueError, match="set both"):
+        malloc_setting()
+    monkeypatch.setenv(MALLOC_VARIABLES[1], raised[MALLOC_VARIABLES[1]])
+    assert malloc_setting() == "raised"
+    assert not set(MALLOC_VARIABLES) & set(malloc_environment("default"))
+
+
+def test_adapter_limit_by_hand() -> None:
+    """The floors of one H200 call at 4.3 TB/s: 9.9 us forward and 13.3 us backward at C = 384, bfloat16, p = 0.5."""
+    workload = AdapterWorkload(AdapterCase(180, 205, 384, 128, 0.5, "bfloat16"), "cpu")
+    ceilings = Ceilings(4.3e12, {"bfloat16": 790e12}, {}, {})
+    tensor = 180 * 205 * 384 * 2
+    forward, backward, both = (workload.limit(mode, ceilings) for mode in ("forward", "backward", "both"))
+    assert forward.bound == "bandwidth"
+    assert forward.seconds == pytest.approx(1.5 * tensor / 4.3e12)
+    assert backward.seconds == pytest.approx(2 * tensor / 4.3e12)
+    assert both.seconds == pytest.approx(23.1e-6, rel=0.01)
+    assert both.flops == 12 * 90 * 205 * 384 * 128
+    slow = workload.limit("both", Ceilings(4.3e12, {"bfloat16": 1e12}, {}, {}))
+    assert (slow.bound, slow.seconds) == ("matrix product", pytest.approx(both.flops / 1e12))
