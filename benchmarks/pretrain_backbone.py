@@ -2,7 +2,7 @@
 
     python benchmarks/pretrain_backbone.py --work runs/pretrain
 
-Task: classification with a cosine softmax (scale 20, margin 0.1) over 5,155 procedural classes of fourteen families:
+Task: cosine softmax, among the batch's pairs and over all of 5,155 procedural classes of fourteen families:
 
 * glyph: 1,255 characters of scripts that the benchmark does not use (Canadian syllabics, Arabic, Georgian, Lao,
   braille, hexagrams, ...), none of whose bitmaps resembles one of the benchmark's (correlation below 0.75);
@@ -17,13 +17,13 @@ second picture, soft colour noise, blur, grain. How good the frozen features are
 has to improve on them, depends on this list of classes and on the clutter more than on anything else; the figures of
 the benchmark hold for this backbone only.
 
-The run is resumable (a checkpoint after every epoch in --work, refused if the settings differ) and after every epoch
-writes the weights in half precision, with settings, steps, versions and a checksum as metadata, to --output. Same
-settings and versions give the same pictures and order; floating-point sums may differ between processors.
+The run is resumable (a checkpoint after every round of 250 steps in --work, refused if the settings differ); after
+every round it writes the weights in half precision, with settings, steps, versions and a checksum as metadata, to
+--output. Same settings and versions give the same pictures and order; floating-point sums may differ between
+processors.
 """
 
 import argparse
-import math
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -44,14 +44,16 @@ from puma_plugin.datasets.embedded.backbone import WEIGHTS, build_backbone, fing
 from puma_plugin.datasets.embedded.canvas import stream, to_bytes
 from puma_plugin.utils import atomic_write
 
-SCALE, MARGIN = 20.0, 0.1
+SCALE, PAIR_SCALE, CLASS_WEIGHT = 20.0, 12.0, 0.3
+ROUND, WARMUP, COOLDOWN = 250, 200, 1500  # steps; a round ends with a checkpoint
+SHALLOW_DEPTH, SHALLOW_STEPS = 3, 2500
+CLUTTER_START, CLUTTER_FULL = 1500, 4000
 
 
 class Settings(NamedTuple):
     """What a checkpoint must agree on with the run that continues it."""
 
     seed: int
-    epochs: int
     batch: int
     images: int
     lr: float
@@ -93,37 +95,38 @@ def clutter(images: Tensor, generator: torch.Generator, amount: float) -> Tensor
 
     out = images * (1 + chance(0.5) * uniform(-0.35, 0.35, n, 3, 1, 1)) + chance(0.5) * uniform(-0.25, 0.25, n, 3, 1, 1)
     # A faint second picture over all of it.
-    faint = chance(0.4) * uniform(0.1, 0.45, n, 1, 1, 1)
+    faint = chance(0.3) * uniform(0.1, 0.45, n, 1, 1, 1)
     out = out + faint * (images[torch.randperm(n, generator=generator)] - out)
     # Soft colour noise: random grids of 2 to 8 cells, enlarged.
     cells = int(torch.randint(2, 9, (), generator=generator))
     noise = torch.randn(n, 3, cells, cells, generator=generator)
     noise = functional.interpolate(noise, size=(side, side), mode="bilinear", align_corners=False)
-    out = out + chance(0.4) * uniform(0.1, 0.6, n, 1, 1, 1) * noise
+    out = out + chance(0.3) * uniform(0.1, 0.6, n, 1, 1, 1) * noise
     # Rectangles, either of one colour or cut from another picture.
     axis = torch.arange(side).view(1, side)
     for _ in range(3):
         low = torch.randint(-4, side - 2, (2, n, 1), generator=generator)
         high = low + torch.randint(3, 13, (2, n, 1), generator=generator)
         rows, columns = (axis >= low[0]) & (axis < high[0]), (axis >= low[1]) & (axis < high[1])
-        mask = (rows[:, None, :, None] & columns[:, None, None, :]).float() * chance(0.4)
+        mask = (rows[:, None, :, None] & columns[:, None, None, :]).float() * chance(0.3)
         plain = uniform(-1, 1, n, 3, 1, 1).expand(n, 3, side, side)
         cut = torch.where(chance(0.5) > 0, plain, images[torch.randperm(n, generator=generator)])
         out = out + mask * (cut - out)
     smooth = functional.avg_pool2d(functional.pad(out, (1, 1, 1, 1), mode="replicate"), 3, 1)
     out = out + chance(0.25) * uniform(0, 1, n, 1, 1, 1) * (smooth - out)
     grain = torch.randn(out.shape, generator=generator)
-    out = out + chance(0.4) * uniform(0.05, 0.4, n, 1, 1, 1) * grain
+    out = out + chance(0.3) * uniform(0.05, 0.4, n, 1, 1, 1) * grain
     # A window moved by up to three pixels.
     top, left = torch.randint(0, 7, (2,), generator=generator).tolist()
     return functional.pad(out, (3, 3, 3, 3), mode="replicate")[:, :, top : top + side, left : left + side].clamp(-1, 1)
 
 
 class CosineHead(nn.Module):
-    """Cosine softmax with an additive margin on the true class (CosFace), over features standardised by the batch.
+    """Two cosine softmaxes over features standardised by the batch: among the batch's pictures and over all classes.
 
-    Without the standardisation all class tokens start almost parallel, and a thousand steps go by before they part.
-    ``export`` folds it into the backbone's last LayerNorm.
+    The first asks each picture for its partner of the same class (N-pair loss; Sohn, NIPS 2016); it learns from the
+    first steps on, while a softmax over thousands of classes alone stands still for long. The second brings negatives
+    from everywhere. ``export`` folds the standardisation into the backbone's last LayerNorm.
     """
 
     def __init__(self, features: int, classes: int) -> None:
@@ -132,12 +135,29 @@ class CosineHead(nn.Module):
         # Only directions count; short weights turn quickly under Adam.
         self.weight = nn.Parameter(torch.randn(classes, features) * 0.03)
 
-    def forward(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean loss and accuracy of a batch of features (B, C)."""
-        cosine = functional.normalize(self.standardise(features)) @ functional.normalize(self.weight).T
-        hit = (cosine.argmax(dim=1) == targets).float().mean()
-        margin = functional.one_hot(targets, cosine.shape[1]) * MARGIN
-        return functional.cross_entropy(SCALE * (cosine - margin), targets), hit
+    def forward(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss and the two accuracies for features (B, C) in pairs: rows 2i and 2i+1 are of one class."""
+        features = functional.normalize(self.standardise(features))
+        pairs = (features @ features.T).masked_fill(torch.eye(len(features), dtype=torch.bool), -1.0)
+        partner = torch.arange(len(pairs)) ^ 1
+        cosine = features @ functional.normalize(self.weight).T
+        loss = functional.cross_entropy(PAIR_SCALE * pairs, partner)
+        loss = loss + CLASS_WEIGHT * functional.cross_entropy(SCALE * cosine, targets)
+        hits = (pairs.argmax(dim=1) == partner).float().mean(), (cosine.argmax(dim=1) == targets).float().mean()
+        return loss, *hits
+
+
+def draw_batch(
+    generator: np.random.Generator, families: list[np.ndarray], pictures: int, images: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Picture rows and classes of ``pictures`` / 2 pairs: half of the classes from one family, half from all."""
+    half = pictures // 4
+    single = generator.choice(families[int(generator.integers(len(families)))], half, replace=False)
+    rest = np.setdiff1d(np.concatenate(families), single)
+    classes = np.concatenate([single, generator.choice(rest, pictures // 2 - half, replace=False)])
+    first = generator.integers(0, images, len(classes))
+    second = (first + generator.integers(1, images, len(classes))) % images
+    return (classes[:, None] * images + np.stack([first, second], axis=1)).ravel(), np.repeat(classes, 2)
 
 
 def export(model: nn.Module, head: CosineHead, output: Path, settings: Settings, steps: int) -> None:
@@ -172,19 +192,23 @@ def average_gradients(parameters: list[nn.Parameter], processes: int) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def train(rank: int, settings: Settings, work: Path, output: Path, pool: Path, store: str) -> None:
-    """One of ``settings.processes`` equal processes: train from scratch or from the checkpoint, export every epoch."""
+def train(rank: int, settings: Settings, rounds: int, work: Path, output: Path, pool: Path, store: str) -> None:
+    """One of ``settings.processes`` equal processes: train from scratch or from the checkpoint, export every round."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=settings.processes)
     torch.manual_seed(settings.seed)
     images = np.load(pool, mmap_mode="r")
     model = build_backbone()
+    for block in model.blocks[SHALLOW_DEPTH:]:
+        nn.init.zeros_(block.attn.proj.weight)
+        nn.init.zeros_(block.mlp.fc2.weight)
     head = CosineHead(model.num_features, len(images) // settings.images)
     parameters = [*model.parameters(), *head.parameters()]
     groups = [{"params": model.parameters(), "weight_decay": 0.03}, {"params": head.parameters(), "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=True)
-    steps = len(images) // settings.batch
-    total, warmup = settings.epochs * steps, 200
+    sizes = [len(made) for made in pretraining_classes(settings.seed).values()]
+    families = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    total = rounds * ROUND
     checkpoint, first = work / "checkpoint.pt", 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -193,37 +217,41 @@ def train(rank: int, settings: Settings, work: Path, output: Path, pool: Path, s
         model.load_state_dict(state["model"])
         head.load_state_dict(state["head"])
         optimizer.load_state_dict(state["optimizer"])
-        first = state["epoch"]
+        first = state["round"]
     model.train()
-    for epoch in range(first, settings.epochs):
-        order = torch.randperm(
-            len(images), generator=torch.Generator().manual_seed(settings.seed * 1000 + epoch)
-        ).numpy()
-        generator = torch.Generator().manual_seed((settings.seed * 1000 + epoch) * 1000 + rank + 1)
-        loss_mean = hit_mean = 0.0
-        bar = tqdm(range(steps), f"epoch {epoch + 1}/{settings.epochs}", unit="step", mininterval=20, disable=rank > 0)
+    blocks = model.blocks
+    for number in range(first, rounds):
+        # Half the depth costs half the time while there is everything to learn; the rest joins as identity.
+        model.blocks = blocks if number * ROUND >= SHALLOW_STEPS else blocks[:SHALLOW_DEPTH]
+        draws = np.random.default_rng([settings.seed, number, rank])
+        generator = torch.Generator().manual_seed((settings.seed * 1000 + number) * 1000 + rank + 1)
+        mean = np.zeros(3)
+        bar = tqdm(range(ROUND), f"round {number + 1}/{rounds}", unit="step", mininterval=20, disable=rank > 0)
         for step in bar:
-            done = epoch * steps + step
-            rate = min((done + 1) / warmup, 1.0) * 0.5 * (1 + math.cos(math.pi * done / total))
+            done = number * ROUND + step
+            # Level, then down to 0: a run may continue for more or fewer rounds than it started with.
+            rate = min((done + 1) / WARMUP, 1.0, (total - done) / COOLDOWN)
             for group in optimizer.param_groups:
                 group["lr"] = settings.lr * rate
-            rows = order[step * settings.batch + rank : (step + 1) * settings.batch : settings.processes]
-            # The clutter grows over the first fifth of the run; a start under all of it is slow.
-            batch = clutter(to_input(images[rows]), generator, min(1.0, done / (0.2 * total)))
-            loss, hit = head(model(batch), torch.from_numpy(rows // settings.images))
+            rows, targets = draw_batch(draws, families, settings.batch // settings.processes, settings.images)
+            # Under clutter from the start nothing is learned: it grows once the classes are told apart without it.
+            amount = min(max((done - CLUTTER_START) / (CLUTTER_FULL - CLUTTER_START), 0.0), 1.0)
+            batch = clutter(to_input(images[rows]), generator, amount)
+            loss, pair_hit, class_hit = head(model(batch), torch.from_numpy(targets))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             average_gradients(parameters, settings.processes)
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             keep = min(step, 100) / (min(step, 100) + 1)
-            loss_mean, hit_mean = keep * loss_mean + (1 - keep) * loss.item(), keep * hit_mean + (1 - keep) * hit.item()
-            bar.set_postfix(loss=f"{loss_mean:.2f}", accuracy=f"{hit_mean:.3f}", refresh=False)
+            mean = keep * mean + (1 - keep) * np.array([loss.item(), pair_hit.item(), class_hit.item()])
+            bar.set_postfix(loss=f"{mean[0]:.2f}", pairs=f"{mean[1]:.3f}", classes=f"{mean[2]:.3f}", refresh=False)
+        model.blocks = blocks
         if rank == 0:
             state = {"model": model.state_dict(), "head": head.state_dict(), "optimizer": optimizer.state_dict()}
             with atomic_write(checkpoint) as temporary:
-                torch.save({**state, "epoch": epoch + 1, "settings": settings._asdict()}, temporary)
-            export(model, head, output, settings, (epoch + 1) * steps)
+                torch.save({**state, "round": number + 1, "settings": settings._asdict()}, temporary)
+            export(model, head, output, settings, (number + 1) * ROUND)
     distributed.destroy_process_group()
 
 
@@ -232,7 +260,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="pictures and checkpoint")
     parser.add_argument("--output", type=Path, default=WEIGHTS)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=20, help=f"of {ROUND} steps; may differ when a run continues")
     parser.add_argument("--batch", type=int, default=128, help="pictures per step over all processes")
     parser.add_argument("--images", type=int, default=32, help="pictures per class")
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -244,7 +272,7 @@ def main() -> None:
     pool = build_pool(arguments.work, settings)
     print(f"pictures after {time.perf_counter() - started:.0f} s", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        job = (settings, arguments.work, arguments.output, pool, f"{folder}/store")
+        job = (settings, arguments.rounds, arguments.work, arguments.output, pool, f"{folder}/store")
         multiprocessing.spawn(train, job, nprocs=settings.processes)
     print(f"wrote {arguments.output} after {time.perf_counter() - started:.0f} s")
 

@@ -30,7 +30,7 @@ Renderer = Callable[[int, np.random.Generator], Array]
 
 
 def _pose(rng: np.random.Generator, n: int, size: int = SIZE) -> tuple[Array, Array]:
-    return affine_coordinates(rng, n, size, rotation=0.5, scale=(0.75, 1.15), shift=0.15, shear=0.2)
+    return affine_coordinates(rng, n, size, rotation=0.35, scale=(0.8, 1.1), shift=0.12, shear=0.15)
 
 
 def _recolour(rng: np.random.Generator, palette: np.ndarray, n: int, spread: float = 0.1) -> Array:
@@ -199,7 +199,7 @@ def _identicon(rng: np.random.Generator) -> Renderer:
     bits[0, 0], bits[-1, -1] = True, False
 
     def render(n: int, rng: np.random.Generator) -> Array:
-        x, y = affine_coordinates(rng, n, SIZE * 2, rotation=0.5, scale=(0.6, 0.95), shift=0.15, shear=0.25)
+        x, y = affine_coordinates(rng, n, SIZE * 2, rotation=0.35, scale=(0.65, 0.95), shift=0.12, shear=0.2)
         row = np.clip(np.floor((y + 1) / 2 * side), 0, side - 1).astype(np.int64)
         column = np.clip(np.floor((x + 1) / 2 * side), 0, side - 1).astype(np.int64)
         mask = (bits[row, column] & (np.abs(x) < 1) & (np.abs(y) < 1)).astype(np.float32)

@@ -67,13 +67,12 @@ def colours(rng: np.random.Generator, n: int) -> Array:
 
 
 def colour_pairs(rng: np.random.Generator, n: int, contrast: float = 0.35) -> tuple[Array, Array]:
-    """Foreground and background (n, 3) whose mean brightness differs by about ``contrast`` or more."""
+    """A lighter foreground and a darker background (n, 3), about ``contrast`` or more apart in mean brightness."""
     first, second = colours(rng, n), colours(rng, n)
-    gap = first.mean(1) - second.mean(1)
-    lift = np.maximum(contrast - np.abs(gap), 0) / 2 * np.where(gap < 0, -1, 1)
-    return np.clip(first + lift[:, None], 0, 1).astype(np.float32), np.clip(second - lift[:, None], 0, 1).astype(
-        np.float32
-    )
+    swap = (first.mean(1) < second.mean(1))[:, None]
+    light, dark = np.where(swap, second, first), np.where(swap, first, second)
+    lift = np.maximum(contrast - (light - dark).mean(1, keepdims=True), 0) / 2
+    return np.clip(light + lift, 0, 1).astype(np.float32), np.clip(dark - lift, 0, 1).astype(np.float32)
 
 
 def blend(mask: Array, front: Array, back: Array) -> Array:

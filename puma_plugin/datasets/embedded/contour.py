@@ -29,9 +29,9 @@ def classes(seed: int, count: int, domain: str = "benchmark") -> list[ImageClass
 
 
 def _render(amplitude: Array, phase: Array, n: int, rng: np.random.Generator) -> Array:
-    x, y = affine_coordinates(rng, n, rotation=0.5, scale=(0.75, 1.05), shift=0.12, shear=0.15)
+    x, y = affine_coordinates(rng, n, rotation=0.3, scale=(0.8, 1.05), shift=0.1, shear=0.12)
     angle = np.arctan2(y, x)
-    jitter = rng.normal(1, 0.08, (n, len(_ORDERS))).astype(np.float32)
+    jitter = rng.normal(1, 0.06, (n, len(_ORDERS))).astype(np.float32)
     reach = np.zeros_like(x)
     for k, order in enumerate(_ORDERS):
         reach += amplitude[k] * jitter[:, k, None, None] * np.cos(order * angle + phase[k])

@@ -31,8 +31,8 @@ def _rotation(angle: np.ndarray) -> np.ndarray:
 
 def _render(linear: np.ndarray, shift: np.ndarray, n: int, rng: np.random.Generator) -> Array:
     maps = len(linear)
-    own_linear = (linear + rng.normal(0, 0.035, (n, *linear.shape))).astype(np.float32)
-    own_shift = (shift + rng.normal(0, 0.06, (n, *shift.shape))).astype(np.float32)
+    own_linear = (linear + rng.normal(0, 0.025, (n, *linear.shape))).astype(np.float32)
+    own_shift = (shift + rng.normal(0, 0.04, (n, *shift.shape))).astype(np.float32)
     choice = rng.integers(0, maps, (_STEPS, n, _PARTICLES))
     rows = np.arange(n)[:, None]
     point = np.zeros((n, _PARTICLES, 2), np.float32)
@@ -45,7 +45,7 @@ def _render(linear: np.ndarray, shift: np.ndarray, n: int, rng: np.random.Genera
     points = np.concatenate(trail, axis=1)
     points = points - points.mean(axis=1, keepdims=True)
     points /= np.abs(points).max(axis=(1, 2), keepdims=True) + 1e-6
-    turn = _rotation(rng.uniform(-0.6, 0.6, n)).astype(np.float32)
+    turn = _rotation(rng.uniform(-0.4, 0.4, n)).astype(np.float32)
     points = np.einsum("nij,npj->npi", turn, points) * rng.uniform(0.75, 1.1, (n, 1, 1)).astype(np.float32)
     points += rng.uniform(-0.12, 0.12, (n, 1, 2)).astype(np.float32)
     cell = np.floor((points + 1) * (SIZE / 2)).astype(np.int64)

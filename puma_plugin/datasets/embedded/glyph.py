@@ -118,16 +118,16 @@ def _render(code: int, n: int, rng: np.random.Generator) -> Array:
     picks = np.concatenate([rng.permutation(len(faces)) for _ in range(-(-n // len(faces)))])[:n]
     masks = np.empty((n, _CANVAS, _CANVAS), np.float32)
     for i in range(n):
-        mask = _draw(code, faces[picks[i]], int(rng.integers(34, 50)), _CANVAS)
+        mask = _draw(code, faces[picks[i]], int(rng.integers(38, 49)), _CANVAS)
         box = mask.getbbox() or (0, 0, _CANVAS, _CANVAS)
         cx, cy = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-        angle, shear = rng.uniform(-0.3, 0.3), rng.uniform(-0.25, 0.25)
+        angle, shear = rng.uniform(-0.22, 0.22), rng.uniform(-0.2, 0.2)
         # Small characters (dots, marks) are brought near the size of the others: two steps of three towards it.
         reach = max(box[2] - box[0], box[3] - box[1]) / (0.72 * _CANVAS)
-        zoom = reach**0.67 / rng.uniform(0.85, 1.15)
+        zoom = reach**0.67 / rng.uniform(0.9, 1.1)
         a, b, d, e = _pose(angle, shear, zoom)
         half = _CANVAS / 2
-        ox, oy = half + rng.uniform(-6, 6, 2)
+        ox, oy = half + rng.uniform(-5, 5, 2)
         affine = (a, b, cx - a * ox - b * oy, d, e, cy - d * ox - e * oy)
         turned = mask.transform((_CANVAS, _CANVAS), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
         masks[i] = np.asarray(turned, np.float32) / 255

@@ -25,9 +25,9 @@ def classes(seed: int, count: int, domain: str = "benchmark") -> list[ImageClass
 
 
 def _views(rng: np.random.Generator, n: int, tilt: float) -> np.ndarray:
-    """Rotation matrices (n, 3, 3): up to 0.6 rad in the picture plane, up to ``tilt`` about the axes x and y."""
+    """Rotation matrices (n, 3, 3): up to 0.4 rad in the picture plane, up to ``tilt`` about the axes x and y."""
     a, b = rng.uniform(-tilt, tilt, (2, n))
-    c = rng.uniform(-0.6, 0.6, n)
+    c = rng.uniform(-0.4, 0.4, n)
     zero, one = np.zeros(n), np.ones(n)
     about_x = np.array([[one, zero, zero], [zero, np.cos(a), -np.sin(a)], [zero, np.sin(a), np.cos(a)]])
     about_y = np.array([[np.cos(b), zero, np.sin(b)], [zero, one, zero], [-np.sin(b), zero, np.cos(b)]])
@@ -37,7 +37,7 @@ def _views(rng: np.random.Generator, n: int, tilt: float) -> np.ndarray:
 
 
 def _render(normals: np.ndarray, distances: np.ndarray, tint: np.ndarray, n: int, rng: np.random.Generator) -> Array:
-    turned = np.einsum("nij,fj->nfi", _views(rng, n, 0.7), normals).astype(np.float32)
+    turned = np.einsum("nij,fj->nfi", _views(rng, n, 0.5), normals).astype(np.float32)
     size = SIZE * 2
     grid = pixel_grid(size)
     offset = rng.uniform(-0.15, 0.15, (2, n, 1, 1)).astype(np.float32)
