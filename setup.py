@@ -103,9 +103,13 @@ def build_facts() -> dict[str, object]:
 
 class Build(BuildExtension):
     def run(self) -> None:
+        target = Path(self.get_ext_fullpath("puma_plugin._C")).parent
+        if decision.toolkit is None:  # what an earlier build left behind must not be shipped with this one
+            for folder in (target, Path(self.build_lib) / "puma_plugin"):
+                for stale in folder.glob("_C_cuda.*"):
+                    stale.unlink()
         super().run()
-        folder = Path(self.get_ext_fullpath("puma_plugin._C")).parent
-        (folder / "_build_facts.json").write_text(json.dumps(build_facts(), indent=2) + "\n")
+        (target / "_build_facts.json").write_text(json.dumps(build_facts(), indent=2) + "\n")
 
 
 extensions = [cpu_extension()]

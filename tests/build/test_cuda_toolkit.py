@@ -15,6 +15,7 @@ from puma_plugin._cuda_toolkit import (
     find_toolkits,
     parse_nvcc_version,
 )
+from puma_plugin.cli.info import covers
 
 CUDA_12, CUDA_13 = Toolkit("/cuda-12", (12, 8)), Toolkit("/cuda-13", (13, 0))
 
@@ -93,8 +94,9 @@ def test_nvcc_version() -> None:
 
 
 def test_architectures_by_nvcc() -> None:
-    assert default_architectures((13, 2)) == default_architectures((12, 9)) == "8.0;9.0;10.0;12.0+PTX"
-    assert default_architectures((12, 6)) == "8.0;9.0+PTX"
+    for version in ((12, 0), (12, 9), (13, 2)):
+        chosen = default_architectures(version)
+        assert all(covers(chosen, capability) for capability in ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)))
     with pytest.raises(CudaNotBuildableError, match=r"nvcc 11\.8 is too old"):
         default_architectures((11, 8))
 

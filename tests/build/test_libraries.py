@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -83,7 +85,14 @@ print(info())
 
 @pytest.mark.slow
 def test_install_from_scratch(tmp_path: Path) -> None:
-    target, cache = tmp_path / "target", tmp_path / "cache"
+    source, target, cache = tmp_path / "source", tmp_path / "target", tmp_path / "cache"
+    source.mkdir()
+    for name in ("pyproject.toml", "setup.py", "LICENSE", "csrc", "puma_plugin"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, source / name)
+    stale = source / "build" / f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}" / "puma_plugin"
+    stale.mkdir(parents=True)
+    (stale / "_C_cuda.so").write_bytes(b"left behind by an earlier build")
     command = [
         sys.executable,
         "-m",
@@ -96,9 +105,11 @@ def test_install_from_scratch(tmp_path: Path) -> None:
         str(target),
     ]
     environment = {**os.environ, "PUMA_CUDA": "0", "PIP_CACHE_DIR": str(cache)}
-    done = subprocess.run([*command, "-v"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, "-v"], cwd=source, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "building without the CUDA operators: PUMA_CUDA=0" in done.stdout + done.stderr
+    assert len(list((target / "puma_plugin").glob("_C.*.so"))) == 1
+    assert not list((target / "puma_plugin").glob("_C_cuda.*"))
     text = output(sys.executable, "-c", CHECK, target)
     assert "not used: PUMA_CUDA=0" in text
     assert "_C loaded" in text
