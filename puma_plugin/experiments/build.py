@@ -22,28 +22,40 @@ class Normalise(nn.Module):
         return functional.normalize(features, dim=-1)
 
 
-def build_backbone(config: ModelConfig) -> nn.Module:
+def build_backbone(config: ModelConfig, image_size: int | None = None) -> nn.Module:
     """The timm model without its classifier.
 
+    Args:
+        image_size: side of its input in pixels; None for the model's own. Position embeddings are resampled.
+
     Raises:
-        ValueError: for a model timm does not know, weights that cannot be had, or a file that does not fit.
+        ValueError: for a model timm does not know, weights that cannot be had, a file that does not fit, or a size that
+            the model cannot take.
     """
     if config.backbone == "embedded":
+        if image_size not in (None, 32):
+            raise ValueError(
+                f"data.image_size is {image_size}, but the embedded backbone takes 32 pixels; leave it out"
+            )
         return _embedded_backbone(config.weights)
     if not timm.is_model(config.backbone):
         similar = timm.list_models(f"*{config.backbone.split('.')[0].split('_')[0]}*")[:5]
         hint = f"; similar: {', '.join(similar)}" if similar else ""
         raise ValueError(f"model.backbone is {config.backbone!r}, which timm {timm.__version__} does not know{hint}")
+    size = {} if image_size is None else {"img_size": image_size}
     if config.weights == "pretrained":
         try:
-            return timm.create_model(config.backbone, pretrained=True, num_classes=0)
+            return timm.create_model(config.backbone, pretrained=True, num_classes=0, **size)
         except Exception as error:
             cause = (str(error) or type(error).__name__).splitlines()[0]
             raise ValueError(
                 f"the pretrained weights of {config.backbone} could not be had ({cause}); set model.weights to a local "
                 "file, or to none for random weights"
             ) from error
-    model = timm.create_model(config.backbone, pretrained=False, num_classes=0)
+    try:
+        model = timm.create_model(config.backbone, pretrained=False, num_classes=0, **size)
+    except (TypeError, AssertionError) as error:
+        raise ValueError(f"{config.backbone} cannot be built for data.image_size {image_size} ({error})") from error
     if config.weights != "none":
         _load_file(model, Path(config.weights).expanduser())
     return model
@@ -83,13 +95,13 @@ def input_properties(backbone: nn.Module, config: DataConfig) -> tuple[int, list
     return size, mean, std
 
 
-def build_model(config: ModelConfig, seed: int) -> tuple[nn.Module, nn.Module]:
+def build_model(config: ModelConfig, seed: int, image_size: int | None = None) -> tuple[nn.Module, nn.Module]:
     """The (trunk, embedder) of a method, with exactly its trainable weights requiring a gradient.
 
     The head is drawn first, from PyTorch's default generator seeded with `seed`: all methods start with the same one.
     """
     torch.manual_seed(seed)
-    trunk = build_backbone(config)
+    trunk = build_backbone(config, image_size)
     width = int(getattr(trunk, "num_features"))  # noqa: B009 (timm gives it; nn.Module does not declare it)
     torch.manual_seed(seed)
     if config.method == "frozen":

@@ -22,8 +22,8 @@ class DataConfig:
         kind: "embedded" (the benchmark that comes with the package) or "image_folders".
         folders: name of each distribution -> its folder. The folder holds one subfolder per class, or `train/` and
             `test/` with one subfolder per class each.
-        split: "folders" (train/ and test/ exist), "classes" (class-disjoint split of one set of class folders) or
-            "auto" (folders where both exist, else classes).
+        split: "folders" (train/ and test/ exist), "classes" (class-disjoint split of one set of class folders),
+            "auto" (folders where both exist, else classes) or "all" (every class is in the test; evaluation only).
         test_fraction: share of the classes that goes to the test in a class-disjoint split; the first classes in
             sorted order train, as the metric learning benchmarks do, unless `shuffle_classes` is true.
         shuffle_classes: draw the test classes with `seed` instead of taking the last.
@@ -43,7 +43,7 @@ class DataConfig:
 
     kind: Literal["embedded", "image_folders"] = "image_folders"
     folders: dict[str, str] = field(default_factory=dict)
-    split: Literal["auto", "folders", "classes"] = "auto"
+    split: Literal["auto", "folders", "classes", "all"] = "auto"
     test_fraction: float = 0.5
     shuffle_classes: bool = False
     validation_fraction: float = 0.1

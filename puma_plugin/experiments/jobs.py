@@ -1,10 +1,11 @@
 """One cell of the comparison: a method on one data seed and one training seed. Its result is a file that is kept."""
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 import puma_plugin
+from puma_plugin.datasets.embedded.backbone import WEIGHTS
 from puma_plugin.experiments.config import TrainConfig
 from puma_plugin.experiments.methods import METHODS
 from puma_plugin.experiments.pool import Progress
@@ -66,7 +68,12 @@ class Job:
         for name in ("folder", "keep_model"):
             del values[name]
         del values["config"]["out"]
-        return {**values, "version": puma_plugin.__version__, "torch": torch.__version__}
+        return {
+            **values,
+            "version": puma_plugin.__version__,
+            "torch": torch.__version__,
+            "backbone": _digest(WEIGHTS) if self.config.model.backbone == "embedded" else None,
+        }
 
     def finished(self) -> dict[str, Any] | None:
         """The kept record, if there is one for exactly these settings."""
@@ -78,6 +85,11 @@ class Job:
             return None
         # Through JSON, so that tuples and numbers compare as they were written.
         return record if record.get("settings") == json.loads(json.dumps(self.settings())) else None
+
+
+@lru_cache
+def _digest(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
 
 
 def run_job(job: Job, progress: Progress) -> dict[str, Any]:

@@ -45,6 +45,8 @@ def _work(run: Callable[[Any, Progress], Any], tasks: Any, events: Any) -> None:
         key = task.key
 
         def progress(content: dict[str, Any], key: str = key) -> None:
+            if parent is not None and not parent.is_alive():
+                os._exit(1)  # the parent was killed: nobody waits for the result
             events.put(Event("progress", key, content))
 
         events.put(Event("start", key))

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from puma_plugin.experiments.machine import provenance
 from puma_plugin.experiments.methods import METHODS
 from puma_plugin.experiments.pool import Event
 from puma_plugin.experiments.report import ReportPictures, write_report
-from puma_plugin.experiments.splits import Splits, load_splits
+from puma_plugin.experiments.splits import Splits, load_splits, load_test
 from puma_plugin.experiments.summary import curves, flat_scores, method_rows
 from puma_plugin.experiments.training import Run
 from puma_plugin.experiments.visuals import embedding_maps, members_of, query_rows
@@ -81,6 +81,7 @@ def train(config: TrainConfig, resume: bool, command: str, console: Console) -> 
             checkpoint=folder / CHECKPOINT,
             progress=lambda content: display(Event("progress", "run", content)),
         )
+        run.prepare()
         with atomic_write(folder / SETTINGS) as temporary:
             temporary.write_text(json.dumps(settings_of(config), indent=1), encoding="utf-8")
         run.train()
@@ -108,7 +109,7 @@ def evaluate(config: TrainConfig, weights: Path, command: str, console: Console)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     path = weights / WEIGHTS if weights.is_dir() else weights
-    splits = load_splits(replace(config.data, shots=None))
+    splits = load_test(config.data)
     run = Run(config, splits)
     load_weights(config.model, run.trunk, run.embedder, path)
     with console.status("embedding"):

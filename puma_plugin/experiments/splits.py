@@ -1,6 +1,6 @@
 """From a data configuration to training, held-out and test images of every distribution."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -80,6 +80,31 @@ def _folders(name: str, folder: Path, config: DataConfig, generator: torch.Gener
         raise ValueError(f"distribution {name}: {error}") from error
 
 
+def _check_test(name: str, images: ImageSet) -> None:
+    if len(images) == len(set(images.targets.tolist())):
+        raise ValueError(
+            f"distribution {name}: no class of its test holds two images, so no query could find its class; add images"
+        )
+
+
+def load_test(config: DataConfig) -> Splits:
+    """Only the test images, for an evaluation; here `split: all` takes every class.
+
+    Raises:
+        ValueError: naming the distribution and what is wrong with its folder.
+    """
+    if config.split != "all":
+        return Splits({}, {}, load_splits(replace(config, shots=None)).test)
+    test = {}
+    for name, folder in config.folders.items():
+        try:
+            test[name] = read_class_folders(Path(folder).expanduser())
+        except ValueError as error:
+            raise ValueError(f"distribution {name}: {error}") from error
+        _check_test(name, test[name])
+    return Splits({}, {}, test)
+
+
 def load_splits(config: DataConfig) -> Splits:
     """Read or generate the images.
 
@@ -90,6 +115,8 @@ def load_splits(config: DataConfig) -> Splits:
     Raises:
         ValueError: naming the distribution and what is wrong with its folder.
     """
+    if config.split == "all":
+        raise ValueError("data.split is all, which leaves nothing to train on; give auto, folders or classes")
     generator = torch.Generator().manual_seed(config.seed)
     train: ImageSets = {}
     test: ImageSets = {}
@@ -98,6 +125,8 @@ def load_splits(config: DataConfig) -> Splits:
     else:
         for name, folder in config.folders.items():
             train[name], test[name] = _folders(name, Path(folder).expanduser(), config, generator)
+    for name, images in test.items():
+        _check_test(name, images)
     validation: ImageSets = {}
     if config.validation_fraction > 0:
         for name, images in train.items():

@@ -179,10 +179,11 @@ class Run:
         self.checkpoint = checkpoint
         self.progress = progress or (lambda content: None)
         self.device = choose_device(config.device)
-        self.trunk, self.embedder = build_model(config.model, config.seed)
+        self.trunk, self.embedder = build_model(config.model, config.seed, config.data.image_size)
         self.inputs = make_inputs(config, self.trunk)
         self.trainable = trainable_count(self.trunk, self.embedder)
         self.history: list[dict[str, Any]] = []
+        self.trainer: UnifiedTrainer | None = None
         self.steps = 0
         self.trunk.to(self.device)
         self.embedder.to(self.device)
@@ -205,13 +206,18 @@ class Run:
 
     def train(self) -> None:
         """Train to the last epoch, from the checkpoint if there is one. Without trainable weights, do nothing."""
-        if not self.trainable:
+        self.prepare()
+        if self.trainer is not None:
+            self.trainer.train(num_epochs=self.config.epochs)
+            self.history = self.trainer.history
+
+    def prepare(self) -> None:
+        """Make the trainer and load the checkpoint, so that what cannot work is known before anything is written."""
+        if self.trainer is not None or not self.trainable:
             return
-        trainer = self._make_trainer()
+        self.trainer = self._make_trainer()
         if self.checkpoint is not None and self.checkpoint.exists():
-            trainer.load_checkpoint(self.checkpoint)
-        trainer.train(num_epochs=self.config.epochs)
-        self.history = trainer.history
+            self.trainer.load_checkpoint(self.checkpoint)
 
     @property
     def seconds(self) -> float:

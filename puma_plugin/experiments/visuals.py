@@ -40,7 +40,7 @@ def embedding_maps(
     perplexity = min(30.0, (len(chosen) - 1) / 3.0)
     maps = []
     for label, values in embeddings.items():
-        # Its threads wait for each other thousands of times, which takes minutes where another program keeps a core busy.
+        # Its threads wait for each other thousands of times: minutes where another program keeps a core busy.
         with threadpool_limits(1):
             points = TSNE(perplexity=perplexity, init="pca", metric="cosine", random_state=seed).fit_transform(
                 values[chosen].astype(np.float32)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from puma_plugin.experiments.config import DataConfig
 from puma_plugin.experiments.images import ImageSet, read_class_folders, split_classes
-from puma_plugin.experiments.splits import load_splits
+from puma_plugin.experiments.splits import load_splits, load_test
 
 
 def write_classes(folder: Path, classes: Mapping[str, int], suffix: str = ".png", mode: str = "RGB") -> None:
@@ -138,7 +138,7 @@ def test_held_out_classes_leave_the_training_set(tmp_path: Path) -> None:
 
 
 def test_shuffled_split_follows_the_seed(tmp_path: Path) -> None:
-    write_classes(tmp_path / "cars", dict.fromkeys("abcdefgh", 1))
+    write_classes(tmp_path / "cars", dict.fromkeys("abcdefgh", 2))
     folders = {"cars": str(tmp_path / "cars")}
 
     def test_classes(seed: int) -> list[str]:
@@ -146,6 +146,23 @@ def test_shuffled_split_follows_the_seed(tmp_path: Path) -> None:
 
     assert test_classes(0) == test_classes(0)
     assert len({tuple(test_classes(seed)) for seed in range(5)}) > 1
+
+
+def test_every_class_can_be_the_test_of_an_evaluation(tmp_path: Path) -> None:
+    write_classes(tmp_path / "cars", dict.fromkeys("abc", 2))
+    config = DataConfig(folders={"cars": str(tmp_path / "cars")}, split="all")
+    splits = load_test(config)
+    assert splits.test["cars"].class_names == ["a", "b", "c"]
+    assert (splits.train, splits.validation, splits.names) == ({}, {}, ["cars"])
+    with pytest.raises(ValueError, match="leaves nothing to train on"):
+        load_splits(config)
+
+
+def test_a_test_without_any_pair_is_refused(tmp_path: Path) -> None:
+    write_classes(tmp_path / "cars", dict.fromkeys("abcd", 1))
+    for split in ("auto", "all"):
+        with pytest.raises(ValueError, match="distribution cars: no class of its test holds two images"):
+            load_test(DataConfig(folders={"cars": str(tmp_path / "cars")}, split=split))
 
 
 def test_errors_name_the_distribution(tmp_path: Path) -> None:

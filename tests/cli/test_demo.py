@@ -1,0 +1,132 @@
+"""`puma demo` in miniature: the real images, backbone, methods and report, with a single image per training class."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from puma_plugin.cli.main import main
+from puma_plugin.experiments.recorded import load_recorded
+
+SMALL = ["--train.data.shots", "1", "--train.epochs", "2", "--map_images", "160", "--queries", "1", "--neighbours", "4"]
+JOBS = {f"test-{method}-data0-seed0" for method in ("frozen", "linear", "puma")}
+
+
+def interrupt(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Start the demo, and press Ctrl-C once its first job is finished."""
+    command = [sys.executable, "-m", "puma_plugin.cli.main", "demo", *SMALL, "--out", str(folder), "--workers", "1"]
+    # A process group of its own, so that the signal reaches it and its worker, as from a terminal.
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 300
+    while not list((folder / "jobs").glob("*.json")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A run that was interrupted and then completed by the same command, in this process."""
+    folder = tmp_path_factory.mktemp("demo") / "out"
+    interrupted = interrupt(folder)
+    before = {path.name for path in (folder / "jobs").glob("*.json")}
+    assert len(before) in (1, 2)
+    times = {name: (folder / "jobs" / name).stat().st_mtime_ns for name in before}
+    assert main(["demo", *SMALL, "--out", str(folder), "--workers", "0"]) == 0
+    assert all((folder / "jobs" / name).stat().st_mtime_ns == times[name] for name in before), "finished jobs ran again"
+    return folder, interrupted
+
+
+@pytest.fixture(scope="module")
+def metrics(demo: tuple[Path, Any]) -> dict[str, Any]:
+    return json.loads((demo[0] / "metrics.json").read_text())
+
+
+def test_ctrl_c_is_answered_with_what_to_do(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    interrupted = demo[1]
+    assert interrupted.returncode == 130
+    assert "the same command goes on" in interrupted.stderr
+    assert "Traceback" not in interrupted.stderr
+
+
+def test_files(demo: tuple[Path, Any]) -> None:
+    folder = demo[0]
+    assert {path.name for path in folder.iterdir()} == {"jobs", "models", "metrics.json", "report.html"}
+    assert {path.stem for path in (folder / "jobs").glob("*.json")} == JOBS
+    assert {path.name for path in (folder / "models").iterdir()} == {
+        f"{n}.safetensors" for n in ("frozen", "linear", "puma")
+    }
+    assert not list((folder / "jobs").glob("*.ckpt"))
+
+
+def test_metrics_hold_what_a_reader_needs(metrics: dict[str, Any]) -> None:
+    assert {"machine", "versions", "commit", "settings", "seconds", "command", "date"} <= set(metrics)
+    assert metrics["settings"]["train"]["data"]["shots"] == 1
+    own = [row for row in metrics["methods"] if not row.get("recorded")]
+    assert [row["key"] for row in own] == ["frozen", "linear", "puma"]
+    assert [row["trainable"] for row in own] == [0, 128 * 128 + 128, 120_960]
+    for row in own:
+        per = {name: interval["mean"] for name, interval in row["per_distribution"].items()}
+        assert len(per) == 8
+        harmonic = 0.0 if min(per.values()) == 0 else 8 / sum(1 / value for value in per.values())
+        assert row["scores"]["harmonic"]["mean"] == pytest.approx(harmonic)
+        assert row["scores"]["worst"]["mean"] == min(per.values())
+    run = next(run for run in metrics["runs"] if run["method"] == "puma")
+    assert [point["epoch"] for point in run["validation"]] == [1, 2]
+    assert run["result"]["num_queries"]["glyph"] == 2560
+
+
+def test_full_fine_tuning_stands_in_the_table_from_the_recorded_run(metrics: dict[str, Any]) -> None:
+    recorded = load_recorded()
+    keys = {row["key"] for row in metrics["methods"] if row.get("recorded")}
+    assert keys == ({row["key"] for row in recorded["methods"]} - {"frozen", "linear", "puma"} if recorded else set())
+
+
+def test_report_shows_the_run(demo: tuple[Path, Any], metrics: dict[str, Any]) -> None:
+    text = (demo[0] / "report.html").read_text(encoding="utf-8")
+    for section in ("result", "distributions", "curves", "map", "prompts", "neighbours", "run"):
+        assert f'id="{section}"' in text
+    assert text.count('class="tile query"') == 8
+    assert "http" not in text
+    for name in metrics["distributions"]:
+        assert f"<h3>{name}</h3>" in text
+
+
+def test_kept_embeddings_are_those_of_the_kept_weights(demo: tuple[Path, Any]) -> None:
+    with np.load(demo[0] / "jobs" / "test-puma-data0-seed0.npz") as arrays:
+        assert arrays["embeddings"].shape == (5796, 128)
+        assert arrays["prompt_weights"].shape == (8, 8)
+        np.testing.assert_allclose(np.linalg.norm(arrays["embeddings"].astype(np.float32), axis=1), 1.0, atol=2e-3)
+    weights = load_file(demo[0] / "models" / "puma.safetensors")
+    assert sum(weight.numel() for weight in weights.values()) == 120_960
+
+
+def test_changed_settings_are_not_mixed_with_kept_results(demo: tuple[Path, Any]) -> None:
+    """A job of other settings does not take the kept result."""
+    from rich.console import Console
+
+    from puma_plugin.cli.parsing import make_parser, packaged_config, parse
+    from puma_plugin.experiments.comparison import Comparison
+    from puma_plugin.experiments.config import DemoConfig
+
+    def finished(*more: str) -> int:
+        parser = make_parser("demo", "", DemoConfig, [packaged_config("demo")])
+        config, _ = parse(parser, DemoConfig, [*SMALL, "--out", str(demo[0]), *more])
+        jobs = Comparison(config, ("frozen", "linear", "puma"), Console()).test_jobs(config.rates, [0], [0])
+        return sum(job.finished() is not None for job in jobs)
+
+    assert finished() == 3
+    assert finished("--train.batch_size", "32") == 0
+    assert finished("--rates", '{"puma": 2.0, "linear": 1.0}') == 2
+    assert finished("--train.model.drop", "0.25") == 0

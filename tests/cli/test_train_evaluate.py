@@ -1,0 +1,230 @@
+"""`puma train` and `puma evaluate` on small image folders, as a user runs them."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from puma_plugin.cli.main import main
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 230), "gold": (220, 190, 40),
+           "grey": (130, 130, 130), "pink": (240, 140, 190)}  # fmt: skip
+
+
+def write_dataset(folder: Path, classes: dict[str, tuple[int, int, int]], shape: str, suffix: str) -> None:
+    """Noisy colour fields with a bar whose direction is the dataset's own: 6 images of 40x36 per class."""
+    generator = np.random.default_rng(len(shape))
+    for name, colour in classes.items():
+        (folder / name).mkdir(parents=True)
+        for index in range(6):
+            pixels = np.clip(np.asarray(colour) + generator.normal(0, 25, (36, 40, 3)), 0, 255).astype(np.uint8)
+            place = int(generator.integers(5, 30))
+            pixels[(slice(None), slice(place, place + 4)) if shape == "upright" else (slice(place, place + 4),)] = 255
+            Image.fromarray(pixels).save(folder / name / f"{index}{suffix}")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    names = list(COLOURS)
+    write_dataset(folder / "upright", COLOURS, "upright", ".png")
+    for part, chosen in (("train", names[:3]), ("test", names[3:])):
+        write_dataset(folder / "lying" / part, {name: COLOURS[name] for name in chosen}, "lying", ".jpg")
+    (folder / "run.yaml").write_text(
+        f"""
+data:
+  folders: {{upright: {folder / "upright"}, lying: {folder / "lying"}}}
+  validation_fraction: 0.0
+  augmentation: pad_crop
+  image_size: 64
+  workers: 0
+model: {{backbone: test_vit.r160_in1k, weights: {folder / "backbone.safetensors"}, adapter_dim: 8, pool_size: 4,
+         prompt_length: 2, embedding_size: 16, scale: 1.0}}
+optimizer: {{lr: 1.0e-3, proxy_lr: 0.1}}
+epochs: 3
+batch_size: 12
+device: cpu
+threads: 1
+evaluation_batch_size: 16
+"""
+    )
+    torch.manual_seed(3)
+    import timm
+    from safetensors.torch import save_file
+
+    backbone = timm.create_model("test_vit", img_size=64)
+    save_file(backbone.state_dict(), folder / "backbone.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path) -> Path:
+    """The run of the shell command itself."""
+    out = data / "run"
+    command = [sys.executable, "-m", "puma_plugin.cli.main", "train", "--config", str(data / "run.yaml")]
+    finished = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, timeout=200, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert "harmonic mean" in finished.stdout
+    return out
+
+
+def test_files_of_a_run(trained: Path) -> None:
+    names = {path.name for path in trained.iterdir()}
+    assert names == {"checkpoint.pt", "config.json", "metrics.json", "model.safetensors", "report.html"}
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert metrics["data"]["upright"] == {
+        "train": {"classes": 3, "images": 18},
+        "test": {"classes": 3, "images": 18},
+    }
+    assert metrics["distributions"] == ["upright", "lying"]
+    assert metrics["command"].startswith("puma train --config")
+    assert {"machine", "versions", "commit", "settings", "date"} <= set(metrics)
+    assert metrics["settings"]["seed"] == 0
+    run = metrics["runs"][0]
+    assert run["steps"] == 9
+    assert [entry["epoch"] for entry in run["history"]] == [1, 2, 3]
+    per = run["result"]["per_distribution"]
+    values = [per[name]["recall_at_1"] for name in ("upright", "lying")]
+    assert all(0.0 <= value <= 1.0 for value in values)
+    harmonic = 0.0 if min(values) == 0 else 2.0 / (1.0 / values[0] + 1.0 / values[1])
+    assert metrics["methods"][0]["scores"]["harmonic"]["mean"] == pytest.approx(harmonic)
+    report = (trained / "report.html").read_text(encoding="utf-8")
+    assert "lying" in report
+    assert "prompts" in report
+    assert "http" not in report
+
+
+def test_evaluate_finds_the_same_figures(trained: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(data)
+    arguments = ["evaluate", "--checkpoint", str(trained), "--config", "run.yaml", "--out", "again"]
+    assert main(arguments) == 0
+    before, after = (json.loads((folder / "metrics.json").read_text()) for folder in (trained, data / "again"))
+    assert after["runs"][0]["result"] == before["runs"][0]["result"]
+    # Other datasets than those trained on.
+    only = ["--data.folders", json.dumps({"elsewhere": str(data / "upright")}), "--report", "false"]
+    assert main([*arguments[:-1], "other", *only]) == 0
+    other = json.loads((data / "other" / "metrics.json").read_text())
+    assert other["distributions"] == ["elsewhere"]
+    assert not (data / "other" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--model.method", "full"], "of method"),
+        (["--model.adapter_dim", "16"], "adapter_dim"),
+        (["--model.weights", "none"], "another backbone"),
+        (["--checkpoint", "run.yaml"], "not a safetensors file"),
+        (["--checkpoint", "nothing"], "is no file"),
+    ],
+)
+def test_evaluate_refuses_what_does_not_fit(
+    trained: Path,
+    data: Path,
+    changes: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(data)
+    arguments = ["evaluate", "--checkpoint", str(trained), "--config", "run.yaml", "--out", "refused", *changes]
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (data / "refused").exists()
+
+
+def test_resumed_run_equals_the_uninterrupted(trained: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was stopped after its first epoch and goes on ends with the very same weights."""
+    from puma_plugin.cli.parsing import make_parser, parse
+    from puma_plugin.experiments.config import TrainConfig
+    from puma_plugin.experiments.session import settings_of
+    from puma_plugin.experiments.splits import load_splits
+    from puma_plugin.experiments.training import Run
+
+    out = data / "stopped"
+    out.mkdir()
+    parser = make_parser("train", "", TrainConfig)
+    config, _ = parse(parser, TrainConfig, ["--config", str(data / "run.yaml"), "--out", str(out)])
+
+    def stop(content: dict) -> None:
+        if content["step"] == 5:
+            raise KeyboardInterrupt
+
+    run = Run(config, load_splits(config.data), checkpoint=out / "checkpoint.pt", progress=stop)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    (out / "config.json").write_text(json.dumps(settings_of(config)))
+    torch.manual_seed(12345)
+    assert main(["train", "--config", str(data / "run.yaml"), "--out", str(out), "--resume", "--report", "false"]) == 0
+    whole, resumed = (load_file(folder / "model.safetensors") for folder in (trained, out))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    histories = [json.loads((folder / "metrics.json").read_text())["runs"][0]["history"] for folder in (trained, out)]
+    losses = [[entry["metric_loss"] for entry in history] for history in histories]
+    assert losses[0] == losses[1]
+
+
+def test_an_earlier_run_is_not_overwritten(trained: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "--config", str(data / "run.yaml"), "--out", str(trained)]
+    assert main(arguments) == 2
+    assert "holds an earlier run; give --resume" in capsys.readouterr().err
+    assert main([*arguments, "--resume", "--optimizer.lr", "5e-3"]) == 2
+    assert "optimizer was" in capsys.readouterr().err
+    assert main([*arguments[:-1], str(data / "never"), "--resume"]) == 2
+    assert "does not exist; start without it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["full", "linear", "frozen"])
+def test_other_methods_train_and_evaluate(method: str, data: Path, tmp_path: Path) -> None:
+    common = ["--config", str(data / "run.yaml"), "--model.method", method, "--epochs", "1", "--report", "false"]
+    assert main(["train", *common, "--out", str(tmp_path / "a")]) == 0
+    assert main(["evaluate", *common, "--checkpoint", str(tmp_path / "a"), "--out", str(tmp_path / "b")]) == 0
+    first, second = (json.loads((tmp_path / name / "metrics.json").read_text())["runs"][0] for name in "ab")
+    assert first["result"] == second["result"]
+    head = 64 * 16 + 16
+    backbone = sum(
+        value.numel() for name, value in load_file(data / "backbone.safetensors").items() if "head" not in name
+    )
+    assert first["trainable"] == {"full": backbone + head, "linear": head, "frozen": 0}[method]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--model.backbone", "no_such_model"], "timm"),
+        (["--model.backbone", "vit_tiny_patch16_224"], "could not be loaded"),
+        (["--loss.name", "NoSuchLoss"], "loss.name is 'NoSuchLoss'"),
+        (["--loss.arguments.colour", "3"], "do not fit CurricularFaceLoss"),
+        (["--device", "cuda:77"], "device is 'cuda:77'"),
+        (["--model.weights", "missing.pth"], "which is no file"),
+        (["--data.folders.broken", "hollow"], "distribution broken"),
+    ],
+)
+def test_refusals_before_training(
+    data: Path,
+    changes: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--config", str(data / "run.yaml"), "--out", "x", *changes]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_losses_of_pytorch_metric_learning(data: Path, tmp_path: Path) -> None:
+    arguments = ["--loss.name", "ProxyAnchorLoss", "--loss.arguments", '{"margin": 0.1, "alpha": 32}', "--epochs", "1"]
+    out = str(tmp_path / "x")
+    assert main(["train", "--config", str(data / "run.yaml"), "--out", out, "--report", "false", *arguments]) == 0
+    shutil.rmtree(out)
+    arguments = ["--loss.name", "MultiSimilarityLoss", "--loss.arguments", "{}", "--epochs", "1"]
+    assert main(["train", "--config", str(data / "run.yaml"), "--out", out, "--report", "false", *arguments]) == 0

@@ -1,0 +1,89 @@
+"""Which jobs a comparison runs, and how learning rates are chosen."""
+
+import pytest
+from rich.console import Console
+
+from puma_plugin.cli.parsing import make_parser, packaged_config, parse
+from puma_plugin.experiments.comparison import Comparison
+from puma_plugin.experiments.config import DemoConfig
+from puma_plugin.experiments.methods import ABLATION_KEYS, MAIN_KEYS, METHODS
+
+
+def comparison(*arguments: str, methods: tuple[str, ...] = MAIN_KEYS) -> Comparison:
+    parser = make_parser("demo", "", DemoConfig, [packaged_config("demo")])
+    config, _ = parse(parser, DemoConfig, arguments)
+    return Comparison(config, methods, Console(quiet=True))
+
+
+def test_one_grid_for_every_trained_method_on_a_data_seed_that_no_test_uses() -> None:
+    full = comparison()
+    jobs = full.rate_jobs()
+    by_method: dict[str, list[float]] = {}
+    for job in jobs:
+        by_method.setdefault(job.method, []).append(job.multiplier)
+        assert job.purpose == "rate"
+        assert job.config.data.seed == full.config.tuning_data_seed
+        assert job.config.data.validation_fraction == 0.3
+        # Only the last epoch is judged.
+        assert job.config.validate_every == job.config.epochs
+    assert by_method == dict.fromkeys(("linear", "puma", "adapters", "separate", "full"), full.config.grid)
+    tests = full.test_jobs(dict.fromkeys(METHODS, 1.0), full.config.data_seeds, full.config.seeds)
+    assert full.config.tuning_data_seed not in {job.config.data.seed for job in tests}
+
+
+def test_every_pair_of_seeds_once() -> None:
+    full = comparison()
+    jobs = full.test_jobs(dict.fromkeys(METHODS, 1.0), [0, 1, 2], [0, 1, 2])
+    assert len({job.key for job in jobs}) == len(jobs) == 5 * 9 + 3
+    assert sum(job.keep_model for job in jobs) == 5
+    fewer = comparison("--separate_seeds", "1").test_jobs(dict.fromkeys(METHODS, 1.0), [0, 1, 2], [0, 1, 2])
+    assert len(fewer) == 4 * 9 + 3 + 3
+
+
+def test_methods_differ_only_in_what_they_are() -> None:
+    base = comparison().config.train
+    puma, full = (METHODS[key].configure(base, 2.0, 1, 5) for key in ("puma", "full"))
+    assert (puma.model.method, full.model.method) == ("puma", "full")
+    assert puma.optimizer == full.optimizer
+    assert puma.optimizer.lr == pytest.approx(2 * base.optimizer.lr)
+    assert (puma.data, puma.epochs, puma.batch_size, puma.seed) == (full.data, full.epochs, full.batch_size, 5)
+    assert puma.data.seed == 1
+    bare = METHODS["adapters"].configure(base, 1.0, 0, 0).model
+    assert (bare.method, bare.drop) == ("adapters", 0.0)
+
+
+def test_ablations_change_one_thing_and_take_pumas_rate() -> None:
+    base = comparison().config.train
+    reference = METHODS["puma"].configure(base, 1.0, 0, 0).model
+    for key in ABLATION_KEYS:
+        assert METHODS[key].rate_key == "puma"
+        model = METHODS[key].configure(base, 1.0, 0, 0).model
+        assert sum(value != getattr(reference, name) for name, value in vars(model).items()) == 1, key
+    both = comparison(methods=MAIN_KEYS + ABLATION_KEYS)
+    assert len(both.rate_jobs()) == len(comparison().rate_jobs())
+
+
+def _records(scores: dict[str, list[float]]) -> list[dict]:
+    return [
+        {"method": method, "multiplier": multiplier, "validation": [{"epoch": 11, "harmonic": value}]}
+        for method, values in scores.items()
+        for multiplier, value in zip([0.5, 1.0, 2.0, 4.0], values, strict=True)
+    ]
+
+
+def test_the_best_rate_is_chosen_and_edges_are_reported() -> None:
+    rates = comparison().choose_rates(_records({"puma": [0.40, 0.44, 0.45, 0.41], "full": [0.3, 0.4, 0.5, 0.6]}))
+    assert rates["chosen"] == {"puma": 2.0, "full": 4.0}
+    assert rates["scores"]["puma"]["2"] == 0.45
+    explanation = rates["explanation"]
+    assert "At the edge of the grid, so a rate beyond it may be better: Full fine-tuning." in explanation
+    assert "data seed 3, which no test uses" in explanation
+
+
+def test_recorded_run_and_demo_configuration_agree() -> None:
+    """The short demo trains at the rates that the recorded full run chose."""
+    from puma_plugin.experiments.recorded import load_recorded
+
+    recorded = load_recorded()
+    chosen = recorded["learning_rates"]["chosen"] if recorded else {}
+    assert {key: comparison().config.rates[key] for key in chosen} == chosen
