@@ -201,7 +201,8 @@ class CurricularFaceLoss(WeightRegularizerMixin, BaseMetricLossFunction):
             refuse_repeated_batch(positive, type(self).__name__)
             sums, counts = sum_over_processes(sums), sum_over_processes(counts)
         moved = self.momentum * self.t.view(-1) + (1 - self.momentum) * sums / counts.clamp(min=1)
-        self.t.copy_(torch.where(counts > 0, moved, self.t.view(-1)).view_as(self.t))
+        # A new tensor, not a change in place: a compiled backward pass may still read the t of before.
+        self.t = torch.where(counts > 0, moved, self.t.view(-1)).view_as(self.t)
 
     @torch.no_grad()
     def _record(self, positive: Tensor, hard: Tensor) -> None:

@@ -1,0 +1,184 @@
+"""One of the processes of test_distributed.py: ``python distributed_worker.py FOLDER RANK WORLD``. Not a test by itself.
+
+The test imports it too, and runs the same functions as the only process.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from pytorch_metric_learning import losses, miners
+from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import TensorDataset
+
+import puma_plugin
+from puma_plugin.datasets import UnifiedDataset
+from puma_plugin.evaluation import embed
+from puma_plugin.losses import CurricularFaceLoss, GatheredLoss
+from puma_plugin.models import EmbeddingHead, UnifiedEmbedder
+from puma_plugin.samplers import MultiDistributionSampler
+from puma_plugin.testers import MultiDistributionTester
+from puma_plugin.trainers import UnifiedTrainer
+
+CLASSES, WIDTH, BATCH = 9, 8, 16
+LOSSES: dict[str, tuple[Callable[[], nn.Module], Any]] = {
+    "curricular per class": (lambda: CurricularFaceLoss(CLASSES, WIDTH), None),
+    "curricular global, mined": (
+        lambda: CurricularFaceLoss(CLASSES, WIDTH, ema="global"),
+        miners.MultiSimilarityMiner(),
+    ),
+    "ProxyAnchor": (lambda: losses.ProxyAnchorLoss(CLASSES, WIDTH), None),
+    "MultiSimilarity, mined": (losses.MultiSimilarityLoss, miners.MultiSimilarityMiner()),
+    "memory": (lambda: losses.CrossBatchMemory(losses.ContrastiveLoss(), WIDTH, memory_size=32), None),
+}
+
+
+def build() -> tuple[UnifiedDataset, UnifiedEmbedder]:
+    """47 images of three distributions, and a small model whose gates are all open, since each process draws its own."""
+    torch.manual_seed(0)
+    parts = {}
+    for name, (count, classes) in {"a": (21, 4), "b": (14, 2), "c": (12, 3)}.items():
+        labels = torch.arange(count) % classes
+        parts[name] = TensorDataset(
+            torch.randn(classes, 3, 16, 16)[labels] + 0.5 * torch.randn(count, 3, 16, 16), labels
+        )
+    vit = timm.create_model(
+        "vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=0
+    )
+    puma_plugin.adapt(vit, adapter_dim=4, pool_size=3, prompt_length=2, drop=0.0, init="paper")
+    with torch.no_grad():
+        for adapter in vit.adapters():
+            adapter.up.normal_(0, 0.1)
+    return UnifiedDataset(parts), UnifiedEmbedder(vit, EmbeddingHead(16, WIDTH))
+
+
+def draw(dataset: UnifiedDataset, batch: list[int]) -> tuple[Tensor, Tensor]:
+    images, labels = zip(*[dataset[i] for i in batch], strict=True)
+    return torch.stack(images), torch.stack(labels)[:, 0]
+
+
+def parallel(module: nn.Module, world: int) -> nn.Module:
+    return DistributedDataParallel(module) if world > 1 else module
+
+
+def train(name: str, rank: int, world: int, on_local_batches: bool = False) -> dict[str, Any]:
+    """Three steps; returns the losses, the gradients of the first step, and all weights and averages after the last."""
+    dataset, model = build()
+    # Every process draws other proxies at first; those of rank 0 count.
+    torch.manual_seed(100 + rank)
+    make, miner = LOSSES[name]
+    loss = make()
+    wrapped = parallel(loss, world) if on_local_batches else GatheredLoss(loss, miner)
+    model_in_use = parallel(model, world)
+    optimizer = torch.optim.SGD([*model.trainable_parameters(), *loss.parameters()], 0.1)
+    sampler = MultiDistributionSampler(dataset.labels, BATCH, m=2, balance="uniform", batches_per_epoch=3)
+    result: dict[str, Any] = {"values": [], "gradients": None}
+    for batch in sampler:
+        images, labels = draw(dataset, batch)
+        value = wrapped(model_in_use(images), labels)
+        total = value + 1e3 * model.prompt_penalty()
+        optimizer.zero_grad()
+        total.backward()
+        result["values"].append(value.detach())
+        if result["gradients"] is None:
+            named = [*model.named_parameters(), *((f"loss.{n}", p) for n, p in loss.named_parameters())]
+            result["gradients"] = {n: p.grad.clone() for n, p in named if p.grad is not None}
+        optimizer.step()
+    result["state"] = {**model.state_dict(), **{f"loss.{n}": v for n, v in loss.state_dict().items()}}
+    return result
+
+
+def uneven(rank: int, world: int) -> dict[str, Tensor]:
+    """Local batches of other sizes on each process."""
+    torch.manual_seed(3)
+    borders = {1: [0, 20], 2: [0, 3, 20], 4: [0, 3, 4, 13, 20]}[world]
+    inputs, labels = torch.randn(20, 6), torch.arange(20) % CLASSES
+    model, loss = nn.Linear(6, WIDTH), losses.ProxyAnchorLoss(CLASSES, WIDTH)
+    mine = slice(borders[rank], borders[rank + 1])
+    value = GatheredLoss(loss)(parallel(model, world)(inputs[mine]), labels[mine])
+    value.backward()
+    return {"value": value.detach(), "model": model.weight.grad, "proxies": loss.proxies.grad}
+
+
+def refusals() -> dict[str, str]:
+    """What goes wrong with pml's own wrapper, and what ours refuses."""
+    found = {}
+    torch.manual_seed(5)
+    embeddings = torch.randn(4, WIDTH) + distributed.get_rank()
+    labels = torch.arange(4)
+    torch.manual_seed(6)
+    loss = CurricularFaceLoss(CLASSES, WIDTH)
+    try:
+        DistributedLossWrapper(loss)(embeddings, labels)
+    except RuntimeError as error:
+        found["pml wrapper"] = str(error)
+    try:
+        GatheredLoss(losses.TripletMarginLoss())(embeddings, labels, (labels, labels, labels))
+    except ValueError as error:
+        found["local indices"] = str(error)
+    # The factor that pml's wrapper puts on proxies, which is why it is refused.
+    proxies = losses.ProxyAnchorLoss(CLASSES, WIDTH)
+    single = torch.autograd.grad(GatheredLoss(proxies)(embeddings, labels), proxies.proxies)[0]
+    wrapped = torch.autograd.grad(DistributedLossWrapper(proxies)(embeddings, labels), proxies.proxies)[0]
+    found["factor"] = str(round(float((wrapped / single).median()), 3))
+    return found
+
+
+def evaluate() -> dict[str, Any]:
+    """47 items: no number of processes divides them."""
+    dataset, model = build()
+    found = embed(model, dataset, batch_size=4)
+    tester = MultiDistributionTester(dataloader_num_workers=0, batch_size=4)
+    tester.test({"val": dataset}, 1, model)
+    return {"embeddings": found.embeddings, "result": found.evaluate().to_dict(), "tester": tester.result.to_dict()}
+
+
+def run_trainer(folder: Path, world: int, epochs: int, resume: bool = False) -> dict[str, Any]:
+    dataset, model = build()
+    torch.manual_seed(7)
+    loss = GatheredLoss(CurricularFaceLoss(CLASSES, WIDTH))
+    trunk = parallel(model, world)
+    trainer = UnifiedTrainer(
+        {"trunk": trunk},
+        {
+            "trunk_optimizer": torch.optim.SGD(model.trainable_parameters(), 0.1, momentum=0.9),
+            "metric_loss_optimizer": torch.optim.SGD(loss.parameters(), 0.1),
+        },
+        BATCH,
+        {"metric_loss": loss},
+        dataset,
+        dataloader_num_workers=0,
+        progress=False,
+        checkpoint_path=folder / f"trainer{world}.pt",
+    )
+    if resume:
+        trainer.load_checkpoint(folder / "trainer2.pt")
+    trainer.train(num_epochs=epochs)
+    state = {**model.state_dict(), **loss.state_dict()}
+    return {"state": state, "losses": [entry["metric_loss"] for entry in trainer.history]}
+
+
+def main(folder: Path, rank: int, world: int) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    results: dict[str, Any] = {"train": {name: train(name, rank, world) for name in LOSSES}}
+    results["ddp loss"] = {
+        name: train(name, rank, world, on_local_batches=True) for name in ("curricular per class", "ProxyAnchor")
+    }
+    results["uneven"] = uneven(rank, world)
+    results["refusals"] = refusals()
+    results["evaluate"] = evaluate()
+    results["trainer"] = run_trainer(folder, world, 2)
+    torch.save(results, folder / f"results{rank}.pt")
+    with contextlib.suppress(RuntimeError):
+        distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,116 @@
+"""Two and four processes (gloo) do what one process does on the whole batch."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+WORKER = Path(__file__).with_name("distributed_worker.py")
+
+
+@pytest.fixture(scope="module")
+def worker() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("distributed_worker", WORKER)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path, list[Any]]:
+    """Number of processes, their folder, and what each found."""
+    world = request.param
+    folder = tmp_path_factory.mktemp(f"world{world}")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(folder), str(rank), str(world)],
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        )
+        for rank in range(world)
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert all(process.returncode == 0 for process in processes), "\n".join(errors)
+    return world, folder, [torch.load(folder / f"results{r}.pt", weights_only=False) for r in range(world)]
+
+
+def close(found: Any, expected: Any) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+LOSSES = ["curricular per class", "curricular global, mined", "ProxyAnchor", "MultiSimilarity, mined", "memory"]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gathered_loss_equals_one_process(worker: ModuleType, run: tuple[int, Path, list[Any]], name: str) -> None:
+    torch.manual_seed(0)
+    expected = worker.train(name, 0, 1)
+    for found in run[2]:
+        result = found["train"][name]
+        close(result["values"], expected["values"])
+        assert result["gradients"].keys() == expected["gradients"].keys()
+        assert any("adapter" in n for n in result["gradients"])
+        assert any("prompt_pool" in n for n in result["gradients"])
+        close(result["gradients"], expected["gradients"])
+        close(result["state"], expected["state"])
+    if name.startswith("curricular"):
+        assert expected["state"]["loss.t"].abs().max() > 0
+
+
+def test_loss_inside_ddp_on_local_batches_equals_one_process(
+    worker: ModuleType, run: tuple[int, Path, list[Any]]
+) -> None:
+    # The mean over equal local batches is the mean over the whole; the average t is that of all processes.
+    expected = worker.train("curricular per class", 0, 1)
+    for found in run[2]:
+        result = found["ddp loss"]["curricular per class"]
+        close(result["gradients"], expected["gradients"])
+        close(result["state"], expected["state"])
+    # A loss that compares the items of a batch with each other, or sums over classes present, is another one locally.
+    local = run[2][0]["ddp loss"]["ProxyAnchor"]["values"][0]
+    assert (local - worker.train("ProxyAnchor", 0, 1)["values"][0]).abs() > 1e-3
+
+
+def test_local_batches_may_differ_in_size(worker: ModuleType, run: tuple[int, Path, list[Any]]) -> None:
+    expected = worker.uneven(0, 1)
+    for found in run[2]:
+        close(found["uneven"], expected)
+
+
+def test_pmls_wrapper_multiplies_the_proxies_gradient_and_is_refused(run: tuple[int, Path, list[Any]]) -> None:
+    world, _, results = run
+    for found in results:
+        assert float(found["refusals"]["factor"]) == world
+        assert "GatheredLoss" in found["refusals"]["pml wrapper"]
+        assert f"by {world}" in found["refusals"]["pml wrapper"]
+        assert "GatheredLoss(loss, miner=...)" in found["refusals"]["local indices"]
+
+
+def test_evaluation_gathers_every_item_once(worker: ModuleType, run: tuple[int, Path, list[Any]]) -> None:
+    expected = worker.evaluate()
+    for found in run[2]:
+        close(found["evaluate"]["embeddings"], expected["embeddings"])
+        assert found["evaluate"]["result"] == expected["result"]
+        assert found["evaluate"]["tester"] == expected["tester"]
+
+
+def test_trainer_equals_one_process_and_resumes_with_another_number(
+    worker: ModuleType, run: tuple[int, Path, list[Any]]
+) -> None:
+    world, folder, results = run
+    whole = worker.run_trainer(folder, 1, 2)
+    for found in results:
+        close(found["trainer"]["losses"], whole["losses"])
+        close(found["trainer"]["state"], whole["state"])
+    if world == 2:
+        longer = worker.run_trainer(folder, 1, 3)
+        resumed = worker.run_trainer(folder, 1, 3, resume=True)
+        close(resumed["state"], longer["state"])
