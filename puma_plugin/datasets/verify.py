@@ -31,7 +31,7 @@ def verify_datasets(
     Args:
         root: the folder that holds the datasets' folders, or one such folder.
         names: datasets that must be there. None: look for all eight, whichever are there.
-        open_images: decode every image (a minute per 100,000 on 8 cores, by the disk).
+        open_images: decode every image.
         workers: threads that decode.
         progress: called with (dataset, images decoded, images of it).
 
