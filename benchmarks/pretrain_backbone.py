@@ -1,4 +1,4 @@
-"""Pretrain the backbone that the embedded benchmark ships: about 35 minutes on two CPU cores.
+"""Pretrain the backbone that the embedded benchmark ships: about a quarter of an hour on two CPU cores.
 
     python benchmarks/pretrain_backbone.py --work runs/pretrain
 

@@ -268,7 +268,7 @@ _OWN: dict[str, tuple[Callable[[np.random.Generator], Renderer], int]] = {
 
 
 def pretraining_classes(seed: int = 0) -> dict[str, list[ImageClass]]:
-    """Family -> classes. Breadth comes before images per class; the numbers fit some 30 minutes on two cores."""
+    """Family -> classes. Breadth comes before images per class; the numbers fit a run of minutes on two cores."""
     families = {
         "glyph": glyph.classes(seed, len(glyph.characters()[DOMAIN]), DOMAIN),
         "contour": contour.classes(seed, 400, DOMAIN),

@@ -50,7 +50,7 @@ def _render(texture: _Texture, n: int, rng: np.random.Generator) -> Array:
             spectrum += np.float32(texture.weights[b]) * np.exp(-away / width)
     noise = rng.normal(size=(2, *spectrum.shape)).astype(np.float32)
     spectrum[:, 0, 0] = 0
-    field = np.fft.irfft2((noise[0] + 1j * noise[1]) * spectrum, s=(SIZE, SIZE)).astype(np.float32)
+    field: Array = np.fft.irfft2((noise[0] + 1j * noise[1]) * spectrum, s=(SIZE, SIZE)).astype(np.float32)
     field /= field.std(axis=(1, 2), keepdims=True)
     # The bend makes bright or dark spots (or an even ripple) out of the same spectrum.
     field = np.tanh(field + np.float32(texture.bend) * (field**2 - 1)) * 0.5 + 0.5
