@@ -55,19 +55,24 @@ def memory_plans(settings: Settings) -> list[MemoryPlan]:
 
     if settings.device == "cpu" and settings.malloc == "raised":
         return []
+    first, second = ("float32", "bfloat16") if settings.device == "cpu" else ("bfloat16", "float32")
     if settings.smoke:
-        adapters, steps = [AdapterCase(3, 5, 16, 4)], []
-    elif settings.device == "cuda":
-        adapters = [AdapterCase(dtype="bfloat16"), AdapterCase(dtype="bfloat16", drop=0.0)]
-        steps = [StepCase(batch=180, precision="bfloat16")]
+        rows: list[tuple[str, Case, tuple[str, ...]]] = [("adapter", AdapterCase(3, 5, 16, 4), ("ours", "authors"))]
     else:
-        adapters = [AdapterCase(), AdapterCase(dtype="bfloat16"), AdapterCase(drop=0.0)][: 3 if settings.full else 1]
-        steps = [StepCase(batch=8), StepCase(batch=32)][: 2 if settings.full else 1]
-    names = ("ours", "authors", "fixed", "indexed")
-    return [MemoryPlan("adapter", case, "both", name, False) for case in adapters for name in names] + [
-        MemoryPlan("training_step", case, "step", name, True)
-        for case in steps
-        for name in ("ours", "authors", "fixed", "full_fine_tuning")
+        steps = [StepCase(batch=8), StepCase(batch=32)]
+        if settings.device == "cuda":
+            steps = [StepCase(batch=180, precision="bfloat16")]
+        rows = [("adapter", AdapterCase(dtype=first), ("ours", "authors", "fixed", "indexed"))]
+        rows.append(("training_step", steps[0], ("ours", "authors", "full_fine_tuning")))
+        if settings.full:
+            rows.append(("adapter", AdapterCase(dtype=second), ("ours", "authors")))
+            rows.append(("adapter", AdapterCase(dtype=first, drop=0.0), ("ours", "authors")))
+            rows += [("training_step", step, ("ours", "full_fine_tuning")) for step in steps[1:]]
+    modes = {"adapter": ("both", False), "training_step": ("step", True)}
+    return [
+        MemoryPlan(subject, case, modes[subject][0], name, modes[subject][1])
+        for subject, case, names in rows
+        for name in names
     ]
 
 
@@ -79,7 +84,7 @@ def measure(plan: MemoryPlan, device: str) -> int:
     """
     environment = malloc_environment("default")
     environment.update(dict.fromkeys(MALLOC_VARIABLES, str(RETURN_AT_ONCE)))
-    arguments = [plan.subject, json.dumps(asdict(plan.case)), plan.mode, plan.contestant, device]  # type: ignore[call-overload]
+    arguments = [plan.subject, json.dumps(asdict(plan.case)), plan.mode, plan.contestant, device]
     command = [sys.executable, "-m", "benchmarks.memory", *arguments, *(["--whole"] if plan.whole else [])]
     folder = Path(__file__).resolve().parents[1]
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)

@@ -96,7 +96,7 @@ class BenchSession:
         samples = outcome.samples[contestant]
         info: dict[str, Any] = {
             "subject": subject.name,
-            "case": asdict(plan.case),  # type: ignore[call-overload]
+            "case": asdict(plan.case),
             "case_id": plan.case.id,
             "mode": plan.mode,
             "contestant": contestant,

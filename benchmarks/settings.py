@@ -31,7 +31,7 @@ class Effort:
 EFFORTS = {
     "smoke": Effort("smoke", 0.0, 3, 3, 1, 0.0),
     "quick": Effort("quick", 2.0, 5, 30, 2, 0.002),
-    "full": Effort("full", 8.0, 9, 60, 3, 0.005),
+    "full": Effort("full", 4.0, 7, 60, 3, 0.005),
 }
 
 

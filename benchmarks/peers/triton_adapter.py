@@ -81,7 +81,7 @@ def _launch(
 
 class _FusedAdapter(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, residual: Tensor, tokens: Tensor, down: Tensor, up: Tensor, factor: Tensor, rank: Tensor, kept: Tensor
     ) -> Tensor:
         out = torch.empty_like(residual)
@@ -91,7 +91,7 @@ class _FusedAdapter(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         tokens, down, up, factor, rank, kept, hidden = ctx.saved_tensors
         scaled = hidden * factor.index_select(0, kept).to(hidden.dtype)[:, None, None]
         rows = grad.index_select(0, kept).to(tokens.dtype).flatten(0, 1)

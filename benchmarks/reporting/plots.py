@@ -24,7 +24,6 @@ COLOURS = {
     "two_products_compiled": "#56b4e9",
 }
 OTHER_COLOUR = "#999999"
-SETTING_STYLE = {"cuda": "-", "malloc_raised": "-", "malloc_default": ":"}
 
 
 def write_plots(results: Results, folder: Path) -> list[Path]:
@@ -56,20 +55,19 @@ def ratio_bars(results: Results) -> Figure | None:
         if (entry.subject, entry.mode) in (("adapter", "both"), ("prompts", "both"), ("training_step", "step"))
         and OURS in entry.shown
     ]
-    bars = [(entry, name) for entry in chosen for name in entry.contestants if entry.ratio(name) and name != OURS]
-    if not bars:
+    groups = [(entry, _ratios(entry)) for entry in chosen]
+    if not any(ratios for _, ratios in groups):
         return None
-    figure = Figure(figsize=(8, 0.22 * (len(bars) + len(chosen)) + 1))
+    lines = sum(len(ratios) + 1 for _, ratios in groups)
+    figure = Figure(figsize=(8, 0.22 * lines + 1))
     axes = figure.subplots()
     position, ticks = 0.0, []
     labelled: set[str] = set()
-    for entry in chosen:
-        names = [name for other, name in bars if other is entry]
-        ticks.append((position + (len(names) - 1) / 2, f"{entry.subject}\n{entry.case_id}"))
-        for name in names:
+    for entry, ratios in groups:
+        ticks.append((position + (len(ratios) - 1) / 2, f"{entry.subject}\n{entry.case_id}"))
+        for name, ratio in ratios.items():
             label = None if name in labelled else name.replace("_", " ")
             labelled.add(name)
-            ratio = entry.ratio(name)
             axes.barh(position, ratio, color=COLOURS.get(name, OTHER_COLOUR), label=label)
             axes.text(ratio, position, f" {ratio:.2f}", va="center", fontsize=6)
             position += 1
@@ -80,6 +78,12 @@ def ratio_bars(results: Results) -> Figure | None:
     axes.set_xlabel("time over ours (ours = 1), in the setting that flatters ours least")
     axes.legend(fontsize=7)
     return figure
+
+
+def _ratios(entry: Comparison) -> dict[str, float]:
+    """Time over ours of everyone else."""
+    ratios = {name: entry.ratio(name) for name in entry.contestants if name != OURS}
+    return {name: ratio for name, ratio in ratios.items() if ratio is not None}
 
 
 def roofline(results: Results) -> Figure | None:

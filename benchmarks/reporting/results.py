@@ -139,5 +139,13 @@ def load_results(path: Path) -> Results:
 
 def _row(entry: dict[str, Any]) -> Row:
     info = entry["extra_info"]
-    names = (info[name] for name in ("subject", "case_id", "mode", "setting", "contestant"))
-    return Row(*names, case=info["case"], samples=tuple(entry["stats"]["data"]), limit=info.get("limit"))
+    return Row(
+        info["subject"],
+        info["case_id"],
+        info["mode"],
+        info["setting"],
+        info["contestant"],
+        info["case"],
+        tuple(entry["stats"]["data"]),
+        info.get("limit"),
+    )

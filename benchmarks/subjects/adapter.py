@@ -163,9 +163,9 @@ class AdapterWorkload(Workload):
 
     def reference(self) -> tuple[AdapterInputs, list[Tensor]]:
         inputs = make_inputs(self.case, self.device, seed=99, exact=True)
-        leaves = [leaf.detach().double().requires_grad_() for leaf in inputs.leaves]
+        leaves = residual, tokens, down, up = [leaf.detach().double().requires_grad_() for leaf in inputs.leaves]
         gate = None if inputs.gate is None else inputs.gate.double()
-        output = reference.stochastic_adapter(*leaves, gate, SCALE)
+        output = reference.stochastic_adapter(residual, tokens, down, up, gate, SCALE)
         return inputs, [output.detach(), *gradients((output,), leaves, (inputs.grad.double(),))]
 
     def check(self, contestant: str, reference: tuple[AdapterInputs, list[Tensor]]) -> dict[str, float]:
@@ -213,24 +213,32 @@ def plans(settings: Settings) -> list[Plan]:
     everyone = (*eager, *COMPILED) if settings.compiled else eager
     if settings.smoke:
         return [Plan(AdapterCase(3, 5, 16, 4, 0.5, "float32"), mode, everyone) for mode in MODES]
-    dtypes = ("bfloat16", "float16", "float32") if settings.device == "cuda" else ("float32", "bfloat16")
+    cuda = settings.device == "cuda"
+    # The dtypes that training uses most there, first.
+    dtypes = ("bfloat16",) if cuda else ("float32", "bfloat16")
     if not settings.full:
-        cases = [AdapterCase(dtype=dtypes[0]), AdapterCase(batch=32, dtype=dtypes[1])]
+        cases = [AdapterCase(dtype=dtypes[0]), AdapterCase(batch=32, dtype="bfloat16")]
         return [Plan(case, "both", everyone) for case in cases]
     sizes = ((180, 0.5), (180, 0.0), (32, 0.5))
     detailed = [AdapterCase(batch, drop=drop, dtype=dtype) for dtype in dtypes for batch, drop in sizes]
-    if settings.malloc == "default" and settings.device == "cpu":
+    if settings.malloc == "default" and not cuda:
         return [Plan(case, "both", everyone) for case in detailed]
-    result = [Plan(case, mode, everyone) for case in detailed for mode in MODES]
-    curve_dtypes = dtypes[:1] if settings.device == "cuda" else dtypes
-    for dtype in curve_dtypes:
+    result = []
+    for case in detailed:
+        # Training at the paper's size in detail; without dropping the forward alone is evaluation.
+        alone = () if case.batch != 180 else ("forward", "backward") if case.drop else ("forward",)
+        result += [Plan(case, mode, everyone) for mode in (*alone, "both")]
+    for dtype in dtypes:
         result += [Plan(AdapterCase(batch, dtype=dtype), "both", eager) for batch in (8, 90)]
         result += [Plan(AdapterCase(drop=drop, dtype=dtype), "both", eager) for drop in (0.25, 0.75)]
         result.append(Plan(AdapterCase(width=768, dtype=dtype), "both", everyone))
-    if settings.device == "cuda":
-        result += [
-            Plan(AdapterCase(width=768, drop=0.0, dtype="bfloat16"), "both", everyone),
-            Plan(AdapterCase(width=768, adapter_dim=64, dtype="bfloat16"), "both", everyone),
-            Plan(AdapterCase(dtype="bfloat16", residual_dtype="float32"), "both", everyone),
+    if cuda:
+        others = [
+            AdapterCase(width=768, drop=0.0, dtype="bfloat16"),
+            AdapterCase(width=768, adapter_dim=64, dtype="bfloat16"),
+            AdapterCase(dtype="bfloat16", residual_dtype="float32"),
+            AdapterCase(dtype="float16"),
+            AdapterCase(dtype="float32"),
         ]
+        result += [Plan(case, "both", everyone) for case in others]
     return result

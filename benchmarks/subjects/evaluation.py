@@ -22,7 +22,7 @@ METRICS = {"recall_at_1": "precision_at_1", "r_precision": "r_precision", "map_a
 class EvaluationCase:
     """Embeddings (items, width) of 8 distributions with ``per_class`` images in each class."""
 
-    items: int = 16_000
+    items: int = 8_000
     width: int = 128
     per_class: int = 20
 
@@ -87,5 +87,5 @@ def plans(settings: Settings) -> list[Plan]:
     """One size; the same in every setting of the allocator. The search runs on the CPU."""
     if settings.malloc == "raised":
         return []
-    items = 800 if settings.smoke else (16_000 if settings.full else 8_000)
+    items = 800 if settings.smoke else 8_000
     return [Plan(EvaluationCase(items), "all_metrics", ("ours", "pml"))]

@@ -124,7 +124,7 @@ def plans(settings: Settings) -> list[Plan]:
     everyone = (*EAGER, *COMPILED) if settings.compiled else EAGER
     if settings.smoke:
         return [Plan(PromptCase(3, 8, 4, 2), mode, everyone) for mode in MODES]
-    if not settings.full or settings.malloc == "default":
+    if not settings.full or (settings.malloc == "default" and settings.device == "cpu"):
         return [Plan(PromptCase(), "both", everyone)]
     return [Plan(PromptCase(), mode, everyone) for mode in MODES] + [
         Plan(PromptCase(batch=32), "both", everyone),

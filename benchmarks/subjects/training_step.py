@@ -173,5 +173,7 @@ def plans(settings: Settings) -> list[Plan]:
         return [Plan(StepCase("vit_tiny_patch16_224", 2, 32, 2, 8), "step", everyone)]
     if settings.device == "cuda":
         return [Plan(StepCase(batch=180, precision="bfloat16"), "step", everyone)]
-    batches = (8, 32) if settings.full and settings.malloc == "raised" else (8,)
-    return [Plan(StepCase(batch=batch), "step", everyone) for batch in batches]
+    result = [Plan(StepCase(batch=8), "step", everyone)]
+    if settings.full and settings.malloc == "raised":
+        result.append(Plan(StepCase(batch=32), "step", ("ours", "authors", "full_fine_tuning")))
+    return result

@@ -85,7 +85,7 @@ def remember_memory(request: pytest.FixtureRequest) -> Callable[[MemoryPlan, int
     """Put a peak into the result file."""
 
     def remember(plan: MemoryPlan, peak: int) -> None:
-        row = {"subject": plan.subject, "case": asdict(plan.case), "case_id": plan.case.id, "mode": plan.mode}  # type: ignore[call-overload]
+        row = {"subject": plan.subject, "case": asdict(plan.case), "case_id": plan.case.id, "mode": plan.mode}
         request.config.stash[MEMORY].append(
             {**row, "contestant": plan.contestant, "whole": plan.whole, "peak_bytes": peak}
         )

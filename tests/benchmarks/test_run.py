@@ -85,6 +85,7 @@ def test_peak_memory_of_the_authors_form(monkeypatch: pytest.MonkeyPatch) -> Non
     assert 2 * tensor <= peak <= 14 * tensor
 
 
+@pytest.mark.slow
 def test_a_failing_process_says_why() -> None:
     plan = MemoryPlan("adapter", AdapterCase(2, 3, 8, 4), "both", "nobody", whole=False)
     with pytest.raises(RuntimeError, match=r"adapter-B2.*nobody"):
