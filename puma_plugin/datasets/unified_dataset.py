@@ -41,7 +41,7 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
         labels: name -> labels, for parts that do not tell theirs.
 
     Attributes:
-        labels: (N, 2) int64, column 0 class, column 1 distribution.
+        labels: (N, 2) int64, column 0 class, column 1 distribution; ``targets`` is column 0.
         item_ids: (N,) int64, stable when distributions are appended or a subset is taken.
         distribution_names: list of names.
         class_names: list of "distribution/class".
@@ -125,6 +125,11 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
     def num_classes(self) -> int:
         """Number of classes over all distributions."""
         return len(self.class_names)
+
+    @property
+    def targets(self) -> Tensor:
+        """(N,) int64 classes alone, for samplers of pml and others that take one column."""
+        return self.labels[:, 0]
 
     @property
     def num_distributions(self) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
@@ -91,6 +92,8 @@ def embed(
     loader = DataLoader(
         Subset(dataset, mine.tolist()), batch_size=batch_size, num_workers=num_workers, collate_fn=collate_fn
     )
+    # DistributedDataParallel would exchange buffers in every pass, but the number of batches may differ by rank.
+    model = model.module if isinstance(model, DistributedDataParallel) else model
     module = model if isinstance(model, torch.nn.Module) else None
     target = torch.device(device) if device is not None else _device_of(module)
     chunks = []

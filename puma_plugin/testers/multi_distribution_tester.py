@@ -7,10 +7,12 @@ import torch.distributed as dist
 from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
 from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset, Subset
 
 from puma_plugin.evaluation import RetrievalResult, evaluate_retrieval, gather_rows
 from puma_plugin.evaluation.retrieval import Protocol
+from puma_plugin.evaluation.search import load_faiss
 
 # What pml's AccuracyCalculator calls the same metrics.
 _PML_NAMES = {
@@ -50,6 +52,7 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
         results: split name -> RetrievalResult, of the last test.
 
     Raises:
+        ImportError: faiss is not installed.
         ValueError: an argument that has no meaning here, labels without a distribution column, or a split named like a
             distribution.
     """
@@ -61,6 +64,7 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
                     f"{name} cannot be chosen: MultiDistributionTester computes its own metrics from labels (class, "
                     "distribution). For others use pml's GlobalEmbeddingSpaceTester, which takes the same datasets"
                 )
+        load_faiss()  # now, and not after everything has been embedded
         if 1 not in ks:
             raise ValueError(f"ks must contain 1, got {ks}")
         self.ks = tuple(sorted(set(ks)))
@@ -141,7 +145,9 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
         """As pml's; with several processes each embeds a share, and all get the whole in dataset order."""
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
             return super().get_all_embeddings(dataset, trunk_model, embedder_model, collate_fn, eval, return_as_numpy)
-        embedder = torch.nn.Identity() if embedder_model is None else embedder_model
+        # DistributedDataParallel would exchange buffers in every pass, but the number of batches may differ by rank.
+        embedder = torch.nn.Identity() if embedder_model is None else _unwrap(embedder_model)
+        trunk_model = _unwrap(trunk_model)
         if eval:
             trunk_model.eval()
             embedder.eval()
@@ -202,6 +208,10 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
             mask = torch.ones(size, dtype=torch.bool) if own is None else torch.as_tensor(own)
             masks.append(mask if split in chosen else torch.zeros(size, dtype=torch.bool))
         return torch.cat(masks)
+
+
+def _unwrap(model: torch.nn.Module) -> torch.nn.Module:
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 class _Metrics:

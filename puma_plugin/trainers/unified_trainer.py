@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 from tqdm import tqdm
 
+from puma_plugin.losses import GatheredLoss
 from puma_plugin.regularizers.prompt_penalty import find_prompt_penalty
 from puma_plugin.samplers import MultiDistributionSampler
 from puma_plugin.trainers import training_state
@@ -125,7 +126,7 @@ class UnifiedTrainer(MetricLossOnly):
     def custom_setup(self) -> None:
         """Called by pml's constructor before it checks the keys it was given."""
         if self.prompt_penalty_weight > 0:
-            find_prompt_penalty(self.models["trunk"])
+            self._prompt_penalty = find_prompt_penalty(self.models["trunk"])
             self.loss_names.append("prompt_penalty")
             if self.loss_weights is not None:
                 self.loss_weights.setdefault("prompt_penalty", self.prompt_penalty_weight)
@@ -137,8 +138,9 @@ class UnifiedTrainer(MetricLossOnly):
             self.sampler = MultiDistributionSampler(_labels(self.dataset), self.batch_size, seed=self.seed)
 
     def initialize_loss_weights(self) -> None:
+        given = self.loss_weights is not None
         super().initialize_loss_weights()
-        if self.prompt_penalty_weight > 0:
+        if self.prompt_penalty_weight > 0 and not given:
             self.loss_weights["prompt_penalty"] = self.prompt_penalty_weight
 
     def _check_parts(self) -> None:
@@ -157,7 +159,8 @@ class UnifiedTrainer(MetricLossOnly):
                         f"{kind}[{key!r}] has trainable parameters that no optimizer has, and would never learn: "
                         f"{forgotten[:3]}; pass optimizers={{'{key}_optimizer': ...}}, or set requires_grad=False"
                     )
-        classes, proxies = getattr(self.dataset, "num_classes", None), getattr(loss, "num_classes", None)
+        inner = loss.loss if isinstance(loss, GatheredLoss) else loss
+        classes, proxies = getattr(self.dataset, "num_classes", None), getattr(inner, "num_classes", None)
         if isinstance(classes, int) and isinstance(proxies, int) and classes > proxies:
             raise ValueError(
                 f"the loss has {proxies} proxies, but the dataset has {classes} classes: set num_classes={classes}"
@@ -274,7 +277,7 @@ class UnifiedTrainer(MetricLossOnly):
         indices_tuple = self.maybe_mine_embeddings(embeddings, labels)
         self.losses["metric_loss"] = self.maybe_get_metric_loss(embeddings, labels, indices_tuple)
         if self.prompt_penalty_weight > 0:
-            self.losses["prompt_penalty"] = find_prompt_penalty(self.models["trunk"])()
+            self.losses["prompt_penalty"] = self._prompt_penalty()
 
     def backward(self) -> None:
         self._values = {name: float(torch.as_tensor(value).detach()) for name, value in self.losses.items()}

@@ -37,6 +37,7 @@ def test_classes_are_contiguous_over_all_parts() -> None:
     joined = UnifiedDataset({"birds": birds, "cars": cars})
     assert joined.labels.tolist() == [[1, 0], [1, 0], [2, 0], [0, 0], [2, 0], [3, 1], [4, 1], [3, 1]]
     assert joined.labels.dtype == torch.int64
+    assert joined.targets.tolist() == joined.labels[:, 0].tolist()
     assert joined.class_names == ["birds/1", "birds/5", "birds/9", "cars/audi", "cars/bmw"]
     assert joined.distribution_names == ["birds", "cars"]
     assert (joined.num_classes, joined.num_distributions, len(joined)) == (5, 2, 8)

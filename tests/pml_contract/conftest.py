@@ -15,7 +15,7 @@ from puma_plugin.datasets import UnifiedDataset
 from puma_plugin.datasets.embedded import load_backbone, load_embedded, to_input
 from puma_plugin.models import EmbeddingHead, UnifiedEmbedder
 
-SMALL = ("flag", "photo", "digit", "solid")
+SMALL = ("texture", "flag", "photo", "digit")
 
 
 class Images(torch.utils.data.Dataset[tuple[Tensor, int]]):

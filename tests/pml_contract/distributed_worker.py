@@ -1,4 +1,4 @@
-"""One of the processes of test_distributed.py: ``python distributed_worker.py FOLDER RANK WORLD``. Not a test by itself.
+"""One process of test_distributed.py: ``python distributed_worker.py FOLDER RANK WORLD``. Not a test by itself.
 
 The test imports it too, and runs the same functions as the only process.
 """
@@ -26,7 +26,7 @@ from puma_plugin.samplers import MultiDistributionSampler
 from puma_plugin.testers import MultiDistributionTester
 from puma_plugin.trainers import UnifiedTrainer
 
-CLASSES, WIDTH, BATCH = 9, 8, 16
+CLASSES, WIDTH, BATCH = 10, 8, 16
 LOSSES: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "curricular per class": (lambda: CurricularFaceLoss(CLASSES, WIDTH), None),
     "curricular global, mined": (
@@ -40,10 +40,10 @@ LOSSES: dict[str, tuple[Callable[[], nn.Module], Any]] = {
 
 
 def build() -> tuple[UnifiedDataset, UnifiedEmbedder]:
-    """47 images of three distributions, and a small model whose gates are all open, since each process draws its own."""
+    """47 images of three distributions, and a small model with all gates open, as each process draws its own."""
     torch.manual_seed(0)
     parts = {}
-    for name, (count, classes) in {"a": (21, 4), "b": (14, 2), "c": (12, 3)}.items():
+    for name, (count, classes) in {"a": (21, 4), "b": (14, 3), "c": (12, 3)}.items():
         labels = torch.arange(count) % classes
         parts[name] = TensorDataset(
             torch.randn(classes, 3, 16, 16)[labels] + 0.5 * torch.randn(count, 3, 16, 16), labels
@@ -130,9 +130,10 @@ def refusals() -> dict[str, str]:
     return found
 
 
-def evaluate() -> dict[str, Any]:
-    """47 items: no number of processes divides them."""
-    dataset, model = build()
+def evaluate(world: int) -> dict[str, Any]:
+    """47 items: no number of processes divides them, and the ranks have different numbers of batches."""
+    dataset, bare = build()
+    model = parallel(bare, world)
     found = embed(model, dataset, batch_size=4)
     tester = MultiDistributionTester(dataloader_num_workers=0, batch_size=4)
     tester.test({"val": dataset}, 1, model)
@@ -173,7 +174,7 @@ def main(folder: Path, rank: int, world: int) -> None:
     }
     results["uneven"] = uneven(rank, world)
     results["refusals"] = refusals()
-    results["evaluate"] = evaluate()
+    results["evaluate"] = evaluate(world)
     results["trainer"] = run_trainer(folder, world, 2)
     torch.save(results, folder / f"results{rank}.pt")
     with contextlib.suppress(RuntimeError):

@@ -95,7 +95,7 @@ def test_pmls_wrapper_multiplies_the_proxies_gradient_and_is_refused(run: tuple[
 
 
 def test_evaluation_gathers_every_item_once(worker: ModuleType, run: tuple[int, Path, list[Any]]) -> None:
-    expected = worker.evaluate()
+    expected = worker.evaluate(1)
     for found in run[2]:
         close(found["evaluate"]["embeddings"], expected["embeddings"])
         assert found["evaluate"]["result"] == expected["result"]

@@ -112,3 +112,4 @@ def test_prompt_penalty_needs_an_adapted_model() -> None:
         PromptPenalty(vit)
     with pytest.raises(ValueError, match="prompt_penalty_weight=0"):
         PromptPenalty(UnifiedEmbedder(vit, EmbeddingHead(16, 8)))
+    PromptPenalty(torch.nn.Sequential(puma_plugin.adapt(vit), EmbeddingHead(16, 8)))

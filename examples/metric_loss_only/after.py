@@ -1,0 +1,36 @@
+"""pml's MetricLossOnly on one dataset, in the shape of its official example."""
+
+import torch
+from embedded_data import STEPS, WIDTH, backbone, test_sets, train_sets
+from pytorch_metric_learning import testers, trainers
+
+from puma_plugin import adapt, datasets, losses, regularizers
+
+train, test = datasets.UnifiedDataset(train_sets()), datasets.UnifiedDataset(test_sets())
+trunk = adapt(backbone())
+embedder = torch.nn.Linear(WIDTH, 64)
+loss = losses.CurricularFaceLoss(train.num_classes, 64, embedding_regularizer=regularizers.PromptPenalty(trunk))
+tester = testers.GlobalEmbeddingSpaceTester(dataloader_num_workers=0)
+
+
+def evaluate(trainer):
+    results = tester.test({"test": test}, trainer.epoch, trunk, embedder)
+    for name, accuracies in results.items():
+        print(name, accuracies["precision_at_1_level0"])
+
+
+trainer = trainers.MetricLossOnly(
+    models={"trunk": trunk, "embedder": embedder},
+    optimizers={
+        "trunk_optimizer": torch.optim.AdamW(trunk.parameters(), 1e-3),
+        "embedder_optimizer": torch.optim.AdamW(embedder.parameters(), 1e-3),
+        "metric_loss_optimizer": torch.optim.AdamW(loss.parameters(), 1e-1),
+    },
+    batch_size=48,
+    loss_funcs={"metric_loss": loss},
+    dataset=train,
+    iterations_per_epoch=STEPS,
+    dataloader_num_workers=0,
+    end_of_epoch_hook=evaluate,
+)
+trainer.train(num_epochs=1)
