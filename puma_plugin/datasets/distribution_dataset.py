@@ -47,7 +47,7 @@ class DistributionDataset(Dataset[tuple[Any, int]]):
             ``skipped``, with one warning.
         known_bad: for "skip": keys of the images to leave out, or the path of a report written by
             ``puma datasets verify --open-images``; no image is opened here then.
-        min_images: images that each class must have.
+        min_images: images that each class must have; of a test set with queries and a gallery, each class of a query.
 
     Attributes:
         paths: sequence of N file paths.
@@ -191,15 +191,16 @@ class DistributionDataset(Dataset[tuple[Any, int]]):
             ) from error
 
     def _require_counts(self, min_images: int) -> None:
-        counts = self._listing.counts()
-        short = np.flatnonzero(counts < min_images)
+        short = self._listing.short_classes(min_images)
         if len(short):
             index = int(short[0])
-            place = int(np.flatnonzero(self.targets == index)[0])
+            count = int(self._listing.counts()[index])
+            first = self.paths[int(np.flatnonzero(self.targets == index)[0])]
+            images = "image" if count == 1 else "images"
             raise DatasetError(
-                f"{self.label}: class {self.class_names[index]!r} has {counts[index]} image ({self.paths[place]}), "
-                f"{min_images} are needed ({len(short):,} such classes); add images, remove the class, or pass "
-                f"min_images={counts[index]} if images without a partner are meant"
+                f"{self.label}: class {self.class_names[index]!r} has {count} {images} ({first}), {min_images} are "
+                f"needed ({len(short):,} such classes); add images, remove the class, or pass min_images={count} if "
+                "images without a partner are meant"
             )
 
 

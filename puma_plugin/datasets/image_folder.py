@@ -26,7 +26,8 @@ class ImageFolder(DistributionDataset):
         transform, bad_images, known_bad: see :class:`DistributionDataset`.
         name: the distribution's name; None: the name of the folder.
         test_fraction: share of the classes that test, where the folder is split by classes: the last in sorted order.
-        min_images: images that each class must have (each class of query and gallery together).
+        min_images: images that each class must have (of query and gallery together; classes of the gallery alone may
+            have any number).
 
     Raises:
         DatasetError: no such folder, no class folders, a class without images or with fewer than ``min_images``, a

@@ -69,6 +69,11 @@ class Listing:
         """Images of each class."""
         return np.bincount(self.targets, minlength=len(self.class_names))
 
+    def short_classes(self, least: int) -> NDArray[np.int64]:
+        """Classes with fewer than ``least`` images; classes that are only searched among may have any number."""
+        asked = self.targets if self.is_query is None else self.targets[self.is_query]
+        return np.flatnonzero((self.counts() < least) & np.isin(np.arange(len(self.class_names)), asked))
+
 
 def merge_query_gallery(query: Listing, gallery: Listing) -> Listing:
     """One listing of both, with the masks that say which is which. Classes are matched by name."""

@@ -60,7 +60,8 @@ class ManifestDataset(DistributionDataset):
         distribution: which one; may be None if there is only one.
         root: folder that the paths are relative to; None: the manifest's folder.
         test_fraction: share of the classes that test, where there is no column ``split``: the last in sorted order.
-        min_images: images that each class must have (each class of query and gallery together).
+        min_images: images that each class must have (of query and gallery together; classes of the gallery alone may
+            have any number).
 
     Raises:
         DatasetError: an unreadable manifest, a missing column, an unknown split (each with file and line), no rows for

@@ -104,7 +104,7 @@ def _verify_own(
             report.problems.append(str(error))
             continue
         report.splits[split] = SplitCount(len(listing.class_names), len(listing), None, None)
-        lone = np.flatnonzero(listing.counts() == 1)
+        lone = listing.short_classes(2)
         if len(lone):
             report.problems.append(
                 f"{split}: {len(lone):,} classes have one image, the first is {listing.class_names[lone[0]]!r}; add "
@@ -161,7 +161,7 @@ def _find_lone(listings: dict[str, Listing], report: DatasetReport) -> None:
     for split, listing in listings.items():
         if split in ("query", "gallery"):
             continue
-        lone = np.flatnonzero(listing.counts() == 1)
+        lone = listing.short_classes(2)
         if len(lone):
             report.notes.append(
                 f"{split}: {len(lone):,} classes have one image, the first is {listing.class_names[lone[0]]!r}; "

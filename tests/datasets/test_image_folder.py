@@ -69,6 +69,16 @@ def test_query_and_gallery_folders(tmp_path, trees):
     assert joined.query_mask.sum() == 2
 
 
+def test_distractors_may_be_alone(tmp_path, trees):
+    """Only classes that are searched for need a partner."""
+    _make(trees, tmp_path, ["a", "b"], prefix="train")
+    _make(trees, tmp_path, ["c"], 1, prefix="query")
+    _make(trees, tmp_path, ["c", "x", "y"], 1, prefix="gallery")
+    assert len(ImageFolder(tmp_path, "test")) == 4
+    with pytest.raises(DatasetError, match=r"class 'c' has 2 images \(.*query/c/0.jpg\), 3 are needed \(1 such"):
+        ImageFolder(tmp_path, "test", min_images=3)
+
+
 def test_query_class_without_gallery(tmp_path, trees):
     _make(trees, tmp_path, ["c", "lost"], prefix="query")
     _make(trees, tmp_path, ["c"], prefix="gallery")
@@ -115,14 +125,14 @@ _MEASURE = textwrap.dedent(
     from puma_plugin.datasets.image_folder import ImageFolder
     from puma_plugin.datasets.unified_dataset import UnifiedDataset
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), time.process_time()
     root, count = sys.argv[1], int(sys.argv[2])
     parts = {f"d{i}": ImageFolder(f"{root}/d{i}", "train") for i in range(count)}
     listed = time.perf_counter() - start
     joined = UnifiedDataset(parts)
-    total = time.perf_counter() - start
+    total, cpu = time.perf_counter() - start, time.process_time() - start_cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"items": len(joined), "classes": joined.num_classes, "listed_s": listed, "joined_s": total,
+    print(json.dumps({"items": len(joined), "classes": joined.num_classes, "listed_s": listed, "joined_s": total, "cpu_s": cpu,
                       "before_mb": before / 1024, "peak_mb": peak / 1024}))
     """
 )
@@ -153,5 +163,6 @@ def test_a_million_files_in_fifty_distributions(tmp_path):
     print(figures)
     assert figures["items"] == 1_000_000
     assert figures["classes"] == 10_000
-    assert figures["joined_s"] < 20
+    # Processor time, as other work on the machine must not decide; on an idle machine the wall clock shows the same.
+    assert figures["cpu_s"] < 20
     assert figures["peak_mb"] < 1024
