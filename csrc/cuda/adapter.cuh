@@ -20,7 +20,7 @@ struct AdapterArguments {
   const void* residual;  // forward: (R)
   void* output;          // forward: out (R); backward: gradient of the tokens (T), null if not wanted
   const void* mask;      // backward: hidden (T), compacted rows of `width` elements
-  void* activation;      // forward: hidden (T), compacted rows of `width`; backward: delta (T), rows of kWidth. Null: not wanted
+  void* activation;      // forward: hidden (T), compacted rows of `width`; backward: delta (T), rows of kWidth. Or null
   const float* gate;     // (samples,) or null
   const int32_t* kept;
   const int32_t* order;
@@ -171,7 +171,9 @@ PUMA_DEVICE void pass_through(const AdapterArguments& p, int64_t item, int64_t k
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) {
       unit[i] = Bytes16{{0, 0, 0, 0}};
-      if (p.residual != nullptr && base + 32 * i < units) unit[i] = dev::load_global16(source + (base + 32 * i) * kElements<Out>);
+      if (p.residual != nullptr && base + 32 * i < units) {
+        unit[i] = dev::load_global16(source + (base + 32 * i) * kElements<Out>);
+      }
     }
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) {
@@ -207,7 +209,8 @@ PUMA_DEVICE void adapter(const AdapterArguments& p) {
   const bool rows_aligned = p.width % kElements<T> == 0;
 
   if (passes > 0) {
-    WeightStream<Packed::kStepBytes, 32 * kWarps> stream(p.weights, steps, second_product ? 2 * steps : steps, p.resident, passes);
+    const int used_steps = second_product ? 2 * steps : steps;
+    WeightStream<Packed::kStepBytes, 32 * kWarps> stream(p.weights, steps, used_steps, p.resident, passes);
     for (int64_t pass = 0; pass < passes; ++pass) {
       const int64_t tile = pass * slots + slot;
       const bool active = tile < tiles;
@@ -251,7 +254,8 @@ PUMA_DEVICE void adapter(const AdapterArguments& p) {
           for (int q = 0; q < 2; ++q) {
 #pragma unroll
             for (int j = 0; j < kTiles; ++j) {
-              mma_group<T>(sums[j], operand[q][0], operand[q][1], dev::load_shared(weights + (q * kTiles + j) * 32 + lane));
+              const Bytes16 b = dev::load_shared(weights + (q * kTiles + j) * 32 + lane);
+              mma_group<T>(sums[j], operand[q][0], operand[q][1], b);
             }
           }
         }
@@ -269,7 +273,8 @@ PUMA_DEVICE void adapter(const AdapterArguments& p) {
           if constexpr (kBackward) {
             Bytes16 saved{{0, 0, 0, 0}};
             if (row[h].valid) {
-              saved = load_row_unit(static_cast<const T*>(p.mask) + row[h].compact * p.width, column, p.width, rows_aligned);
+              const T* mask = static_cast<const T*>(p.mask) + row[h].compact * p.width;
+              saved = load_row_unit(mask, column, p.width, rows_aligned);
             }
 #pragma unroll
             for (int e = 0; e < kElements<T>; ++e) {
@@ -282,8 +287,8 @@ PUMA_DEVICE void adapter(const AdapterArguments& p) {
           hidden[g][h] = make_unit<T>(v);
           if (p.activation != nullptr && row[h].valid) {
             const int width = kBackward ? kWidth : p.width;
-            store_row_unit(static_cast<T*>(p.activation) + row[h].compact * width, column, width, kBackward || rows_aligned,
-                           hidden[g][h]);
+            T* activation = static_cast<T*>(p.activation) + row[h].compact * width;
+            store_row_unit(activation, column, width, kBackward || rows_aligned, hidden[g][h]);
           }
         }
       }

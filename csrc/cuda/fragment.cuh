@@ -1,7 +1,7 @@
 // Tensor-core products in units of 16 bytes per thread.
 //
 // A unit is kElements<T> = 16 / sizeof(T) neighbouring elements of one row. A group is what the four lanes that share a
-// row of a fragment hold together: kGroup<T> = 4 units = 32 columns (16-bit types) or 16 columns (float). Inside a group
+// row of a fragment hold together: kGroup<T> = 4 units = 32 columns (16-bit types) or 16 columns (float). In a group
 // the order of the summation index is free as long as both operands agree, so a lane's unit is taken as its fragment
 // without any shuffle: lane t of four owns columns [t * kElements, (t + 1) * kElements).
 //
@@ -111,7 +111,8 @@ template <typename T>
 PUMA_DEVICE void mma_group(float (&d)[4], const Bytes16& upper, const Bytes16& lower, const Bytes16& b) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const uint32_t a[4] = {upper.word[2 * half], lower.word[2 * half], upper.word[2 * half + 1], lower.word[2 * half + 1]};
+    const uint32_t a[4] = {upper.word[2 * half], lower.word[2 * half], upper.word[2 * half + 1],
+                           lower.word[2 * half + 1]};
     const uint32_t bb[2] = {b.word[2 * half], b.word[2 * half + 1]};
     if constexpr (sizeof(T) == 4) {
       mma_float(d, a, bb);

@@ -1,5 +1,5 @@
-// The fused adapter from pointers to launches: which kernels run, on which grid, in which workspace. Launcher is the CUDA
-// one (launch.cuh) or, in the tests, one that runs the kernels on the host:
+// The fused adapter from pointers to launches: which kernels run, on which grid, in which workspace. Launcher is the
+// CUDA one (launch.cuh) or, in the tests, one that runs the kernels on the host:
 //   DeviceLimits limits() const;
 //   template <typename Kernel> void run(int64_t blocks, int shared_bytes, const typename Kernel::Arguments&) const;
 #pragma once
@@ -33,8 +33,9 @@ class FusedAdapter {
   static int64_t forward(const Launcher& launcher, const ForwardProblem& p, char* workspace) {
     Workspace space(workspace);
     AdapterArguments a = common(p.sizes, p.gate, p.scale);
-    const PrepareArguments prepare = plan(space, p.sizes, p.gate, as_operand(p.down, p.sizes.channels, p.sizes.width),
-                                          as_operand(p.up, p.sizes.width, p.sizes.channels), a);
+    const WeightView first = as_operand(p.down, p.sizes.channels, p.sizes.width);
+    const WeightView second = as_operand(p.up, p.sizes.width, p.sizes.channels);
+    const PrepareArguments prepare = plan(space, p.sizes, p.gate, first, second, a);
     if (workspace == nullptr) return space.bytes();
     a.input = p.tokens;
     a.residual = p.residual;
@@ -48,8 +49,9 @@ class FusedAdapter {
   static int64_t backward(const Launcher& launcher, const BackwardProblem& p, char* workspace) {
     Workspace space(workspace);
     AdapterArguments a = common(p.sizes, p.gate, p.scale);
-    const PrepareArguments prepare = plan(space, p.sizes, p.gate, as_transposed_operand(p.up, p.sizes.width, p.sizes.channels),
-                                          as_transposed_operand(p.down, p.sizes.channels, p.sizes.width), a);
+    const WeightView first = as_transposed_operand(p.up, p.sizes.width, p.sizes.channels);
+    const WeightView second = as_transposed_operand(p.down, p.sizes.channels, p.sizes.width);
+    const PrepareArguments prepare = plan(space, p.sizes, p.gate, first, second, a);
     const bool need_weights = p.grad_down != nullptr;
     const GradientPlan gradient = plan_gradient(launcher.limits(), p.sizes, kWidth, Gradient::kRows);
     T* delta = need_weights ? space.take<T>(p.sizes.samples * p.sizes.tokens_per_sample * kWidth) : nullptr;
@@ -65,6 +67,7 @@ class FusedAdapter {
     WeightGradientArguments w{};
     w.tokens = p.tokens;
     w.grad = p.grad;
+    w.grad_is_float = same_type<R, float>;
     w.hidden = p.hidden;
     w.delta = delta;
     w.gate = a.gate;
@@ -80,7 +83,7 @@ class FusedAdapter {
     w.width = a.width;
     w.scale = a.scale;
     using Sum = WeightGradientSumKernel<T, kWidth>;
-    launcher.template run<WeightGradientKernel<T, R, kWidth>>(gradient.blocks, Gradient::kSharedBytes, w);
+    launcher.template run<WeightGradientKernel<T, kWidth>>(gradient.blocks, Gradient::kSharedBytes, w);
     launcher.template run<Sum>(gradient.sum_blocks, Sum::kSharedBytes, w);
     return space.bytes();
   }
@@ -129,7 +132,8 @@ class FusedAdapter {
   }
 
   template <bool kBackward, typename Launcher>
-  static void run(const Launcher& launcher, const PrepareArguments& prepare, AdapterArguments& a, const AdapterSizes& s) {
+  static void run(const Launcher& launcher, const PrepareArguments& prepare, AdapterArguments& a,
+                  const AdapterSizes& s) {
     launcher.template run<PrepareKernel<T, kWidth>>(prepare.pack_blocks + 1, kPrepareSharedBytes, prepare);
     const int products = a.output != nullptr ? 2 : 1;
     const AdapterPlan plan =

@@ -1,5 +1,5 @@
-// Definitions of fused_forward and fused_backward; each fused_*.cu instantiates them for its types, so that the compiler
-// can work on several at once.
+// Definitions of fused_forward and fused_backward; each fused_*.cu instantiates them for its types, so that several
+// compilers can work at once.
 #pragma once
 
 #include "functions.h"

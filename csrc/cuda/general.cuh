@@ -1,5 +1,5 @@
 // The parts of the adapter around plain matrix products, for shapes and types the fused kernels do not take (float64,
-// r > 128, C not a multiple of a 16-byte unit). Kept rows are compacted to the front without asking the device how many.
+// r > 128, C not a multiple of a 16-byte unit). Kept rows are compacted to the front; the host never learns how many.
 #pragma once
 
 #include "prepare.cuh"

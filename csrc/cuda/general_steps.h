@@ -1,5 +1,5 @@
-// The steps of the general path as functions. Declared for every compiler, defined in general_launch.h for those that see
-// the kernels. Everything is enqueued; nothing waits. Launcher: CudaLauncher, or the tests' host launcher.
+// The steps of the general path as functions. Declared for every compiler, defined in general_launch.h for those that
+// see the kernels. Everything is enqueued; nothing waits. Launcher: CudaLauncher, or the tests' host launcher.
 #pragma once
 
 #include "problem.h"

@@ -1,5 +1,5 @@
-// Every kernel under one shape: its arguments, its block size, its body. launch.cuh turns one into a __global__ function;
-// the tests run the same body on the host.
+// Every kernel under one shape: its arguments, its block size, its body. launch.cuh turns one into a __global__
+// function; the tests run the same body on the host.
 #pragma once
 
 #include "general.cuh"
@@ -22,11 +22,11 @@ struct AdapterKernel {
   static PUMA_DEVICE void body(const Arguments& a) { adapter<T, R, kWidth, kBackward>(a); }
 };
 
-template <typename T, typename R, int kWidth>
+template <typename T, int kWidth>
 struct WeightGradientKernel {
   using Arguments = WeightGradientArguments;
   static constexpr int kThreads = kGradientThreads;
-  static PUMA_DEVICE void body(const Arguments& a) { weight_gradient<T, R, kWidth>(a); }
+  static PUMA_DEVICE void body(const Arguments& a) { weight_gradient<T, kWidth>(a); }
 };
 
 template <typename T, int kWidth>

@@ -11,7 +11,8 @@
 namespace puma {
 
 template <typename Kernel>
-__global__ void __launch_bounds__(Kernel::kThreads, 1) entry(const __grid_constant__ typename Kernel::Arguments arguments) {
+__global__ void __launch_bounds__(Kernel::kThreads, 1)
+entry(const __grid_constant__ typename Kernel::Arguments arguments) {
   Kernel::body(arguments);
 }
 

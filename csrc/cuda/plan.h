@@ -10,10 +10,14 @@
 namespace puma {
 
 // Of the packed weights along C. step_columns: PackedWeights<T, kWidth>::kStepColumns.
-inline int64_t padded_channels(int64_t channels, int step_columns) { return divide_up(channels, step_columns) * step_columns; }
+inline int64_t padded_channels(int64_t channels, int step_columns) {
+  return divide_up(channels, step_columns) * step_columns;
+}
 
 // Blocks that pack the weights, packed_units of 16 bytes; one more block lists the samples.
-inline int64_t plan_pack_blocks(int64_t packed_units) { return std::min<int64_t>(divide_up(packed_units, kPrepareThreads), 1024); }
+inline int64_t plan_pack_blocks(int64_t packed_units) {
+  return std::min<int64_t>(divide_up(packed_units, kPrepareThreads), 1024);
+}
 
 struct AdapterPlan {
   bool resident;
@@ -22,10 +26,11 @@ struct AdapterPlan {
 };
 
 // step_bytes, steps: of one matrix; products: 1 or 2.
-inline AdapterPlan plan_adapter(const DeviceLimits& device, const AdapterSizes& s, int step_bytes, int64_t steps, int products) {
+inline AdapterPlan plan_adapter(const DeviceLimits& device, const AdapterSizes& s, int step_bytes, int64_t steps,
+                                int products) {
   const int64_t all = products * steps * step_bytes;
   const bool resident = all <= device.shared_bytes_per_block;
-  const int64_t tiles = s.samples * divide_up(s.tokens_per_sample, kTileRows);  // at least as many as there are, of both kinds
+  const int64_t tiles = s.samples * divide_up(s.tokens_per_sample, kTileRows);  // kept or dropped: at most as many
   return {resident, static_cast<int>(resident ? all : kStages * step_bytes),
           std::max<int64_t>(1, std::min<int64_t>(device.multiprocessors, tiles))};
 }

@@ -100,7 +100,8 @@ PUMA_DEVICE void prepare(const PrepareArguments& p) {
   using Packed = PackedWeights<T, kWidth>;
   const int64_t steps = p.padded_channels / Packed::kStepColumns;
   const int64_t units = 2 * steps * Packed::kUnitsPerStep;
-  for (int64_t unit = dev::block() * kPrepareThreads + dev::thread(); unit < units; unit += p.pack_blocks * kPrepareThreads) {
+  const int64_t stride = p.pack_blocks * kPrepareThreads;
+  for (int64_t unit = dev::block() * kPrepareThreads + dev::thread(); unit < units; unit += stride) {
     const int lane = static_cast<int>(unit % 32);
     const int row = lane / 4, quarter = lane % 4;
     int64_t rest = unit / 32;

@@ -1,4 +1,4 @@
-// Prompt matching. S = softmax(attention), U = keys / |keys|; weights = cos(query * S, keys) = (query (S U)^T) * inverse_norm
+// Prompt matching. S = softmax(attention), U = keys / |keys|; weights = cos(query * S, keys) = query (S U)^T * inverse_norm
 // with inverse_norm = 1 / sqrt(query^2 (S^2)^T); prompt = weights @ prompts. The (B, M, C) product is never built.
 // Two launches forward, two backward. T: float or double; sums in a fixed order, no atomics.
 #pragma once
@@ -84,7 +84,8 @@ PUMA_DEVICE void prompt_match(const PromptArguments<T>& p, int64_t column_blocks
   const int64_t first_image = dev::block() / column_blocks * kMatchRows;
   const int64_t column_block = dev::block() % column_blocks;
   const int64_t image = first_image + dev::warp();
-  const int64_t column[2] = {column_block * kMatchColumns + dev::thread(), column_block * kMatchColumns + kPromptThreads + dev::thread()};
+  const int64_t first_column = column_block * kMatchColumns + dev::thread();
+  const int64_t column[2] = {first_column, first_column + kPromptThreads};
 
   T prompt[kMatchRows][2] = {};
   for (int64_t pool_begin = 0; pool_begin < p.pool; pool_begin += kMatchPool) {
@@ -118,7 +119,9 @@ PUMA_DEVICE void prompt_match(const PromptArguments<T>& p, int64_t column_blocks
       for (int h = 0; h < 2; ++h) {
         const T value = column[h] < p.prompt_size ? p.prompts[(pool_begin + i) * p.prompt_size + column[h]] : T(0);
 #pragma unroll
-        for (int row = 0; row < kMatchRows; ++row) prompt[row][h] += dev::load_shared(weights + row * kMatchPool + i) * value;
+        for (int row = 0; row < kMatchRows; ++row) {
+          prompt[row][h] += dev::load_shared(weights + row * kMatchPool + i) * value;
+        }
       }
     }
     dev::sync_block();
@@ -208,7 +211,8 @@ PUMA_DEVICE void prompt_gradient_first(const PromptGradientArguments<T>& p, cons
     return;
   }
   block -= grid.image_blocks;
-  grad_of_prompts(p, block / grid.column_blocks * kGradientPrompts, block % grid.column_blocks * kPromptThreads + dev::thread());
+  const int64_t column = block % grid.column_blocks * kPromptThreads + dev::thread();
+  grad_of_prompts(p, block / grid.column_blocks * kGradientPrompts, column);
 }
 
 // One prompt: gradients of its key and of its attention logits.

@@ -24,7 +24,8 @@ void launch_prompt_gradients(const Launcher& launcher, const PromptGradientArgum
   grid.image_blocks = divide_up(a.batch, kGradientImages);
   grid.column_blocks = divide_up(a.prompt_size, kPromptThreads);
   grid.prompt_blocks = divide_up(a.pool, kGradientPrompts) * grid.column_blocks;
-  launcher.template run<First>(grid.focus_blocks + grid.image_blocks + grid.prompt_blocks, First::kSharedBytes, {a, grid});
+  const int64_t first_blocks = grid.focus_blocks + grid.image_blocks + grid.prompt_blocks;
+  launcher.template run<First>(first_blocks, First::kSharedBytes, {a, grid});
   launcher.template run<Second>(a.pool + (a.grad_query != nullptr ? a.batch : 0), Second::kSharedBytes, a);
 }
 

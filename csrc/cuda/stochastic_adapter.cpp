@@ -65,8 +65,9 @@ void with_types(ScalarType tokens, ScalarType residual, const Function& function
   });
 }
 
-std::tuple<Tensor, Tensor> forward(const Tensor& residual_in, const Tensor& tokens_in, const Tensor& down, const Tensor& up,
-                                   const std::optional<Tensor>& gate_in, double scale, bool save_hidden) {
+std::tuple<Tensor, Tensor> forward(const Tensor& residual_in, const Tensor& tokens_in, const Tensor& down,
+                                   const Tensor& up, const std::optional<Tensor>& gate_in, double scale,
+                                   bool save_hidden) {
   const OnDevice device(tokens_in);
   const CudaLauncher launcher = device.launcher();
   const Tensor residual = dense(residual_in), tokens = dense(tokens_in);
@@ -104,9 +105,10 @@ std::tuple<Tensor, Tensor> forward(const Tensor& residual_in, const Tensor& toke
   return {out, hidden};
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_in, const Tensor& tokens_in, const Tensor& down, const Tensor& up,
-                                            const std::optional<Tensor>& gate_in, const Tensor& hidden_in, double scale,
-                                            bool need_tokens, bool need_weights) {
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_in, const Tensor& tokens_in, const Tensor& down,
+                                            const Tensor& up, const std::optional<Tensor>& gate_in,
+                                            const Tensor& hidden_in, double scale, bool need_tokens,
+                                            bool need_weights) {
   const OnDevice device(tokens_in);
   const CudaLauncher launcher = device.launcher();
   const Tensor grad = dense(grad_in), tokens = dense(tokens_in), hidden = dense(hidden_in);

@@ -1,5 +1,5 @@
-// Storage types of the kernels. They carry bits only, so that the same kernel source compiles for the device and, in the
-// tests, for the host. Arithmetic is done in float (or double); device.cuh converts.
+// Storage types of the kernels. They carry bits only, so that the same kernel source compiles for the device and, in
+// the tests, for the host. Arithmetic is done in float (or double); device.cuh converts.
 #pragma once
 
 #include <cstdint>

@@ -12,7 +12,8 @@ namespace puma {
 
 struct WeightGradientArguments {
   const void* tokens;  // (T)
-  const void* grad;    // (R)
+  const void* grad;    // (T), or float if grad_is_float
+  bool grad_is_float;
   const void* hidden;  // (T), compacted rows of `width`
   const void* delta;   // (T), compacted rows of kWidth
   const float* gate;
@@ -37,7 +38,8 @@ inline constexpr int kReduceTile = 32;
 // Shared memory of one buffer: kRows rows of both operands, each row padded against bank conflicts.
 template <typename T, int kWidth>
 struct GradientTile {
-  static constexpr int kRows = 64 / static_cast<int>(sizeof(T));
+  // 32 KB per multiprocessor are under way while the previous rows are multiplied: about what hides the latency.
+  static constexpr int kRows = 128 / static_cast<int>(sizeof(T));
   // 16-bit: the eight rows an ldmatrix reads start in different banks. float: four rows are 8 banks apart.
   static constexpr int kPadding = 8;
   static constexpr int kStrideA = kChannelTile + kPadding;
@@ -128,9 +130,19 @@ PUMA_DEVICE void multiply_tile(const T* a, const T* b, float (&acc)[2][kWidth / 
   }
 }
 
-// kFromGrad: the matrix is grad_up^T. A: type of the operand along C in memory.
-template <typename T, typename A, int kWidth, bool kFromGrad>
-PUMA_DEVICE void weight_gradient_part(const WeightGradientArguments& p, int channel_tile, int split, float* part) {
+// One matrix as the kernel sees it: sum over rows of a^T (along C) times b (along r).
+struct GradientOperands {
+  const void* a;      // rows of `channels` elements of all samples, of type T, or float if a_is_float
+  bool a_is_float;
+  const void* b;      // (T), compacted rows of b_width elements
+  int b_width;
+  bool b_is_scaled;   // by the row's factor
+};
+
+// One block's part. Rows are fetched one chunk ahead.
+template <typename T, int kWidth>
+PUMA_DEVICE void weight_gradient_part(const WeightGradientArguments& p, const GradientOperands& operands,
+                                      int channel_tile, int split, float* part) {
   using Tile = GradientTile<T, kWidth>;
   constexpr int kUnitsPerRowA = kChannelTile / kElements<T>;
   constexpr int kUnitsPerRowB = kWidth / kElements<T>;
@@ -156,37 +168,35 @@ PUMA_DEVICE void weight_gradient_part(const WeightGradientArguments& p, int chan
   const int row_a = dev::thread() / kUnitsPerRowA, column_a = dev::thread() % kUnitsPerRowA * kElements<T>;
   const int row_b = dev::thread() / kUnitsPerRowB, column_b = dev::thread() % kUnitsPerRowB * kElements<T>;
   const int64_t channel = static_cast<int64_t>(channel_tile) * kChannelTile + column_a;
-  const bool rows_aligned = p.width % kElements<T> == 0;
+  const bool rows_aligned = operands.b_width % kElements<T> == 0;
   RowWalk walk_a(p, begin + row_a, end);
   RowWalk walk_b(p, begin + row_b, end);
-  Stored<A, T> ahead_a[Tile::kUnitsPerThreadA];
+  Stored<float, T> ahead_a[Tile::kUnitsPerThreadA];  // of 16-bit elements only the first unit is used
   Bytes16 ahead_b[Tile::kUnitsPerThreadB];
+  float factor_b[Tile::kUnitsPerThreadB];
 
   const auto load = [&] {
 #pragma unroll
     for (int i = 0; i < Tile::kUnitsPerThreadA; ++i) {
       ahead_a[i].clear();
       if (walk_a.valid() && channel < p.channels) {
-        const auto* source = static_cast<const A*>(kFromGrad ? p.grad : p.tokens);
-        ahead_a[i].load(source + walk_a.full(p) * p.channels + channel);
+        const int64_t offset = walk_a.full(p) * p.channels + channel;
+        if (operands.a_is_float) {
+          ahead_a[i].load(static_cast<const float*>(operands.a) + offset);
+        } else {
+          ahead_a[i].unit[0] = dev::load_global16(static_cast<const T*>(operands.a) + offset);
+        }
       }
       walk_a.advance(p, kRowsPerLoadA);
     }
 #pragma unroll
     for (int i = 0; i < Tile::kUnitsPerThreadB; ++i) {
       ahead_b[i] = Bytes16{{0, 0, 0, 0}};
+      factor_b[i] = 1.0f;
       if (walk_b.valid()) {
-        if constexpr (kFromGrad) {
-          const auto* source = static_cast<const T*>(p.hidden) + walk_b.compact() * p.width;
-          const Bytes16 unit = load_row_unit(source, column_b, p.width, rows_aligned);
-          const float factor = walk_b.factor(p);
-          float v[kElements<T>];
-#pragma unroll
-          for (int e = 0; e < kElements<T>; ++e) v[e] = factor * unit_element<T>(unit, e);
-          ahead_b[i] = make_unit<T>(v);
-        } else {
-          ahead_b[i] = dev::load_global16(static_cast<const T*>(p.delta) + walk_b.compact() * kWidth + column_b);
-        }
+        const T* row = static_cast<const T*>(operands.b) + walk_b.compact() * operands.b_width;
+        ahead_b[i] = load_row_unit(row, column_b, operands.b_width, rows_aligned);
+        if (operands.b_is_scaled) factor_b[i] = walk_b.factor(p);
       }
       walk_b.advance(p, kRowsPerLoadB);
     }
@@ -198,12 +208,16 @@ PUMA_DEVICE void weight_gradient_part(const WeightGradientArguments& p, int chan
 #pragma unroll
     for (int i = 0; i < Tile::kUnitsPerThreadA; ++i) {
       T* address = a + (row_a + i * kRowsPerLoadA) * Tile::kStrideA + column_a;
-      dev::store_shared(reinterpret_cast<Bytes16*>(address), ahead_a[i].as_operand());
+      const Bytes16 unit = operands.a_is_float ? ahead_a[i].as_operand() : ahead_a[i].unit[0];
+      dev::store_shared(reinterpret_cast<Bytes16*>(address), unit);
     }
 #pragma unroll
     for (int i = 0; i < Tile::kUnitsPerThreadB; ++i) {
       T* address = b + (row_b + i * kRowsPerLoadB) * Tile::kStrideB + column_b;
-      dev::store_shared(reinterpret_cast<Bytes16*>(address), ahead_b[i]);
+      float v[kElements<T>];
+#pragma unroll
+      for (int e = 0; e < kElements<T>; ++e) v[e] = factor_b[i] * unit_element<T>(ahead_b[i], e);
+      dev::store_shared(reinterpret_cast<Bytes16*>(address), make_unit<T>(v));
     }
   };
 
@@ -230,24 +244,27 @@ PUMA_DEVICE void weight_gradient_part(const WeightGradientArguments& p, int chan
     for (int j = 0; j < kWidth / 16; ++j) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        dev::store_global8(part + (m0 + i * 16 + h * 8) * kWidth + n0 + j * 8, acc[i][j][2 * h], acc[i][j][2 * h + 1]);
+        float* address = part + (m0 + i * 16 + h * 8) * kWidth + n0 + j * 8;
+        dev::store_global8(address, acc[i][j][2 * h], acc[i][j][2 * h + 1]);
       }
     }
   }
 }
 
 // One block per (matrix, channel tile, split).
-template <typename T, typename R, int kWidth>
+template <typename T, int kWidth>
 PUMA_DEVICE void weight_gradient(const WeightGradientArguments& p) {
   const int split = static_cast<int>(dev::block() % p.splits);
   const int rest = static_cast<int>(dev::block() / p.splits);
-  const int channel_tile = rest % p.channel_tiles;
-  float* part = p.parts + dev::block() * (kChannelTile * kWidth);
-  if (rest < p.channel_tiles) {
-    weight_gradient_part<T, T, kWidth, false>(p, channel_tile, split, part);
-  } else {
-    weight_gradient_part<T, R, kWidth, true>(p, channel_tile, split, part);
-  }
+  const bool is_up = rest >= p.channel_tiles;
+  GradientOperands operands;
+  operands.a = is_up ? p.grad : p.tokens;
+  operands.a_is_float = sizeof(T) < sizeof(float) && is_up && p.grad_is_float;
+  operands.b = is_up ? p.hidden : p.delta;
+  operands.b_width = is_up ? p.width : kWidth;
+  operands.b_is_scaled = is_up;
+  weight_gradient_part<T, kWidth>(p, operands, rest % p.channel_tiles, split,
+                                  p.parts + dev::block() * (kChannelTile * kWidth));
 }
 
 // One block per (matrix, 32 channels, 32 columns of r): adds the parts in the order of the splits.
@@ -273,8 +290,9 @@ PUMA_DEVICE void weight_gradient_sum(const WeightGradientArguments& p) {
   for (int i = 0; i < kReduceTile; i += kRowsAtOnce) {
     const int row = in_part * kReduceTile + y + i;
     const int column = width_tile * kReduceTile + x;
+    const int index = row * kWidth + column;
     float sum = 0.0f;
-    for (int s = 0; s < p.splits; ++s) sum += parts[static_cast<int64_t>(s) * (kChannelTile * kWidth) + row * kWidth + column];
+    for (int s = 0; s < p.splits; ++s) sum += parts[static_cast<int64_t>(s) * (kChannelTile * kWidth) + index];
     if (is_up) {
       dev::store_shared(transposed + x * kStride + y + i, sum);
     } else {

@@ -1,6 +1,6 @@
-// Host implementation of csrc/cuda/device.cuh: a block's threads are fibers of one CPU thread, scheduled in an order drawn
-// from a seed; a fiber runs until it meets a barrier or an operation of its whole warp. Beyond executing the kernels it
-// looks for what a GPU would punish silently:
+// Host implementation of csrc/cuda/device.cuh: a block's threads are fibers of one CPU thread, scheduled in an order
+// drawn from a seed; a fiber runs until it meets a barrier or an operation of its whole warp. Beyond executing the
+// kernels it looks for what a GPU would punish silently:
 //   - a warp operation or barrier that not all threads reach (deadlock) or that lanes reach with different operations,
 //   - shared memory read or written by two threads without a barrier in between, one of them writing,
 //   - shared memory touched while an asynchronous copy to it is under way (copies land as late as they may),
@@ -76,7 +76,8 @@ struct Shadow {
 
 class Block {
  public:
-  void run(int threads, int shared_bytes, int64_t block, int64_t blocks, uint32_t seed, const std::function<void()>& body) {
+  void run(int threads, int shared_bytes, int64_t block, int64_t blocks, uint32_t seed,
+           const std::function<void()>& body) {
     threads_ = threads;
     block_ = block;
     blocks_ = blocks;
@@ -173,7 +174,9 @@ class Block {
   void read(const void* address, int bytes) {
     for_words(static_cast<const char*>(address), bytes, [&](Shadow& s) {
       if (s.in_flight) fail("shared memory is read while a copy to it is under way");
-      if (s.write_epoch == epoch_ && s.writer != current_) fail("shared memory is read without a barrier after another thread's write");
+      if (s.write_epoch == epoch_ && s.writer != current_) {
+        fail("shared memory is read without a barrier after another thread's write");
+      }
       s.reader = s.read_epoch == epoch_ && s.reader != current_ ? -2 : current_;
       s.read_epoch = epoch_;
     });
@@ -192,8 +195,12 @@ class Block {
   }
   void note_write(Shadow& s) {
     if (s.in_flight) fail("shared memory is written while a copy to it is under way");
-    if (s.write_epoch == epoch_ && s.writer != current_) fail("two threads write to shared memory without a barrier in between");
-    if (s.read_epoch == epoch_ && s.reader != current_) fail("shared memory is written without a barrier after another thread's read");
+    if (s.write_epoch == epoch_ && s.writer != current_) {
+      fail("two threads write to shared memory without a barrier in between");
+    }
+    if (s.read_epoch == epoch_ && s.reader != current_) {
+      fail("shared memory is written without a barrier after another thread's read");
+    }
     s.writer = current_;
     s.write_epoch = epoch_;
   }
@@ -450,7 +457,8 @@ inline Bytes16 load_matrices_transposed(const void* row) {
 }
 
 template <typename T>
-inline void mma_16x8x16(T type, float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+inline void mma_16x8x16(T type, float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                        uint32_t b1) {
   host::mma("mma16816", d, {a0, a1, a2, a3, b0, b1}, [type](const host::Words* in, host::Words* out) {
     float a[16][16], b[16][8];
     for (int lane = 0; lane < 32; ++lane) {
@@ -480,7 +488,8 @@ inline uint32_t float_bits(float v) {
   return bits;
 }
 
-inline void mma_16x8x8_tf32(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+inline void mma_16x8x8_tf32(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                            uint32_t b1) {
   host::mma("mma1688", d, {a0, a1, a2, a3, b0, b1}, [](const host::Words* in, host::Words* out) {
     float a[16][8], b[8][8];
     const auto tf32 = [](uint32_t bits) { return bits_float(bits & 0xffffe000u); };

@@ -15,7 +15,7 @@ from torch import Tensor
 HERE = Path(__file__).resolve().parent
 KERNELS = HERE.parents[1] / "csrc" / "cuda"
 FLAGS = ["-std=c++17", "-Og", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wno-unknown-pragmas"]
-SIZE = {torch.float64: 8, torch.float32: 4, torch.bfloat16: 2, torch.float16: 2}
+SIZE = {torch.int64: 8, torch.float64: 8, torch.float32: 4, torch.bfloat16: 2, torch.float16: 2}
 
 
 def build() -> Path:
@@ -71,7 +71,9 @@ def run(request: Request) -> dict[str, Tensor]:
         nbytes = count * SIZE[dtype]
         chunk = process.stdout[offset : offset + nbytes]
         offset += nbytes
-        flat = torch.frombuffer(bytearray(chunk), dtype=torch.uint8).view(dtype) if nbytes else torch.empty(0, dtype=dtype)
+        flat = (
+            torch.frombuffer(bytearray(chunk), dtype=torch.uint8).view(dtype) if nbytes else torch.empty(0, dtype=dtype)
+        )
         results[name] = flat.reshape(shape)
     if offset != len(process.stdout):
         raise RuntimeError(f"{len(process.stdout)} bytes came back, {offset} were expected")

@@ -45,7 +45,8 @@ class HostLauncher {
 // Exactly as large as asked for, so that the address sanitizer sees the first byte behind it.
 class Buffer {
  public:
-  explicit Buffer(int64_t bytes) : bytes_(bytes), data_(bytes == 0 ? nullptr : std::aligned_alloc(16, (bytes + 15) / 16 * 16)) {
+  explicit Buffer(int64_t bytes)
+      : bytes_(bytes), data_(bytes == 0 ? nullptr : std::aligned_alloc(16, (bytes + 15) / 16 * 16)) {
     if (bytes > 0) std::memset(data_, 0xff, bytes);  // NaN
 #if defined(__SANITIZE_ADDRESS__)
     if (bytes % 16 != 0) __asan_poison_memory_region(static_cast<char*>(data_) + bytes, 16 - bytes % 16);
@@ -142,8 +143,9 @@ void run_general(const HostLauncher& launcher, const ForwardProblem& forward, co
                  const std::shared_ptr<Buffer>& down, const std::shared_ptr<Buffer>& up) {
   const AdapterSizes& s = forward.sizes;
   HostBackend<T> backend(launcher);
-  const typename HostBackend<T>::Array down_array{down, s.channels, s.width, forward.down.row_stride, forward.down.column_stride};
-  const typename HostBackend<T>::Array up_array{up, s.width, s.channels, forward.up.row_stride, forward.up.column_stride};
+  const Matrix &d = forward.down, &u = forward.up;
+  const typename HostBackend<T>::Array down_array{down, s.channels, s.width, d.row_stride, d.column_stride};
+  const typename HostBackend<T>::Array up_array{up, s.width, s.channels, u.row_stride, u.column_stride};
   const auto hidden = general_forward<T, R>(backend, forward, down_array, up_array);
   std::memcpy(forward.hidden, backend.data(hidden), s.samples * s.tokens_per_sample * s.width * sizeof(T));
   const bool need_weights = backward.grad_down != nullptr;
@@ -209,8 +211,9 @@ void prompts_case(const Case& c) {
   const int64_t batch = c.number("B"), pool = c.number("M"), channels = c.number("C"), size = c.number("L") * channels;
   const HostLauncher launcher = c.launcher();
   constexpr int64_t kSize = sizeof(T);
-  Buffer query(batch * channels * kSize), keys(pool * channels * kSize), attention(pool * channels * kSize), prompts(pool * size * kSize);
-  Buffer grad_prompt(c.flag("grad_prompt") ? batch * size * kSize : 0), grad_weights(c.flag("grad_weights") ? batch * pool * kSize : 0);
+  Buffer query(batch * channels * kSize), keys(pool * channels * kSize), attention(pool * channels * kSize);
+  Buffer prompts(pool * size * kSize), grad_prompt(c.flag("grad_prompt") ? batch * size * kSize : 0);
+  Buffer grad_weights(c.flag("grad_weights") ? batch * pool * kSize : 0);
   for (Buffer* b : {&query, &keys, &attention, &prompts, &grad_prompt, &grad_weights}) b->read();
   Buffer prompt(batch * size * kSize), weights(batch * pool * kSize), inverse_norm(batch * pool * kSize);
   Buffer focus(pool * channels * kSize), focused_keys(pool * channels * kSize);
@@ -261,6 +264,36 @@ void prompts_case(const Case& c) {
   g.grad_prompts = grad_prompts.get<T>();
   launch_prompt_gradients(launcher, g);
   for (const Buffer* b : {&grad_query, &grad_keys, &grad_attention, &grad_prompts}) b->write();
+}
+
+// How the adapter would be launched, as int64: forward blocks, bytes of shared memory, resident or not; blocks, splits
+// and bytes of shared memory of the weights' gradients; bytes of the backward's workspace.
+template <typename T, typename R, int kWidth>
+void plan_case(const Case& c) {
+  using Packed = PackedWeights<T, kWidth>;
+  const AdapterSizes s = c.sizes();
+  const HostLauncher launcher = c.launcher();
+  const int64_t steps = padded_channels(s.channels, Packed::kStepColumns) / Packed::kStepColumns;
+  const AdapterPlan adapter = plan_adapter(launcher.limits(), s, Packed::kStepBytes, steps, 2);
+  const GradientPlan gradient = plan_gradient(launcher.limits(), s, kWidth, GradientTile<T, kWidth>::kRows);
+  BackwardProblem backward{};
+  backward.sizes = s;
+  backward.grad_down = &backward;  // any address: wanted
+  const int64_t values[] = {adapter.blocks,
+                            adapter.shared_bytes,
+                            adapter.resident,
+                            gradient.blocks,
+                            gradient.splits,
+                            GradientTile<T, kWidth>::kSharedBytes,
+                            FusedAdapter<T, R, kWidth>::backward(launcher, backward, nullptr)};
+  std::cout.write(reinterpret_cast<const char*>(values), sizeof(values));
+}
+
+void run_plan(const Case& c) {
+  const bool narrow = padded_width(c.number("r")) == 64;
+  const std::string tokens = c.words.at("tokens");
+  if (tokens == "float32") return narrow ? plan_case<float, float, 64>(c) : plan_case<float, float, 128>(c);
+  return narrow ? plan_case<bf16, bf16, 64>(c) : plan_case<bf16, bf16, 128>(c);
 }
 
 // Kernels with one mistake each, which the host execution must find.
@@ -338,6 +371,7 @@ void run_fault(const Case& c) {
 
 void run(const Case& c) {
   if (c.words.at("kind") == "fault") return run_fault(c);
+  if (c.words.at("kind") == "plan") return run_plan(c);
   const std::string kind = c.words.at("kind"), tokens = c.words.at("tokens"), residual = c.words.at("residual");
   if (kind == "prompts") return tokens == "float64" ? prompts_case<double>(c) : prompts_case<float>(c);
   if (tokens == "float64") return adapter_case<double, double>(c);
