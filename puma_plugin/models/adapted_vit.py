@@ -20,7 +20,9 @@ class AdaptedViT(AdaptedModule):
     Everything that the original class offers works as before, as do ``torch.compile`` (fullgraph), ``torch.export``,
     activation checkpointing, DistributedDataParallel, pickle and deepcopy. Gates are drawn from torch's default random
     number generator (seed it differently in every process), or, if ``gate_generator`` is set to a CPU
-    ``torch.Generator``, they follow from that alone; ``torch.compile`` needs the former.
+    ``torch.Generator``, they follow from that alone. With such a generator every pass draws new gates: do not compile
+    the model, spread it by ``DataParallel``, or recompute it as a whole (``checkpoint(model, images)``;
+    ``set_grad_checkpointing()``, which recomputes blocks, is right with both).
 
     With other tools: int8 dynamic quantisation of the frozen layers is for inference only. LoRA of Hugging Face peft
     goes on top with ``peft.inject_adapter_in_model``, which freezes all but LoRA, so give ``adapters()`` and
@@ -98,7 +100,7 @@ class AdaptedViT(AdaptedModule):
         """
         if self.gate_generator is None or not self.training:
             return forward(*args, **kwargs)
-        seed = int(torch.randint(2**63 - 1, (), generator=self.gate_generator))
+        seed = int(torch.randint(2**63 - 1, (), generator=self.gate_generator, device="cpu"))
         device = next(self.parameters()).device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.default_generator.manual_seed(seed)
@@ -172,6 +174,7 @@ class PromptedViT(AdaptedViT):
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
+        *more: Any,
         **options: Any,
     ) -> Any:
         """As timm's, without the prompt tokens."""
@@ -179,7 +182,7 @@ class PromptedViT(AdaptedViT):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}")
         # As sequences, because with the prompts among them the patches do not fill an image.
         result = super().forward_intermediates(
-            x, indices, return_prefix_tokens, norm, stop_early, "NLC", intermediates_only, **options
+            x, indices, return_prefix_tokens, norm, stop_early, "NLC", intermediates_only, *more, **options
         )
         size = self.patch_embed.dynamic_feat_size(tuple(x.shape[-2:])) if output_fmt == "NCHW" else None
 
@@ -200,6 +203,11 @@ class PromptedViT(AdaptedViT):
             return [clean(entry) for entry in result]
         features, entries = result
         return self._remove(features), [clean(entry) for entry in entries]
+
+
+def find_adapted(module: nn.Module) -> AdaptedViT | None:
+    """The adapted model that ``module`` is or wraps (``torch.compile``, DataParallel, ...); None if there is none."""
+    return next((inner for inner in module.modules() if isinstance(inner, AdaptedViT)), None)
 
 
 def optimizer_groups(

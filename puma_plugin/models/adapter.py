@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from puma_plugin.models.arguments import require_bool, require_choice, require_float, require_int
+from puma_plugin.models.arguments import require_bool, require_choice, require_float, require_generator, require_int
 from puma_plugin.ops import stochastic_adapter
 
 INITS = ("default", "paper")
@@ -72,7 +72,8 @@ class StochasticAdapter(nn.Module):
         """Draw ``down`` anew and set ``up`` to 0."""
         bound = math.sqrt(6 / self.dim) if self.init == "default" else math.sqrt(3 / self.adapter_dim)
         # Drawn on the CPU in float32, so that one seed gives one start on every device and in every dtype.
-        start = torch.empty(self.dim, self.adapter_dim).uniform_(-bound, bound, generator=generator)
+        start = torch.empty(self.dim, self.adapter_dim, device="cpu", dtype=torch.float32)
+        start.uniform_(-bound, bound, generator=require_generator(generator))
         with torch.no_grad():
             self.down.copy_(start)
             self.up.zero_()
@@ -90,5 +91,8 @@ class StochasticAdapter(nn.Module):
         return stochastic_adapter(residual, tokens, self.down, self.up, gate, self.scale)
 
     def extra_repr(self) -> str:
-        scale = f"{self.scale:g}" if isinstance(self.scale, float) else f"{self.scale.item():g} (trainable)"
+        if isinstance(self.scale, float):
+            scale = f"{self.scale:g}"
+        else:
+            scale = f"{'?' if self.scale.is_meta else format(self.scale.item(), 'g')} (trainable)"
         return f"{self.dim} -> {self.adapter_dim} -> {self.dim}, drop={self.drop:g}, scale={scale}"

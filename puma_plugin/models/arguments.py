@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+import torch
+
 
 def require_int(name: str, value: Any, minimum: int) -> int:
     """Return ``value`` if it is an int of at least ``minimum``; raise TypeError or ValueError naming it otherwise."""
@@ -34,3 +36,13 @@ def require_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
     return str(value)
+
+
+def require_generator(generator: Any) -> torch.Generator | None:
+    """Return ``generator`` if it is None or a CPU generator; raise TypeError otherwise."""
+    if generator is None or (isinstance(generator, torch.Generator) and generator.device.type == "cpu"):
+        return generator
+    raise TypeError(
+        f"generator must be a torch.Generator on the CPU or None, got {generator!r}; "
+        "for a seed give torch.Generator().manual_seed(seed)"
+    )

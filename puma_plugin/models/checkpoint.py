@@ -10,12 +10,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from puma_plugin.models.adapted_vit import AdaptedViT
+from puma_plugin.models.adapted_vit import AdaptedViT, find_adapted
 from puma_plugin.models.config import AdaptationConfig
 from puma_plugin.models.embedding_head import EmbeddingHead
 from puma_plugin.models.fingerprint import compare_backbones, describe_backbone
 from puma_plugin.models.unified_embedder import UnifiedEmbedder
-from puma_plugin.models.vit import adapt, eject
+from puma_plugin.models.vit import adapt, eject, inner_hint
 from puma_plugin.utils import atomic_write
 
 FORMAT_VERSION = 1
@@ -43,7 +43,9 @@ def save_adapter(
     """
     vit, head = _parts(model)
     if not isinstance(vit, AdaptedViT):
-        raise TypeError(f"save_adapter() needs a model that adapt() has changed, got {type(vit).__name__}")
+        raise TypeError(
+            f"save_adapter() needs a model that adapt() has changed, got {type(vit).__name__}{inner_hint(vit)}"
+        )
     extra = dict(extra_metadata or {})
     if not all(isinstance(key, str) and isinstance(value, str) for key, value in extra.items()):
         raise TypeError("extra_metadata must map str to str")
@@ -89,8 +91,10 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], ignore_head: bo
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"load_adapter() needs a timm model or a UnifiedEmbedder, got {type(model).__name__}")
-    metadata, tensors = _read(path)
     vit, head = _parts(model)
+    if hint := inner_hint(vit):
+        raise ValueError(f"load_adapter() needs a timm model or a UnifiedEmbedder, got {type(vit).__name__}{hint}")
+    metadata, tensors = _read(path)
     if head is None and metadata["head"] is not None and not ignore_head:
         raise ValueError(
             f"{path} holds a head as well: use load_embedder(vit, path), or pass ignore_head=True to leave it out"
@@ -98,7 +102,9 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], ignore_head: bo
     if head is not None and metadata["head"] is None:
         raise ValueError(f"{path} holds no head: load it into the trunk, load_adapter(embedder.trunk, path)")
     if difference := compare_backbones(metadata["backbone"], describe_backbone(vit)):
-        raise ValueError(f"{path} was trained on another backbone: {difference}")
+        half = any(parameter.dtype == torch.float16 for parameter in vit.parameters())
+        hint = ". float16 rounds the weights: load into the model as it was trained, then cast it" if half else ""
+        raise ValueError(f"{path} was trained on another backbone: {difference}{hint}")
     if head is None:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
     config = _config(metadata, path)
@@ -120,8 +126,11 @@ def load_embedder(vit: nn.Module, path: str | os.PathLike[str]) -> UnifiedEmbedd
     """Rebuild a UnifiedEmbedder from a timm model without classifier and a file with a head.
 
     Raises:
+        TypeError: ``vit`` is not a module.
         ValueError: the file holds no head, or any reason that :func:`load_adapter` has.
     """
+    if not isinstance(vit, nn.Module):
+        raise TypeError(f"load_embedder() needs a timm model, got {type(vit).__name__}")
     sizes = read_adapter_metadata(path)["head"]
     if sizes is None:
         raise ValueError(f"{path} holds no head: use load_adapter(vit, path)")
@@ -141,7 +150,9 @@ def read_adapter_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _parts(model: nn.Module) -> tuple[nn.Module, EmbeddingHead | None]:
-    return (model.trunk, model.head) if isinstance(model, UnifiedEmbedder) else (model, None)
+    if isinstance(model, UnifiedEmbedder):
+        return find_adapted(model.trunk) or model.trunk, model.head
+    return model, None
 
 
 def _own_tensors(vit: AdaptedViT, head: EmbeddingHead | None) -> dict[str, Tensor]:

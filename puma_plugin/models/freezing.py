@@ -23,9 +23,10 @@ def freeze(root: nn.Module) -> None:
     for module in root.modules():
         flags = {name: p.requires_grad for name, p in module.named_parameters(recurse=False)}
         module.__dict__[_MARK] = BeforeFreezing(module.training, flags, {})
-        for parameter in module.parameters(recurse=False):
-            parameter.requires_grad_(False)
         module.training = False
+    # After all flags are known: modules may share a parameter.
+    for parameter in root.parameters():
+        parameter.requires_grad_(False)
 
 
 def set_frozen_attribute(module: nn.Module, name: str, value: Any) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from puma_plugin.models.adapter import INITS
-from puma_plugin.models.arguments import require_bool, require_choice, require_int
+from puma_plugin.models.arguments import require_bool, require_choice, require_generator, require_int
 from puma_plugin.ops import match_prompts
 
 # The authors pass the weights through a BatchNorm1d without affine part whose statistics (0, 1) are never updated.
@@ -62,10 +62,12 @@ class PromptPool(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw prompts, keys and attention logits anew."""
         size, length, dim = self.pool_size, self.prompt_length, self.dim
+        require_generator(generator)
 
         def orthogonal(rows: int, columns: int) -> Tensor:
             # On the CPU in float32, so that one seed gives one start on every device and in every dtype.
-            return nn.init.orthogonal_(torch.empty(rows, columns), generator=generator)
+            start = torch.empty(rows, columns, device="cpu", dtype=torch.float32)
+            return nn.init.orthogonal_(start, generator=generator)
 
         with torch.no_grad():
             self.keys.copy_(orthogonal(size, dim))

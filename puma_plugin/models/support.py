@@ -73,7 +73,7 @@ def check_images(vit: Any) -> Tensor:
     elif vit.patch_embed.img_size is not None:
         height, width = vit.patch_embed.img_size
     # A generator of its own: the check leaves the caller's random numbers alone.
-    images = torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(0), device="cpu")
     return images.to(parameter.device, parameter.dtype)
 
 

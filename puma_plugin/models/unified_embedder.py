@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from puma_plugin.models.adapted_vit import AdaptedViT, optimizer_groups
+from puma_plugin.models.adapted_vit import find_adapted, optimizer_groups
 from puma_plugin.models.embedding_head import EmbeddingHead
 
 
@@ -14,7 +14,8 @@ class UnifiedEmbedder(nn.Module):
     """``head(trunk(images))``: images (B, channels, H, W) to embeddings (B, D) of length 1.
 
     Args:
-        trunk: a timm vision transformer without classifier (``num_classes=0``), adapted or, as a baseline, not.
+        trunk: a timm vision transformer without classifier (``num_classes=0``), adapted or, as a baseline, not. It may
+            be inside a wrapper, such as that of ``torch.compile``.
         head: an :class:`EmbeddingHead` for the trunk's width.
 
     Raises:
@@ -49,24 +50,33 @@ class UnifiedEmbedder(nn.Module):
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def param_groups(
-        self, lr: float = 1e-4, weight_decay: float = 1e-4, head_factor: float = 10.0, **trunk_factors: float
+        self,
+        lr: float = 1e-4,
+        weight_decay: float = 1e-4,
+        head_factor: float = 10.0,
+        adapter_factor: float = 10.0,
+        prompt_factor: float = 10.0,
+        other_factor: float = 1.0,
     ) -> list[dict[str, Any]]:
         """The trunk's groups (:meth:`AdaptedViT.param_groups`) and the head's, ``lr`` times 10 in the paper.
 
-        A trunk that is not adapted gives one group ``trunk`` with ``lr``.
+        What is trained in a trunk besides an adapted model is the group ``trunk``, with ``lr`` times ``other_factor``.
         """
-        if isinstance(self.trunk, AdaptedViT):
-            groups = self.trunk.param_groups(lr, weight_decay, **trunk_factors)
-        else:
-            groups = optimizer_groups({"trunk": list(self.trunk.parameters())}, {"trunk": 1.0}, lr, weight_decay)
-        head = {"head": list(self.head.parameters())}
-        return groups + optimizer_groups(head, {"head": head_factor}, lr, weight_decay)
+        adapted = find_adapted(self.trunk)
+        groups = []
+        if adapted is not None:
+            groups = adapted.param_groups(lr, weight_decay, adapter_factor, prompt_factor, other_factor)
+        known = {id(parameter) for group in groups for parameter in group["params"]}
+        rest = {
+            "trunk": [parameter for parameter in self.trunk.parameters() if id(parameter) not in known],
+            "head": list(self.head.parameters()),
+        }
+        return groups + optimizer_groups(rest, {"trunk": other_factor, "head": head_factor}, lr, weight_decay)
 
     def prompt_penalty(self, weight: float = 1e-6) -> Tensor:
         """The trunk's :meth:`AdaptedViT.prompt_penalty`; 0 for a trunk that is not adapted."""
-        if isinstance(self.trunk, AdaptedViT):
-            return self.trunk.prompt_penalty(weight)
-        return self.head.linear.weight.new_zeros(())
+        adapted = find_adapted(self.trunk)
+        return self.head.linear.weight.new_zeros(()) if adapted is None else adapted.prompt_penalty(weight)
 
     def prompt_weights(self, images: Tensor) -> Tensor:
         """The trunk's :meth:`AdaptedViT.prompt_weights`, (B, M).
@@ -74,9 +84,10 @@ class UnifiedEmbedder(nn.Module):
         Raises:
             ValueError: the trunk has no prompts.
         """
-        if not isinstance(self.trunk, AdaptedViT):
+        adapted = find_adapted(self.trunk)
+        if adapted is None:
             raise ValueError("prompt_weights() needs prompts, but the trunk is not adapted")
-        return self.trunk.prompt_weights(images)
+        return adapted.prompt_weights(images)
 
     def save_adapter(self, path: str | os.PathLike[str], extra_metadata: Mapping[str, str] | None = None) -> None:
         """See :func:`puma_plugin.save_adapter`; the head is saved as well."""

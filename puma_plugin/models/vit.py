@@ -11,7 +11,7 @@ from puma_plugin.models.adapted_block import AdaptedBlock
 from puma_plugin.models.adapted_module import change_class, restore_class
 from puma_plugin.models.adapted_vit import AdaptedViT, PromptedViT
 from puma_plugin.models.adapter import StochasticAdapter
-from puma_plugin.models.arguments import require_int
+from puma_plugin.models.arguments import require_generator, require_int
 from puma_plugin.models.config import AdaptationConfig
 from puma_plugin.models.freezing import freeze, set_frozen_attribute, thaw
 from puma_plugin.models.prompt_pool import PromptPool
@@ -66,6 +66,7 @@ def adapt(
     """
     support = _check_model(vit)
     chosen = _check_blocks(blocks, len(support.block_mixins))
+    require_generator(generator)
     config = AdaptationConfig(
         adapter_dim, drop, scale, trainable_scale, pool_size, prompt_length, init, paper_batchnorm, chosen
     )
@@ -81,15 +82,16 @@ def adapt(
         before = check_output(vit)
         _add_adapters(vit, support, config, generator)
         _self_check(vit, before)
+        pool = _new_pool(vit, config, generator) if pool_size else None
     except BaseException:
         _remove_adapters(vit)
         thaw(vit)
         raise
     change_class(vit, PromptedViT if pool_size else AdaptedViT)
     adapted = cast(AdaptedViT, vit)
-    adapted.adaptation, adapted.prompt_pool = config, None
+    adapted.adaptation, adapted.prompt_pool = config, pool
     if pool_size:
-        _add_prompts(adapted, config, generator)
+        _make_room(adapted, prompt_length)
     return adapted.train(was_training)
 
 
@@ -109,7 +111,7 @@ def eject(vit: nn.Module) -> nn.Module:
     if not isinstance(vit, nn.Module):
         raise TypeError(f"eject() needs an adapted timm model, got {type(vit).__name__}")
     if not isinstance(vit, AdaptedViT):
-        raise ValueError(f"eject() needs an adapted model; this {type(vit).__name__} is not adapted{_inner(vit)}")
+        raise ValueError(f"eject() needs an adapted model; this {type(vit).__name__} is not adapted{inner_hint(vit)}")
     _remove_adapters(vit)
     del vit.prompt_pool, vit.adaptation
     vit.__dict__.pop("gate_generator", None)
@@ -123,12 +125,12 @@ def _check_model(vit: Any) -> Support:
         raise TypeError(f"adapt() needs a timm model (torch.nn.Module), got {type(vit).__name__}")
     if isinstance(vit, AdaptedViT):
         raise ValueError("this model is adapted already; call eject() first to adapt it anew")
-    if hint := _inner(vit):
+    if hint := inner_hint(vit):
         raise ValueError(f"adapt() needs the timm model itself, got {type(vit).__name__}{hint}")
     return find_support(vit)
 
 
-def _inner(module: nn.Module) -> str:
+def inner_hint(module: nn.Module) -> str:
     """A hint if ``module`` merely holds the model that was meant."""
     for name in ("trunk", "model", "module", "_orig_mod"):
         if isinstance(getattr(module, name, None), nn.Module):
@@ -165,8 +167,9 @@ def _add_adapters(vit: Any, support: Support, config: AdaptationConfig, generato
                 dtype=like.dtype,
             )
 
+        adapters = new_adapter(), new_adapter()  # first, so that a failure leaves the block as it was
         change_class(block, support.block_mixins[index])
-        block.adapter1, block.adapter2 = new_adapter(), new_adapter()
+        block.adapter1, block.adapter2 = adapters
         if config.init == "paper":
             with torch.no_grad():
                 block.adapter2.down.copy_(block.adapter1.down)
@@ -184,6 +187,11 @@ def _self_check(vit: nn.Module, before: torch.Tensor | None) -> None:
     after = check_output(vit)
     if before is None or after is None:
         return
+    if not before.isfinite().all():
+        raise ValueError(
+            f"self-check impossible: this {type(vit).__name__} gives NaN or infinity for a random image even without "
+            f"adapters (in {before.dtype}). Load its weights first, and cast it to float16 only after adapting"
+        )
     error = difference(before, after)
     if error is not None:
         raise ValueError(
@@ -192,9 +200,9 @@ def _self_check(vit: nn.Module, before: torch.Tensor | None) -> None:
         )
 
 
-def _add_prompts(vit: Any, config: AdaptationConfig, generator: torch.Generator | None) -> None:
+def _new_pool(vit: Any, config: AdaptationConfig, generator: torch.Generator | None) -> PromptPool:
     like = next(vit.parameters())
-    vit.prompt_pool = PromptPool(
+    return PromptPool(
         vit.embed_dim,
         config.pool_size,
         config.prompt_length,
@@ -204,10 +212,13 @@ def _add_prompts(vit: Any, config: AdaptationConfig, generator: torch.Generator 
         device=like.device,
         dtype=like.dtype,
     )
+
+
+def _make_room(vit: Any, prompt_length: int) -> None:
     # Patch dropout and rotary embeddings leave the first tokens alone; the prompts are now among those. Eva's patch
     # dropout comes before the prompts enter, so it is not in this list.
     followers = [block.attn for block in vit.blocks if hasattr(block.attn, "num_prefix_tokens")]
     if isinstance(vit.patch_drop, PatchDropout):
         followers.append(vit.patch_drop)
     for module in followers:
-        set_frozen_attribute(module, "num_prefix_tokens", module.num_prefix_tokens + config.prompt_length)
+        set_frozen_attribute(module, "num_prefix_tokens", module.num_prefix_tokens + prompt_length)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from puma_plugin import adapt
+from puma_plugin import adapt, eject
 from puma_plugin.models import PromptPool, StochasticAdapter
 
 HEADS = 3
@@ -153,6 +153,18 @@ def test_only_the_own_part_follows_train(make_vit: Callable[..., nn.Module]) -> 
     assert not any(module.training for module in frozen if module is not vit.blocks)
     vit.eval()
     assert all(not module.training for module in vit.modules())
+
+
+def test_statistics_of_batch_norm_do_not_move(make_vit: Callable[..., nn.Module]) -> None:
+    vit = make_vit("vit_small_resnet26d_224", depth=1, img_size=64).train()
+    norms = [module for module in vit.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = {name: buffer.clone() for name, buffer in vit.named_buffers() if "running" in name}
+    assert len(before) == 2 * len(norms) > 0
+    adapt(vit, adapter_dim=4, pool_size=2).train()
+    vit(torch.randn(2, 3, 64, 64))
+    assert all(torch.equal(vit.get_buffer(name), buffer) for name, buffer in before.items())
+    eject(vit)
+    assert all(module.training for module in norms)
 
 
 def test_model_in_training_mode_stays_in_it(make_vit: Callable[..., nn.Module]) -> None:

@@ -133,6 +133,8 @@ def test_a_file_without_head_is_refused_for_an_embedder(path: Path, backbone: Ca
         load_adapter(UnifiedEmbedder(backbone(), EmbeddingHead(192, 16)), path)
     with pytest.raises(ValueError, match="holds no head"):
         load_embedder(backbone(), path)
+    with pytest.raises(TypeError, match=r"load_embedder\(\) needs a timm model, got str"):
+        load_embedder("vit", path)
 
 
 def test_size_of_the_papers_model(tmp_path: Path) -> None:
@@ -171,7 +173,7 @@ def test_backbone_counts_without_its_classifier_and_in_other_precisions(
     torch.testing.assert_close(vit.forward_head(vit.forward_features(images), pre_logits=True), trained(images))
     torch.testing.assert_close(load_adapter(backbone().double(), path)(images.double()).float(), trained(images))
     assert load_adapter(backbone().to(torch.bfloat16), path).prompt_pool.keys.dtype == torch.bfloat16
-    with pytest.raises(ValueError, match="other values"):  # float16 rounds differently
+    with pytest.raises(ValueError, match=r"other values in .* float16 rounds the weights: load into"):
         load_adapter(backbone().half(), path)
 
 
@@ -248,6 +250,11 @@ def test_what_cannot_be_saved(tmp_path: Path, backbone: Callable[[], nn.Module],
     target = tmp_path / "a.safetensors"
     with pytest.raises(TypeError, match=r"adapt\(\) has changed, got VisionTransformer"):
         save_adapter(backbone(), target)
+    for wrapper, inner in ((nn.DataParallel(trained), "module"), (torch.compile(trained), "_orig_mod")):
+        with pytest.raises(TypeError, match=rf"did you mean its \.{inner}\?"):
+            save_adapter(wrapper, target)
+        with pytest.raises(ValueError, match=rf"load_adapter\(\) needs .* did you mean its \.{inner}\?"):
+            load_adapter(wrapper, target)
     with pytest.raises(TypeError, match="extra_metadata must map str to str"):
         save_adapter(trained, target, {"epoch": 3})
     trained.norm.weight.requires_grad_()

@@ -1,10 +1,11 @@
 """What timm's models can do must still work with prompts in: features, sizes, patch dropout, checkpointing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from timm.layers import set_reentrant_ckpt, use_reentrant_ckpt
 from torch import Tensor, nn
 
 from puma_plugin import adapt
@@ -48,6 +49,8 @@ def test_forward_intermediates_as_dictionary(adapted: Callable[..., Any]) -> Non
     only = vit.forward_intermediates(images, output_dict=True, intermediates_only=True, stop_early=True, indices=[0])
     assert set(only) == {"image_intermediates"}
     torch.testing.assert_close(only["image_intermediates"], maps[:1])
+    by_position = vit.forward_intermediates(images, None, False, False, False, "NCHW", False, True)
+    torch.testing.assert_close(by_position["image_intermediates"], maps)
     with pytest.raises(ValueError, match="output_fmt must be 'NCHW' or 'NLC', got 'NHWC'"):
         vit.forward_intermediates(images, output_fmt="NHWC")
 
@@ -109,11 +112,24 @@ def test_patch_dropout_takes_patches_but_no_prompts(make_vit: Callable[..., nn.M
     assert features.shape[1] == vit.num_prefix_tokens + 8
 
 
-@plain_and_rope
+@pytest.fixture
+def set_reentrant() -> Iterator[Callable[[bool], None]]:
+    """timm's switch between torch's two ways of activation checkpointing."""
+    before = use_reentrant_ckpt()
+    yield set_reentrant_ckpt
+    set_reentrant_ckpt(before)
+
+
+@pytest.mark.parametrize(
+    ("name", "reentrant"),
+    # timm's Eva passes arguments by name, which the reentrant way does not take.
+    [("vit_tiny_patch16_224", False), ("vit_tiny_patch16_224", True), ("vit_small_patch16_dinov3", False)],
+)
 @pytest.mark.parametrize("own_generator", [False, True])
 def test_gradient_checkpointing_recomputes_with_the_same_gates(
-    adapted: Callable[..., Any], name: str, own_generator: bool
+    adapted: Callable[..., Any], set_reentrant: Callable[[bool], None], name: str, reentrant: bool, own_generator: bool
 ) -> None:
+    set_reentrant(reentrant)
     vit, images = adapted(name)
     images = torch.cat([images] * 3)
     vit.train()

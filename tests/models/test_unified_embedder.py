@@ -1,10 +1,12 @@
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
-from puma_plugin import EmbeddingHead, UnifiedEmbedder, adapt
+from puma_plugin import EmbeddingHead, UnifiedEmbedder, adapt, load_adapter
 
 
 @pytest.fixture
@@ -38,10 +40,47 @@ def test_param_groups_have_the_papers_factors(embedder: UnifiedEmbedder) -> None
         embedder.param_groups(head_factor=-1)
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda trunk: torch.compile(trunk, backend="eager"), nn.DataParallel],
+    ids=["torch.compile", "DataParallel"],
+)
+def test_an_adapted_trunk_is_found_in_its_wrapper(
+    embedder: UnifiedEmbedder, wrap: Callable[[nn.Module], nn.Module], tmp_path: Path
+) -> None:
+    images = torch.randn(2, 3, 32, 32)
+    groups, vit = embedder.param_groups(lr=1e-4), embedder.trunk
+    with torch.no_grad():
+        vit.prompt_pool.keys.mul_(2)
+    wrapped = UnifiedEmbedder(wrap(vit), embedder.head)
+    assert wrapped.prompt_penalty() == vit.prompt_penalty() > 0
+    assert torch.equal(wrapped.prompt_weights(images), vit.prompt_weights(images))
+    for group, expected in zip(wrapped.param_groups(lr=1e-4), groups, strict=True):
+        assert (group["name"], group["lr"]) == (expected["name"], expected["lr"])
+        assert list(map(id, group["params"])) == list(map(id, expected["params"]))
+    wrapped.save_adapter(tmp_path / "a.safetensors")
+    assert load_file(tmp_path / "a.safetensors").keys() == {
+        name.removeprefix("trunk.") for name, p in embedder.named_parameters() if p.requires_grad
+    }
+    load_adapter(wrapped, tmp_path / "a.safetensors")
+
+
+def test_what_is_trained_in_a_wrapper_has_its_group(embedder: UnifiedEmbedder) -> None:
+    before = nn.Conv2d(3, 3, 1)
+    wrapped = UnifiedEmbedder(nn.Sequential(before, embedder.trunk), embedder.head)
+    groups = {group["name"]: group for group in wrapped.param_groups(lr=1.0, other_factor=4)}
+    assert groups.keys() == {"adapters", "prompts", "trunk", "head"}
+    assert groups["trunk"]["params"] == [before.weight, before.bias]
+    assert groups["trunk"]["lr"] == 4
+    torch.optim.AdamW(wrapped.param_groups())
+
+
 def test_a_trunk_that_is_not_adapted_is_a_baseline(make_vit: Callable[..., nn.Module]) -> None:
     embedder = UnifiedEmbedder(make_vit(), EmbeddingHead(192, 8))
     assert embedder.prompt_penalty() == 0
     assert [group["name"] for group in embedder.param_groups()] == ["trunk", "head"]
+    with pytest.raises(TypeError, match="adapter_facter"):
+        embedder.param_groups(adapter_facter=3.0)
     embedder.trunk.requires_grad_(False)
     assert [group["name"] for group in embedder.param_groups()] == ["head"]
     with pytest.raises(ValueError, match="not adapted"):

@@ -114,6 +114,7 @@ def test_wrappers_and_other_objects_are_refused(make_vit: Callable[..., nn.Modul
         ({"blocks": [-1]}, ValueError, "every entry of blocks must be at least 0"),
         ({"blocks": [0.0]}, TypeError, "every entry of blocks must be an int"),
         ({"blocks": [], "pool_size": 0}, ValueError, "nothing to train"),
+        ({"generator": 42}, TypeError, r"generator must be .* got 42; for a seed"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_happens(
@@ -144,6 +145,34 @@ def test_self_check_refuses_blocks_that_compute_something_else(
     assert {type(block) for block in vit.blocks} == {Block}
     assert all(parameter.requires_grad for parameter in vit.parameters())
     assert all(module.training for module in vit.modules())
+
+
+@pytest.mark.parametrize("sizes", [{"adapter_dim": 10**14}, {"prompt_length": 10**14}], ids=["adapters", "prompts"])
+def test_memory_that_runs_out_leaves_the_model_as_it_was(
+    make_vit: Callable[..., nn.Module], sizes: dict[str, int]
+) -> None:
+    vit = make_vit()
+    names = list(vit.state_dict())
+    with pytest.raises(RuntimeError, match="memory"):
+        adapt(vit, **{"adapter_dim": 4, **sizes})
+    assert {type(vit), *map(type, vit.blocks)} == {timm.models.VisionTransformer, Block}
+    assert list(vit.state_dict()) == names
+    assert all(parameter.requires_grad for parameter in vit.parameters())
+
+
+def test_a_model_whose_output_is_not_finite_is_refused_as_such(make_vit: Callable[..., nn.Module]) -> None:
+    vit = make_vit()
+    nn.init.constant_(vit.norm.weight, float("nan"))
+    with pytest.raises(ValueError, match=r"gives NaN or infinity for a random image even without adapters"):
+        adapt(vit)
+    assert type(vit) is timm.models.VisionTransformer
+
+
+def test_a_weight_shared_by_two_modules_is_thawed(make_vit: Callable[..., nn.Module]) -> None:
+    vit = make_vit()
+    vit.blocks[1].mlp.fc1.weight = vit.blocks[0].mlp.fc1.weight
+    eject(adapt(vit, adapter_dim=4))
+    assert all(parameter.requires_grad for parameter in vit.parameters())
 
 
 def test_blocks_with_a_forward_on_the_instance_are_refused(make_vit: Callable[..., nn.Module]) -> None:
@@ -184,7 +213,22 @@ def test_own_part_takes_device_and_dtype_of_the_model(make_vit: Callable[..., nn
     assert vit(torch.randn(2, 3, 32, 32, dtype=torch.bfloat16)).dtype == torch.bfloat16
     with torch.device("meta"):
         empty = timm.create_model("vit_tiny_patch16_224", **SMALL)
-    assert all(parameter.is_meta for parameter in adapt(empty).parameters())
+    assert all(parameter.is_meta for parameter in adapt(empty, trainable_scale=True).parameters())
+    assert "scale=? (trainable)" in repr(empty)
+
+
+def test_default_device_and_dtype_do_not_matter(make_vit: Callable[..., nn.Module]) -> None:
+    first, second = make_vit(), make_vit()
+    second.load_state_dict(first.state_dict())
+    adapt(first, adapter_dim=4, pool_size=2, generator=torch.Generator().manual_seed(7))
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):  # stands for torch.set_default_device("cuda")
+            adapt(second, adapter_dim=4, pool_size=2, generator=torch.Generator().manual_seed(7))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_equal_models_share_their_class(make_vit: Callable[..., nn.Module]) -> None:
