@@ -132,8 +132,8 @@ _MEASURE = textwrap.dedent(
     joined = UnifiedDataset(parts)
     total, cpu = time.perf_counter() - start, time.process_time() - start_cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"items": len(joined), "classes": joined.num_classes, "listed_s": listed, "joined_s": total, "cpu_s": cpu,
-                      "before_mb": before / 1024, "peak_mb": peak / 1024}))
+    print(json.dumps({"items": len(joined), "classes": joined.num_classes, "listed_s": listed, "joined_s": total,
+                      "cpu_s": cpu, "before_mb": before / 1024, "peak_mb": peak / 1024}))
     """
 )
 
