@@ -22,5 +22,5 @@ PYBIND11_MODULE(_C, m) {
         return info;
       },
       "Compiler, torch headers and C++ standard that this library was built with, as a dict.");
-  m.def("cpu_capability", &puma::cpu_capability, "Instruction set of the kernels on this machine: avx512, avx2 or default.");
+  m.def("cpu_capability", &puma::cpu_capability, "Instruction set of the kernels here: avx512, avx2 or default.");
 }

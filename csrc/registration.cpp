@@ -1,11 +1,11 @@
 // The schemas of every operator, for all devices. Kernels register themselves under their device's key:
 // csrc/cpu/*.cpp (CPU, this library) and csrc/cuda/*.cu (CUDA, library _C_cuda). Fake kernels, autograd and autocast
-// are registered in Python (puma_plugin/ops), which also validates: kernels may assume what puma_plugin/ops/*.py checks.
+// are registered in Python (puma_plugin/ops), which also validates: kernels may assume what it checks.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(puma, m) {
-  // residual + gate * scale * relu(tokens @ down) @ up. `hidden` holds relu(tokens @ down) of the kept samples (gate != 0),
-  // compacted to the front in their order, if save_hidden; else it has no rows. Rows behind the kept ones are undefined.
+  // residual + gate * scale * relu(tokens @ down) @ up. `hidden` holds relu(tokens @ down) of the kept samples (gate
+  // != 0), compacted to the front in their order, if save_hidden; else it has no rows. Rows behind are undefined.
   m.def(
       "stochastic_adapter(Tensor residual, Tensor tokens, Tensor down, Tensor up, Tensor? gate, float scale, "
       "bool save_hidden) -> (Tensor out, Tensor hidden)");

@@ -1,5 +1,5 @@
-// Matrix products on raw memory through torch's own library, safe to call from the threads of parallel_for: the views made
-// here never require a gradient, whatever the tensors that own the memory do.
+// Matrix products on raw memory through torch's own library, safe to call from the threads of parallel_for: the views
+// made here never require a gradient, whatever the tensors that own the memory do.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>

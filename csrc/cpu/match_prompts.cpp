@@ -1,5 +1,5 @@
-// Prompt matching on the CPU. With S = softmax(attention) and U = keys / |keys|, cosines need two products of (B, C) with
-// (C, M) matrices, query with S*U and query^2 with S^2; the (B, M, C) tensor of focused queries is never built.
+// Prompt matching on the CPU. With S = softmax(attention) and U = keys / |keys|, cosines need two products of (B, C)
+// with (C, M) matrices, query with S*U and query^2 with S^2; the (B, M, C) tensor of focused queries is never built.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -31,7 +31,8 @@ template <class T>
 Pool<T> prepare(const Tensor& keys, const Tensor& attention) {
   const int64_t pool = keys.size(0), width = keys.size(1);
   std::array<StableIValue, 3> stack{
-      torch::stable::detail::from(attention), torch::stable::detail::from(int64_t{1}), torch::stable::detail::from(false)};
+      torch::stable::detail::from(attention), torch::stable::detail::from(int64_t{1}),
+      torch::stable::detail::from(false)};
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::_softmax", "", stack.data(), TORCH_ABI_VERSION));
   Pool<T> p{torch::stable::detail::to<Tensor>(stack[0]), nullptr, buffer<T>(pool * width), buffer<T>(pool * width),
             buffer<T>(pool * width), buffer<T>(pool)};
@@ -90,8 +91,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(
 template <class T>
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     const std::optional<Tensor>& grad_prompt, const std::optional<Tensor>& grad_weights, const Tensor& query,
-    const Tensor& keys, const Tensor& attention, const Tensor& prompts, const Tensor& weights, const Tensor& inverse_norm,
-    bool need_query) {
+    const Tensor& keys, const Tensor& attention, const Tensor& prompts, const Tensor& weights,
+    const Tensor& inverse_norm, bool need_query) {
   const int64_t samples = query.size(0), width = query.size(1), pool = keys.size(0), length = prompts.size(1);
   const int64_t features = length * width, cells = samples * pool;
   constexpr ScalarType dtype = scalar_type<T>();
@@ -133,7 +134,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   const auto q_square = squared(q, samples * width);
   const auto product = buffer<T>(pool * width), square = buffer<T>(pool * width);  // gradients of S*U and of S^2
   mm(matrix(product.get(), pool, width), transposed(numerator.get(), samples, pool), matrix(q, samples, width));
-  mm(matrix(square.get(), pool, width), transposed(norm_squared.get(), samples, pool), matrix(q_square.get(), samples, width));
+  mm(matrix(square.get(), pool, width), transposed(norm_squared.get(), samples, pool),
+     matrix(q_square.get(), samples, width));
   T* const gk = mutable_data<T>(grad_keys);
   T* const ga = mutable_data<T>(grad_attention);
   for (int64_t m = 0; m < pool; ++m) {
@@ -176,8 +178,8 @@ std::optional<Tensor> given(const std::optional<Tensor>& tensor) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> match_prompts_backward(
     const std::optional<Tensor>& grad_prompt, const std::optional<Tensor>& grad_weights, const Tensor& query,
-    const Tensor& keys, const Tensor& attention, const Tensor& prompts, const Tensor& weights, const Tensor& inverse_norm,
-    bool need_query) {
+    const Tensor& keys, const Tensor& attention, const Tensor& prompts, const Tensor& weights,
+    const Tensor& inverse_norm, bool need_query) {
   const auto run = query.scalar_type() == ScalarType::Double ? &backward<double> : &backward<float>;
   return run(
       given(grad_prompt), given(grad_weights), as_contiguous(query), as_contiguous(keys), as_contiguous(attention),

@@ -1,5 +1,5 @@
-// The stochastic adapter on the CPU. Only kept samples are computed: their rows are cut into blocks that fit the cache, and
-// each thread takes a block through both GEMMs and the element-wise steps around them before it takes the next.
+// The stochastic adapter on the CPU. Only kept samples are computed: their rows are cut into blocks that fit the cache,
+// and each thread takes a block through both GEMMs and the element-wise steps around them before it takes the next.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -121,8 +121,8 @@ void pass_dropped(const Plan& plan, R* to, const R* from, int64_t width, int64_t
 
 template <class R, class T>
 std::tuple<Tensor, Tensor> forward(
-    const Tensor& residual, const Tensor& tokens, const Tensor& down, const Tensor& up, const std::optional<Tensor>& gate,
-    double scale, bool save_hidden) {
+    const Tensor& residual, const Tensor& tokens, const Tensor& down, const Tensor& up,
+    const std::optional<Tensor>& gate, double scale, bool save_hidden) {
   const int64_t samples = residual.size(0), length = residual.size(1), width = residual.size(2), rank = down.size(1);
   const Plan plan = make_plan<T>(gate, scale, samples, length, width);
   const Tensor out = empty<3>({samples, length, width}, scalar_type<R>());
@@ -132,7 +132,8 @@ std::tuple<Tensor, Tensor> forward(
   T* const hidden_data = mutable_data<T>(hidden);
   const R* const residual_data = const_data<R>(residual);
   const T* const tokens_data = const_data<T>(tokens);
-  const Tensor down_matrix = matrix(const_data<T>(down), width, rank), up_matrix = matrix(const_data<T>(up), rank, width);
+  const Tensor down_matrix = matrix(const_data<T>(down), width, rank);
+  const Tensor up_matrix = matrix(const_data<T>(up), rank, width);
   const int64_t count = plan.kept.size(), rows = most_rows(plan.kept);
 
   for_each_part(samples * length * width, [&](int64_t part, int64_t parts) {
@@ -166,7 +167,10 @@ struct WeightSum {
   std::unique_ptr<T[]> product;
 
   WeightSum(int64_t rows, int64_t columns)
-      : rows(rows), columns(columns), sum(rows * columns), product(scratch<T>(std::is_same_v<T, Sum> ? 0 : rows * columns)) {}
+      : rows(rows),
+        columns(columns),
+        sum(rows * columns),
+        product(scratch<T>(std::is_same_v<T, Sum> ? 0 : rows * columns)) {}
 
   void add(const Tensor& a, const Tensor& b) {
     if constexpr (std::is_same_v<T, Sum>) {
@@ -242,7 +246,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(
         down_sums[part]->add(transposed(x, block.rows, width), delta_matrix);
         up_sums[part]->add(transposed(scaled_hidden.get(), block.rows, rank), g_matrix);
       }
-      if (need_tokens) mm(matrix(grad_tokens_data + block.row * width, block.rows, width), delta_matrix, down_transposed);
+      if (need_tokens) {
+        mm(matrix(grad_tokens_data + block.row * width, block.rows, width), delta_matrix, down_transposed);
+      }
     }
   });
   if (need_weights) {
@@ -271,11 +277,12 @@ auto dispatch(ScalarType residual, ScalarType tokens, const F& body) {
 }
 
 std::tuple<Tensor, Tensor> stochastic_adapter(
-    const Tensor& residual, const Tensor& tokens, const Tensor& down, const Tensor& up, const std::optional<Tensor>& gate,
-    double scale, bool save_hidden) {
+    const Tensor& residual, const Tensor& tokens, const Tensor& down, const Tensor& up,
+    const std::optional<Tensor>& gate, double scale, bool save_hidden) {
   return dispatch(residual.scalar_type(), tokens.scalar_type(), [&](auto r, auto t) {
     return forward<decltype(r), decltype(t)>(
-        as_contiguous(residual), as_contiguous(tokens), as_contiguous(down), as_contiguous(up), gate, scale, save_hidden);
+        as_contiguous(residual), as_contiguous(tokens), as_contiguous(down), as_contiguous(up), gate, scale,
+        save_hidden);
   });
 }
 

@@ -94,7 +94,8 @@ PUMA_INLINE void store(fp16& out, float value) {
 #define PUMA_ADD(R, T)                                                                                    \
   template <>                                                                                             \
   PUMA_CLONES void add_scaled<R, T>(                                                                      \
-      R * __restrict out, const R* __restrict residual, const T* __restrict branch, accumulate_t<T> factor, int64_t n) { \
+      R * __restrict out, const R* __restrict residual, const T* __restrict branch, accumulate_t<T> factor, \
+      int64_t n) {                                                                                        \
     for (int64_t i = 0; i < n; ++i) store(out[i], load(residual[i]) + factor * load(branch[i]));          \
   }
 

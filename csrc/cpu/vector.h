@@ -1,5 +1,5 @@
-// Element-wise loops around the GEMMs, compiled for several instruction sets and chosen at run time. Pointers never overlap
-// unless they are the same pointer.
+// Element-wise loops around the GEMMs, compiled for several instruction sets and chosen at run time. Memory never
+// overlaps unless it is the same.
 #pragma once
 
 #include <cstdint>
