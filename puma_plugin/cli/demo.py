@@ -46,6 +46,7 @@ def run(config: DemoConfig, everything: bool, ablations: bool, fresh: bool, comm
     from puma_plugin.experiments.comparison import Comparison
     from puma_plugin.experiments.methods import ABLATION_KEYS, DEMO_KEYS, MAIN_KEYS
     from puma_plugin.experiments.publish import Finished, publish
+    from puma_plugin.experiments.recorded import recorded_rates
     from puma_plugin.experiments.terminal import show_table
 
     start = time.monotonic()
@@ -57,7 +58,7 @@ def run(config: DemoConfig, everything: bool, ablations: bool, fresh: bool, comm
     comparison = Comparison(config, methods, console)
     try:
         rates = None
-        chosen = dict(config.rates)
+        chosen = {**dict.fromkeys(methods, 1.0), **recorded_rates(), **config.rates}
         if everything:
             rates = comparison.choose_rates(comparison.run(comparison.rate_jobs(), "Learning rates"))
             chosen = rates["chosen"]

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -42,7 +43,7 @@ def build_backbone(config: ModelConfig, image_size: int | None = None) -> nn.Mod
         similar = timm.list_models(f"*{config.backbone.split('.')[0].split('_')[0]}*")[:5]
         hint = f"; similar: {', '.join(similar)}" if similar else ""
         raise ValueError(f"model.backbone is {config.backbone!r}, which timm {timm.__version__} does not know{hint}")
-    size = {} if image_size is None else {"img_size": image_size}
+    size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     if config.weights == "pretrained":
         try:
             return timm.create_model(config.backbone, pretrained=True, num_classes=0, **size)

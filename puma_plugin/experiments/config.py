@@ -218,7 +218,8 @@ class DemoConfig:
 
     Attributes:
         train: what all methods have in common.
-        rates: method -> multiplier of the learning rate, as chosen by the recorded full run. `--all` chooses anew.
+        rates: method -> multiplier of the learning rate in the short demo; those not given are the recorded full run's.
+            `--all` chooses its own.
         grid: multipliers that `--all` tries, the same for every method.
         tuning_data_seed: data seed of the learning rate grid; no test of this seed is ever looked at.
         tuning_validation_fraction: share of its training classes held out to judge by.

@@ -189,4 +189,5 @@ def _keep(job: Job, run: Run, splits: Splits, embeddings: np.ndarray) -> None:
         arrays["prompt_weights"] = weights
     with atomic_write(job.path(".npz")) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
-    run.save_model(job.path(".safetensors"))
+    if run.trainable:
+        run.save_model(job.path(".safetensors"))

@@ -19,6 +19,12 @@ def load_recorded(path: Path = FILE) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def recorded_rates() -> dict[str, float]:
+    """Method -> multiplier of the learning rate that the recorded comparison chose; empty where there is none."""
+    recorded = load_recorded()
+    return {} if recorded is None else dict(recorded["learning_rates"]["chosen"])
+
+
 def record(metrics: Path, target: Path = FILE) -> dict[str, Any]:
     """Keep the summary of a full comparison.
 

@@ -27,7 +27,7 @@ def embedding_maps(
         images: size of the sample.
     """
     from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     generator = np.random.default_rng(seed)
     count = len(np.unique(members))

@@ -78,12 +78,3 @@ def test_the_best_rate_is_chosen_and_edges_are_reported() -> None:
     explanation = rates["explanation"]
     assert "At the edge of the grid, so a rate beyond it may be better: Full fine-tuning." in explanation
     assert "data seed 3, which no test uses" in explanation
-
-
-def test_recorded_run_and_demo_configuration_agree() -> None:
-    """The short demo trains at the rates that the recorded full run chose."""
-    from puma_plugin.experiments.recorded import load_recorded
-
-    recorded = load_recorded()
-    chosen = recorded["learning_rates"]["chosen"] if recorded else {}
-    assert {key: comparison().config.rates[key] for key in chosen} == chosen
