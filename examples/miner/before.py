@@ -10,7 +10,7 @@ model = torch.nn.Sequential(backbone(), torch.nn.Linear(WIDTH, 64))
 miner = miners.MultiSimilarityMiner()
 loss_function = losses.TripletMarginLoss()
 optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-sampler = samplers.MPerClassSampler(train.targets, m=4, length_before_new_iter=40 * STEPS)
+sampler = samplers.MPerClassSampler(train.targets, m=4)
 loader = DataLoader(train, batch_size=40, sampler=sampler, drop_last=True)
 
 model.train()

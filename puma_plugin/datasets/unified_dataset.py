@@ -91,12 +91,15 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
         """Number classes and distributions of these items contiguously."""
         self._part_of, self._position, self._local = part_of, position, local
         present, distribution = np.unique(part_of, return_inverse=True)
-        pairs, classes = np.unique(np.stack([part_of, local], axis=1), axis=0, return_inverse=True)
+        # Sorting one number per item instead of pairs keeps a million items under a second.
+        values, inner = np.unique(local, return_inverse=True)
+        codes, classes = np.unique(part_of * len(values) + inner, return_inverse=True)
+        pairs = np.stack([codes // len(values), values[codes % len(values)]], axis=1)
         self.distribution_names = [self._all_names[p] for p in present.tolist()]
         self.class_names = [
             f"{self._all_names[part]}/{self._part_class_names[part][label]}" for part, label in pairs.tolist()
         ]
-        self.labels = torch.from_numpy(np.stack([classes.reshape(-1), distribution], axis=1).astype(np.int64))
+        self.labels = torch.from_numpy(np.stack([classes, distribution], axis=1).astype(np.int64))
         self.item_ids = torch.from_numpy((part_of.astype(np.int64) << _ID_SHIFT) + position)
         self.query_mask = None if query is None else torch.from_numpy(query)
         self.gallery_mask = None if gallery is None else torch.from_numpy(gallery)

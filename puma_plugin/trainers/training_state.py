@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from puma_plugin.utils.atomic import atomic_write
 
@@ -89,8 +89,8 @@ def load_model_state(model: nn.Module, state: Mapping[str, Any], name: str) -> N
             tensor.copy_(stored[key])
 
 
-def random_state() -> list[dict[str, Any]]:
-    """State of the global generators of Python, NumPy and torch, of every process."""
+def random_state(models: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
+    """State of the generators of Python, NumPy, torch and, where they have their own, the gates, of every process."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
     state = {
@@ -98,6 +98,7 @@ def random_state() -> list[dict[str, Any]]:
         "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "gates": {name: generator.get_state() for name, generator in _gate_generators(models).items()},
     }
     if not (dist.is_available() and dist.is_initialized()):
         return [state]
@@ -106,7 +107,7 @@ def random_state() -> list[dict[str, Any]]:
     return gathered
 
 
-def set_random_state(states: list[dict[str, Any]]) -> None:
+def set_random_state(states: list[dict[str, Any]], models: Mapping[str, nn.Module]) -> None:
     """Restore this process' generators; a run with another number of processes keeps its own."""
     running = dist.is_available() and dist.is_initialized()
     rank, world = (dist.get_rank(), dist.get_world_size()) if running else (0, 1)
@@ -121,18 +122,9 @@ def set_random_state(states: list[dict[str, Any]]) -> None:
     if len(state["cuda"]) == (torch.cuda.device_count() if torch.cuda.is_available() else 0):
         for device, words in enumerate(state["cuda"]):
             torch.cuda.set_rng_state(words, device)
-
-
-def gate_states(models: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """State of the generators that models draw their gates from, where they have their own."""
-    return {name: generator.get_state() for name, generator in _gate_generators(models).items()}
-
-
-def set_gate_states(models: Mapping[str, nn.Module], states: Mapping[str, Tensor]) -> None:
-    """Restore what :func:`gate_states` returned."""
     for name, generator in _gate_generators(models).items():
-        if name in states:
-            generator.set_state(states[name])
+        if name in state["gates"]:
+            generator.set_state(state["gates"][name])
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -181,7 +181,7 @@ class UnifiedTrainer(MetricLossOnly):
         if self._consumed >= len(self.dataloader) or (self._consumed and not self._can_resume_sampler()):
             self._pass, self._consumed = self._pass + 1, 0
         if self._pending_random_state is not None:
-            training_state.set_random_state(self._pending_random_state)
+            training_state.set_random_state(self._pending_random_state, self.models)
             self._pending_random_state = None
         for epoch in range(self._next_epoch, num_epochs + 1):
             self.epoch = epoch
@@ -337,8 +337,7 @@ class UnifiedTrainer(MetricLossOnly):
             "lr_schedulers": _states(self.lr_schedulers),
             "scaler": self.scaler.state_dict(),
             "sampler": sampler,
-            "random": training_state.random_state(),
-            "gates": training_state.gate_states(self.models),
+            "random": training_state.random_state(self.models),
         }
         if _rank() == 0:
             training_state.save_state(state, path)
@@ -371,7 +370,6 @@ class UnifiedTrainer(MetricLossOnly):
         self.scaler.load_state_dict(state["scaler"])
         if state["sampler"] is not None:
             self.sampler.load_state_dict(state["sampler"])
-        training_state.set_gate_states(self.models, state["gates"])
         self._pending_random_state = state["random"]
         progress = state["progress"]
         self._next_epoch, self._next_iteration = progress["epoch"], progress["iteration"]

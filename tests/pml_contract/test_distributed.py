@@ -37,7 +37,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         )
         for rank in range(world)
     ]
-    errors = [process.communicate(timeout=300)[1] for process in processes]
+    errors = [process.communicate(timeout=1200)[1] for process in processes]
     assert all(process.returncode == 0 for process in processes), "\n".join(errors)
     return world, folder, [torch.load(folder / f"results{r}.pt", weights_only=False) for r in range(world)]
 

@@ -18,7 +18,8 @@ STEPS = 2
 
 @pytest.fixture(scope="module")
 def environment(embedded_file: Path) -> dict[str, str]:
-    return {"EXAMPLE_STEPS": str(STEPS), "EXAMPLE_DATA": str(embedded_file), "PYTHONPATH": str(EXAMPLES)}
+    path = os.pathsep.join([str(EXAMPLES), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {"EXAMPLE_STEPS": str(STEPS), "EXAMPLE_DATA": str(embedded_file), "PYTHONPATH": path}
 
 
 @pytest.fixture

@@ -80,11 +80,15 @@ def test_prompt_penalty_reaches_the_pool_through_pml_losses(trunk: torch.nn.Modu
         trunk.prompt_pool.keys.add_(torch.randn_like(trunk.prompt_pool.keys))
     model = UnifiedEmbedder(trunk, EmbeddingHead(16, 8)) if through_embedder else trunk
     embeddings, labels = torch.randn(6, 8), torch.arange(6) % 3
-    for make in (losses.TripletMarginLoss, lambda **kw: CurricularFaceLoss(3, 8, **kw)):
-        loss = make(embedding_regularizer=PromptPenalty(model), embedding_reg_weight=1e6)
+    for make, place in (
+        (losses.TripletMarginLoss, "embedding"),
+        (lambda **kw: CurricularFaceLoss(3, 8, **kw), "embedding"),
+        (lambda **kw: CurricularFaceLoss(3, 8, **kw), "weight"),
+        (lambda **kw: losses.ProxyAnchorLoss(3, 8, **kw), "weight"),
+    ):
+        loss = make(**{f"{place}_regularizer": PromptPenalty(model), f"{place}_reg_weight": 1e6})
         plain = make()
-        if hasattr(loss, "W"):
-            plain.W.data.copy_(loss.W)
+        plain.load_state_dict(loss.state_dict())
         trunk.zero_grad()
         value = loss(embeddings, labels)
         value.backward()
