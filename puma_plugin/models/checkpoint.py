@@ -51,10 +51,12 @@ def save_adapter(
         raise TypeError("extra_metadata must map str to str")
     tensors = _own_tensors(vit, head)
     kept = {id(tensor) for tensor in tensors.values()}
-    lost = [name for name, parameter in vit.named_parameters() if parameter.requires_grad and id(parameter) not in kept]
+    lost = [
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and id(parameter) not in kept
+    ]
     if lost:
         raise ValueError(
-            f"{len(lost)} trainable parameters belong to neither adapters nor prompts and would be lost: "
+            f"{len(lost)} trainable parameters belong to neither adapters, prompts nor head and would be lost: "
             f"{', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}. Save model.state_dict() instead, or freeze them."
         )
     metadata = {

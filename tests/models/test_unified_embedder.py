@@ -65,7 +65,7 @@ def test_an_adapted_trunk_is_found_in_its_wrapper(
     load_adapter(wrapped, tmp_path / "a.safetensors")
 
 
-def test_what_is_trained_in_a_wrapper_has_its_group(embedder: UnifiedEmbedder) -> None:
+def test_what_is_trained_in_a_wrapper_has_its_group(embedder: UnifiedEmbedder, tmp_path: Path) -> None:
     before = nn.Conv2d(3, 3, 1)
     wrapped = UnifiedEmbedder(nn.Sequential(before, embedder.trunk), embedder.head)
     groups = {group["name"]: group for group in wrapped.param_groups(lr=1.0, other_factor=4)}
@@ -73,6 +73,8 @@ def test_what_is_trained_in_a_wrapper_has_its_group(embedder: UnifiedEmbedder) -
     assert groups["trunk"]["params"] == [before.weight, before.bias]
     assert groups["trunk"]["lr"] == 4
     torch.optim.AdamW(wrapped.param_groups())
+    with pytest.raises(ValueError, match=r"2 trainable parameters .* would be lost: trunk\.0\.weight, trunk\.0\.bias"):
+        wrapped.save_adapter(tmp_path / "a.safetensors")
 
 
 def test_a_trunk_that_is_not_adapted_is_a_baseline(make_vit: Callable[..., nn.Module]) -> None:
