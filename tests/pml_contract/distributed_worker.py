@@ -101,7 +101,8 @@ def uneven(rank: int, world: int) -> dict[str, Tensor]:
     inputs, labels = torch.randn(20, 6), torch.arange(20) % CLASSES
     model, loss = nn.Linear(6, WIDTH), losses.ProxyAnchorLoss(CLASSES, WIDTH)
     mine = slice(borders[rank], borders[rank + 1])
-    value = GatheredLoss(loss)(parallel(model, world)(inputs[mine]), labels[mine])
+    model_in_use = parallel(model, world)
+    value = GatheredLoss(loss)(model_in_use(inputs[mine]), labels[mine])
     value.backward()
     return {"value": value.detach(), "model": model.weight.grad, "proxies": loss.proxies.grad}
 
