@@ -95,7 +95,7 @@ def test_sizes_of_the_paper(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
-@pytest.mark.parametrize(("b", "m", "length", "c"), [(1, 1, 1, 1), (11, 3, 2, 50), (17, 40, 1, 33), (4, 70, 3, 300)])
+@pytest.mark.parametrize(("b", "m", "length", "c"), [(1, 1, 1, 1), (11, 3, 2, 50), (9, 40, 1, 33), (4, 35, 3, 300)])
 def test_any_size(dtype: torch.dtype, b: int, m: int, length: int, c: int) -> None:
     if c == 1 and dtype == F32:
         pytest.skip("with one channel every cosine is 1 and the gradients vanish up to rounding")
