@@ -21,6 +21,8 @@ def match_prompts(query: Tensor, keys: Tensor, attention: Tensor, prompts: Tenso
 
     Returns:
         prompt (B, L, C) and weights (B, M), in the inputs' dtype; in float32 under autocast. Weights may be negative.
+        Differentiable once, in reverse mode; for more use ``ops.reference.match_prompts``. A key of exactly 0 has
+        weight 0 and no finite gradient.
 
     Raises:
         TypeError: a dtype that does not fit.

@@ -1,6 +1,7 @@
 """The two operators in plain PyTorch: the definition that every kernel is tested against.
 
-Read these as the formulas. They also run where no kernel was compiled.
+Read these as the formulas. They also run where no kernel was compiled. One difference: the kernels never touch a sample
+whose gate is 0, while the definition multiplies by the gate, so a NaN in the tokens of such a sample spreads here.
 """
 
 import torch

@@ -30,18 +30,21 @@ def stochastic_adapter(
         up: (r, C), same dtype as tokens.
         gate: (B,), floating, one factor per sample: Bernoulli(1-p)/(1-p) in training. None means 1 everywhere. Takes no
             gradient.
-        scale: a number, or a tensor with one element that may be trained.
+        scale: a finite number, or a tensor with one element that may be trained.
 
     Returns:
-        (B, N, C), contiguous, in residual's dtype. Never shares memory with residual.
+        (B, N, C), contiguous, in residual's dtype. Never shares memory with residual. Differentiable once, in reverse
+        mode; for second derivatives, forward mode or ``torch.func`` use ``ops.reference.stochastic_adapter``.
 
     Raises:
-        TypeError: a dtype that does not fit, or a gate that requires a gradient.
-        ValueError: a shape or device that does not fit.
+        TypeError: a dtype that does not fit, a scale that is no number, or a gate that requires a gradient.
+        ValueError: a shape or device that does not fit, or a scale that is not finite.
     """
     device_type = residual.device.type
     if isinstance(scale, Tensor):
         up, scale = _fold_scale(up, scale), 1.0
+    else:
+        _check_scale(scale)
     if device_type != "meta" and torch.is_autocast_enabled(device_type) and tokens.dtype is not torch.float64:
         dtype = torch.get_autocast_dtype(device_type)
         tokens, down, up = tokens.to(dtype), down.to(dtype), up.to(dtype)
@@ -60,6 +63,13 @@ def _fold_scale(up: Tensor, scale: Tensor) -> Tensor:
     if scale.numel() != 1:
         raise ValueError(f"scale must be a number or a tensor with one element, got shape {tuple(scale.shape)}")
     return up * scale.reshape(()).to(up.dtype)
+
+
+def _check_scale(scale: float) -> None:
+    if isinstance(scale, bool) or not isinstance(scale, float | int):
+        raise TypeError(f"scale must be a number or a tensor with one element, got {scale!r}")
+    if scale - scale != 0:  # infinite or NaN; unlike math.isfinite this can be traced
+        raise ValueError(f"scale must be finite, got {scale}")
 
 
 def _validate(residual: Tensor, tokens: Tensor, down: Tensor, up: Tensor, gate: Tensor | None) -> None:

@@ -351,6 +351,10 @@ BAD = [
     ("gate", torch.zeros(2, device="meta"), ValueError, "gate must be on residual's device"),
     ("gate", torch.zeros(2, requires_grad=True), TypeError, r"gate\.detach\(\)"),
     ("scale", torch.zeros(2), ValueError, "one element"),
+    ("scale", "0.1", TypeError, "scale must be a number"),
+    ("scale", True, TypeError, "scale must be a number"),
+    ("scale", float("nan"), ValueError, "scale must be finite"),
+    ("scale", float("inf"), ValueError, "scale must be finite"),
 ]
 
 
