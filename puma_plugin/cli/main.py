@@ -12,6 +12,8 @@ COMMANDS = {
     "demo": "train and compare on eight image distributions that come with the package; no download",
     "train": "train one embedding model on your datasets",
     "evaluate": "evaluate a trained model",
+    "datasets": "list and verify the eight datasets of the paper on disk; draw few-shot splits",
+    "bench": "speed, memory and agreement of the operators against other ways to compute them (needs the checkout)",
     "info": "what is installed and compiled, and how to fix what is not",
 }
 
