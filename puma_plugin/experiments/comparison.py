@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,12 @@ class Comparison:
         return Job(method, multiplier, "test", config, self.config.separate_minimum_steps, self.config.out, **changes)
 
     def rate_jobs(self) -> list[Job]:
-        """The learning rate grid: every multiplier for every method that has a rate of its own."""
+        """The learning rate grid: every multiplier and tuning seed for every method that has a rate of its own."""
         keys = list(dict.fromkeys(METHODS[method].rate_key for method in self.methods if METHODS[method].trained))
         jobs = []
         for key in keys:
-            for multiplier in self.config.grid:
-                job = self._job(key, multiplier, self.config.tuning_data_seed, self.config.seeds[0])
+            for multiplier, seed in product(self.config.grid, self._seeds_of(key, self.config.tuning_seeds)):
+                job = self._job(key, multiplier, self.config.tuning_data_seed, seed)
                 data = replace(job.config.data, validation_fraction=self.config.tuning_validation_fraction)
                 # Only the last epoch's figure decides, so only that one is computed.
                 config = replace(job.config, data=data, validate_every=job.config.epochs)
@@ -85,11 +86,12 @@ class Comparison:
         return [kept[job.key] for job in jobs]
 
     def choose_rates(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The best multiplier per method by R@1 on held-out training classes, with all scores."""
-        scores: dict[str, dict[str, float]] = {}
+        """The best multiplier per method by mean R@1 on held-out training classes, with all scores."""
+        runs: dict[str, dict[str, list[float]]] = {}
         for record in records:
-            own = scores.setdefault(record["method"], {})
-            own[f"{record['multiplier']:g}"] = record["validation"][-1]["harmonic"]
+            own = runs.setdefault(record["method"], {})
+            own.setdefault(f"{record['multiplier']:g}", []).append(record["validation"][-1]["harmonic"])
+        scores = {key: {name: sum(values) / len(values) for name, values in own.items()} for key, own in runs.items()}
         chosen = {key: float(max(own, key=own.__getitem__)) for key, own in scores.items()}
         edge = [
             METHODS[key].label
@@ -101,11 +103,25 @@ class Comparison:
         explanation = (
             f"Harmonic R@1 in percent on {share} % of the training classes, held out, of data seed "
             f"{config.tuning_data_seed}, which no test uses; multiples of the base rate {config.train.optimizer.lr:g}; "
-            "one run each. The best, in bold, was used for every test."
+            f"{_runs(runs)}. The best, in bold, was used for every test."
         )
         if edge:
             explanation += f" At the edge of the grid, so a rate beyond it may be better: {', '.join(edge)}."
-        return {"multipliers": config.grid, "scores": scores, "chosen": chosen, "explanation": explanation}
+        return {
+            "multipliers": config.grid,
+            "scores": scores,
+            "runs": runs,
+            "chosen": chosen,
+            "explanation": explanation,
+        }
+
+
+def _runs(runs: dict[str, dict[str, list[float]]]) -> str:
+    """How many runs stand behind each figure of the grid, in words."""
+    counts = {key: max(len(values) for values in own.values()) for key, own in runs.items()}
+    most = max(counts.values())
+    fewer = [f"{METHODS[key].label}: {count}" for key, count in counts.items() if count != most]
+    return f"means of {most} training seeds" + (f" ({'; '.join(fewer)})" if fewer else "")
 
 
 def demo_settings(config: DemoConfig) -> dict[str, Any]:

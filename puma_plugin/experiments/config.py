@@ -222,6 +222,8 @@ class DemoConfig:
             `--all` chooses its own.
         grid: multipliers that `--all` tries, the same for every method.
         tuning_data_seed: data seed of the learning rate grid; no test of this seed is ever looked at.
+        tuning_seeds: training seeds of the grid; the mean over them decides, because one run can be lucky at a rate at
+            which the next one collapses.
         tuning_validation_fraction: share of its training classes held out to judge by.
         data_seeds, seeds: `--all` runs every pair; the short demo the first of each.
         separate_seeds: of `seeds`, so many for the separate models, eight trainings each; null for all.
@@ -236,6 +238,7 @@ class DemoConfig:
     rates: dict[str, float] = field(default_factory=dict)
     grid: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0, 4.0])
     tuning_data_seed: int = 3
+    tuning_seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     tuning_validation_fraction: float = 0.3
     data_seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
@@ -249,7 +252,7 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         _require(self.train.data.kind == "embedded", "train.data.kind must be embedded: the demo brings its own images")
-        for name in ("grid", "data_seeds", "seeds"):
+        for name in ("grid", "data_seeds", "seeds", "tuning_seeds"):
             values = getattr(self, name)
             _require(
                 bool(values) and len(set(values)) == len(values),

@@ -10,11 +10,12 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
 from puma_plugin.experiments.pool import Event
+
+_LEGEND = "R@1: held-out classes"
 
 
 class JobDisplay:
@@ -35,15 +36,14 @@ class JobDisplay:
         self.bars: dict[str, TaskID] = {}
         self.progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[figure]}"),
             console=console,
             disable=not console.is_terminal,
         )
-        self.overall = self.progress.add_task(f"[bold]{title}", total=self.total, completed=finished, figure="")
+        self.overall = self.progress.add_task(f"[bold]{title}", total=self.total, completed=finished, figure=_LEGEND)
 
     def __enter__(self) -> "JobDisplay":
         self.progress.start()
@@ -69,9 +69,9 @@ class JobDisplay:
                 self.console.print(f"[{self.finished}/{self.total}] {name}", markup=False, highlight=False)
 
     def _update(self, key: str, content: dict[str, Any]) -> None:
-        figure = content.get("stage", "")
+        changes: dict[str, Any] = {}
+        if content.get("stage"):
+            changes["figure"] = content["stage"]
         if content.get("validation") is not None:
-            figure = f"R@1 on held-out training classes {100 * content['validation']:.1f} %"
-        self.progress.update(
-            self.bars[key], completed=content.get("step", 0), total=content.get("steps"), figure=figure
-        )
+            changes["figure"] = f"R@1 {100 * content['validation']:.1f} %"
+        self.progress.update(self.bars[key], completed=content.get("step", 0), total=content.get("steps"), **changes)

@@ -59,7 +59,8 @@ def _name(row: Mapping[str, Any], notes: bool = True) -> str:
     return f"<th>{escape(row['label'])}{f'<small>{escape(note)}</small>' if note else ''}</th>"
 
 
-def _count(value: int | None) -> str:
+def count(value: int | None) -> str:
+    """A number of weights in words of four characters or so."""
     if value is None:
         return "-"
     return f"{value / 1e6:.2f} M" if value >= 1e6 else f"{value / 1e3:.1f} k" if value >= 1e3 else str(value)
@@ -73,8 +74,7 @@ def _main_table(rows: Sequence[Mapping[str, Any]], accent: str) -> str:
         cells = "".join(_cell(row["scores"].get(key)) for key, _ in columns)
         seconds = "-" if not row.get("seconds") else f"{row['seconds']:.0f}"
         body.append(
-            f"<tr{_row_class(row, accent)}>{_name(row)}{cells}<td>{_count(row['trainable'])}</td>"
-            f"<td>{seconds}</td></tr>"
+            f"<tr{_row_class(row, accent)}>{_name(row)}{cells}<td>{count(row['trainable'])}</td><td>{seconds}</td></tr>"
         )
     return (
         f'<div class="scroll"><table><thead><tr><th>method</th>{head}<th>trainable<br>weights</th>'

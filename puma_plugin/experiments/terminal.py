@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from puma_plugin.experiments.report import percent
+from puma_plugin.experiments.report import count, percent
 
 
 def _figure(interval: Mapping[str, Any] | None) -> str:
@@ -18,15 +18,17 @@ def _figure(interval: Mapping[str, Any] | None) -> str:
 
 def show_table(console: Console, metrics: Mapping[str, Any]) -> None:
     """Print the main table of metrics.json, and what the figures say."""
-    table = Table(title="R@1 on test classes, %", title_justify="left")
+    table = Table(
+        title="R@1 on test classes, %; weights trained; seconds of training", title_justify="left", padding=(0, 0)
+    )
     table.add_column("method", no_wrap=True)
-    for name in ("harmonic", "unified", "worst", "leak", "trainable", "seconds"):
-        table.add_column(name, justify="right")
+    for name in ("harmonic", "unified", "worst", "leak", "weights", "s"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in metrics["methods"]:
         label = row["label"] + (" (recorded)" if row.get("recorded") else "")
         style = "bold" if row["key"] == metrics["accent"] else "dim" if row.get("recorded") else None
         cells = [_figure(row["scores"][name]) for name in ("harmonic", "unified", "worst", "leak")]
-        table.add_row(label, *cells, f"{row['trainable']:,}", f"{row['seconds']:.0f}", style=style)
+        table.add_row(label, *cells, count(row["trainable"]), f"{row['seconds']:.0f}", style=style)
     console.print(table)
     for sentence in metrics["findings"]:
         console.print(f"- {sentence}", highlight=False)
