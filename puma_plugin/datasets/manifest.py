@@ -136,7 +136,7 @@ def _csv_rows(file: str) -> Iterator[Row]:
 
 def _parquet_rows(file: str) -> Iterator[Row]:
     try:
-        from pyarrow import ArrowException, parquet  # type: ignore[import-not-found]
+        from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise ImportError(
             f"manifest {file} is a Parquet file, which needs pyarrow: pip install pyarrow, or save the manifest as CSV"
