@@ -1,4 +1,4 @@
-"""pml's MetricLossOnly on one dataset, in the shape of its official example."""
+"""pml's unchanged MetricLossOnly, in the shape of its official example."""
 
 import torch
 from embedded_data import STEPS, WIDTH, backbone, test_sets, train_sets

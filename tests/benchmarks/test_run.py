@@ -17,6 +17,8 @@ from benchmarks.subjects.workload import MAX_COPIES, number_of_copies
 
 def test_smoke_run_writes_results_tables_and_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # The command starts a pytest of its own, which must not take itself for a worker of this one.
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     what = ["--effort", "smoke", "--suites", "ceilings", "adapter", "--no-compiled"]
     assert main([*what, "--malloc", "raised", "--device", "cpu", "--out", str(tmp_path)]) == 0
     (path,) = tmp_path.glob("*.json")
