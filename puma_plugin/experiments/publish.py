@@ -19,7 +19,7 @@ from puma_plugin.experiments.methods import METHODS
 from puma_plugin.experiments.recorded import load_recorded
 from puma_plugin.experiments.report import ReportPictures, percent, write_report
 from puma_plugin.experiments.splits import load_splits
-from puma_plugin.experiments.summary import curves, differences, findings, method_rows
+from puma_plugin.experiments.summary import collapses, curves, differences, findings, method_rows
 from puma_plugin.experiments.visuals import embedding_maps, members_of, query_rows
 from puma_plugin.utils import atomic_write
 
@@ -88,7 +88,7 @@ def build_metrics(finished: Finished) -> dict[str, Any]:
         "methods": rows,
         "differences": gaps,
         "interval_method": None if single else intervals.METHOD,
-        "findings": findings(rows, gaps),
+        "findings": [*findings(rows, gaps), *collapses(finished.records)],
         "curves": curves(finished.records, finished.methods),
         "cards": _cards(rows),
         "explanation": explanation,
@@ -104,8 +104,6 @@ def _cards(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     if "puma" not in by_key:
         return []
     own = by_key["puma"]
-    values = {name: interval["mean"] for name, interval in own["per_distribution"].items()}
-    worst = min(values, key=lambda name: values[name])
 
     def card(figure: str, text: str, score: str) -> dict[str, str]:
         frozen = by_key.get("frozen")
@@ -116,7 +114,7 @@ def _cards(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     cards = [
         card(percent(scores["harmonic"]["mean"]), "harmonic mean of R@1", "harmonic"),
         card(percent(scores["unified"]["mean"]), "unified R@1 in the joint gallery", "unified"),
-        card(percent(values[worst]), f"worst distribution ({worst})", "worst"),
+        card(percent(scores["worst"]["mean"]), "R@1 of the worst distribution", "worst"),
     ]
     full = by_key.get("full")
     share = f": {100 * own['trainable'] / full['trainable']:.1f} % of full fine-tuning's" if full else ""

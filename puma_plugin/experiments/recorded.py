@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,38 @@ def record(metrics: Path, target: Path = FILE) -> dict[str, Any]:
     return kept
 
 
+def markdown(recorded: Mapping[str, Any]) -> str:
+    """The main table of a recorded comparison as README shows it: means in percent and 95 % intervals."""
+    columns = ("harmonic", "unified", "worst", "leak")
+    lines = [
+        "| method | " + " | ".join(columns) + " | trained weights | seconds | runs |",
+        "|---|" + "---|" * (len(columns) + 3),
+    ]
+    for row in recorded["methods"]:
+        cells = [_cell(row["scores"][column]) for column in columns]
+        lines.append(
+            f"| {row['label']} | {' | '.join(cells)} | {row['trainable']:,} | {row['seconds']:.0f} | {row['runs']} |"
+        )
+    machine, versions = recorded["machine"], recorded["versions"]
+    lines += [
+        "",
+        f"{recorded['description'].capitalize()}: `{recorded['command']}`, {recorded['date'][:10]}, {machine['cpu']}, "
+        f"{machine['cores']} cores, torch {versions['torch']}, timm {versions['timm']}, pytorch-metric-learning "
+        f"{versions['pytorch-metric-learning']}. Seconds: training of one run, one thread, on a busy machine.",
+    ]
+    return "\n".join(lines)
+
+
+def _cell(interval: Mapping[str, Any] | None) -> str:
+    if interval is None or interval["mean"] is None:
+        return "-"
+    half = (interval["high"] - interval["low"]) / 2
+    return f"{100 * interval['mean']:.1f} ± {100 * half:.1f}"
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=record.__doc__.splitlines()[0] if record.__doc__ else None)
-    parser.add_argument("metrics", type=Path, help="metrics.json of `puma demo --all`")
-    record(parser.parse_args().metrics)
+    parser = argparse.ArgumentParser(description="Print the recorded comparison as a table, or record a new one.")
+    parser.add_argument("metrics", type=Path, nargs="?", help="metrics.json of `puma demo --all` to keep from now on")
+    given = parser.parse_args().metrics
+    shown = load_recorded() if given is None else record(given)
+    print("no comparison is recorded" if shown is None else markdown(shown))

@@ -1,6 +1,7 @@
 """From the records of single runs to rows with intervals, curves, and sentences that the figures carry."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from puma_plugin.experiments.intervals import Interval, clustered_interval, paired_interval
@@ -121,5 +122,24 @@ def findings(rows: Sequence[Mapping[str, Any]], gaps: Mapping[str, Mapping[str, 
             sentences.append(
                 f"Of full fine-tuning's gain over frozen features PUMA reaches "
                 f"{100 * (own - base) / (full - base):.0f} % with {100 * share:.1f} % of the trainable weights."
+            )
+    return sentences
+
+
+def collapses(records: Sequence[Record]) -> list[str]:
+    """A sentence per method of whose runs some ended below half of the method's median harmonic R@1.
+
+    Such a run has failed, not come out a little worse; it dominates mean and interval, so it is named.
+    """
+    sentences = []
+    for key in dict.fromkeys(record["method"] for record in records):
+        scores = [record["scores"]["harmonic"] for record in records if record["method"] == key]
+        typical = median(scores)
+        failed = [score for score in scores if score < typical / 2]
+        if failed:
+            sentences.append(
+                f"{METHODS[key].label}: {len(failed)} of {len(scores)} runs collapsed (harmonic R@1 "
+                f"{', '.join(f'{100 * score:.1f}' for score in failed)}; median of all {100 * typical:.1f}). "
+                "Mean and interval include them."
             )
     return sentences

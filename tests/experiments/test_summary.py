@@ -3,7 +3,7 @@
 import pytest
 
 from puma_plugin.experiments.methods import METHODS
-from puma_plugin.experiments.summary import curves, differences, findings, flat_scores, method_rows
+from puma_plugin.experiments.summary import collapses, curves, differences, findings, flat_scores, method_rows
 
 
 def record(
@@ -113,3 +113,9 @@ def test_scores_of_an_evaluation() -> None:
         "per_distribution": {"a": 0.3, "b": 0.6},
     }  # fmt: skip
     assert flat_scores(result, separate=True)["unified"] is None
+
+
+def test_a_run_that_failed_is_named() -> None:
+    assert collapses(RECORDS) == []
+    (sentence,) = collapses([*RECORDS, record("puma", 2, 3, 0.03)])
+    assert sentence.startswith("PUMA: 1 of 10 runs collapsed (harmonic R@1 3.0; median of all 56.0)")

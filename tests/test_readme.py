@@ -1,0 +1,45 @@
+"""README shows what the repository holds: its diff, its table and its names."""
+
+import difflib
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from puma_plugin.experiments.recorded import load_recorded, markdown
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_diff_is_that_of_the_example() -> None:
+    folder = ROOT / "examples" / "metric_loss_only"
+    before, after = ((folder / name).read_text(encoding="utf-8").splitlines() for name in ("before.py", "after.py"))
+    (shown,) = re.findall(r"```diff\n(.*?)\n```", README, re.DOTALL)
+    assert shown.splitlines() == list(difflib.unified_diff(before, after, lineterm=""))[2:]
+
+
+def test_the_table_is_the_recorded_one() -> None:
+    recorded = load_recorded()
+    assert recorded is not None
+    (shown,) = re.findall(
+        r"<!-- python -m puma_plugin.experiments.recorded -->\n(.*?)\n<!-- end -->", README, re.DOTALL
+    )
+    assert shown == markdown(recorded)
+
+
+def test_links_lead_somewhere() -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(\w+\.\w+)[`(]", README))))
+def test_dotted_names_exist(name: str) -> None:
+    folder, attribute = name.split(".")
+    if attribute in ("md", "txt", "py"):
+        assert (ROOT / name).exists()
+    else:
+        module = folder if folder == "puma_plugin" else f"puma_plugin.{folder}"
+        assert hasattr(importlib.import_module(module), attribute)
