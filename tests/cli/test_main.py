@@ -27,13 +27,13 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
-def test_help_of_each_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_each_command(command: str, capfd: pytest.CaptureFixture[str]) -> None:
     try:
         code = main([command, "--help"])
     except SystemExit as leaving:
         code = leaving.code
     assert code == 0
-    assert f"usage: puma {command}" in capsys.readouterr().out
+    assert f"usage: puma {command}" in capfd.readouterr().out
 
 
 def test_help_and_version_load_nothing_heavy() -> None:

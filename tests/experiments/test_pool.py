@@ -1,6 +1,7 @@
 """Worker processes: results, progress, failures, one thread each. Workers import their task, hence the script."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import puma_plugin
 from puma_plugin.experiments.pool import Event, Progress, run_tasks
 
 SCRIPT = """
@@ -46,7 +48,8 @@ def run_script(folder: Path, *numbers: int) -> subprocess.CompletedProcess[str]:
     path = folder / "squares.py"
     path.write_text(SCRIPT)
     command = [sys.executable, str(path), *map(str, numbers)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(Path(puma_plugin.__file__).parents[1])}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
 
 
 def test_two_processes_share_the_tasks(tmp_path: Path) -> None:
