@@ -23,9 +23,15 @@ JOBS = {f"test-{method}-data0-seed0" for method in ("frozen", "linear", "puma")}
 def interrupt(folder: Path) -> subprocess.CompletedProcess[str]:
     """Start the demo, and press Ctrl-C once its first job is finished."""
     command = [sys.executable, "-m", "puma_plugin.cli.main", "demo", *SMALL, "--out", str(folder), "--workers", "1"]
-    # A process group of its own, so that the signal reaches it and its worker, as from a terminal.
+    # A process group of its own, so that the signal reaches it and its worker, as from a terminal. A suite that was
+    # started in the background ignores the signal, and its children would inherit that.
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 900
     while not list((folder / "jobs").glob("*.json")) and process.poll() is None and time.monotonic() < deadline:
