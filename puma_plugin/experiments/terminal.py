@@ -25,10 +25,12 @@ def show_table(console: Console, metrics: Mapping[str, Any]) -> None:
     for name in ("harmonic", "unified", "worst", "leak", "weights", "s"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in metrics["methods"]:
-        label = row["label"] + (" (recorded)" if row.get("recorded") else "")
+        label = row["label"] + (" *" if row.get("recorded") else "")
         style = "bold" if row["key"] == metrics["accent"] else "dim" if row.get("recorded") else None
         cells = [_figure(row["scores"][name]) for name in ("harmonic", "unified", "worst", "leak")]
         table.add_row(label, *cells, count(row["trainable"]), f"{row['seconds']:.0f}", style=style)
     console.print(table)
+    if any(row.get("recorded") for row in metrics["methods"]):
+        console.print("* from the recorded full comparison that comes with the package")
     for sentence in metrics["findings"]:
         console.print(f"- {sentence}", highlight=False)
