@@ -45,8 +45,8 @@ class Comparison:
         jobs = []
         for key in keys:
             for multiplier, seed in product(self.config.grid, self._seeds_of(key, self.config.tuning_seeds)):
-                job = self._job(key, multiplier, self.config.tuning_data_seed, seed)
-                data = replace(job.config.data, validation_fraction=self.config.tuning_validation_fraction)
+                job = self._job(key, multiplier, seed, seed)
+                data = replace(job.config.data, domain="tuning", validation_fraction=0.0)
                 # Only the last epoch's figure decides, so only that one is computed.
                 config = replace(job.config, data=data, validate_every=job.config.epochs)
                 jobs.append(replace(job, purpose="rate", config=config))
@@ -86,7 +86,7 @@ class Comparison:
         return [kept[job.key] for job in jobs]
 
     def choose_rates(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The best multiplier per method by mean R@1 on held-out training classes, with all scores."""
+        """The best multiplier per method by mean R@1 on the tuning domain's held-out classes, with all scores."""
         runs: dict[str, dict[str, list[float]]] = {}
         for record in records:
             own = runs.setdefault(record["method"], {})
@@ -99,11 +99,9 @@ class Comparison:
             if value in (min(self.config.grid), max(self.config.grid))
         ]
         config = self.config
-        share = round(100 * config.tuning_validation_fraction)
         explanation = (
-            f"Harmonic R@1 in percent on {share} % of the training classes, held out, of data seed "
-            f"{config.tuning_data_seed}, which no test uses; multiples of the base rate {config.train.optimizer.lr:g}; "
-            f"{_runs(runs)}. The best, in bold, was used for every test."
+            f"Harmonic R@1 in percent on held-out classes of the tuning domain, which no test uses; multiples of the "
+            f" base rate {config.train.optimizer.lr:g}; {_runs(runs)}. The best, in bold, was used for every test."
         )
         if edge:
             explanation += f" At the edge of the grid, so a rate beyond it may be better: {', '.join(edge)}."
@@ -121,7 +119,7 @@ def _runs(runs: dict[str, dict[str, list[float]]]) -> str:
     counts = {key: max(len(values) for values in own.values()) for key, own in runs.items()}
     most = max(counts.values())
     fewer = [f"{METHODS[key].label}: {count}" for key, count in counts.items() if count != most]
-    return f"means of {most} training seeds" + (f" ({'; '.join(fewer)})" if fewer else "")
+    return f"means of {most} seeds" + (f" ({'; '.join(fewer)})" if fewer else "")
 
 
 def demo_settings(config: DemoConfig) -> dict[str, Any]:

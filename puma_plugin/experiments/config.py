@@ -31,6 +31,8 @@ class DataConfig:
         shots: keep this many images per training class (few-shot); null keeps all.
         seed: the seed of the embedded images, of a shuffled class split and of the few-shot draw.
         starved: embedded benchmark only: the small distributions keep a quarter of their training images.
+        domain: embedded benchmark only: "benchmark", or "tuning" (other classes, to choose settings on; its test
+            classes are the held-out ones).
         augmentation: "random_resized_crop" (with horizontal flip), "pad_crop" (shift by an eighth) or "none".
         flip: horizontal flips in "random_resized_crop". Turn it off where mirrored classes differ (text, digits).
         image_size: side in pixels of the network's input; null takes the backbone's.
@@ -50,6 +52,7 @@ class DataConfig:
     shots: int | None = None
     seed: int = 0
     starved: bool = True
+    domain: Literal["benchmark", "tuning"] = "benchmark"
     augmentation: Literal["random_resized_crop", "pad_crop", "none"] = "random_resized_crop"
     flip: bool = True
     image_size: int | None = None
@@ -68,6 +71,10 @@ class DataConfig:
         _require(
             self.kind == "image_folders" or not self.folders,
             "data.folders is given with data.kind embedded; set data.kind to image_folders or remove the folders",
+        )
+        _require(
+            self.kind == "embedded" or self.domain == "benchmark",
+            f"data.domain is {self.domain} with data.kind {self.kind}; only the embedded benchmark has a tuning domain",
         )
         _require(0.0 < self.test_fraction < 1.0, f"data.test_fraction is {self.test_fraction}; it must be in (0, 1)")
         _require(
@@ -145,6 +152,7 @@ class OptimizerConfig:
         clip: gradients are clamped to +-clip by value; null does not clip.
         schedule: "cosine" (to 0 over the run, per step), "step" (halved every `step_epochs`) or "constant".
         step_epochs: see `schedule`.
+        warmup_epochs: the rates rise linearly from 0 over so many epochs (fractions are allowed) before the schedule.
     """
 
     lr: float = 1e-4
@@ -154,6 +162,7 @@ class OptimizerConfig:
     clip: float | None = 1.0
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     step_epochs: int = 20
+    warmup_epochs: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("lr", "factor", "proxy_lr"):
@@ -162,6 +171,7 @@ class OptimizerConfig:
         _require(self.weight_decay >= 0, f"optimizer.weight_decay is {self.weight_decay}; give 0 or more")
         _require(self.clip is None or self.clip > 0, f"optimizer.clip is {self.clip}; give a positive number, or null")
         _require(self.step_epochs >= 1, f"optimizer.step_epochs is {self.step_epochs}; give 1 or more")
+        _require(self.warmup_epochs >= 0, f"optimizer.warmup_epochs is {self.warmup_epochs}; give 0 or more")
 
 
 @dataclass
@@ -221,10 +231,9 @@ class DemoConfig:
         rates: method -> multiplier of the learning rate in the short demo; those not given are the recorded full run's.
             `--all` chooses its own.
         grid: multipliers that `--all` tries, the same for every method.
-        tuning_data_seed: data seed of the learning rate grid; no test of this seed is ever looked at.
-        tuning_seeds: training seeds of the grid; the mean over them decides, because one run can be lucky at a rate at
+        tuning_seeds: runs of the grid for each rate, each seed that of the training and of the images (of the tuning
+            domain, which shares no class with any test); their mean decides, because one run can be lucky at a rate at
             which the next one collapses.
-        tuning_validation_fraction: share of its training classes held out to judge by.
         data_seeds, seeds: `--all` runs every pair; the short demo the first of each.
         separate_seeds: of `seeds`, so many for the separate models, eight trainings each; null for all.
         separate_minimum_steps: optimizer steps that each of the separate models gets at least.
@@ -236,10 +245,8 @@ class DemoConfig:
 
     train: TrainConfig
     rates: dict[str, float] = field(default_factory=dict)
-    grid: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0, 4.0])
-    tuning_data_seed: int = 3
-    tuning_seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    tuning_validation_fraction: float = 0.3
+    grid: list[float] = field(default_factory=lambda: [0.25, 0.5, 1.0, 2.0, 4.0])
+    tuning_seeds: list[int] = field(default_factory=lambda: [0, 1])
     data_seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     separate_seeds: int | None = None
@@ -260,12 +267,8 @@ class DemoConfig:
             )
         _require(all(value > 0 for value in self.grid), f"grid is {self.grid}; multipliers must be positive")
         _require(
-            self.tuning_data_seed not in self.data_seeds,
-            f"tuning_data_seed {self.tuning_data_seed} is in data_seeds {self.data_seeds}; its test must stay unseen",
-        )
-        _require(
-            0.0 < self.tuning_validation_fraction < 1.0,
-            f"tuning_validation_fraction is {self.tuning_validation_fraction}; it must be in (0, 1)",
+            self.train.data.domain == "benchmark",
+            "train.data.domain is tuning; leave it at benchmark: the comparison takes the other for its grid by itself",
         )
         _require(self.workers is None or self.workers >= 0, f"workers is {self.workers}; give 0 or more, or null")
         _require(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -43,10 +44,10 @@ class Splits:
 
 
 @lru_cache(maxsize=2)
-def _embedded(seed: int) -> tuple[ImageSets, ImageSets]:
+def _embedded(seed: int, domain: Literal["benchmark", "tuning"]) -> tuple[ImageSets, ImageSets]:
     from puma_plugin.datasets.embedded import load_embedded
 
-    benchmark = load_embedded(seed=seed, starved=False)
+    benchmark = load_embedded(seed=seed, starved=False, domain=domain)
     train, test = (
         {name: ImageSet(part.images, part.targets, part.class_names) for name, part in sets.items()}
         for sets in (benchmark.train, benchmark.test)
@@ -110,7 +111,7 @@ def load_splits(config: DataConfig) -> Splits:
 
     Held-out training classes are drawn with `config.seed` and keep all their images, for a figure with less noise;
     few-shot and starving act on the classes that are trained on. A distribution whose share would be less than two
-    classes holds out none.
+    classes holds out none. In the tuning domain the test classes are the held-out ones.
 
     Raises:
         ValueError: naming the distribution and what is wrong with its folder.
@@ -121,14 +122,16 @@ def load_splits(config: DataConfig) -> Splits:
     train: ImageSets = {}
     test: ImageSets = {}
     if config.kind == "embedded":
-        train, test = (dict(sets) for sets in _embedded(config.seed))
+        train, test = (dict(sets) for sets in _embedded(config.seed, config.domain))
     else:
         for name, folder in config.folders.items():
             train[name], test[name] = _folders(name, Path(folder).expanduser(), config, generator)
     for name, images in test.items():
         _check_test(name, images)
     validation: ImageSets = {}
-    if config.validation_fraction > 0:
+    if config.domain == "tuning":
+        validation = test
+    elif config.validation_fraction > 0:
         for name, images in train.items():
             count = len(images.class_names)
             if 2 <= share(config.validation_fraction, count) <= count - 2:

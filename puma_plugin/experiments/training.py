@@ -126,21 +126,21 @@ def _optimizers(
 
 
 def _schedulers(
-    optimizers: dict[str, torch.optim.Optimizer], config: OptimizerConfig, total_steps: int
+    optimizers: dict[str, torch.optim.Optimizer], config: OptimizerConfig, epoch_steps: int, total_steps: int
 ) -> dict[str, LambdaLR]:
-    if config.schedule == "constant":
-        return {}
-    if config.schedule == "step":
-        return {
-            name.replace("_optimizer", "_scheduler_by_epoch"): LambdaLR(
-                optimizer, lambda epoch: 0.5 ** (epoch // config.step_epochs)
-            )
-            for name, optimizer in optimizers.items()
-        }
+    warmup = round(config.warmup_epochs * epoch_steps)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        if config.schedule == "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * min((step - warmup) / max(total_steps - warmup, 1), 1.0)))
+        if config.schedule == "step":
+            return 0.5 ** (step // (config.step_epochs * epoch_steps))
+        return 1.0
+
     return {
-        name.replace("_optimizer", "_scheduler_by_iteration"): LambdaLR(
-            optimizer, lambda step: 0.5 * (1.0 + math.cos(math.pi * min(step / total_steps, 1.0)))
-        )
+        name.replace("_optimizer", "_scheduler_by_iteration"): LambdaLR(optimizer, factor)
         for name, optimizer in optimizers.items()
     }
 
@@ -256,7 +256,7 @@ class Run:
             dataset=dataset,
             sampler=sampler,
             collate_fn=Collate(self.inputs.train_batch),
-            lr_schedulers=_schedulers(optimizers, config.optimizer, self.steps),
+            lr_schedulers=_schedulers(optimizers, config.optimizer, len(sampler), self.steps),
             freeze_these=("trunk",) if config.model.method == "linear" else (),
             dataloader_num_workers=config.data.workers,
             data_device=self.device,

@@ -58,7 +58,7 @@ def test_help_and_version_load_nothing_heavy() -> None:
         (["evaluate", "--data.folders.a", "/x"], "checkpoint"),
         (["demo", "--ablations"], "--ablations needs --all"),
         (["demo", "--all", "--seed", "1"], "--seed is for the short demo"),
-        (["demo", "--tuning_data_seed", "0"], "must stay unseen"),
+        (["demo", "--train.data.domain", "tuning"], "leave it at benchmark"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(

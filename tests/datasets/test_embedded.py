@@ -126,27 +126,43 @@ def test_items_are_pictures_with_labels(benchmark_zero: EmbeddedBenchmark) -> No
     assert [label for _, label in batch] == part.targets[:4].tolist()
 
 
-def test_holdout_splits_classes_of_the_training_part(benchmark_zero: EmbeddedBenchmark) -> None:
-    kept, held = benchmark_zero.holdout(0.3, seed=0)
-    for name, (classes, _, per_class) in TABLE.items():
-        names = set(kept[name].class_names), set(held[name].class_names)
-        assert not names[0] & names[1]
-        assert names[0] | names[1] == set(benchmark_zero.train[name].class_names)
-        assert len(names[1]) == max(2, round(0.3 * classes))
-        for part in (kept[name], held[name]):
-            assert Counter(part.targets.tolist()) == dict.fromkeys(range(len(part.class_names)), per_class)
-    # The pictures of a class stay its own.
-    part, whole = held["flag"], benchmark_zero.train["flag"]
-    original = whole.class_names.index(part.class_names[1])
-    assert np.array_equal(part.images[part.targets == 1], whole.images[whole.targets == original])
-    assert benchmark_zero.holdout(0.3, seed=1)[1]["glyph"].class_names != held["glyph"].class_names
-    assert benchmark_zero.holdout(0.3, seed=0)[1]["glyph"].class_names == held["glyph"].class_names
+@pytest.fixture(scope="module")
+def tuning() -> EmbeddedBenchmark:
+    return load_embedded(0, domain="tuning")
 
 
-@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.2])
-def test_holdout_refuses_fractions_outside_zero_and_one(benchmark_zero: EmbeddedBenchmark, fraction: float) -> None:
-    with pytest.raises(ValueError, match="fraction must lie between 0 and 1"):
-        benchmark_zero.holdout(fraction)
+def test_the_tuning_domain_has_other_classes_than_every_benchmark_seed(tuning: EmbeddedBenchmark) -> None:
+    assert list(tuning.train) == list(tuning.test) == [name for name in TABLE if name != "digit"]
+    for name in tuning.train:
+        classes, images, starved = TABLE[name]
+        for part, count, per_class in (
+            (tuning.train[name], classes, starved),
+            (tuning.test[name], max(2, round(0.3 * classes)), images),
+        ):
+            assert Counter(part.targets.tolist()) == dict.fromkeys(range(count), per_class)
+        assert not set(tuning.train[name].class_names) & set(tuning.test[name].class_names)
+    # The fixed sets: with seeds enough every class of a domain has been drawn, and no class was drawn in both.
+    for name, total in (("glyph", 1326), ("photo", 78)):
+        drawn = {}
+        for domain, count in (("benchmark", 2), ("tuning", 1)):
+            size = total // 3 * count
+            drawn[domain] = {made.name for made in DISTRIBUTIONS[name].classes(5, size, domain)}
+            assert len(drawn[domain]) == size
+        assert not drawn["benchmark"] & drawn["tuning"]
+        assert {*tuning.train[name].class_names, *tuning.test[name].class_names} <= drawn["tuning"]
+
+
+def test_procedural_classes_differ_between_domains(
+    benchmark_zero: EmbeddedBenchmark, tuning: EmbeddedBenchmark
+) -> None:
+    for name in ("fractal", "contour", "texture", "solid", "flag"):
+        ours = {image.tobytes() for image in benchmark_zero.test[name].images}
+        assert not ours & {image.tobytes() for image in tuning.test[name].images}, name
+
+
+def test_an_unknown_domain_is_refused() -> None:
+    with pytest.raises(ValueError, match="domain must be 'benchmark' or 'tuning', got 'test'"):
+        load_embedded(0, domain="test")  # type: ignore[arg-type]
 
 
 def test_negative_seed_is_refused() -> None:

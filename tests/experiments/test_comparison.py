@@ -15,24 +15,24 @@ def comparison(*arguments: str, methods: tuple[str, ...] = MAIN_KEYS) -> Compari
     return Comparison(config, methods, Console(quiet=True))
 
 
-def test_one_grid_for_every_trained_method_on_a_data_seed_that_no_test_uses() -> None:
+def test_one_grid_for_every_trained_method_on_classes_that_no_test_uses() -> None:
     full = comparison()
     jobs = full.rate_jobs()
     by_method: dict[str, list[tuple[float, int]]] = {}
     for job in jobs:
         by_method.setdefault(job.method, []).append((job.multiplier, job.config.seed))
         assert job.purpose == "rate"
-        assert job.config.data.seed == full.config.tuning_data_seed
-        assert job.config.data.validation_fraction == 0.3
+        assert job.config.data.domain == "tuning"
+        assert job.config.data.seed == job.config.seed
         # Only the last epoch is judged.
         assert job.config.validate_every == job.config.epochs
-    every = [(multiplier, seed) for multiplier in full.config.grid for seed in (0, 1, 2)]
+    every = [(multiplier, seed) for multiplier in full.config.grid for seed in (0, 1)]
     assert by_method == dict.fromkeys(("linear", "puma", "adapters", "separate", "full"), every)
     assert len({job.key for job in jobs}) == len(jobs)
-    fewer = comparison("--separate_seeds", "1", "--tuning_seeds", "[0, 1]").rate_jobs()
-    assert [sum(job.method == method for job in fewer) for method in ("puma", "separate")] == [8, 4]
+    fewer = comparison("--separate_seeds", "1", "--tuning_seeds", "[0, 1, 2]").rate_jobs()
+    assert [sum(job.method == method for job in fewer) for method in ("puma", "separate")] == [15, 5]
     tests = full.test_jobs(dict.fromkeys(METHODS, 1.0), full.config.data_seeds, full.config.seeds)
-    assert full.config.tuning_data_seed not in {job.config.data.seed for job in tests}
+    assert {job.config.data.domain for job in tests} == {"benchmark"}
 
 
 def test_every_pair_of_seeds_once() -> None:
@@ -72,28 +72,28 @@ def _records(scores: dict[str, list[list[float]]]) -> list[dict]:
     return [
         {"method": method, "multiplier": multiplier, "validation": [{"epoch": 11, "harmonic": value}]}
         for method, values in scores.items()
-        for multiplier, runs in zip([0.5, 1.0, 2.0, 4.0], values, strict=True)
+        for multiplier, runs in zip([0.25, 0.5, 1.0, 2.0, 4.0], values, strict=True)
         for value in runs
     ]
 
 
 def test_the_best_rate_is_chosen_and_edges_are_reported() -> None:
-    scores = {"puma": [[0.40], [0.44], [0.45], [0.41]], "full": [[0.3], [0.4], [0.5], [0.6]]}
+    scores = {"puma": [[0.38], [0.40], [0.44], [0.45], [0.41]], "full": [[0.2], [0.3], [0.4], [0.5], [0.6]]}
     rates = comparison().choose_rates(_records(scores))
     assert rates["chosen"] == {"puma": 2.0, "full": 4.0}
     assert rates["scores"]["puma"]["2"] == 0.45
     explanation = rates["explanation"]
     assert "At the edge of the grid, so a rate beyond it may be better: Full fine-tuning." in explanation
-    assert "data seed 3, which no test uses" in explanation
+    assert "held-out classes of the tuning domain, which no test uses" in explanation
 
 
 def test_a_rate_at_which_one_run_collapses_loses() -> None:
     scores = {
-        "puma": [[0.50, 0.51], [0.53, 0.52], [0.52, 0.53], [0.56, 0.03]],
-        "separate": [[0.1], [0.2], [0.1], [0.0]],
+        "puma": [[0.40, 0.41], [0.50, 0.51], [0.53, 0.52], [0.52, 0.53], [0.56, 0.03]],
+        "separate": [[0.1], [0.1], [0.2], [0.1], [0.0]],
     }
     rates = comparison().choose_rates(_records(scores))
     assert rates["chosen"]["puma"] == 1.0
     assert rates["scores"]["puma"]["4"] == pytest.approx(0.295)
     assert rates["runs"]["puma"]["4"] == [0.56, 0.03]
-    assert "means of 2 training seeds (One model per dataset: 1)" in rates["explanation"]
+    assert "means of 2 seeds (One model per dataset: 1)" in rates["explanation"]

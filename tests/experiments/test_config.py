@@ -30,6 +30,7 @@ FOLDERS = {"a": "/data/a"}
         (lambda: OptimizerConfig(lr=0.0), "optimizer.lr is 0.0"),
         (lambda: OptimizerConfig(clip=0.0), "optimizer.clip is 0.0"),
         (lambda: OptimizerConfig(step_epochs=0), "optimizer.step_epochs"),
+        (lambda: OptimizerConfig(warmup_epochs=-0.5), "optimizer.warmup_epochs is -0.5"),
         (lambda: TrainConfig(DataConfig(folders=FOLDERS), epochs=0), "epochs is 0"),
         (lambda: TrainConfig(DataConfig(folders=FOLDERS), threads=0), "threads is 0"),
         (
@@ -40,7 +41,11 @@ FOLDERS = {"a": "/data/a"}
         (lambda: _demo(grid=[1.0, 1.0]), "grid is [1.0, 1.0]"),
         (lambda: _demo(grid=[-1.0]), "must be positive"),
         (lambda: _demo(data_seeds=[]), "data_seeds is []"),
-        (lambda: _demo(tuning_data_seed=1), "must stay unseen"),
+        (
+            lambda: DemoConfig(TrainConfig(DataConfig(kind="embedded", domain="tuning"))),
+            "train.data.domain is tuning; leave it at benchmark",
+        ),
+        (lambda: DataConfig(folders=FOLDERS, domain="tuning"), "data.domain is tuning with data.kind image_folders"),
         (lambda: _demo(workers=-1), "workers is -1"),
         (lambda: _demo(queries=0), "queries is 0"),
     ],

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,7 @@ class DistributionSpec(NamedTuple):
     images_per_class: int
     nuisances: tuple[str, ...]
     starved: bool
-    classes: Callable[[int, int], list[ImageClass]]
+    classes: Callable[[int, int, str], list[ImageClass]]
 
 
 DISTRIBUTIONS: dict[str, DistributionSpec] = {
@@ -35,6 +35,10 @@ DISTRIBUTIONS: dict[str, DistributionSpec] = {
 }
 """Name -> classes, images, nuisances. Glyph holds 70 % of the training classes: the paper's imbalance in small."""
 
+UNTUNED = ("digit",)
+"""Not in the tuning domain: there are ten digits, and the benchmark needs all of them."""
+
+Domain = Literal["benchmark", "tuning"]
 Split = dict[str, EmbeddedDistribution]
 
 
@@ -44,64 +48,50 @@ class EmbeddedBenchmark:
 
     seed: int
     starved: bool
+    domain: Domain
     train: Split
     test: Split
 
-    def holdout(self, fraction: float = 0.3, seed: int = 0) -> tuple[Split, Split]:
-        """Split the training classes once more, for choosing learning rates without a look at the test classes.
 
-        Args:
-            fraction: share of each distribution's training classes held out; at least two classes stay on each side.
-            seed: which classes are held out.
-
-        Returns:
-            (training part, validation part), with disjoint classes, each numbered from 0.
-
-        Raises:
-            ValueError: if ``fraction`` is not between 0 and 1.
-        """
-        if not 0 < fraction < 1:
-            raise ValueError(f"fraction must lie between 0 and 1 (both excluded), got {fraction}")
-        kept, held = {}, {}
-        for name, part in self.train.items():
-            total = len(part.class_names)
-            count = min(max(round(fraction * total), 2), total - 2)
-            order = stream("holdout", seed, name, 0, "order").permutation(total).tolist()
-            held[name] = part.select_classes(sorted(order[:count]))
-            kept[name] = part.select_classes(sorted(order[count:]))
-        return kept, held
-
-
-def load_embedded(seed: int = 0, starved: bool = True) -> EmbeddedBenchmark:
-    """Generate the benchmark.
+def load_embedded(seed: int = 0, starved: bool = True, domain: Domain = "benchmark") -> EmbeddedBenchmark:
+    """Generate the benchmark, or what its settings are chosen on.
 
     Args:
         seed: decides classes and images; where the classes are a fixed set (digits, characters, places in pictures) it
             decides which of them train and which test. Equal seeds give equal bytes with equal library versions.
         starved: keep only a quarter (rounded up) of the training images of the six small distributions, which gives
             4,134 training images instead of 5,796; the 5,796 test images stay.
+        domain: "benchmark", or "tuning" for choosing settings: other classes, so that no class of any "benchmark" seed
+            is looked at. Procedural classes come from streams of their own, a third of the characters and of the places
+            is reserved, digits are left out; it has as many training classes and 30 % as many test classes.
 
     Returns:
         Train and test splits with disjoint classes; images are uint8 (N, 32, 32, 3).
 
     Raises:
-        ValueError: if the seed is negative.
+        ValueError: if the seed is negative or the domain unknown.
         ImportError: if matplotlib or scikit-learn is missing; the message says what to install.
     """
     if seed < 0:
         raise ValueError(f"seed must be a non-negative integer, got {seed}")
+    if domain not in ("benchmark", "tuning"):
+        raise ValueError(f"domain must be 'benchmark' or 'tuning', got {domain!r}")
     train, test = {}, {}
     for name in DISTRIBUTIONS:
-        train[name], test[name] = _generate(name, seed, starved)
-    return EmbeddedBenchmark(seed, starved, train, test)
+        if domain == "benchmark" or name not in UNTUNED:
+            train[name], test[name] = _generate(name, seed, starved, domain)
+    return EmbeddedBenchmark(seed, starved, domain, train, test)
 
 
-def _generate(name: str, seed: int, starved: bool) -> tuple[EmbeddedDistribution, EmbeddedDistribution]:
+def _generate(
+    name: str, seed: int, starved: bool, domain: Domain = "benchmark"
+) -> tuple[EmbeddedDistribution, EmbeddedDistribution]:
     spec = DISTRIBUTIONS[name]
-    made = spec.classes(seed, spec.train_classes + spec.test_classes)
+    test_classes = spec.test_classes if domain == "benchmark" else max(2, round(0.3 * spec.test_classes))
+    made = spec.classes(seed, spec.train_classes + test_classes, domain)
     pictures = []
     for index, image_class in enumerate(made):
-        rng = stream("benchmark", seed, name, index, "images")
+        rng = stream(domain, seed, name, index, "images")
         images = image_class.render(spec.images_per_class, rng)
         for nuisance in spec.nuisances:
             images = NUISANCES[nuisance](images, rng)

@@ -4,14 +4,15 @@ All images here are float32 in 0..1 of shape (n, height, width, 3); masks are fl
 """
 
 import zlib
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 SIZE = 32
 Array = NDArray[np.floating[Any]]
+T = TypeVar("T")
 
 
 class ImageClass(NamedTuple):
@@ -21,11 +22,16 @@ class ImageClass(NamedTuple):
     render: Callable[[int, np.random.Generator], Array]
 
 
+def reserve(items: Sequence[T], domain: str) -> list[T]:
+    """A fixed set's share of a domain: every third item is for "tuning", the others are the "benchmark"'s."""
+    return [item for index, item in enumerate(items) if (index % 3 == 2) == (domain == "tuning")]
+
+
 def stream(domain: str, seed: int, distribution: str, index: int, purpose: str) -> np.random.Generator:
     """A random stream of its own for each (domain, seed, distribution, class, purpose).
 
-    Classes therefore do not depend on the order or number of other classes. ``domain`` is "benchmark" or
-    "pretraining": the two never share a stream, so procedural classes of one never appear in the other.
+    Classes therefore do not depend on the order or number of other classes. ``domain`` is "benchmark",
+    "tuning" or "pretraining": they never share a stream, so procedural classes of one never appear in another.
     """
     words = [zlib.crc32(text.encode()) for text in (domain, distribution, purpose)]
     return np.random.default_rng(np.random.SeedSequence([*words, seed, index]))

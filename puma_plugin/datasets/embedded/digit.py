@@ -20,10 +20,10 @@ def _digits() -> tuple[Array, np.ndarray]:
     return (data.images / 16).astype(np.float32), data.target
 
 
-def classes(seed: int, count: int) -> list[ImageClass]:
-    """``count`` (at most 10) digits in a random order that depends on the seed."""
+def classes(seed: int, count: int, domain: str = "benchmark") -> list[ImageClass]:
+    """``count`` (at most 10) digits in a random order that depends on the seed. Every domain has the same digits."""
     images, targets = _digits()
-    order = stream("benchmark", seed, "digit", 0, "order").permutation(10)[:count]
+    order = stream(domain, seed, "digit", 0, "order").permutation(10)[:count]
     return [ImageClass(f"digit-{digit}", partial(_render, images[targets == digit])) for digit in order]
 
 

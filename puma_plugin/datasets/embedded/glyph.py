@@ -9,7 +9,7 @@ from functools import lru_cache, partial
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from puma_plugin.datasets.embedded.canvas import SIZE, Array, ImageClass, blend, colour_pairs, shrink, stream
+from puma_plugin.datasets.embedded.canvas import SIZE, Array, ImageClass, blend, colour_pairs, reserve, shrink, stream
 from puma_plugin.datasets.embedded.optional import matplotlib_data
 
 FACES = (
@@ -104,8 +104,8 @@ def characters() -> dict[str, tuple[int, ...]]:
 
 
 def classes(seed: int, count: int, domain: str = "benchmark") -> list[ImageClass]:
-    """``count`` characters drawn by the seed from the benchmark's (or the pretraining's) characters."""
-    pool = characters()[domain]
+    """``count`` characters drawn by the seed from the domain's: "benchmark", "tuning" or "pretraining"."""
+    pool = characters()["pretraining"] if domain == "pretraining" else reserve(characters()["benchmark"], domain)
     if count > len(pool):
         raise ValueError(f"count must be at most {len(pool)} for domain {domain!r}, got {count}")
     order = stream(domain, seed, "glyph", 0, "order").permutation(len(pool))[:count]

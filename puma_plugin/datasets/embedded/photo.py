@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from puma_plugin.datasets.embedded.canvas import SIZE, Array, ImageClass, stream
+from puma_plugin.datasets.embedded.canvas import SIZE, Array, ImageClass, reserve, stream
 from puma_plugin.datasets.embedded.optional import matplotlib_data, require_sklearn
 
 _CELL = 84
@@ -37,12 +37,14 @@ def _places() -> list[tuple[str, Image.Image]]:
     return places
 
 
-def classes(seed: int, count: int) -> list[ImageClass]:
-    """``count`` places, drawn by the seed from all squares with enough detail."""
-    places = _places()
+def classes(seed: int, count: int, domain: str = "benchmark") -> list[ImageClass]:
+    """``count`` places, drawn by the seed from the domain's squares with enough detail."""
+    places = reserve(_places(), domain)
     if count > len(places):
-        raise ValueError(f"count must be at most {len(places)} (squares with enough detail), got {count}")
-    order = stream("benchmark", seed, "photo", 0, "order").permutation(len(places))[:count]
+        raise ValueError(
+            f"count must be at most {len(places)} (squares with enough detail) for domain {domain!r}, got {count}"
+        )
+    order = stream(domain, seed, "photo", 0, "order").permutation(len(places))[:count]
     return [ImageClass(places[i][0], partial(_render, places[i][1])) for i in order]
 
 
