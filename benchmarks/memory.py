@@ -4,7 +4,7 @@ On the CPU the process returns every freed tensor to the system at once (low all
 memory is what is alive, including scratch memory that torch does not know of. On a GPU torch's allocator counts.
 
 Of the adapter, what a forward and backward pass needs beyond its inputs; of a training step, everything: weights,
-optimizer state, gradients, activations.
+optimizer state, gradients, activations; of a sampler, everything from the labels to its first batch.
 """
 
 import argparse
@@ -49,7 +49,9 @@ def measurable() -> bool:
 
 
 def memory_plans(settings: Settings) -> list[MemoryPlan]:
-    """The adapter at the paper's size and the training step; once per run, whatever the allocator's setting."""
+    """The adapter at the paper's size, the training step and the samplers; once per run, whatever the allocator's
+    setting."""
+    from benchmarks.subjects import sampling
     from benchmarks.subjects.adapter import AdapterCase
     from benchmarks.subjects.training_step import StepCase
 
@@ -68,7 +70,9 @@ def memory_plans(settings: Settings) -> list[MemoryPlan]:
             rows.append(("adapter", AdapterCase(dtype=second), ("ours", "authors")))
             rows.append(("adapter", AdapterCase(dtype=first, drop=0.0), ("ours", "authors")))
             rows += [("training_step", step, ("ours", "full_fine_tuning")) for step in steps[1:]]
-    modes = {"adapter": ("both", False), "training_step": ("step", True)}
+    if settings.device == "cpu":
+        rows.append(("sampling", sampling.million_case(settings), sampling.CONTESTANTS))
+    modes = {"adapter": ("both", False), "training_step": ("step", True), "sampling": ("first_batch", True)}
     return [
         MemoryPlan(subject, case, modes[subject][0], name, modes[subject][1])
         for subject, case, names in rows

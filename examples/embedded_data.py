@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from puma_plugin.datasets.embedded import load_backbone, load_embedded, to_input
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-
-from puma_plugin.datasets.embedded import load_backbone, load_embedded, to_input
 
 STEPS = int(os.environ.get("EXAMPLE_STEPS", "200"))
 WIDTH = 128  # of the backbone's features

@@ -1,15 +1,15 @@
 """PUMA on eight distributions in a plain PyTorch loop, with nothing of pytorch-metric-learning but the loss's base."""
 
-import torch
-from embedded_data import STEPS, WIDTH, backbone, test_sets, train_sets
-from torch.utils.data import DataLoader
-
 import puma_plugin
+import torch
 from puma_plugin.datasets import UnifiedDataset
 from puma_plugin.evaluation import embed
 from puma_plugin.losses import CurricularFaceLoss
 from puma_plugin.models import EmbeddingHead, UnifiedEmbedder
 from puma_plugin.samplers import MultiDistributionSampler
+from torch.utils.data import DataLoader
+
+from embedded_data import STEPS, WIDTH, backbone, test_sets, train_sets
 
 train, test = UnifiedDataset(train_sets()), UnifiedDataset(test_sets())
 model = UnifiedEmbedder(puma_plugin.adapt(backbone()), EmbeddingHead(WIDTH, 64))

@@ -3,16 +3,16 @@
 The batch of 48 is that of all processes; the loss, its proxies and the model change as in one process.
 """
 
-import torch
-from embedded_data import STEPS, WIDTH, backbone, test_sets, train_sets
-from torch.nn.parallel import DistributedDataParallel
-
 import puma_plugin
+import torch
 from puma_plugin.datasets import UnifiedDataset
 from puma_plugin.evaluation import embed
 from puma_plugin.losses import CurricularFaceLoss, GatheredLoss
 from puma_plugin.models import EmbeddingHead, UnifiedEmbedder
 from puma_plugin.trainers import UnifiedTrainer
+from torch.nn.parallel import DistributedDataParallel
+
+from embedded_data import STEPS, WIDTH, backbone, test_sets, train_sets
 
 torch.distributed.init_process_group("gloo")
 rank = torch.distributed.get_rank()

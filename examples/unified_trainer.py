@@ -3,15 +3,15 @@
 import sys
 from pathlib import Path
 
-import torch
-from embedded_data import STEPS, WIDTH, backbone, test_sets, train_sets
-
 import puma_plugin
+import torch
 from puma_plugin.datasets import UnifiedDataset
 from puma_plugin.evaluation import embed
 from puma_plugin.losses import CurricularFaceLoss
 from puma_plugin.models import EmbeddingHead, UnifiedEmbedder
 from puma_plugin.trainers import UnifiedTrainer
+
+from embedded_data import STEPS, WIDTH, backbone, test_sets, train_sets
 
 EPOCHS = 2
 train, test = UnifiedDataset(train_sets()), UnifiedDataset(test_sets())

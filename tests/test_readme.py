@@ -13,11 +13,15 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_diff_is_that_of_the_example() -> None:
-    folder = ROOT / "examples" / "metric_loss_only"
-    before, after = ((folder / name).read_text(encoding="utf-8").splitlines() for name in ("before.py", "after.py"))
-    (shown,) = re.findall(r"```diff\n(.*?)\n```", README, re.DOTALL)
-    assert shown.splitlines() == list(difflib.unified_diff(before, after, lineterm=""))[2:]
+def test_the_diffs_are_those_of_the_examples() -> None:
+    # Each diff stands below the name of its folder.
+    shown = re.findall(r"examples/(\w+)(?:\)|</summary>)[^`]*```diff\n(.*?)\n```", README, re.DOTALL)
+    assert sorted(name for name, _ in shown) == sorted(path.parent.name for path in ROOT.glob("examples/*/before.py"))
+    assert README.count("```diff") == len(shown) == 5
+    for name, diff in shown:
+        pair = (ROOT / "examples" / name / which for which in ("before.py", "after.py"))
+        before, after = (path.read_text(encoding="utf-8").splitlines() for path in pair)
+        assert diff.splitlines() == list(difflib.unified_diff(before, after, lineterm=""))[2:], name
 
 
 def test_the_table_is_the_recorded_one() -> None:

@@ -15,10 +15,11 @@ class Goal:
         text: what it says.
         device: "cpu" or "cuda".
         subject, case, mode: which comparison; ``case`` gives the fields that have to match.
-        kind: "ratio" (time of ``against`` over ours, at least), "seconds" (our time, at most) or "memory" (peak of
-            ``against`` over ours, at least).
+        kind: "ratio" (time of ``against`` over ours, at least), "seconds" (our time, at most), "memory" (peak of
+            ``against`` over ours, at least) or "bytes" (our peak, at most).
         needed: the figure.
         against: the contestant on the other side.
+        ours: which of our contestants.
     """
 
     text: str
@@ -29,6 +30,12 @@ class Goal:
     kind: str
     needed: float
     against: str = ""
+    ours: str = OURS
+
+    @property
+    def at_most(self) -> bool:
+        """Whether the figure is an upper bound."""
+        return self.kind in ("seconds", "bytes")
 
 
 def _adapter(device: str, mode: str, against: str, needed: float, **case: Any) -> Goal:
@@ -96,6 +103,20 @@ def _cpu_others() -> list[Goal]:
     return goals
 
 
+def _sampling() -> list[Goal]:
+    goals = []
+    size = {"source": "million_items", "batch": 512, "share": 1.0}
+    for ours, setting in (("ours", "plain shuffle"), ("ours_uniform", "uniform"), ("ours_m4", "m = 4, T = 2")):
+        for mode, kind, needed, text in (
+            ("first_batch", "seconds", 2.0, "from the labels to the first batch; at most 2 s"),
+            ("hundred_batches", "seconds", 0.1, "100 batches of 512; at most 100 ms"),
+            ("first_batch", "bytes", 200e6, "peak memory, labels included; at most 200 MB"),
+        ):
+            title = f"sampling a million items, {setting}: {text}"
+            goals.append(Goal(title, "cpu", "sampling", size, mode, kind, needed, ours=ours))
+    return goals
+
+
 _CUDA_STEP = Goal(
     "training step, batch 180; against authors",
     "cuda",
@@ -106,7 +127,7 @@ _CUDA_STEP = Goal(
     1.4,
     "authors",
 )
-GOALS: list[Goal] = [*_cpu_adapter(), *_cpu_others(), *_cuda_adapter(), _CUDA_STEP]
+GOALS: list[Goal] = [*_cpu_adapter(), *_cpu_others(), *_sampling(), *_cuda_adapter(), _CUDA_STEP]
 
 
 @dataclass(frozen=True)
@@ -120,9 +141,7 @@ class Verdict:
     def reached(self) -> bool | None:
         if self.measured is None:
             return None
-        if self.goal.kind == "seconds":
-            return self.measured <= self.goal.needed
-        return self.measured >= self.goal.needed
+        return self.measured <= self.goal.needed if self.goal.at_most else self.measured >= self.goal.needed
 
 
 def judge(results: Results) -> list[Verdict]:
@@ -134,9 +153,11 @@ def judge(results: Results) -> list[Verdict]:
 def _measured(goal: Goal, results: Results) -> float | None:
     if goal.kind == "memory":
         return memory_ratio(results, goal.subject, goal.case, goal.against)
+    if goal.kind == "bytes":
+        return _peaks(results, goal.subject, goal.case).get(goal.ours)
     for comparison in results.comparisons(goal.subject):
         if comparison.mode == goal.mode and _matches(goal.case, comparison.case):
-            value = comparison.ours() if goal.kind == "seconds" else comparison.ratio(goal.against)
+            value = comparison.slowest(goal.ours) if goal.kind == "seconds" else comparison.ratio(goal.against)
             if value is not None:
                 return value
     return None
@@ -144,12 +165,17 @@ def _measured(goal: Goal, results: Results) -> float | None:
 
 def memory_ratio(results: Results, subject: str, case: Mapping[str, Any], against: str) -> float | None:
     """Peak memory of a contestant over ours; None where one of both was not measured."""
-    peaks = {
+    peaks = _peaks(results, subject, case)
+    return peaks[against] / peaks[OURS] if against in peaks and OURS in peaks else None
+
+
+def _peaks(results: Results, subject: str, case: Mapping[str, Any]) -> dict[str, int]:
+    """Peak bytes by contestant."""
+    return {
         row["contestant"]: row["peak_bytes"]
         for row in results.memory
         if row["subject"] == subject and _matches(case, row["case"])
     }
-    return peaks[against] / peaks[OURS] if against in peaks and OURS in peaks else None
 
 
 def _matches(wanted: Mapping[str, Any], case: Mapping[str, Any]) -> bool:

@@ -87,9 +87,9 @@ class Comparison:
         ]
         return min(ratios, default=None)
 
-    def ours(self) -> float | None:
-        """Our slowest median over the settings, seconds."""
-        return max((rows[OURS].median for rows in self.rows.values() if OURS in rows), default=None)
+    def slowest(self, contestant: str = OURS) -> float | None:
+        """Its slowest median over the settings, seconds; None where it is missing."""
+        return max((rows[contestant].median for rows in self.rows.values() if contestant in rows), default=None)
 
 
 @dataclass(frozen=True)

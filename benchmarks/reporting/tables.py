@@ -108,7 +108,8 @@ def memory_table(results: Results) -> str:
         rows.append([f"{subject.replace('_', ' ')}, {case_id}", *(_peak(peaks.get(name), ours) for name in names)])
     note = (
         "Adapter: one forward and backward pass, beyond its inputs. Training step: everything, with weights and "
-        "optimizer state. Each contestant in a process of its own."
+        "optimizer state. Sampling: everything up to the first batch, labels included. Each contestant in a process of "
+        "its own."
     )
     titles = [name.replace("_", " ") for name in names]
     return f"### Peak memory\n\n{note}\n\n" + markdown(["case", *titles], rows)
@@ -126,7 +127,7 @@ def goals_table(verdicts: Sequence[Verdict]) -> str:
     measured = [verdict for verdict in verdicts if verdict.reached is not None]
     rows = []
     for verdict in measured:
-        bound = "at most" if verdict.goal.kind == "seconds" else "at least"
+        bound = "at most" if verdict.goal.at_most else "at least"
         result = "reached" if verdict.reached else "missed"
         rows.append([verdict.goal.text, f"{bound} {_figure(verdict, verdict.goal.needed)}",
                      _figure(verdict, verdict.measured), result])  # fmt: skip
@@ -138,7 +139,11 @@ def goals_table(verdicts: Sequence[Verdict]) -> str:
 def _figure(verdict: Verdict, value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value * 1e6:.1f} us" if verdict.goal.kind == "seconds" else f"{value:.2f}x"
+    if verdict.goal.kind == "bytes":
+        return f"{value / 1e6:.0f} MB"
+    if verdict.goal.kind == "seconds":
+        return f"{value * 1e6:.1f} us" if value < 1e-3 else f"{value * 1e3:.0f} ms"
+    return f"{value:.2f}x"
 
 
 def duration(row: Row) -> str:

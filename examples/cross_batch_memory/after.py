@@ -1,11 +1,11 @@
-"""Contrastive loss against a memory of former batches, on one dataset."""
+"""Contrastive loss against a memory of former batches."""
 
+import puma_plugin
 import torch
-from embedded_data import STEPS, WIDTH, backbone, train_sets
 from pytorch_metric_learning import losses, miners, samplers
 from torch.utils.data import DataLoader
 
-import puma_plugin
+from embedded_data import STEPS, WIDTH, backbone, train_sets
 
 train = puma_plugin.datasets.UnifiedDataset(train_sets())
 model = torch.nn.Sequential(puma_plugin.adapt(backbone()), torch.nn.Linear(WIDTH, 64))

@@ -1,9 +1,10 @@
-"""Contrastive loss against a memory of former batches, on one dataset."""
+"""Contrastive loss against a memory of former batches."""
 
 import torch
-from embedded_data import STEPS, WIDTH, backbone, train_sets
 from pytorch_metric_learning import losses, miners, samplers
 from torch.utils.data import DataLoader
+
+from embedded_data import STEPS, WIDTH, backbone, train_sets
 
 train = train_sets()["texture"]
 model = torch.nn.Sequential(backbone(), torch.nn.Linear(WIDTH, 64))

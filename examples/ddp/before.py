@@ -1,11 +1,12 @@
 """DistributedDataParallel with gloo; start with torchrun --nproc-per-node=2."""
 
 import torch
-from embedded_data import STEPS, WIDTH, backbone, train_sets
 from pytorch_metric_learning import losses
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
+
+from embedded_data import STEPS, WIDTH, backbone, train_sets
 
 torch.distributed.init_process_group("gloo")
 rank = torch.distributed.get_rank()

@@ -3,12 +3,12 @@
 import sys
 from pathlib import Path
 
+import puma_plugin
 import torch
 import yaml
-from embedded_data import STEPS, WIDTH, backbone, test_sets, train_sets
 from pytorch_metric_learning import datasets, losses, miners, regularizers, samplers, testers, trainers
 
-import puma_plugin
+from embedded_data import STEPS, WIDTH, backbone, test_sets, train_sets
 
 puma_plugin.register()
 config = yaml.safe_load(Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).with_name("config.yaml")).read_text())

@@ -1,16 +1,17 @@
 """pml's unchanged MetricLossOnly, in the shape of its official example."""
 
 import torch
-from embedded_data import STEPS, WIDTH, backbone, test_sets, train_sets
-from pytorch_metric_learning import testers, trainers
+from puma_plugin import adapt, datasets, losses, regularizers, testers
+from pytorch_metric_learning import trainers
 
-from puma_plugin import adapt, datasets, losses, regularizers
+from embedded_data import STEPS, WIDTH, backbone, test_sets, train_sets
 
 train, test = datasets.UnifiedDataset(train_sets()), datasets.UnifiedDataset(test_sets())
-trunk = adapt(backbone())
+trunk = backbone()
+adapt(trunk)
 embedder = torch.nn.Linear(WIDTH, 64)
 loss = losses.CurricularFaceLoss(train.num_classes, 64, embedding_regularizer=regularizers.PromptPenalty(trunk))
-tester = testers.GlobalEmbeddingSpaceTester(dataloader_num_workers=0)
+tester = testers.MultiDistributionTester(dataloader_num_workers=0)
 
 
 def evaluate(trainer):

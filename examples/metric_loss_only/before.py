@@ -1,8 +1,9 @@
 """pml's unchanged MetricLossOnly, in the shape of its official example."""
 
 import torch
-from embedded_data import STEPS, WIDTH, backbone, test_sets, train_sets
 from pytorch_metric_learning import losses, testers, trainers
+
+from embedded_data import STEPS, WIDTH, backbone, test_sets, train_sets
 
 train, test = train_sets()["texture"], test_sets()["texture"]
 trunk = backbone()

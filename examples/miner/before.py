@@ -1,9 +1,10 @@
-"""Triplet loss with mined triplets and m images per class, on one dataset."""
+"""Triplet loss with mined triplets and m images per class."""
 
 import torch
-from embedded_data import STEPS, WIDTH, backbone, train_sets
 from pytorch_metric_learning import losses, miners, samplers
 from torch.utils.data import DataLoader
+
+from embedded_data import STEPS, WIDTH, backbone, train_sets
 
 train = train_sets()["texture"]
 model = torch.nn.Sequential(backbone(), torch.nn.Linear(WIDTH, 64))

@@ -1,9 +1,10 @@
-"""A plain PyTorch loop with ProxyAnchor on one dataset."""
+"""A plain PyTorch loop with ProxyAnchor."""
 
 import torch
-from embedded_data import STEPS, WIDTH, backbone, train_sets
 from pytorch_metric_learning import losses
 from torch.utils.data import DataLoader
+
+from embedded_data import STEPS, WIDTH, backbone, train_sets
 
 train = train_sets()["texture"]
 model = torch.nn.Sequential(backbone(), torch.nn.Linear(WIDTH, 64))

@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from puma_plugin.models.adapted_vit import AdaptedViT, find_adapted
+from puma_plugin.models.arguments import require_int
 from puma_plugin.models.config import AdaptationConfig
 from puma_plugin.models.embedding_head import EmbeddingHead
-from puma_plugin.models.fingerprint import compare_backbones, describe_backbone
+from puma_plugin.models.fingerprint import check_description, compare_backbones, describe_backbone
 from puma_plugin.models.unified_embedder import UnifiedEmbedder
 from puma_plugin.models.vit import adapt, eject, inner_hint
 from puma_plugin.utils import atomic_write
@@ -183,9 +184,14 @@ def _read(path: str | os.PathLike[str], with_tensors: bool = True) -> tuple[dict
             f"{path} has adapter format {version}, this puma_plugin reads up to {FORMAT_VERSION}: install a newer one"
         )
     try:
-        return {key: json.loads(raw[key]) for key in ("adaptation", "backbone", "head", "extra")}, tensors
-    except (KeyError, json.JSONDecodeError) as error:
+        metadata = {key: json.loads(raw[key]) for key in ("adaptation", "backbone", "head", "extra")}
+        check_description(metadata["backbone"])
+        if metadata["head"] is not None:
+            for size in ("in_features", "embedding_size"):
+                require_int(f"{size} of the head", metadata["head"][size], 1)
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the metadata of {path} are damaged: {error!r}") from error
+    return metadata, tensors
 
 
 def _config(metadata: dict[str, Any], path: str | os.PathLike[str]) -> AdaptationConfig:

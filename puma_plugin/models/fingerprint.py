@@ -37,6 +37,20 @@ def _digest(tensor: Tensor) -> str:
     return hashlib.blake2b(data.tobytes(), digest_size=8).hexdigest()
 
 
+def check_description(description: Any) -> None:
+    """Refuse what does not have the form of a result of :func:`describe_backbone`.
+
+    Raises:
+        ValueError: it has another form.
+    """
+    texts = ("class", "name", "fingerprint")
+    if not isinstance(description, dict) or not all(isinstance(description.get(key), str) for key in texts):
+        raise ValueError(f"the backbone's description must hold the texts {', '.join(texts)}")
+    tensors = description.get("tensors")
+    if not isinstance(tensors, dict) or not all(isinstance(t, list) and len(t) == 2 for t in tensors.values()):
+        raise ValueError("the backbone's description must hold tensors: name to [shape, digest]")
+
+
 def compare_backbones(expected: dict[str, Any], found: dict[str, Any]) -> str:
     """What distinguishes two results of :func:`describe_backbone`; empty if nothing that matters does."""
     if expected["fingerprint"] == found["fingerprint"]:

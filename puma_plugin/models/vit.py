@@ -8,7 +8,7 @@ from timm.layers import PatchDropout
 from torch import nn
 
 from puma_plugin.models.adapted_block import AdaptedBlock
-from puma_plugin.models.adapted_module import change_class, restore_class
+from puma_plugin.models.adapted_module import AdaptedModule, change_class, restore_class
 from puma_plugin.models.adapted_vit import AdaptedViT, PromptedViT
 from puma_plugin.models.adapter import StochasticAdapter
 from puma_plugin.models.arguments import require_generator, require_int
@@ -150,8 +150,10 @@ def _check_blocks(blocks: Iterable[int] | None, depth: int) -> tuple[int, ...]:
 
 
 def _add_adapters(vit: Any, support: Support, config: AdaptationConfig, generator: torch.Generator | None) -> None:
-    for index in config.blocks:
-        block = vit.blocks[index]
+    for index, block in enumerate(vit.blocks):
+        if index not in config.blocks:
+            change_class(block, AdaptedModule)  # it stays in evaluation mode, whoever calls train()
+            continue
         like = next(block.parameters())
 
         def new_adapter(like: torch.Tensor = like) -> StochasticAdapter:
@@ -179,6 +181,7 @@ def _remove_adapters(vit: Any) -> None:
     for block in vit.blocks:
         if isinstance(block, AdaptedBlock):
             del block.adapter1, block.adapter2
+        if isinstance(block, AdaptedModule):
             restore_class(block)
 
 

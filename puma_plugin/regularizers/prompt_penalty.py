@@ -7,7 +7,7 @@ import torch
 from pytorch_metric_learning.regularizers import BaseRegularizer
 from torch import Tensor
 
-from puma_plugin.models import AdaptedViT
+from puma_plugin.models.adapted_vit import find_adapted
 
 
 class PromptPenalty(BaseRegularizer):
@@ -20,11 +20,12 @@ class PromptPenalty(BaseRegularizer):
     in the parameters nor in the state of the loss.
 
     Args:
-        model: an adapted model or UnifiedEmbedder, bare or inside DistributedDataParallel.
+        model: an adapted model or UnifiedEmbedder; it, or its trunk, may be inside DistributedDataParallel,
+            DataParallel, torch.compile or a container.
         **kwargs: pml's.
 
     Raises:
-        ValueError: the model has no ``prompt_penalty()``.
+        ValueError: nothing in the model is adapted.
     """
 
     def __init__(self, model: torch.nn.Module, **kwargs: Any) -> None:
@@ -52,10 +53,10 @@ def find_prompt_penalty(model: torch.nn.Module) -> Callable[[], Tensor]:
     Raises:
         ValueError: nothing in it is adapted.
     """
-    for module in model.modules():
-        if isinstance(module, AdaptedViT):
-            return module.prompt_penalty
-    raise ValueError(
-        f"{type(model).__name__} is not adapted, nothing in it has a prompt_penalty(): call puma_plugin.adapt; to "
-        "train a model without adapters leave the penalty out (prompt_penalty_weight=0 in UnifiedTrainer)"
-    )
+    adapted = find_adapted(model)
+    if adapted is None:
+        raise ValueError(
+            f"{type(model).__name__} is not adapted, nothing in it has a prompt_penalty(): call puma_plugin.adapt; to "
+            "train a model without adapters leave the penalty out (prompt_penalty_weight=0 in UnifiedTrainer)"
+        )
+    return adapted.prompt_penalty

@@ -25,9 +25,14 @@ class MultiDistributionSampler(BatchSampler):
     every epoch. All other settings give each distribution an exact share of every batch: its expected number of
     places, rounded up or down, with the rate ``size ** (1 / temperature)``.
 
-    What comes up when: a distribution's items (``m=None``), or its classes and each class's items (``m`` given), all
-    come up before any repeats, over as many epochs as that takes. No item (and with ``m`` no class) is twice in a
-    batch. With ``m``, a class whose size m does not divide repeats up to m - 1 items in the group that exhausts it.
+    What comes up when, over as many epochs as it takes; no item (and with ``m`` no class) is twice in a batch:
+
+    - The plain shuffle: each epoch is one pass over everything; with ``drop_last`` the last ``N % batch_size`` items of
+      its order are left out of that epoch.
+    - Other settings without ``m``: every item of a distribution comes up before any of it repeats.
+    - With ``m`` this holds for the classes of a distribution and for the items of a class, but not for the items of a
+      distribution: its classes take equal turns, so the items of a small class are back before those of a large one
+      are through. A class whose size m does not divide repeats up to m - 1 items in the group that exhausts it.
 
     Batches are a function of the labels, the settings, the seed, the epoch and the batch number, and of nothing else:
     no global random state is read or changed. Each pass begins the next epoch, so trainers that never call

@@ -16,7 +16,7 @@ from benchmarks.subjects import load_subject
 from benchmarks.subjects.adapter import EAGER, SCALE, AdapterCase, AdapterWorkload, make_inputs
 from benchmarks.subjects.evaluation import EvaluationCase, EvaluationWorkload
 from benchmarks.subjects.prompts import PromptCase, PromptWorkload
-from benchmarks.subjects.sampling import DATASETS, joined_labels
+from benchmarks.subjects.sampling import DATASETS, STRETCH, M, SamplingWorkload, joined_labels, million_labels
 from benchmarks.subjects.training_step import OTHERS, StepCase, StepWorkload
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,12 +122,19 @@ def test_evaluation_contestants_agree() -> None:
     assert len(reference) == 9 * 3
 
 
-def test_sampling_contestants_draw_whole_epochs() -> None:
+def test_sampling_contestants_draw_what_they_should() -> None:
     subject = load_subject("sampling")
-    plan = subject.plans(SMOKE)[0]
-    workload = subject.workload(plan.case, "cpu")
-    for name in plan.contestants:
-        workload.check(name, workload.reference())
+    for plan in subject.plans(SMOKE):
+        workload = subject.workload(plan.case, "cpu")
+        assert isinstance(workload, SamplingWorkload)
+        for name in plan.contestants:
+            workload.check(name, workload.reference())
+            assert workload.prepare(name, plan.mode, 0)(), (plan.mode, name)
+    # Four stretches go beyond an epoch of 312 batches; each continues where the one before ended.
+    fresh = SamplingWorkload(plan.case, "cpu")
+    drawn = [batch for _ in range(4) for batch in fresh.stretch("ours")]
+    sampler = fresh.build("ours")
+    assert drawn == [*sampler, *sampler][: 4 * STRETCH]
 
 
 def test_joined_labels_have_the_papers_counts() -> None:
@@ -135,6 +142,15 @@ def test_joined_labels_have_the_papers_counts() -> None:
     assert len(labels) == sum(images for _, images in DATASETS)
     assert len(labels[:, 0].unique()) == 15_952
     assert labels[:, 1].unique().tolist() == list(range(8))
+
+
+def test_million_labels() -> None:
+    labels = million_labels(1.0)
+    assert labels.shape == (1_000_000, 2)
+    sizes = labels[:, 0].bincount()
+    assert len(sizes) == 20_000
+    assert sizes.min() >= M
+    assert labels.unique(dim=0)[:, 1].bincount().tolist() == [10_000, 4_000, 2_000, 2_000, 800, 600, 400, 200]
 
 
 TRITON = """

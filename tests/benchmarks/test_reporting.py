@@ -42,7 +42,9 @@ def test_ratios_are_those_that_flatter_least(path: Path) -> None:
     assert first.ratio("fixed") == pytest.approx(1.8)
     assert first.ratio("authors") == pytest.approx(4.0)
     assert first.ratio("indexed") is None
-    assert first.ours() == pytest.approx(1.5e-3)
+    assert first.slowest() == pytest.approx(1.5e-3)
+    assert first.slowest("fixed") == pytest.approx(2.7e-3)
+    assert first.slowest("indexed") is None
 
 
 def test_tables(path: Path) -> None:
@@ -67,6 +69,39 @@ def test_goals(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "1 of 3 reached" in printed
     assert "| at most 5.0 us | 7.0 us | missed |" in printed
+
+
+def test_goals_of_a_time_and_a_peak_of_any_of_our_contestants(files: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    case = {"source": "million_items", "batch": 512, "share": 1.0}
+    row = {"subject": "sampling", "case": case, "case_id": "million", "limit": None, "setting": "malloc_default"}
+    result = files.write(
+        "sampling",
+        [
+            files.entry("ours", [1.5] * 3, mode="first_batch", **row),
+            files.entry("ours_m4", [2.5] * 3, mode="first_batch", **row),
+            files.entry("ours_m4", [0.03] * 3, mode="hundred_batches", **row),
+        ],
+        [
+            {**row, "mode": "first_batch", "contestant": name, "peak_bytes": peak, "whole": True}
+            for name, peak in (("ours_m4", 150_000_000), ("ours_uniform", 201_000_000), ("pml_m4", 300_000_000))
+        ],
+    )
+    reached = {
+        (verdict.goal.ours, verdict.goal.mode, verdict.goal.kind): verdict.reached
+        for verdict in judge(load_results(result))
+        if verdict.reached is not None
+    }
+    assert reached == {
+        ("ours", "first_batch", "seconds"): True,
+        ("ours_m4", "first_batch", "seconds"): False,
+        ("ours_m4", "hundred_batches", "seconds"): True,
+        ("ours_m4", "first_batch", "bytes"): True,
+        ("ours_uniform", "first_batch", "bytes"): False,
+    }
+    assert main(["goals", str(result)]) == 1
+    printed = capsys.readouterr().out
+    assert "| at most 2000 ms | 2500 ms | missed |" in printed
+    assert "| at most 200 MB | 150 MB | reached |" in printed
 
 
 def test_goals_of_the_other_device_are_not_judged(files: Any) -> None:

@@ -138,9 +138,12 @@ def test_adapter_output_does_not_pass_layer_scale(make_vit: Callable[..., nn.Mod
     torch.testing.assert_close(block(tokens), expected)
 
 
-def test_only_the_own_part_follows_train(make_vit: Callable[..., nn.Module]) -> None:
+@pytest.mark.parametrize("blocks", [None, (1,), ()])
+def test_only_the_own_part_follows_train(
+    make_vit: Callable[..., nn.Module], blocks: tuple[int, ...] | None
+) -> None:
     vit = make_vit(drop_path_rate=0.5, proj_drop_rate=0.5, attn_drop_rate=0.5, pos_drop_rate=0.5)
-    adapt(vit, adapter_dim=8, pool_size=3, prompt_length=2, drop=0.0)
+    adapt(vit, adapter_dim=8, pool_size=3, prompt_length=2, drop=0.0, blocks=blocks)
     own = (StochasticAdapter, PromptPool)
     assert all(not module.training for module in vit.modules())  # the model was in evaluation mode
     vit.train()
@@ -151,6 +154,10 @@ def test_only_the_own_part_follows_train(make_vit: Callable[..., nn.Module]) -> 
     assert torch.equal(vit(images), vit(images))  # none of the dropouts above is active
     vit.blocks.train()
     assert not any(module.training for module in frozen if module is not vit.blocks)
+    for block in vit.blocks:
+        block.train()
+    assert not any(module.training for module in frozen if module is not vit.blocks)
+    assert torch.equal(vit(images), vit(images))
     vit.eval()
     assert all(not module.training for module in vit.modules())
 

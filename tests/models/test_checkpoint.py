@@ -227,20 +227,28 @@ def test_damaged_contents_are_refused_and_the_model_is_left_alone(
     path: Path, backbone: Callable[[], nn.Module]
 ) -> None:
     tensors = load_file(path)
-    good = read_adapter_metadata(path)["adaptation"]
+    metadata = read_adapter_metadata(path)
+    undamaged = {name: json.dumps(value) for name, value in metadata.items()}
+    good, backbone_of_file = metadata["adaptation"], metadata["backbone"]
     vit = backbone()
     for damage, message in (
         ({"adaptation": "{"}, "metadata of .* are damaged"),
         ({"adaptation": json.dumps({**good, "drop": 2})}, "damaged: drop must be"),
+        ({"adaptation": json.dumps([4])}, "metadata of .* are damaged"),
+        ({"backbone": "{}"}, "damaged: .*class, name, fingerprint"),
+        ({"backbone": json.dumps({**backbone_of_file, "fingerprint": "0", "tensors": {"x": 1}})}, "damaged: .*tensors"),
+        ({"backbone": json.dumps([])}, "damaged: .*class, name, fingerprint"),
+        ({"head": json.dumps({"in_features": 8})}, "damaged: .*embedding_size"),
+        ({"head": json.dumps({"in_features": 8, "embedding_size": 0})}, "damaged: .*embedding_size"),
         ({"adaptation": json.dumps({**good, "blocks": [0, 9]})}, "blocks must be different indices from 0 to 1"),
         ({"adaptation": json.dumps({**good, "adapter_dim": 5})}, r"down has shape \(192, 4\) instead of \(192, 5\)"),
     ):
-        rewrite(path, tensors, **{"adaptation": json.dumps(good), **damage})
+        rewrite(path, tensors, **{**undamaged, **damage})
         with pytest.raises(ValueError, match=message):
             load_adapter(vit, path)
         assert type(vit) is timm.models.VisionTransformer
     renamed = {name.replace("keys", "locks"): tensor for name, tensor in tensors.items()}
-    rewrite(path, renamed, adaptation=json.dumps(good))
+    rewrite(path, renamed, **undamaged)
     with pytest.raises(ValueError, match=r"prompt_pool\.keys is missing; prompt_pool\.locks is not expected"):
         load_adapter(vit, path)
     assert list(vit.state_dict()) == list(backbone().state_dict())

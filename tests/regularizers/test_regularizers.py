@@ -1,6 +1,7 @@
 """The orthogonality penalty by hand, and the prompt penalty through unchanged pml losses."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import timm
@@ -94,6 +95,21 @@ def test_prompt_penalty_reaches_the_pool_through_pml_losses(trunk: torch.nn.Modu
         value.backward()
         torch.testing.assert_close(value, plain(embeddings, labels) + 1e6 * trunk.prompt_penalty())
         assert trunk.prompt_pool.keys.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda vit: torch.compile(vit, backend="eager"), torch.nn.DataParallel, torch.nn.Sequential],
+    ids=["torch.compile", "DataParallel", "Sequential"],
+)
+def test_prompt_penalty_finds_the_adapted_model_in_wrappers_of_trunk_and_embedder(
+    trunk: torch.nn.Module, wrap: Callable[[torch.nn.Module], torch.nn.Module]
+) -> None:
+    with torch.no_grad():
+        trunk.prompt_pool.keys.add_(torch.randn_like(trunk.prompt_pool.keys))
+    embedder = UnifiedEmbedder(wrap(trunk), EmbeddingHead(16, 8))
+    for model in (wrap(trunk), embedder, wrap(embedder)):
+        assert PromptPenalty(model)(torch.randn(2, 8)) == trunk.prompt_penalty() > 0
 
 
 def test_prompt_penalty_does_not_own_the_model(trunk: torch.nn.Module) -> None:

@@ -156,6 +156,18 @@ def test_m_per_class(
             assert max(counts) <= complete + (begun > 0)
 
 
+def test_with_m_classes_take_equal_turns_so_that_small_ones_are_back_before_large_ones_are_through() -> None:
+    labels = make_labels([[4, 5, 12]])
+    sampler = MultiDistributionSampler(labels, 6, 2, batches_per_epoch=6)
+    uses = Counter(item for batch in sampler for item in batch)
+    counts = [sorted(uses[i] for i in np.flatnonzero(labels[:, 0] == c)) for c in range(3)]
+    # Each class had 6 turns of 2: 4 items in 2 turns, 5 in 3 (of which one repeats an item), 12 in 6.
+    assert counts[0] == [3] * 4
+    assert sum(counts[1]) == 12
+    assert counts[1][0] >= 2
+    assert counts[2] == [1] * 12
+
+
 @SETTINGS
 @given(some_sizes, st.integers(1, 3), st.sampled_from([1, 2, 3, 4]), balances, st.integers(0, 2**31))
 def test_ranks_are_disjoint_and_together_the_batch_of_one_process(
