@@ -11,7 +11,7 @@ TITLES = {
     "prompts": "Prompt matching",
     "overhead": "Host overhead of one call (one element)",
     "training_step": "Whole training step",
-    "sampling": "Batches of one epoch over the paper's eight training sets",
+    "sampling": "Drawing batches: of the paper's eight training sets, and of a million items",
     "evaluation": "Retrieval metrics of the joint gallery and of eight separate ones",
 }
 SETTINGS = {

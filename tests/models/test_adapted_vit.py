@@ -1,9 +1,11 @@
 """The adapted model against a forward pass written out by hand, and its own methods."""
 
+import pickle
 from collections.abc import Callable
 
 import pytest
 import torch
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -160,6 +162,11 @@ def test_only_the_own_part_follows_train(
     assert torch.equal(vit(images), vit(images))
     vit.eval()
     assert all(not module.training for module in vit.modules())
+    twin = pickle.loads(pickle.dumps(vit))
+    twin.blocks.train()
+    assert not any(module.training for block in twin.blocks for module in block.attn.modules())
+    eject(vit)
+    assert all(type(block) is Block for block in vit.blocks)
 
 
 def test_statistics_of_batch_norm_do_not_move(make_vit: Callable[..., nn.Module]) -> None:

@@ -187,19 +187,20 @@ def test_ranks_are_disjoint_and_together_the_batch_of_one_process(
 
 @SETTINGS
 @given(
-    some_sizes,
+    st.lists(st.lists(st.integers(3, 9), min_size=2, max_size=8), min_size=1, max_size=4),
     st.integers(1, 8),
-    st.one_of(st.none(), st.just(1)),
+    st.sampled_from([None, 1, 2, 3]),
     balances,
+    st.booleans(),
     st.integers(0, 2),
     st.integers(0, 40),
     st.integers(0, 2**31),
 )
 def test_resume_at_any_batch_continues_exactly(
-    sizes: list[list[int]], batch_size: int, m: int | None, balance: Any, epoch: int, at: int, seed: int
+    sizes: list[list[int]], places: int, m: int | None, balance: Any, whole: bool, epoch: int, at: int, seed: int
 ) -> None:
-    labels = make_labels(sizes)
-    arguments = {"m": m, "balance": balance, "seed": seed}
+    labels, batch_size = make_labels(sizes), places * (m or 1)
+    arguments = {"m": m, "balance": balance, "one_distribution_per_batch": whole, "seed": seed}
     uninterrupted = build(labels, batch_size, **arguments)
     batches = epochs(uninterrupted, 5)
     at %= len(uninterrupted)
