@@ -44,7 +44,7 @@ def run(config: DemoConfig, everything: bool, ablations: bool, fresh: bool, comm
     from rich.console import Console
 
     from puma_plugin.experiments.comparison import Comparison
-    from puma_plugin.experiments.methods import ABLATION_KEYS, DEMO_KEYS, MAIN_KEYS
+    from puma_plugin.experiments.methods import ABLATION_KEYS, DEMO_KEYS, MAIN_KEYS, named
     from puma_plugin.experiments.publish import Finished, publish
     from puma_plugin.experiments.recorded import recorded_rates
     from puma_plugin.experiments.terminal import show_table
@@ -54,11 +54,11 @@ def run(config: DemoConfig, everything: bool, ablations: bool, fresh: bool, comm
     if fresh:
         for path in (Path(config.out) / "jobs").glob("*"):
             path.unlink()
-    methods = (*MAIN_KEYS, *(ABLATION_KEYS if ablations else ())) if everything else DEMO_KEYS
+    methods = named((*MAIN_KEYS, *(ABLATION_KEYS if ablations else ())) if everything else DEMO_KEYS)
     comparison = Comparison(config, methods, console)
     try:
         rates = None
-        chosen = {**dict.fromkeys(methods, 1.0), **recorded_rates(), **config.rates}
+        chosen = {**{method.key: 1.0 for method in methods}, **recorded_rates(), **config.rates}
         if everything:
             rates = comparison.choose_rates(comparison.run(comparison.rate_jobs(), "Learning rates"))
             chosen = rates["chosen"]

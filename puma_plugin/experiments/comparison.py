@@ -14,7 +14,7 @@ from puma_plugin.experiments.config import DemoConfig
 from puma_plugin.experiments.display import JobDisplay
 from puma_plugin.experiments.jobs import Job, run_job
 from puma_plugin.experiments.machine import available_cores
-from puma_plugin.experiments.methods import METHODS
+from puma_plugin.experiments.methods import Method
 from puma_plugin.experiments.pool import run_tasks
 
 Display = Callable[..., AbstractContextManager[Any]]
@@ -25,37 +25,38 @@ class Comparison:
 
     Args:
         config: the settings.
-        methods: keys of the methods to run.
+        methods: what to run.
         console: where progress is shown.
     """
 
-    def __init__(self, config: DemoConfig, methods: Sequence[str], console: Console) -> None:
+    def __init__(self, config: DemoConfig, methods: Sequence[Method], console: Console) -> None:
         self.config = config
         self.methods = list(methods)
+        self.by_key = {method.key: method for method in methods}
         self.console = console
         self.workers = min(2, available_cores()) if config.workers is None else config.workers
 
-    def _job(self, method: str, multiplier: float, data_seed: int, seed: int, **changes: Any) -> Job:
-        config = METHODS[method].configure(self.config.train, multiplier, data_seed, seed)
+    def _job(self, method: Method, multiplier: float, data_seed: int, seed: int, **changes: Any) -> Job:
+        config = method.configure(self.config.train, multiplier, data_seed, seed)
         return Job(method, multiplier, "test", config, self.config.separate_minimum_steps, self.config.out, **changes)
 
     def rate_jobs(self) -> list[Job]:
         """The learning rate grid: every multiplier and tuning seed for every method that has a rate of its own."""
-        keys = list(dict.fromkeys(METHODS[method].rate_key for method in self.methods if METHODS[method].trained))
+        keys = dict.fromkeys(method.rate_key for method in self.methods if method.trained)
         jobs = []
-        for key in keys:
-            for multiplier, seed in product(self.config.grid, self._seeds_of(key, self.config.tuning_seeds)):
-                job = self._job(key, multiplier, seed, seed)
+        for method in (self.by_key[key] for key in keys):
+            for multiplier, seed in product(self.config.grid, self._seeds_of(method, self.config.tuning_seeds)):
+                job = self._job(method, multiplier, seed, seed)
                 data = replace(job.config.data, domain="tuning", validation_fraction=0.0)
                 # Only the last epoch's figure decides, so only that one is computed.
                 config = replace(job.config, data=data, validate_every=job.config.epochs)
                 jobs.append(replace(job, purpose="rate", config=config))
         return jobs
 
-    def _seeds_of(self, method: str, seeds: Sequence[int]) -> Sequence[int]:
-        if not METHODS[method].trained:
+    def _seeds_of(self, method: Method, seeds: Sequence[int]) -> Sequence[int]:
+        if not method.trained:
             return seeds[:1]
-        return seeds[: self.config.separate_seeds] if METHODS[method].separate else seeds
+        return seeds[: self.config.separate_seeds] if method.separate else seeds
 
     def test_jobs(self, rates: dict[str, float], data_seeds: Sequence[int], seeds: Sequence[int]) -> list[Job]:
         """Every method on every pair of seeds; methods without training once per data seed."""
@@ -64,14 +65,13 @@ class Comparison:
             for seed in seeds:
                 for method in self.methods:
                     first = data_seed == data_seeds[0] and seed == seeds[0]
-                    trained = METHODS[method].trained
                     if seed not in self._seeds_of(method, seeds):
                         continue
-                    multiplier = rates[METHODS[method].rate_key] if trained else 1.0
-                    keep = first and not METHODS[method].separate
+                    multiplier = rates[method.rate_key] if method.trained else 1.0
+                    keep = first and not method.separate
                     jobs.append(self._job(method, multiplier, data_seed, seed, keep_model=keep))
         # The long ones first within a data seed, so that no worker waits for the other at the end.
-        return sorted(jobs, key=lambda job: (job.config.data.seed, not METHODS[job.method].trained))
+        return sorted(jobs, key=lambda job: (job.config.data.seed, not job.method.trained))
 
     def run(self, jobs: Sequence[Job], title: str) -> list[dict[str, Any]]:
         """The jobs' records, in order: kept ones are read, the others run."""
@@ -94,14 +94,14 @@ class Comparison:
         scores = {key: {name: sum(values) / len(values) for name, values in own.items()} for key, own in runs.items()}
         chosen = {key: float(max(own, key=own.__getitem__)) for key, own in scores.items()}
         edge = [
-            METHODS[key].label
+            self.by_key[key].label
             for key, value in chosen.items()
             if value in (min(self.config.grid), max(self.config.grid))
         ]
         config = self.config
         explanation = (
             f"Harmonic R@1 in percent on held-out classes of the tuning domain, which no test uses; multiples of the "
-            f" base rate {config.train.optimizer.lr:g}; {_runs(runs)}. The best, in bold, was used for every test."
+            f"base rate {config.train.optimizer.lr:g}; {self._runs(runs)}. The best, in bold, was used for every test."
         )
         if edge:
             explanation += f" At the edge of the grid, so a rate beyond it may be better: {', '.join(edge)}."
@@ -113,13 +113,12 @@ class Comparison:
             "explanation": explanation,
         }
 
-
-def _runs(runs: dict[str, dict[str, list[float]]]) -> str:
-    """How many runs stand behind each figure of the grid, in words."""
-    counts = {key: max(len(values) for values in own.values()) for key, own in runs.items()}
-    most = max(counts.values())
-    fewer = [f"{METHODS[key].label}: {count}" for key, count in counts.items() if count != most]
-    return f"means of {most} seeds" + (f" ({'; '.join(fewer)})" if fewer else "")
+    def _runs(self, runs: dict[str, dict[str, list[float]]]) -> str:
+        """How many runs stand behind each figure of the grid, in words."""
+        counts = {key: max(len(values) for values in own.values()) for key, own in runs.items()}
+        most = max(counts.values())
+        fewer = [f"{self.by_key[key].label}: {count}" for key, count in counts.items() if count != most]
+        return f"means of {most} seeds" + (f" ({'; '.join(fewer)})" if fewer else "")
 
 
 def demo_settings(config: DemoConfig) -> dict[str, Any]:
@@ -129,4 +128,4 @@ def demo_settings(config: DemoConfig) -> dict[str, Any]:
 
 def checkpoint_files(jobs: Sequence[Job]) -> dict[str, Path]:
     """Method -> its trained weights, for the jobs that kept them."""
-    return {job.method: path for job in jobs if job.keep_model and (path := job.path(".safetensors")).exists()}
+    return {job.method.key: path for job in jobs if job.keep_model and (path := job.path(".safetensors")).exists()}

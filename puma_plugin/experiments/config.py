@@ -6,7 +6,9 @@ Every class checks its own values when it is made, before any work is done.
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-METHODS = ("puma", "adapters", "full", "linear", "frozen")
+ModelMethod = Literal[
+    "puma", "adapters", "adaptformer", "lora", "vpt_shallow", "vpt_deep", "full", "separate", "linear", "frozen"
+]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -99,31 +101,44 @@ class ModelConfig:
         backbone: a timm model name, or "embedded" for the tiny ViT that comes with the package.
         weights: "pretrained" (through timm, which downloads them), "none" (random), or the path of a local file
             (.safetensors, or a .pth/.bin state dict).
-        method: "puma" (adapters and prompt pool), "adapters" (no pool), "full" (everything is trained), "linear" (the
-            head only) or "frozen" (nothing; the backbone's pooled output is the embedding).
+        method: what is trained beside the head, the same for all but the last two: "puma" (stochastic adapters and
+            prompt pool), "adapters" (PUMA without the pool), "adaptformer" (the same adapters without drop), "lora"
+            (low-rank updates of the attention, by Hugging Face peft), "vpt_shallow" and "vpt_deep" (prompt tokens, the
+            same for every image), "full" (every weight), "separate" (a fully trained model for each distribution),
+            "linear" (the head only) or "frozen" (nothing; the backbone's pooled output is the embedding).
         adapter_dim, drop, scale, trainable_scale, init: of the stochastic adapters.
-        pool_size, prompt_length: of the prompt pool; pool_size 0 means no pool.
+        blocks: indices of the blocks with adapters; null for all, an empty list for prompts only.
+        pool_size, prompt_length: of the prompt pool; pool_size 0 means no pool. VPT has prompt_length tokens as well.
+        lora_rank, lora_alpha: the update is `lora_alpha / lora_rank` times B A, with `lora_rank` columns in B.
         embedding_size: width of the embedding.
     """
 
     backbone: str = "vit_small_patch16_224.augreg_in21k_ft_in1k"
     weights: str = "pretrained"
-    method: Literal["puma", "adapters", "full", "linear", "frozen"] = "puma"
+    method: ModelMethod = "puma"
     adapter_dim: int = 128
     drop: float = 0.5
     scale: float = 0.1
     trainable_scale: bool = False
     init: Literal["default", "paper"] = "default"
+    blocks: list[int] | None = None
     pool_size: int = 20
     prompt_length: int = 8
+    lora_rank: int = 16
+    lora_alpha: float = 16.0
     embedding_size: int = 128
 
     def __post_init__(self) -> None:
         _require(0.0 <= self.drop < 1.0, f"model.drop is {self.drop}; it is a probability in [0, 1)")
-        for name in ("adapter_dim", "embedding_size", "prompt_length"):
+        for name in ("adapter_dim", "embedding_size", "prompt_length", "lora_rank"):
             value = getattr(self, name)
             _require(value >= 1, f"model.{name} is {value}; give 1 or more")
         _require(self.pool_size >= 0, f"model.pool_size is {self.pool_size}; give 0 (no pool) or more")
+        _require(self.lora_alpha > 0, f"model.lora_alpha is {self.lora_alpha}; it must be positive")
+        _require(
+            bool(self.blocks is None or self.blocks or (self.method == "puma" and self.pool_size)),
+            f"model.blocks is empty and method {self.method} has no prompts, so nothing would be trained; give blocks",
+        )
         _require(bool(self.backbone), "model.backbone is empty; give a timm model name, or embedded")
 
 

@@ -15,7 +15,8 @@ import torch
 import puma_plugin
 from puma_plugin.datasets.embedded.backbone import WEIGHTS
 from puma_plugin.experiments.config import TrainConfig
-from puma_plugin.experiments.methods import METHODS
+from puma_plugin.experiments.methods import Method
+from puma_plugin.experiments.overrides import with_defaults
 from puma_plugin.experiments.pool import Progress
 from puma_plugin.experiments.splits import Splits, load_splits
 from puma_plugin.experiments.summary import flat_scores
@@ -29,7 +30,7 @@ class Job:
     """A method with its seeds.
 
     Attributes:
-        method: key of :data:`METHODS`.
+        method: the row of the comparison.
         multiplier: of the learning rate.
         purpose: "rate" looks at held-out training classes only, "test" evaluates the test, once, at the end.
         config: the complete configuration of the run.
@@ -38,7 +39,7 @@ class Job:
         keep_model: also keep embeddings, prompt weights and trained weights, for the report.
     """
 
-    method: str
+    method: Method
     multiplier: float
     purpose: Literal["rate", "test"]
     config: TrainConfig
@@ -50,13 +51,13 @@ class Job:
     def key(self) -> str:
         """Name of the job's files."""
         seeds = f"data{self.config.data.seed}-seed{self.config.seed}"
-        return f"{self.purpose}-{self.method}-{seeds}" + (f"-x{self.multiplier:g}" if self.purpose == "rate" else "")
+        return f"{self.purpose}-{self.method.key}-{seeds}" + (f"-x{self.multiplier:g}" if self.purpose == "rate" else "")
 
     @property
     def label(self) -> str:
         """What the terminal calls it."""
         rate = f" · rate x{self.multiplier:g}" if self.purpose == "rate" else ""
-        return f"{METHODS[self.method].label} · data {self.config.data.seed} · seed {self.config.seed}{rate}"
+        return f"{self.method.label} · data {self.config.data.seed} · seed {self.config.seed}{rate}"
 
     def path(self, suffix: str = ".json") -> Path:
         """Where the job's file with this suffix lies."""
@@ -64,12 +65,14 @@ class Job:
 
     def settings(self) -> dict[str, Any]:
         """Everything the result depends on; a kept result is used only if this is unchanged."""
-        values = asdict(self)
-        for name in ("folder", "keep_model"):
-            del values[name]
-        del values["config"]["out"]
+        config = asdict(self.config)
+        del config["out"]
         return {
-            **values,
+            "method": self.method.key,
+            "multiplier": self.multiplier,
+            "purpose": self.purpose,
+            "config": config,
+            "minimum_steps": self.minimum_steps,
             "version": puma_plugin.__version__,
             "torch": torch.__version__,
             "backbone": _digest(WEIGHTS) if self.config.model.backbone == "embedded" else None,
@@ -84,7 +87,17 @@ class Job:
         if self.keep_model and not self.path(".npz").exists():
             return None
         # Through JSON, so that tuples and numbers compare as they were written.
-        return record if record.get("settings") == json.loads(json.dumps(self.settings())) else None
+        now = json.loads(json.dumps(self.settings()))
+        return record if self._completed(record.get("settings", {})) == now else None
+
+    def _completed(self, kept: dict[str, Any]) -> dict[str, Any]:
+        """The settings of a kept record as this version would have written them."""
+        config = with_defaults(kept.get("config", {}), replace(self.config, out=""))
+        del config["out"]
+        if kept.get("method") == "separate" and config["model"]["method"] == "full":
+            # Separate models were named by the row alone before model.method knew them.
+            config["model"]["method"] = "separate"
+        return {**kept, "config": config}
 
 
 @lru_cache
@@ -96,7 +109,7 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     """Run one job, keep its record as JSON, and return it."""
     progress({"stage": "images"})
     splits = load_splits(job.config.data)
-    run = _run_separate if METHODS[job.method].separate else _run_joint
+    run = _run_separate if job.method.separate else _run_joint
     try:
         record = run(job, splits, progress)
     except NonFiniteLossError as error:
@@ -105,7 +118,7 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
             raise
         record = {"diverged": str(error), "validation": [{"epoch": error.epoch, "harmonic": 0.0, "unified": 0.0}]}
     record = {
-        "method": job.method,
+        "method": job.method.key,
         "data_seed": job.config.data.seed,
         "seed": job.config.seed,
         "multiplier": job.multiplier,

@@ -15,7 +15,7 @@ from puma_plugin.experiments.comparison import checkpoint_files, demo_settings
 from puma_plugin.experiments.config import DemoConfig
 from puma_plugin.experiments.jobs import Job
 from puma_plugin.experiments.machine import provenance
-from puma_plugin.experiments.methods import METHODS
+from puma_plugin.experiments.methods import METHODS, Method
 from puma_plugin.experiments.recorded import load_recorded
 from puma_plugin.experiments.report import ReportPictures, percent, write_report
 from puma_plugin.experiments.splits import load_splits
@@ -47,7 +47,7 @@ class Finished:
     """What a comparison has produced: its test jobs and their records, the grid (if it ran), seconds in all."""
 
     config: DemoConfig
-    methods: Sequence[str]
+    methods: Sequence[Method]
     jobs: Sequence[Job]
     records: Sequence[Mapping[str, Any]]
     rates: Mapping[str, Any] | None
@@ -88,7 +88,7 @@ def build_metrics(finished: Finished) -> dict[str, Any]:
         "methods": rows,
         "differences": gaps,
         "interval_method": None if single else intervals.METHOD,
-        "findings": [*findings(rows, gaps), *collapses(finished.records)],
+        "findings": [*findings(rows, gaps, finished.methods), *collapses(finished.records, finished.methods)],
         "curves": curves(finished.records, finished.methods),
         "cards": _cards(rows),
         "explanation": explanation,
@@ -138,9 +138,9 @@ def _facts(finished: Finished, origin: Mapping[str, Any]) -> dict[str, Any]:
 def _load(jobs: Sequence[Job]) -> dict[str, dict[str, np.ndarray]]:
     found = {}
     for job in jobs:
-        if job.keep_model and job.method in SHOWN:
+        if job.keep_model and job.method.key in SHOWN:
             with np.load(job.path(".npz")) as arrays:
-                found[job.method] = {name: arrays[name] for name in arrays.files}
+                found[job.method.key] = {name: arrays[name] for name in arrays.files}
     return {method: found[method] for method in SHOWN if method in found}
 
 

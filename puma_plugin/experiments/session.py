@@ -153,10 +153,10 @@ def _metrics(
         "learning_rates": None,
         "distributions": splits.names,
         "accent": method,
-        "methods": method_rows([record], [method]),
+        "methods": method_rows([record], [METHODS[method]]),
         "differences": {},
         "findings": [],
-        "curves": curves([record], [method]),
+        "curves": curves([record], [METHODS[method]]),
         "cards": [],
         "explanation": "R@1 in percent. Unified: all queries in the one joint gallery, where a hit must be of the same "
         "class of the same distribution. Leak: queries whose nearest neighbour there is of another distribution.",

@@ -123,12 +123,13 @@ def test_changed_settings_are_not_mixed_with_kept_results(demo: tuple[Path, Any]
     from puma_plugin.cli.parsing import make_parser, packaged_config, parse
     from puma_plugin.experiments.comparison import Comparison
     from puma_plugin.experiments.config import DemoConfig
+    from puma_plugin.experiments.methods import named
 
     def finished(*more: str) -> int:
         parser = make_parser("demo", "", DemoConfig, [packaged_config("demo")])
         config, _ = parse(parser, DemoConfig, [*SMALL, "--out", str(demo[0]), *more])
         rates = {"puma": 1.0, "linear": 1.0, **recorded_rates(), **config.rates}
-        jobs = Comparison(config, ("frozen", "linear", "puma"), Console()).test_jobs(rates, [0], [0])
+        jobs = Comparison(config, named(("frozen", "linear", "puma")), Console()).test_jobs(rates, [0], [0])
         return sum(job.finished() is not None for job in jobs)
 
     assert finished() == 3

@@ -6,13 +6,13 @@ from rich.console import Console
 from puma_plugin.cli.parsing import make_parser, packaged_config, parse
 from puma_plugin.experiments.comparison import Comparison
 from puma_plugin.experiments.config import DemoConfig
-from puma_plugin.experiments.methods import ABLATION_KEYS, MAIN_KEYS, METHODS
+from puma_plugin.experiments.methods import ABLATION_KEYS, MAIN_KEYS, METHODS, named
 
 
 def comparison(*arguments: str, methods: tuple[str, ...] = MAIN_KEYS) -> Comparison:
     parser = make_parser("demo", "", DemoConfig, [packaged_config("demo")])
     config, _ = parse(parser, DemoConfig, arguments)
-    return Comparison(config, methods, Console(quiet=True))
+    return Comparison(config, named(methods), Console(quiet=True))
 
 
 def test_one_grid_for_every_trained_method_on_classes_that_no_test_uses() -> None:
@@ -20,7 +20,7 @@ def test_one_grid_for_every_trained_method_on_classes_that_no_test_uses() -> Non
     jobs = full.rate_jobs()
     by_method: dict[str, list[tuple[float, int]]] = {}
     for job in jobs:
-        by_method.setdefault(job.method, []).append((job.multiplier, job.config.seed))
+        by_method.setdefault(job.method.key, []).append((job.multiplier, job.config.seed))
         assert job.purpose == "rate"
         assert job.config.data.domain == "tuning"
         assert job.config.data.seed == job.config.seed
@@ -30,7 +30,7 @@ def test_one_grid_for_every_trained_method_on_classes_that_no_test_uses() -> Non
     assert by_method == dict.fromkeys(("linear", "puma", "adapters", "separate", "full"), every)
     assert len({job.key for job in jobs}) == len(jobs)
     fewer = comparison("--separate_seeds", "1", "--tuning_seeds", "[0, 1, 2]").rate_jobs()
-    assert [sum(job.method == method for job in fewer) for method in ("puma", "separate")] == [15, 5]
+    assert [sum(job.method.key == method for job in fewer) for method in ("puma", "separate")] == [15, 5]
     tests = full.test_jobs(dict.fromkeys(METHODS, 1.0), full.config.data_seeds, full.config.seeds)
     assert {job.config.data.domain for job in tests} == {"benchmark"}
 

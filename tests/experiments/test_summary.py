@@ -2,7 +2,7 @@
 
 import pytest
 
-from puma_plugin.experiments.methods import METHODS
+from puma_plugin.experiments.methods import METHODS, named
 from puma_plugin.experiments.summary import collapses, curves, differences, findings, flat_scores, method_rows
 
 
@@ -34,7 +34,7 @@ RECORDS = [
     *(record("full", data, seed, 0.60 + 0.01 * data + 0.001 * seed, 1200) for data in range(3) for seed in range(3)),
     *(record("separate", data, seed, 0.58, 9600, separate=True) for data in range(3) for seed in range(3)),
 ]
-ORDER = ("frozen", "linear", "puma", "separate", "full")
+ORDER = named(("frozen", "linear", "puma", "separate", "full"))
 
 
 def test_rows() -> None:
@@ -63,7 +63,7 @@ def test_differences_are_paired_by_data_seed() -> None:
 
 def test_findings_say_what_the_figures_say() -> None:
     rows = method_rows(RECORDS, ORDER)
-    sentences = findings(rows, differences(RECORDS, ORDER))
+    sentences = findings(rows, differences(RECORDS, ORDER), ORDER)
     by_phrase = {
         phrase: text for text in sentences for phrase in ("frozen features (", "full fine-tuning (") if phrase in text
     }
@@ -78,18 +78,18 @@ def test_unresolved_and_single_runs_are_called_so() -> None:
     noisy = [record("puma", data, 0, value) for data, value in enumerate((0.50, 0.55, 0.60))]
     noisy += [record("full", data, 0, value) for data, value in enumerate((0.60, 0.55, 0.51))]
     assert (
-        "not resolved: the interval includes zero" in findings(method_rows(noisy, ORDER), differences(noisy, ORDER))[0]
+        "not resolved: the interval includes zero" in findings(method_rows(noisy, ORDER), differences(noisy, ORDER), ORDER)[0]
     )
     single = [record("puma", 0, 0, 0.55), record("linear", 0, 0, 0.50)]
-    sentence = findings(method_rows(single, ORDER), differences(single, ORDER))[0]
+    sentence = findings(method_rows(single, ORDER), differences(single, ORDER), ORDER)[0]
     assert "5.0 points above a linear head in this single run" in sentence
 
 
 def test_recorded_rows_are_not_compared_with_own_ones() -> None:
     rows = method_rows([item for item in RECORDS if item["method"] != "full"], ORDER)
-    rows += [{**row, "recorded": True} for row in method_rows(RECORDS, ["full"])]
+    rows += [{**row, "recorded": True} for row in method_rows(RECORDS, named(("full",)))]
     gaps = differences([item for item in RECORDS if item["method"] != "full"], ORDER)
-    assert not any("full fine-tuning" in sentence for sentence in findings(rows, gaps))
+    assert not any("full fine-tuning" in sentence for sentence in findings(rows, gaps, ORDER))
 
 
 def test_curves_are_means_and_ranges_in_percent() -> None:
@@ -116,6 +116,6 @@ def test_scores_of_an_evaluation() -> None:
 
 
 def test_a_run_that_failed_is_named() -> None:
-    assert collapses(RECORDS) == []
-    (sentence,) = collapses([*RECORDS, record("puma", 2, 3, 0.03)])
+    assert collapses(RECORDS, ORDER) == []
+    (sentence,) = collapses([*RECORDS, record("puma", 2, 3, 0.03)], ORDER)
     assert sentence.startswith("PUMA: 1 of 10 runs collapsed (harmonic R@1 3.0; median of all 56.0)")

@@ -1,0 +1,62 @@
+"""Changing single settings of a configuration by their dotted names, as the command line writes them."""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def override(config: T, settings: Mapping[str, Any]) -> T:
+    """A copy of the configuration with these settings.
+
+    Args:
+        config: a dataclass, possibly with dataclasses and dictionaries inside.
+        settings: dotted name -> value, such as ``{"model.drop": 0.25, "loss.arguments.ema": "global"}``.
+
+    Raises:
+        ValueError: there is no such setting, or the configuration refuses the value.
+    """
+    # Settings of one part are changed together: they may only be valid together.
+    parts: dict[str, dict[str, Any]] = {}
+    for name, value in settings.items():
+        head, _, rest = name.partition(".")
+        parts.setdefault(head, {})[rest] = value
+    changes = {}
+    for head, inner in parts.items():
+        own = {field.name for field in fields(config)}  # type: ignore[arg-type]
+        if head not in own:
+            raise ValueError(f"there is no setting {head!r}; there are {', '.join(sorted(own))}")
+        changes[head] = inner[""] if "" in inner else _change(head, getattr(config, head), inner)
+    return replace(config, **changes)  # type: ignore[type-var]
+
+
+def _change(head: str, value: Any, inner: Mapping[str, Any]) -> Any:
+    if is_dataclass(value):
+        try:
+            return override(value, inner)
+        except ValueError as error:
+            text = str(error)
+            raise ValueError(text.replace("no setting '", f"no setting '{head}.")) from error
+    if isinstance(value, Mapping):
+        return {**value, **inner}
+    raise ValueError(f"{head} is {value!r} and has no setting {next(iter(inner))!r} inside")
+
+
+def with_defaults(kept: dict[str, Any], config: Any) -> dict[str, Any]:
+    """Settings that an earlier version wrote, with what it did not know yet at its default.
+
+    Args:
+        kept: the settings as JSON types.
+        config: the configuration to compare them with; its class gives the defaults.
+    """
+    whole = dict(kept)
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            whole[field.name] = with_defaults(whole.get(field.name, {}), value)
+        elif field.name not in whole and field.default is not MISSING:
+            whole[field.name] = field.default
+        elif field.name not in whole and field.default_factory is not MISSING:
+            whole[field.name] = field.default_factory()
+    return whole
