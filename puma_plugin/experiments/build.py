@@ -12,6 +12,8 @@ from torch import nn
 from torch.nn import functional
 
 from puma_plugin.experiments.config import DataConfig, ModelConfig
+from puma_plugin.experiments.lora import add_lora
+from puma_plugin.experiments.vpt import add_visual_prompts
 from puma_plugin.models import EmbeddingHead, adapt
 
 
@@ -109,22 +111,36 @@ def build_model(config: ModelConfig, seed: int, image_size: int | None = None) -
         trunk.requires_grad_(False)
         return trunk, Normalise()
     embedder = EmbeddingHead(width, config.embedding_size)
-    if config.method == "full":
+    _prepare_trunk(trunk, config)
+    return trunk, embedder
+
+
+def _prepare_trunk(trunk: nn.Module, config: ModelConfig) -> None:
+    """Give the trunk what its method trains."""
+    method = config.method
+    if method in ("full", "separate"):
         trunk.requires_grad_(True)
-    elif config.method == "linear":
+    elif method == "linear":
         trunk.requires_grad_(False)
+    elif method == "lora":
+        add_lora(trunk, config.lora_rank, config.lora_alpha)
+    elif method in ("vpt_shallow", "vpt_deep"):
+        add_visual_prompts(trunk, config.prompt_length, deep=method == "vpt_deep")
     else:
+        # AdaptFormer (Chen et al., NeurIPS 2022) differs from these adapters in that it has one per block, beside the
+        # MLP, fed with the tokens before the norm, with biases and dropout; its width is 64 and its scale 0.1. Both
+        # start with W_up = 0.
         adapt(
             trunk,
             adapter_dim=config.adapter_dim,
-            drop=config.drop,
+            drop=0.0 if method == "adaptformer" else config.drop,
             scale=config.scale,
             trainable_scale=config.trainable_scale,
-            pool_size=config.pool_size if config.method == "puma" else 0,
+            pool_size=config.pool_size if method == "puma" else 0,
             prompt_length=config.prompt_length,
             init=config.init,
+            blocks=config.blocks,
         )
-    return trunk, embedder
 
 
 def trainable_count(*modules: nn.Module) -> int:

@@ -10,12 +10,13 @@ from typing import Any
 
 from rich.console import Console
 
-from puma_plugin.experiments.config import DemoConfig
+from puma_plugin.experiments.config import ComparisonConfig
 from puma_plugin.experiments.display import JobDisplay
 from puma_plugin.experiments.jobs import Job, run_job
 from puma_plugin.experiments.machine import available_cores
 from puma_plugin.experiments.methods import Method
 from puma_plugin.experiments.pool import run_tasks
+from puma_plugin.experiments.training import choose_device
 
 Display = Callable[..., AbstractContextManager[Any]]
 
@@ -29,12 +30,14 @@ class Comparison:
         console: where progress is shown.
     """
 
-    def __init__(self, config: DemoConfig, methods: Sequence[Method], console: Console) -> None:
+    def __init__(self, config: ComparisonConfig, methods: Sequence[Method], console: Console) -> None:
         self.config = config
         self.methods = list(methods)
         self.by_key = {method.key: method for method in methods}
         self.console = console
-        self.workers = min(2, available_cores()) if config.workers is None else config.workers
+        alone = choose_device(config.train.device).type != "cpu"  # processes would share the GPU's memory
+        free = 0 if alone else min(2, available_cores())
+        self.workers = free if config.workers is None else config.workers
 
     def _job(self, method: Method, multiplier: float, data_seed: int, seed: int, **changes: Any) -> Job:
         config = method.configure(self.config.train, multiplier, data_seed, seed)
@@ -47,7 +50,9 @@ class Comparison:
         for method in (self.by_key[key] for key in keys):
             for multiplier, seed in product(self.config.grid, self._seeds_of(method, self.config.tuning_seeds)):
                 job = self._job(method, multiplier, seed, seed)
-                data = replace(job.config.data, domain="tuning", validation_fraction=0.0)
+                data = job.config.data
+                if data.kind == "embedded":
+                    data = replace(data, domain="tuning", validation_fraction=0.0)
                 # Only the last epoch's figure decides, so only that one is computed.
                 config = replace(job.config, data=data, validate_every=job.config.epochs)
                 jobs.append(replace(job, purpose="rate", config=config))
@@ -58,8 +63,15 @@ class Comparison:
             return seeds[:1]
         return seeds[: self.config.separate_seeds] if method.separate else seeds
 
-    def test_jobs(self, rates: dict[str, float], data_seeds: Sequence[int], seeds: Sequence[int]) -> list[Job]:
-        """Every method on every pair of seeds; methods without training once per data seed."""
+    def test_jobs(
+        self, rates: dict[str, float], data_seeds: Sequence[int], seeds: Sequence[int], keep_models: bool = True
+    ) -> list[Job]:
+        """Every method on every pair of seeds; methods without training once per data seed.
+
+        Args:
+            rates: method -> multiplier of the learning rate.
+            keep_models: keep weights and embeddings of the first pair of seeds.
+        """
         jobs = []
         for data_seed in data_seeds:
             for seed in seeds:
@@ -68,7 +80,7 @@ class Comparison:
                     if seed not in self._seeds_of(method, seeds):
                         continue
                     multiplier = rates[method.rate_key] if method.trained else 1.0
-                    keep = first and not method.separate
+                    keep = keep_models and first and not method.separate
                     jobs.append(self._job(method, multiplier, data_seed, seed, keep_model=keep))
         # The long ones first within a data seed, so that no worker waits for the other at the end.
         return sorted(jobs, key=lambda job: (job.config.data.seed, not job.method.trained))
@@ -99,8 +111,10 @@ class Comparison:
             if value in (min(self.config.grid), max(self.config.grid))
         ]
         config = self.config
+        embedded = config.train.data.kind == "embedded"
+        classes = "classes of the tuning domain" if embedded else "training classes"
         explanation = (
-            f"Harmonic R@1 in percent on held-out classes of the tuning domain, which no test uses; multiples of the "
+            f"Harmonic R@1 in percent on held-out {classes}, which no test uses; multiples of the "
             f"base rate {config.train.optimizer.lr:g}; {self._runs(runs)}. The best, in bold, was used for every test."
         )
         if edge:
@@ -121,7 +135,7 @@ class Comparison:
         return f"means of {most} seeds" + (f" ({'; '.join(fewer)})" if fewer else "")
 
 
-def demo_settings(config: DemoConfig) -> dict[str, Any]:
+def comparison_settings(config: ComparisonConfig) -> dict[str, Any]:
     """The settings as metrics.json keeps them."""
     return json.loads(json.dumps(asdict(config)))
 

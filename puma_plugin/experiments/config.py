@@ -147,12 +147,30 @@ class LossConfig:
     """The metric loss.
 
     Attributes:
-        name: "CurricularFaceLoss" (of this package) or the name of any pytorch-metric-learning loss.
-        arguments: passed to the loss; `num_classes` and `embedding_size` are filled in where the loss takes them.
+        name: "CurricularFaceLoss" (of this package) or the name of any pytorch-metric-learning loss. The paper compares
+            TripletMarginLoss, MultiSimilarityLoss, MarginLoss, ProxyAnchorLoss, CosFaceLoss, ArcFaceLoss,
+            SoftTripleLoss and CurricularFaceLoss; these have their usual arguments and miner.
+        arguments: passed to the loss, in place of its usual ones; `num_classes` and `embedding_size` are filled in
+            where the loss takes them. A `distance` is given by its class name.
+        miner: what chooses the pairs or triplets of a batch: "usual" (the loss's own, if it has one), "none", or the
+            name of a pytorch-metric-learning miner.
+        miner_arguments: passed to the miner.
+        images_per_class: of a batch; null takes what the loss needs: 4 for losses that compare the images of a batch
+            with each other, any number for those that compare them with proxies.
     """
 
     name: str = "CurricularFaceLoss"
     arguments: dict[str, Any] = field(default_factory=dict)
+    miner: str = "usual"
+    miner_arguments: dict[str, Any] = field(default_factory=dict)
+    images_per_class: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(bool(self.name), "loss.name is empty; give the name of a loss")
+        _require(
+            self.images_per_class is None or self.images_per_class >= 1,
+            f"loss.images_per_class is {self.images_per_class}; give 1 or more, or null for what the loss needs",
+        )
 
 
 @dataclass
@@ -238,42 +256,34 @@ class TrainConfig:
 
 
 @dataclass
-class DemoConfig:
-    """The comparison on the embedded benchmark (`puma demo`).
+class ComparisonConfig:
+    """What every comparison has: a common recipe, learning rates to try, seeds, and where results go.
 
     Attributes:
-        train: what all methods have in common.
-        rates: method -> multiplier of the learning rate in the short demo; those not given are the recorded full run's.
-            `--all` chooses its own.
-        grid: multipliers that `--all` tries, the same for every method.
-        tuning_seeds: runs of the grid for each rate, each seed that of the training and of the images (of the tuning
-            domain, which shares no class with any test); their mean decides, because one run can be lucky at a rate at
-            which the next one collapses.
-        data_seeds, seeds: `--all` runs every pair; the short demo the first of each.
-        separate_seeds: of `seeds`, so many for the separate models, eight trainings each; null for all.
+        train: what all rows have in common.
+        grid: multipliers of the learning rate to try, the same for every row; a single one is taken as it is.
+        tuning_seeds: runs of the grid for each rate, each seed that of the training and of the data; their mean
+            decides, because one run can be lucky at a rate at which the next one collapses. On the embedded benchmark
+            they are judged on its tuning domain, which shares no class with any test; elsewhere on the training classes
+            that `train.data.validation_fraction` holds out.
+        data_seeds, seeds: data seeds and training seeds; every pair is run.
+        separate_seeds: of `seeds`, so many for the separate models, one training per distribution; null for all.
         separate_minimum_steps: optimizer steps that each of the separate models gets at least.
-        workers: single-threaded processes; null takes the available cores, at most 2.
-        map_images: test images in the embedding map.
-        queries, neighbours: queries per distribution in the report, and neighbours shown for each.
+        workers: single-threaded processes; null takes the available cores, at most 2, and on a GPU this process.
         out: folder for results; a second start continues what is there.
     """
 
     train: TrainConfig
-    rates: dict[str, float] = field(default_factory=dict)
-    grid: list[float] = field(default_factory=lambda: [0.25, 0.5, 1.0, 2.0, 4.0])
+    grid: list[float] = field(default_factory=lambda: [1.0])
     tuning_seeds: list[int] = field(default_factory=lambda: [0, 1])
-    data_seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    data_seeds: list[int] = field(default_factory=lambda: [0])
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     separate_seeds: int | None = None
     separate_minimum_steps: int = 80
     workers: int | None = None
-    map_images: int = 1600
-    queries: int = 3
-    neighbours: int = 8
-    out: str = "runs/demo"
+    out: str = "runs/compare"
 
     def __post_init__(self) -> None:
-        _require(self.train.data.kind == "embedded", "train.data.kind must be embedded: the demo brings its own images")
         for name in ("grid", "data_seeds", "seeds", "tuning_seeds"):
             values = getattr(self, name)
             _require(
@@ -290,5 +300,78 @@ class DemoConfig:
             self.separate_seeds is None or self.separate_seeds >= 1,
             f"separate_seeds is {self.separate_seeds}; give 1 or more, or null for all",
         )
-        for name in ("separate_minimum_steps", "map_images", "queries", "neighbours"):
+        _require(
+            self.separate_minimum_steps >= 1,
+            f"separate_minimum_steps is {self.separate_minimum_steps}; give 1 or more",
+        )
+
+
+@dataclass
+class DemoConfig(ComparisonConfig):
+    """The comparison on the embedded benchmark (`puma demo`); `--all` tries the grid and runs every pair of seeds.
+
+    Attributes:
+        rates: method -> multiplier of the learning rate in the short demo; those not given are the recorded full run's.
+            `--all` chooses its own.
+        map_images: test images in the embedding map.
+        queries, neighbours: queries per distribution in the report, and neighbours shown for each.
+    """
+
+    rates: dict[str, float] = field(default_factory=dict)
+    grid: list[float] = field(default_factory=lambda: [0.25, 0.5, 1.0, 2.0, 4.0])
+    data_seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    map_images: int = 1600
+    queries: int = 3
+    neighbours: int = 8
+    out: str = "runs/demo"
+
+    def __post_init__(self) -> None:
+        _require(self.train.data.kind == "embedded", "train.data.kind must be embedded: the demo brings its own images")
+        super().__post_init__()
+        for name in ("map_images", "queries", "neighbours"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; give 1 or more")
+
+
+@dataclass
+class CompareConfig(ComparisonConfig):
+    """A grid of runs (`puma compare`): every method with every loss and every combination of other settings.
+
+    Attributes:
+        methods: values of `model.method`, or of the named ablations.
+        losses: values of `loss.name`; empty for that of `train`. A loss other than that of `train` has its usual
+            arguments and miner.
+        combine: dotted setting -> values, such as `optimizer.lr: [1e-4, 2e-4]`; every combination is a row.
+        ablate: dotted setting -> values; each value is a row of its own, which differs from the others in this only and
+            takes their learning rate.
+        reference: the method to compare the others with; empty for the first one.
+    """
+
+    methods: list[str] = field(default_factory=lambda: ["puma"])
+    losses: list[str] = field(default_factory=list)
+    combine: dict[str, list[Any]] = field(default_factory=dict)
+    ablate: dict[str, list[Any]] = field(default_factory=dict)
+    reference: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("methods", "losses"):
+            values = getattr(self, name)
+            _require(len(set(values)) == len(values), f"{name} is {values}; give each once")
+        _require(bool(self.methods), "methods is empty; give at least one value of model.method")
+        _require(
+            not self.reference or self.reference in self.methods,
+            f"reference is {self.reference!r}; give one of the methods {self.methods}, or leave it out",
+        )
+        fixed = {"model.method", "loss.name", "seed", "data.seed", "out"}
+        for name in (*self.combine, *self.ablate):
+            _require(name not in fixed, f"{name} is no setting to vary here; use methods, losses, seeds and data_seeds")
+        _require(
+            len(self.grid) == 1 or self.train.data.kind == "embedded" or self.train.data.validation_fraction > 0,
+            f"grid is {self.grid}, but no training class is held out to judge the rates by; give "
+            "train.data.validation_fraction, such as 0.1, or a single rate",
+        )
+        _require(
+            len(self.grid) == 1 or not self.train.data.shuffle_classes,
+            f"grid is {self.grid} with train.data.shuffle_classes, so classes to tune on would be test classes of "
+            "another seed; turn one of them off",
+        )

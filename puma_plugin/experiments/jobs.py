@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +16,9 @@ from puma_plugin.experiments.config import TrainConfig
 from puma_plugin.experiments.methods import Method
 from puma_plugin.experiments.overrides import with_defaults
 from puma_plugin.experiments.pool import Progress
+from puma_plugin.experiments.separate import AnyRun, make_run, without_joint
 from puma_plugin.experiments.splits import Splits, load_splits
 from puma_plugin.experiments.summary import flat_scores
-from puma_plugin.experiments.training import Run
 from puma_plugin.trainers import NonFiniteLossError
 from puma_plugin.utils import atomic_write
 
@@ -51,7 +49,8 @@ class Job:
     def key(self) -> str:
         """Name of the job's files."""
         seeds = f"data{self.config.data.seed}-seed{self.config.seed}"
-        return f"{self.purpose}-{self.method.key}-{seeds}" + (f"-x{self.multiplier:g}" if self.purpose == "rate" else "")
+        rate = f"-x{self.multiplier:g}" if self.purpose == "rate" else ""
+        return f"{self.purpose}-{self.method.key}-{seeds}{rate}"
 
     @property
     def label(self) -> str:
@@ -109,9 +108,8 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     """Run one job, keep its record as JSON, and return it."""
     progress({"stage": "images"})
     splits = load_splits(job.config.data)
-    run = _run_separate if job.method.separate else _run_joint
     try:
-        record = run(job, splits, progress)
+        record = _run(job, splits, progress)
     except NonFiniteLossError as error:
         # A learning rate of the grid that diverges has lost; a test that diverges is an error.
         if job.purpose == "test":
@@ -128,12 +126,13 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     }
     with atomic_write(job.path()) as temporary:
         temporary.write_text(json.dumps(record), encoding="utf-8")
-    job.path(".ckpt").unlink(missing_ok=True)
+    for left in [job.path(".ckpt"), *job.path().parent.glob(f"{job.key}-part*.ckpt")]:
+        left.unlink(missing_ok=True)
     return record
 
 
-def _run_joint(job: Job, splits: Splits, progress: Progress) -> dict[str, Any]:
-    run = Run(job.config, splits, checkpoint=job.path(".ckpt"), progress=progress)
+def _run(job: Job, splits: Splits, progress: Progress) -> dict[str, Any]:
+    run = make_run(job.config, splits, job.path(".ckpt"), progress, job.minimum_steps)
     run.train()
     record: dict[str, Any] = {
         "trainable": run.trainable,
@@ -146,56 +145,15 @@ def _run_joint(job: Job, splits: Splits, progress: Progress) -> dict[str, Any]:
         return record
     progress({"step": run.steps, "steps": run.steps, "stage": "test"})
     embedded = run.embed(splits.test)
+    separate = job.config.model.method == "separate"
     result = embedded.evaluate().to_dict()
     if job.keep_model:
         _keep(job, run, splits, embedded.embeddings.numpy())
-    return {**record, "result": result, "scores": flat_scores(result)}
+    scores = flat_scores(result, separate)
+    return {**record, "result": without_joint(result) if separate else result, "scores": scores}
 
 
-def _run_separate(job: Job, splits: Splits, progress: Progress) -> dict[str, Any]:
-    """One model per distribution, each trained and evaluated on its own images."""
-    parts: dict[str, dict[str, float]] = {"validation": {}, "test": {}}
-    trainable, seconds, steps = 0, 0.0, 0
-    for index, name in enumerate(splits.names):
-        own = splits.only(name)
-        images = sum(len(part) for part in own.train.values())
-        per_epoch = max(1, images // job.config.batch_size)
-        epochs = max(job.config.epochs, math.ceil(job.minimum_steps / per_epoch))
-        config = replace(job.config, epochs=epochs, validate_every=epochs)
-        place = {"stage": f"{name} ({index + 1} of {len(splits.names)})"}
-        run = Run(config, own, progress=partial(_place_progress, progress, place))
-        run.train()
-        trainable, seconds, steps = trainable + run.trainable, seconds + run.seconds, steps + run.steps
-        if job.purpose == "test":
-            parts["test"][name] = flat_scores(run.evaluate(own.test))["harmonic"]
-        elif run.validation:
-            parts["validation"][name] = run.validation[-1]["harmonic"]
-    record: dict[str, Any] = {"trainable": trainable, "seconds": seconds, "steps": steps, "history": []}
-    if job.purpose == "rate":
-        point = {"epoch": job.config.epochs, "harmonic": _harmonic(parts["validation"]), "unified": None}
-        return {**record, "validation": [point]}
-    values = parts["test"]
-    scores = {
-        "harmonic": _harmonic(values),
-        "arithmetic": sum(values.values()) / len(values),
-        "worst": min(values.values()),
-        "unified": None,
-        "leak": None,
-        "per_distribution": values,
-    }
-    return {**record, "validation": [], "scores": scores}
-
-
-def _place_progress(progress: Progress, place: dict[str, Any], content: dict[str, Any]) -> None:
-    progress({**content, "validation": None, **place})
-
-
-def _harmonic(values: Mapping[str, float]) -> float:
-    """The harmonic mean, 0 if any value is 0."""
-    return 0.0 if min(values.values()) == 0 else len(values) / sum(1.0 / value for value in values.values())
-
-
-def _keep(job: Job, run: Run, splits: Splits, embeddings: np.ndarray) -> None:
+def _keep(job: Job, run: AnyRun, splits: Splits, embeddings: np.ndarray) -> None:
     arrays: dict[str, Any] = {"embeddings": embeddings.astype(np.float16)}
     weights = run.prompt_weights(splits.test)
     if weights is not None:

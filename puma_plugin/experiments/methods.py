@@ -49,7 +49,8 @@ class Method:
 
 
 def _method(key: str, label: str, note: str, phrase: str, **model: Any) -> Method:
-    return Method(key, label, note, phrase, {f"model.{name}": value for name, value in {"method": key, **model}.items()})
+    settings = {f"model.{name}": value for name, value in {"method": key, **model}.items()}
+    return Method(key, label, note, phrase, settings)
 
 
 def _ablation(key: str, label: str, note: str, phrase: str, **model: Any) -> Method:

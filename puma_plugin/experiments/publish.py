@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from puma_plugin.experiments import intervals
-from puma_plugin.experiments.comparison import checkpoint_files, demo_settings
+from puma_plugin.experiments.comparison import checkpoint_files, comparison_settings
 from puma_plugin.experiments.config import DemoConfig
 from puma_plugin.experiments.jobs import Job
 from puma_plugin.experiments.machine import provenance
@@ -81,7 +81,7 @@ def build_metrics(finished: Finished) -> dict[str, Any]:
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "seconds": round(finished.seconds, 1),
         **origin,
-        "settings": demo_settings(config),
+        "settings": comparison_settings(config),
         "learning_rates": finished.rates,
         "distributions": names,
         "accent": "puma",

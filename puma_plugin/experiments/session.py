@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from puma_plugin.evaluation import RetrievalResult
 from puma_plugin.experiments.config import TrainConfig
 from puma_plugin.experiments.display import JobDisplay
 from puma_plugin.experiments.machine import provenance
 from puma_plugin.experiments.methods import METHODS
 from puma_plugin.experiments.pool import Event
 from puma_plugin.experiments.report import ReportPictures, write_report
+from puma_plugin.experiments.separate import AnyRun, make_run, without_joint
 from puma_plugin.experiments.splits import Splits, load_splits, load_test
 from puma_plugin.experiments.summary import curves, flat_scores, method_rows
-from puma_plugin.experiments.training import Run
 from puma_plugin.experiments.visuals import embedding_maps, members_of, query_rows
-from puma_plugin.experiments.weights import load_weights
 from puma_plugin.utils import atomic_write
 
 CHECKPOINT, WEIGHTS, SETTINGS = "checkpoint.pt", "model.safetensors", "config.json"
@@ -34,12 +34,13 @@ def settings_of(config: TrainConfig) -> dict[str, Any]:
 
 
 def _check_resume(config: TrainConfig, folder: Path, resume: bool) -> None:
-    started = (folder / CHECKPOINT).exists() or (folder / WEIGHTS).exists()
+    checkpoints = list(folder.glob(f"{Path(CHECKPOINT).stem}*"))  # several for separate models
+    started = bool(checkpoints) or (folder / WEIGHTS).exists()
     if started and not resume:
         raise ValueError(f"out is {config.out!r}, which holds an earlier run; give --resume to go on, or another --out")
     if not resume:
         return
-    if not (folder / CHECKPOINT).exists():
+    if not checkpoints:
         raise ValueError(f"--resume was given, but {folder / CHECKPOINT} does not exist; start without it")
     before, now = json.loads((folder / SETTINGS).read_text(encoding="utf-8")), settings_of(config)
     free = ("out", "report", "device", "threads", "evaluation_batch_size")
@@ -75,7 +76,7 @@ def train(config: TrainConfig, resume: bool, command: str, console: Console) -> 
         console.print(f"{name}: {parts}", highlight=False)
     with JobDisplay(console, {"run": METHODS[config.model.method].label}, "Training") as display:
         display(Event("start", "run"))
-        run = Run(
+        run = make_run(
             config,
             splits,
             checkpoint=folder / CHECKPOINT,
@@ -92,7 +93,7 @@ def train(config: TrainConfig, resume: bool, command: str, console: Console) -> 
     result = embedded.evaluate()
     metrics = _metrics(config, run, splits, result.to_dict(), command, time.monotonic() - start)
     _write(config, run, splits, embedded.embeddings.numpy(), metrics, folder)
-    console.print(result.table(), highlight=False)
+    _show(console, config, result)
     return metrics
 
 
@@ -110,21 +111,30 @@ def evaluate(config: TrainConfig, weights: Path, command: str, console: Console)
         torch.set_num_threads(config.threads)
     path = weights / WEIGHTS if weights.is_dir() else weights
     splits = load_test(config.data)
-    run = Run(config, splits)
-    load_weights(config.model, run.trunk, run.embedder, path)
+    run = make_run(config, splits)
+    run.load_model(path)
     with console.status("embedding"):
         embedded = run.embed(splits.test)
     result = embedded.evaluate()
     metrics = _metrics(config, run, splits, result.to_dict(), command, time.monotonic() - start)
     _write(config, run, splits, embedded.embeddings.numpy(), metrics, Path(config.out))
-    console.print(result.table(), highlight=False)
+    _show(console, config, result)
     return metrics
 
 
+def _show(console: Console, config: TrainConfig, result: RetrievalResult) -> None:
+    lines = result.table().splitlines()
+    if config.model.method == "separate":
+        # The last two, unified and leak, would compare embeddings of different models.
+        lines = lines[:-2]
+    console.print("\n".join(lines), highlight=False)
+
+
 def _metrics(
-    config: TrainConfig, run: Run, splits: Splits, result: Mapping[str, Any], command: str, seconds: float
+    config: TrainConfig, run: AnyRun, splits: Splits, result: Mapping[str, Any], command: str, seconds: float
 ) -> dict[str, Any]:
     method = config.model.method
+    separate = method == "separate"
     record = {
         "method": method,
         "data_seed": config.data.seed,
@@ -134,8 +144,8 @@ def _metrics(
         "steps": run.steps,
         "history": run.history,
         "validation": run.validation,
-        "scores": flat_scores(result),
-        "result": result,
+        "scores": flat_scores(result, separate),
+        "result": without_joint(result) if separate else result,
     }
     origin = provenance()
     machine = origin["machine"]
@@ -176,7 +186,7 @@ def _metrics(
 
 
 def _write(
-    config: TrainConfig, run: Run, splits: Splits, embeddings: np.ndarray, metrics: Mapping[str, Any], folder: Path
+    config: TrainConfig, run: AnyRun, splits: Splits, embeddings: np.ndarray, metrics: Mapping[str, Any], folder: Path
 ) -> None:
     with atomic_write(folder / "metrics.json") as temporary:
         temporary.write_text(json.dumps(metrics, indent=1), encoding="utf-8")

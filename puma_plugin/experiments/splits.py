@@ -28,8 +28,8 @@ class Splits:
 
     def only(self, name: str) -> "Splits":
         """The splits of a single distribution."""
-        validation = {name: self.validation[name]} if name in self.validation else {}
-        return Splits({name: self.train[name]}, validation, {name: self.test[name]})
+        parts = (self.train, self.validation, self.test)
+        return Splits(*({name: sets[name]} if name in sets else {} for sets in parts))
 
     def describe(self) -> dict[str, dict[str, dict[str, int]]]:
         """Classes and images of every part."""

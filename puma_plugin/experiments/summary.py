@@ -44,9 +44,7 @@ def _interval(records: Sequence[Record], pick: Any, unit: Unit) -> dict[str, Any
     return clustered_interval(_clusters(records, pick, unit)).to_dict()
 
 
-def method_rows(
-    records: Sequence[Record], methods: Sequence[Method], unit: Unit = "data_seed"
-) -> list[dict[str, Any]]:
+def method_rows(records: Sequence[Record], methods: Sequence[Method], unit: Unit = "data_seed") -> list[dict[str, Any]]:
     """One row per method that has records, with intervals over its runs."""
     rows = []
     for method in methods:
@@ -135,9 +133,7 @@ def findings(
     """Sentences about the reference against the other methods, each taken from the figures alone."""
     by_key = {row["key"]: row for row in rows}
     phrases = {method.key: method.phrase for method in methods}
-    sentences = [
-        _sentence(phrases[reference], phrases[key], gap) for key, gap in gaps.items() if key in by_key
-    ]
+    sentences = [_sentence(phrases[reference], phrases[key], gap) for key, gap in gaps.items() if key in by_key]
     if all(key in by_key and not by_key[key].get("recorded") for key in ("frozen", "puma", "full")):
         base, own, full = (by_key[key]["scores"]["harmonic"]["mean"] for key in ("frozen", "puma", "full"))
         share = by_key["puma"]["trainable"] / by_key["full"]["trainable"]

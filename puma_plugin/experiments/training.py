@@ -1,6 +1,5 @@
 """One training run, through the package's own pytorch-metric-learning components."""
 
-import inspect
 import logging
 import math
 from collections.abc import Callable
@@ -9,22 +8,21 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import pytorch_metric_learning.losses as pml_losses
 import torch
 from pytorch_metric_learning.utils import common_functions as c_f
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import default_collate
 
-from puma_plugin import losses
 from puma_plugin.datasets import UnifiedDataset
 from puma_plugin.evaluation import Embedded, embed
 from puma_plugin.experiments.build import build_model, input_properties, trainable_count
-from puma_plugin.experiments.config import LossConfig, OptimizerConfig, TrainConfig
+from puma_plugin.experiments.config import OptimizerConfig, TrainConfig
+from puma_plugin.experiments.loss import images_per_class, make_loss, make_miner
 from puma_plugin.experiments.splits import ImageSets, Splits
 from puma_plugin.experiments.summary import flat_scores
 from puma_plugin.experiments.transforms import BatchTransform, ToBytes, image_transforms
-from puma_plugin.experiments.weights import save_weights
+from puma_plugin.experiments.weights import load_weights, save_weights
 from puma_plugin.models.adapted_vit import AdaptedViT
 from puma_plugin.samplers import MultiDistributionSampler
 from puma_plugin.trainers import UnifiedTrainer
@@ -81,29 +79,6 @@ def make_inputs(config: TrainConfig, trunk: nn.Module) -> Inputs:
     return Inputs(train, evaluation, None, None)
 
 
-def make_loss(config: LossConfig, num_classes: int, embedding_size: int) -> nn.Module:
-    """The loss by name, this package's first, then pytorch-metric-learning's.
-
-    Raises:
-        ValueError: for an unknown name or arguments that the loss does not take.
-    """
-    cls = getattr(losses, config.name, None) or getattr(pml_losses, config.name, None)
-    if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
-        raise ValueError(
-            f"loss.name is {config.name!r}; give CurricularFaceLoss or a loss of pytorch_metric_learning.losses, such "
-            "as ProxyAnchorLoss"
-        )
-    arguments = dict(config.arguments)
-    accepted = {name for base in cls.__mro__ for name in inspect.signature(base).parameters}
-    for name, value in (("num_classes", num_classes), ("embedding_size", embedding_size)):
-        if name in accepted:
-            arguments.setdefault(name, value)
-    try:
-        return cls(**arguments)
-    except TypeError as error:
-        raise ValueError(f"loss.arguments {config.arguments} do not fit {config.name} ({error})") from error
-
-
 def _optimizers(
     trunk: nn.Module, embedder: nn.Module, loss: nn.Module, config: OptimizerConfig
 ) -> dict[str, torch.optim.Optimizer]:
@@ -112,7 +87,10 @@ def _optimizers(
             config.lr, config.weight_decay, adapter_factor=config.factor, prompt_factor=config.factor
         )
     else:
-        trunk_groups = [{"params": [weight for weight in trunk.parameters() if weight.requires_grad], "lr": config.lr}]
+        weights = [weight for weight in trunk.parameters() if weight.requires_grad]
+        # Weights added to a frozen trunk start from nothing, as adapters do; a trunk trained as a whole does not.
+        whole = len(weights) == len(list(trunk.parameters()))
+        trunk_groups = [{"params": weights, "lr": config.lr if whole else config.lr * config.factor}]
     groups = {
         "trunk_optimizer": [group for group in trunk_groups if group["params"]],
         "embedder_optimizer": [{"params": list(embedder.parameters()), "lr": config.lr * config.factor}],
@@ -237,14 +215,19 @@ class Run:
         config = self.config
         dataset = UnifiedDataset(self.splits.train, transform=self.inputs.train_transform)
         batch_size = min(config.batch_size, len(dataset))
+        m = images_per_class(config.loss)
+        if m is not None and batch_size == len(dataset):
+            batch_size -= batch_size % m
         sampler = MultiDistributionSampler(
             dataset.labels,
             batch_size,
+            m,
             balance="proportional" if config.sampling == "proportional" else "uniform",
             seed=config.seed,
         )
         self.steps = config.epochs * len(sampler)
         loss = make_loss(config.loss, dataset.num_classes, config.model.embedding_size).to(self.device)
+        miner = make_miner(config.loss)
         optimizers = _optimizers(self.trunk, self.embedder, loss, config.optimizer)
         # pytorch-metric-learning warns about a trunk without an optimizer; with a linear head that is the point.
         logging.getLogger(c_f.LOGGER_NAME).setLevel(logging.ERROR)
@@ -253,6 +236,7 @@ class Run:
             optimizers=optimizers,
             batch_size=batch_size,
             loss_funcs={"metric_loss": loss},
+            mining_funcs={} if miner is None else {"tuple_miner": miner},
             dataset=dataset,
             sampler=sampler,
             collate_fn=Collate(self.inputs.train_batch),
@@ -303,3 +287,7 @@ class Run:
     def save_model(self, path: Path) -> None:
         """Write the trained weights; see :func:`puma_plugin.experiments.weights.save_weights`."""
         save_weights(self.config.model, self.trunk, self.embedder, path)
+
+    def load_model(self, path: Path) -> None:
+        """Read what :meth:`save_model` wrote for the same model configuration."""
+        load_weights(self.config.model, self.trunk, self.embedder, path)

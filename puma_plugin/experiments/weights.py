@@ -1,8 +1,10 @@
 """The trained weights of a run, whatever the method: an adapter file, or the trained tensors of trunk and head."""
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -11,10 +13,12 @@ from torch import nn
 
 from puma_plugin.experiments.config import ModelConfig
 from puma_plugin.models import EmbeddingHead, UnifiedEmbedder, load_adapter, save_adapter
+from puma_plugin.models.adapted_vit import AdaptedViT
 from puma_plugin.utils import atomic_write
 
-FORMAT = "puma_plugin run 1"
-ADAPTED = ("puma", "adapters")
+FORMAT = "puma_plugin run 2"
+EARLIER = "puma_plugin run 1"
+"""Said nothing of the frozen weights and of settings beside the method."""
 
 
 def _tensors(trunk: nn.Module, embedder: nn.Module) -> dict[str, torch.Tensor]:
@@ -22,18 +26,45 @@ def _tensors(trunk: nn.Module, embedder: nn.Module) -> dict[str, torch.Tensor]:
     return {**named, **{f"head.{name}": weight for name, weight in embedder.named_parameters()}}
 
 
-def save_weights(config: ModelConfig, trunk: nn.Module, embedder: nn.Module, path: Path) -> None:
-    """Write what was trained: for adapted models `save_adapter`'s file, else trunk (if trained) and head tensors."""
-    if config.method in ADAPTED:
+def _description(config: ModelConfig, trunk: nn.Module, extra: Mapping[str, Any]) -> dict[str, str]:
+    """What a file has to agree with beside names and shapes of its tensors."""
+    total = hashlib.sha256()
+    for name, weight in sorted(trunk.named_parameters()):
+        if not weight.requires_grad:
+            total.update(name.encode())
+            # Contents after rounding to bfloat16, so that a copy in another precision is the same backbone.
+            total.update(weight.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
+    settings: dict[str, Any] = dict(extra)
+    if config.method == "lora":
+        settings["lora_alpha"] = config.lora_alpha
+    return {
+        "method": config.method,
+        "backbone": json.dumps(config.backbone),
+        "settings": json.dumps(settings, sort_keys=True),
+        "frozen": total.hexdigest(),
+    }
+
+
+def save_weights(
+    config: ModelConfig, trunk: nn.Module, embedder: nn.Module, path: Path, extra: Mapping[str, Any] | None = None
+) -> None:
+    """Write what was trained: for adapted models `save_adapter`'s file, else trunk (if trained) and head tensors.
+
+    Args:
+        extra: what else the file has to be read with, as JSON types.
+    """
+    if isinstance(trunk, AdaptedViT):
         save_adapter(UnifiedEmbedder(trunk, cast(EmbeddingHead, embedder)), path)
         return
     tensors = {name: weight.detach().cpu().contiguous() for name, weight in _tensors(trunk, embedder).items()}
-    metadata = {"format": "pt", "puma_run": FORMAT, "method": config.method, "backbone": json.dumps(config.backbone)}
+    metadata = {"format": "pt", "puma_run": FORMAT, **_description(config, trunk, extra or {})}
     with atomic_write(path) as temporary:
         save_file(tensors, temporary, metadata)
 
 
-def load_weights(config: ModelConfig, trunk: nn.Module, embedder: nn.Module, path: Path) -> None:
+def load_weights(
+    config: ModelConfig, trunk: nn.Module, embedder: nn.Module, path: Path, extra: Mapping[str, Any] | None = None
+) -> None:
     """Load what :func:`save_weights` wrote for the same model configuration.
 
     Raises:
@@ -41,7 +72,7 @@ def load_weights(config: ModelConfig, trunk: nn.Module, embedder: nn.Module, pat
     """
     if not path.is_file():
         raise ValueError(f"{path} is no file; give the model.safetensors of a run")
-    if config.method in ADAPTED:
+    if isinstance(trunk, AdaptedViT):
         load_adapter(UnifiedEmbedder(trunk, cast(EmbeddingHead, embedder)), path)
         return
     try:
@@ -50,13 +81,7 @@ def load_weights(config: ModelConfig, trunk: nn.Module, embedder: nn.Module, pat
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or not a safetensors file ({error})") from error
-    found = (metadata.get("puma_run"), metadata.get("method"), metadata.get("backbone"))
-    wanted = (FORMAT, config.method, json.dumps(config.backbone))
-    if found != wanted:
-        raise ValueError(
-            f"{path} is of method {found[1]!r} on backbone {found[2]}, the configuration asks for {config.method!r} on "
-            f"{wanted[2]}; give the run's own configuration"
-        )
+    _check(metadata, _description(config, trunk, extra or {}), path)
     own = _tensors(trunk, embedder)
     odd = sorted(set(own) ^ set(tensors)) or sorted(name for name in own if own[name].shape != tensors[name].shape)
     if odd:
@@ -64,3 +89,28 @@ def load_weights(config: ModelConfig, trunk: nn.Module, embedder: nn.Module, pat
     with torch.no_grad():
         for name, weight in own.items():
             weight.copy_(tensors[name])
+
+
+def _check(found: Mapping[str, str], wanted: Mapping[str, str], path: Path) -> None:
+    if found.get("puma_run") not in (FORMAT, EARLIER):
+        raise ValueError(
+            f"{path} is of method {found.get('method')!r} and not a file of `puma train` with method "
+            f"{wanted['method']!r}; give the run's own configuration"
+        )
+    if any(found.get(name) != wanted[name] for name in ("method", "backbone")):
+        raise ValueError(
+            f"{path} is of method {found.get('method')!r} on backbone {found.get('backbone')}, the configuration asks "
+            f"for {wanted['method']!r} on {wanted['backbone']}; give the run's own configuration"
+        )
+    if found["puma_run"] == EARLIER:
+        return
+    if found.get("settings") != wanted["settings"]:
+        raise ValueError(
+            f"{path} was trained with {found.get('settings')}, the configuration has {wanted['settings']}; give the "
+            "run's own configuration"
+        )
+    if found.get("frozen") != wanted["frozen"]:
+        raise ValueError(
+            f"{path} was trained on another backbone: the weights that stayed frozen differ; give the model.weights of "
+            "the run"
+        )

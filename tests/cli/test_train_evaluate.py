@@ -181,18 +181,42 @@ def test_an_earlier_run_is_not_overwritten(trained: Path, data: Path, capsys: py
     assert "does not exist; start without it" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("method", ["full", "linear", "frozen"])
-def test_other_methods_train_and_evaluate(method: str, data: Path, tmp_path: Path) -> None:
+CONTESTANTS = ["full", "separate", "linear", "frozen", "lora", "vpt_shallow", "vpt_deep", "adaptformer"]
+
+
+@pytest.mark.parametrize("method", CONTESTANTS)
+def test_other_methods_train_and_evaluate(
+    method: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     common = ["--config", str(data / "run.yaml"), "--model.method", method, "--epochs", "1", "--report", "false"]
     assert main(["train", *common, "--out", str(tmp_path / "a")]) == 0
     assert main(["evaluate", *common, "--checkpoint", str(tmp_path / "a"), "--out", str(tmp_path / "b")]) == 0
     first, second = (json.loads((tmp_path / name / "metrics.json").read_text())["runs"][0] for name in "ab")
     assert first["result"] == second["result"]
     head = 64 * 16 + 16
-    backbone = sum(
-        value.numel() for name, value in load_file(data / "backbone.safetensors").items() if "head" not in name
+    weights = {name: value for name, value in load_file(data / "backbone.safetensors").items() if "head" not in name}
+    backbone = sum(value.numel() for value in weights.values())
+    depth = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
+    assert (
+        first["trainable"]
+        == {
+            "full": backbone + head,
+            "separate": 2 * (backbone + head),
+            "linear": head,
+            "frozen": 0,
+            "lora": depth * 16 * (64 + 3 * 64) + head,
+            "vpt_shallow": 2 * 64 + head,
+            "vpt_deep": depth * 2 * 64 + head,
+            "adaptformer": depth * 2 * 2 * 64 * 8 + head,
+        }[method]
     )
-    assert first["trainable"] == {"full": backbone + head, "linear": head, "frozen": 0}[method]
+    if method == "separate":
+        assert (first["scores"]["unified"], first["result"]["leak"]) == (None, None)
+    if method in ("lora", "vpt_deep"):
+        other = {"lora": ["--model.lora_alpha", "4"], "vpt_deep": ["--model.weights", "none"]}[method]
+        arguments = ["evaluate", *common, *other, "--checkpoint", str(tmp_path / "a"), "--out", str(tmp_path / "c")]
+        assert main(arguments) == 2
+        assert {"lora": "lora_alpha", "vpt_deep": "another backbone"}[method] in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

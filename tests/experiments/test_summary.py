@@ -78,7 +78,8 @@ def test_unresolved_and_single_runs_are_called_so() -> None:
     noisy = [record("puma", data, 0, value) for data, value in enumerate((0.50, 0.55, 0.60))]
     noisy += [record("full", data, 0, value) for data, value in enumerate((0.60, 0.55, 0.51))]
     assert (
-        "not resolved: the interval includes zero" in findings(method_rows(noisy, ORDER), differences(noisy, ORDER), ORDER)[0]
+        "not resolved: the interval includes zero"
+        in findings(method_rows(noisy, ORDER), differences(noisy, ORDER), ORDER)[0]
     )
     single = [record("puma", 0, 0, 0.55), record("linear", 0, 0, 0.50)]
     sentence = findings(method_rows(single, ORDER), differences(single, ORDER), ORDER)[0]

@@ -1,0 +1,102 @@
+"""The rows of `puma compare`: methods, losses and other settings, combined as the configuration says."""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from itertools import product
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from puma_plugin.experiments.config import CompareConfig, TrainConfig
+from puma_plugin.experiments.methods import METHODS, Method
+from puma_plugin.experiments.overrides import override
+
+_LONGEST_KEY = 120
+
+
+def expand(config: CompareConfig) -> list[Method]:
+    """The rows, each with its settings checked.
+
+    What is not trained has no loss: it gets one row for all losses. An ablated value that is the row's own already
+    gives no row.
+
+    Raises:
+        ValueError: an unknown method, or a setting or value that a training run would refuse.
+    """
+    unknown = [key for key in config.methods if key not in METHODS]
+    if unknown:
+        raise ValueError(f"methods holds {unknown[0]!r}; give some of {', '.join(METHODS)}")
+    rows: list[Method] = []
+    for key, changes in product(config.methods, _combinations(config.combine)):
+        losses: Sequence[str] = config.losses if METHODS[key].trained else ()
+        for loss in losses or [""]:
+            row = _row(METHODS[key], loss if len(losses) > 1 else "", _loss(config.train, loss), changes)
+            rows.append(row)
+            rows += _ablations(config, row)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TrainConfig, fail_untyped=True)
+    for row in rows:
+        # Types, as the command line checks them; ranges were checked when the configuration was made.
+        try:
+            parser.parse_object(asdict(override(config.train, row.settings)))
+        except ArgumentError as error:
+            raise ValueError(f"{row.label}: {error}") from error
+    return rows
+
+
+def reference_of(config: CompareConfig) -> str:
+    """The row that the others are compared with: the reference method's first."""
+    return expand(replace(config, methods=[config.reference or config.methods[0]]))[0].key
+
+
+def _combinations(values: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    for choice in product(*values.values()):
+        yield dict(zip(values, choice, strict=True))
+
+
+def _loss(train: TrainConfig, name: str) -> dict[str, Any]:
+    """Settings of the loss: its own usual ones, unless it is the common one."""
+    if name in ("", train.loss.name):
+        return {}
+    return {
+        "loss.name": name,
+        "loss.arguments": {},
+        "loss.miner": "usual",
+        "loss.miner_arguments": {},
+        "loss.images_per_class": None,
+    }
+
+
+def _row(
+    base: Method, loss: str, loss_settings: Mapping[str, Any], changes: Mapping[str, Any], rate_of: str | None = None
+) -> Method:
+    words = [loss.removesuffix("Loss")] if loss else []
+    words += [f"{name} = {_text(value)}" for name, value in changes.items()]
+    tail = "".join(f", {word}" for word in words)
+    key = _key("_".join([base.key, *words]))
+    settings = {**base.settings, **loss_settings, **changes}
+    return Method(key, base.label + tail, base.note, base.phrase + tail, settings, rate_of)
+
+
+def _ablations(config: CompareConfig, row: Method) -> list[Method]:
+    own = override(config.train, row.settings)
+    found = []
+    for name, values in config.ablate.items():
+        for value in values:
+            if override(config.train, {**row.settings, name: value}) != own:
+                found.append(_row(row, "", {}, {name: value}, rate_of=row.rate_key))
+    return found
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else "all" if value is None else str(value)
+
+
+def _key(words: str) -> str:
+    """A file name: letters, digits, dots, dashes and underscores, and not too long."""
+    key = re.sub(r"[^A-Za-z0-9_.]+", "-", words).strip("-")
+    if len(key) <= _LONGEST_KEY:
+        return key
+    return f"{key[:_LONGEST_KEY]}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"

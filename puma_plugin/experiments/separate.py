@@ -1,0 +1,165 @@
+"""One fully trained model per distribution, behind the face of a single run."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from puma_plugin.datasets import UnifiedDataset
+from puma_plugin.evaluation import Embedded
+from puma_plugin.experiments.config import TrainConfig
+from puma_plugin.experiments.splits import ImageSets, Splits
+from puma_plugin.experiments.training import Progress, Run
+from puma_plugin.experiments.weights import load_weights, save_weights
+
+
+class SeparateRun:
+    """The methods and figures of :class:`~puma_plugin.experiments.training.Run` for one model per distribution.
+
+    Every distribution is embedded by the model that was trained on it, so embeddings of different distributions cannot
+    be compared: the joint figures of an evaluation (unified, leak) mean nothing.
+
+    Args:
+        config: the settings, with `model.method` separate.
+        splits: the images; of an evaluation only the test.
+        checkpoint: as for a Run; each model gets a file of its own beside it, numbered by distribution.
+        progress: called as a Run's, with `stage`, the distribution at work.
+        minimum_steps: optimizer steps that each model gets at least, in whole epochs, however small its distribution.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        splits: Splits,
+        checkpoint: Path | None = None,
+        progress: Progress | None = None,
+        minimum_steps: int = 1,
+    ) -> None:
+        self.config = config
+        self.splits = splits
+        report = progress or (lambda content: None)
+        self.runs: dict[str, Run] = {}
+        for index, name in enumerate(splits.names):
+            own = splits.only(name)
+            epochs = config.epochs
+            if own.train:
+                per_epoch = max(1, sum(len(part) for part in own.train.values()) // config.batch_size)
+                epochs = max(epochs, math.ceil(minimum_steps / per_epoch))
+            place = {"stage": f"{name} ({index + 1} of {len(splits.names)})"}
+            self.runs[name] = Run(
+                replace(config, epochs=epochs, validate_every=epochs),
+                own,
+                checkpoint=None if checkpoint is None else self.checkpoint_of(checkpoint, index),
+                progress=partial(_with_place, report, place),
+            )
+
+    @staticmethod
+    def checkpoint_of(checkpoint: Path, index: int) -> Path:
+        """The checkpoint of the index-th distribution."""
+        return checkpoint.with_name(f"{checkpoint.stem}-part{index}{checkpoint.suffix}")
+
+    def prepare(self) -> None:
+        """Make every trainer, so that what cannot work is known before anything is written."""
+        for run in self.runs.values():
+            run.prepare()
+
+    def train(self) -> None:
+        """Train one model after the other; those with a finished checkpoint are only loaded."""
+        for run in self.runs.values():
+            run.train()
+
+    @property
+    def trainable(self) -> int:
+        """Trained weights of all models together."""
+        return sum(run.trainable for run in self.runs.values())
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, evaluations left out."""
+        return sum(run.seconds for run in self.runs.values())
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of all models together."""
+        return sum(run.steps for run in self.runs.values())
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """Empty: epochs of different models do not belong together."""
+        return []
+
+    @property
+    def validation(self) -> list[dict[str, Any]]:
+        """Harmonic mean of each model's final R@1 on its held-out training classes; empty without such classes."""
+        last = {name: run.validation[-1]["harmonic"] for name, run in self.runs.items() if run.validation}
+        if not last:
+            return []
+        return [{"epoch": self.config.epochs, "harmonic": harmonic_mean(last), "unified": None}]
+
+    def embed(self, sets: ImageSets) -> Embedded:
+        """Every image of these sets, embedded by its distribution's model."""
+        parts = {name: self.runs[name].embed({name: images}) for name, images in sets.items()}
+        whole = UnifiedDataset(sets)
+        return replace(
+            next(iter(parts.values())),
+            embeddings=torch.cat([part.embeddings for part in parts.values()]),
+            labels=torch.as_tensor(whole.labels, dtype=torch.int64),
+            item_ids=torch.as_tensor(whole.item_ids, dtype=torch.int64),
+            distribution_names=list(whole.distribution_names),
+            query_mask=whole.query_mask,
+            gallery_mask=whole.gallery_mask,
+        )
+
+    def prompt_weights(self, sets: ImageSets) -> None:
+        """None: fully trained models have no prompts."""
+        return
+
+    def _models(self) -> tuple[nn.ModuleDict, nn.ModuleDict]:
+        """Trunks and embedders by number: distributions may have names that no module can have."""
+        trunks = {str(index): run.trunk for index, run in enumerate(self.runs.values())}
+        embedders = {str(index): run.embedder for index, run in enumerate(self.runs.values())}
+        return nn.ModuleDict(trunks), nn.ModuleDict(embedders)
+
+    def save_model(self, path: Path) -> None:
+        """Write all models into one file; see :func:`puma_plugin.experiments.weights.save_weights`."""
+        save_weights(self.config.model, *self._models(), path, {"distributions": list(self.runs)})
+
+    def load_model(self, path: Path) -> None:
+        """Read what :meth:`save_model` wrote for the same distributions in the same order."""
+        load_weights(self.config.model, *self._models(), path, {"distributions": list(self.runs)})
+
+
+def harmonic_mean(values: Mapping[str, float]) -> float:
+    """The harmonic mean, 0 if any value is 0."""
+    return 0.0 if min(values.values()) == 0 else len(values) / sum(1.0 / value for value in values.values())
+
+
+def without_joint(result: Mapping[str, Any]) -> dict[str, Any]:
+    """`RetrievalResult.to_dict()` without the joint figures, which compare embeddings of different models."""
+    joint = ("unified", "unified_per_distribution", "leak", "leak_per_distribution")
+    return {**result, **dict.fromkeys(joint)}
+
+
+def _with_place(progress: Progress, place: dict[str, Any], content: dict[str, Any]) -> None:
+    progress({**content, "validation": None, **place})
+
+
+AnyRun = Run | SeparateRun
+
+
+def make_run(
+    config: TrainConfig,
+    splits: Splits,
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+    minimum_steps: int = 1,
+) -> AnyRun:
+    """The run of a configuration: one model, or one per distribution."""
+    if config.model.method == "separate":
+        return SeparateRun(config, splits, checkpoint, progress, minimum_steps)
+    return Run(config, splits, checkpoint, progress)
