@@ -1,6 +1,7 @@
 """LoRA (Hu et al., ICLR 2022) in the attention of timm's vision transformers, by Hugging Face peft: a contestant."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -43,7 +44,10 @@ def add_lora(vit: nn.Module, rank: int, alpha: float) -> nn.Module:
     training = vit.training
     freeze(vit)
     before = check_output(vit)
-    settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=_targets(vit), bias="none")
+    # peft writes int, and takes any number.
+    settings = LoraConfig(
+        r=rank, lora_alpha=cast(int, alpha), lora_dropout=0.0, target_modules=_targets(vit), bias="none"
+    )
     inject_adapter_in_model(settings, vit)
     layers = {name: module for name, module in vit.named_modules() if isinstance(module, LoraLayer)}
     _check(vit.eval(), layers, before)
@@ -64,7 +68,7 @@ def _targets(vit: Any) -> list[str]:
     return found
 
 
-def _check(vit: Any, layers: dict[str, nn.Module], before: torch.Tensor | None) -> None:
+def _check(vit: Any, layers: Mapping[str, Any], before: torch.Tensor | None) -> None:
     """A fresh update must change nothing, and every updated layer must be called."""
     called: set[str] = set()
     hooks = [layer.register_forward_hook(lambda *_, name=name: called.add(name)) for name, layer in layers.items()]

@@ -116,7 +116,7 @@ def make_miner(config: LossConfig) -> nn.Module | None:
         if config.miner_arguments:
             raise ValueError(f"loss.miner_arguments are given, but {config.name} has no miner; give loss.miner as well")
         return None
-    cls = getattr(miners, name, None)
+    cls: Any = getattr(miners, name, None)
     if not (inspect.isclass(cls) and issubclass(cls, miners.BaseMiner)):
         raise ValueError(
             f"loss.miner is {name!r}; give usual, none, or a class of pytorch_metric_learning.miners, such as "

@@ -1,5 +1,8 @@
 """Which jobs a comparison runs, and how learning rates are chosen."""
 
+import json
+from pathlib import Path
+
 import pytest
 from rich.console import Console
 
@@ -97,3 +100,20 @@ def test_a_rate_at_which_one_run_collapses_loses() -> None:
     assert rates["scores"]["puma"]["4"] == pytest.approx(0.295)
     assert rates["runs"]["puma"]["4"] == [0.56, 0.03]
     assert "means of 2 seeds (One model per dataset: 1)" in rates["explanation"]
+
+
+def test_jobs_kept_by_an_earlier_version_are_read(tmp_path: Path) -> None:
+    """Its files know no settings of today's, and separate models were named by the row alone."""
+    full = comparison("--out", str(tmp_path))
+    for job in full.test_jobs(dict.fromkeys(METHODS, 1.0), [0], [0], keep_models=False):
+        settings = json.loads(json.dumps(job.settings()))
+        for part, name in (("model", "lora_rank"), ("model", "blocks"), ("loss", "miner"), ("optimizer", "clip")):
+            del settings["config"][part][name]
+        if job.method.key == "separate":
+            settings["config"]["model"]["method"] = "full"
+        job.path().parent.mkdir(exist_ok=True)
+        job.path().write_text(json.dumps({"settings": settings, "seconds": 1.0}))
+        assert job.finished() == {"settings": settings, "seconds": 1.0}
+        settings["config"]["model"]["drop"] = 0.3
+        job.path().write_text(json.dumps({"settings": settings}))
+        assert job.finished() is None
