@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from pytorch_metric_learning import distances, miners
 from pytorch_metric_learning import losses as pml_losses
@@ -124,7 +124,7 @@ def make_miner(config: LossConfig) -> nn.Module | None:
         )
     arguments = {**(usual.miner_arguments if name == usual.miner else {}), **config.miner_arguments}
     try:
-        return cls(**_with_distance(arguments, "loss.miner_arguments"))
+        return cast(nn.Module, cls(**_with_distance(arguments, "loss.miner_arguments")))
     except TypeError as error:
         raise ValueError(f"loss.miner_arguments {config.miner_arguments} do not fit {name} ({error})") from error
 
