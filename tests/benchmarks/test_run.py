@@ -12,6 +12,7 @@ from benchmarks.reporting.results import load_results
 from benchmarks.run import main, merge, result_name
 from benchmarks.settings import choose_device
 from benchmarks.subjects.adapter import EAGER, AdapterCase
+from benchmarks.subjects.sampling import SamplingCase
 from benchmarks.subjects.workload import MAX_COPIES, number_of_copies
 
 
@@ -85,6 +86,15 @@ def test_peak_memory_of_the_authors_form(monkeypatch: pytest.MonkeyPatch) -> Non
     peak = measure(MemoryPlan("adapter", case, "both", "authors", whole=False), "cpu")
     tensor = 32 * 64 * 256 * 4
     assert 2 * tensor <= peak <= 14 * tensor
+
+
+@pytest.mark.skipif(not measurable(), reason="needs Linux's /proc/self/clear_refs")
+def test_peak_memory_of_a_sampler_holds_the_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    case = SamplingCase("million_items", 512, 0.2)
+    peak = measure(MemoryPlan("sampling", case, "first_batch", "shuffle", whole=True), "cpu")
+    # Labels of two int64, a permutation as tensor and as list of Python ints: 16 + 8 + 8 + 32 bytes an item.
+    assert 0.9 * 64 * 200_000 <= peak <= 1.5 * 64 * 200_000
 
 
 @pytest.mark.slow
