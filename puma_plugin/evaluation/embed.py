@@ -1,7 +1,7 @@
 """Embed a dataset once, on one process or shared among several."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ class Embedded:
         item_ids: (N,) int64.
         distribution_names: name of each distribution.
         query_mask, gallery_mask: (N,) bool, or None for all.
+        class_names: name of each class, or None.
     """
 
     embeddings: torch.Tensor
@@ -33,8 +34,15 @@ class Embedded:
     distribution_names: list[str]
     query_mask: torch.Tensor | None = None
     gallery_mask: torch.Tensor | None = None
+    class_names: list[str] | None = None
 
-    def evaluate(self, ks: tuple[int, ...] = (1, 2, 4, 8), protocol: Protocol = "honest") -> RetrievalResult:
+    def evaluate(
+        self,
+        ks: tuple[int, ...] = (1, 2, 4, 8),
+        protocol: Protocol = "honest",
+        distribution_ks: Mapping[str, Sequence[int]] | None = None,
+        progress: bool = False,
+    ) -> RetrievalResult:
         """All metrics, see :func:`evaluate_retrieval`."""
         return evaluate_retrieval(
             self.embeddings,
@@ -44,7 +52,10 @@ class Embedded:
             self.query_mask,
             self.gallery_mask,
             ks,
+            distribution_ks=distribution_ks,
             protocol=protocol,
+            class_names=self.class_names,
+            progress=progress,
         )
 
 
@@ -67,7 +78,7 @@ def embed(
     Args:
         model: images (B, ...) -> (B, D). A module is put into eval mode and back.
         dataset: a ``UnifiedDataset``, or any dataset of (image, label) with ``labels`` (N, 2) and, if it has them,
-            ``item_ids``, ``distribution_names``, ``query_mask``, ``gallery_mask``.
+            ``item_ids``, ``distribution_names``, ``class_names``, ``query_mask``, ``gallery_mask``.
         batch_size: images at once, per process.
         device: where images go; default: the device of the model's first parameter, else the CPU.
         num_workers: of the data loader.
@@ -117,6 +128,7 @@ def embed(
         else [f"distribution {d}" for d in range(int(labels[:, 1].max()) + 1)],
         query_mask=getattr(dataset, "query_mask", None),
         gallery_mask=getattr(dataset, "gallery_mask", None),
+        class_names=getattr(dataset, "class_names", None),
     )
 
 

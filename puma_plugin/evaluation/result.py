@@ -23,6 +23,10 @@ class RetrievalResult:
         leak: share of the queries whose nearest neighbour in the joint gallery is of another distribution.
         leak_per_distribution: the same by distribution of the query.
         num_queries, num_gallery, num_lone: counts by distribution.
+        per_class: distribution -> sums over the queries of each class, in lists as long as "classes": "classes" (names
+            or numbers), "queries", "leaks", and under "own" and "unified" each metric's sum and the number of queries
+            that it is over ("counted"). From these alone :mod:`puma_plugin.evaluation.bootstrap` makes intervals and
+            compares two results.
     """
 
     ks: tuple[int, ...]
@@ -35,6 +39,7 @@ class RetrievalResult:
     num_queries: dict[str, int]
     num_gallery: dict[str, int]
     num_lone: dict[str, int]
+    per_class: dict[str, dict[str, Any]]
     harmonic_mean: dict[str, float] = field(init=False)
     arithmetic_mean: dict[str, float] = field(init=False)
     worst: dict[str, float] = field(init=False)
@@ -55,9 +60,14 @@ class RetrievalResult:
         ):
             object.__setattr__(self, name, value)
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as plain dictionaries, numbers and strings, ready for JSON."""
-        return {**asdict(self), "ks": list(self.ks)}
+    def to_dict(self, per_class: bool = False) -> dict[str, Any]:
+        """All fields as plain dictionaries, numbers and strings, ready for JSON.
+
+        Args:
+            per_class: with the sums by class, which intervals and comparisons need (about 100 bytes per class and k).
+        """
+        fields = {**asdict(self), "ks": list(self.ks)}
+        return fields if per_class else {name: value for name, value in fields.items() if name != "per_class"}
 
     def table(self, metric: str = "recall_at_1") -> str:
         """A small fixed-width table of one metric, in percent."""

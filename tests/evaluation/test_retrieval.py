@@ -4,14 +4,18 @@ import json
 import math
 import sys
 
+import faiss
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pytorch_metric_learning.utils import accuracy_calculator
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
 from puma_plugin.evaluation import evaluate_retrieval, nearest_neighbours
+from puma_plugin.evaluation.paper_code import overlapping_classes
+from puma_plugin.evaluation.search import as_unit_rows, merge_neighbours, settle_ties
 
 
 def clustered(seed: int, sizes: list[list[int]], width: int = 12, spread: float = 0.8) -> tuple[np.ndarray, np.ndarray]:
@@ -135,17 +139,50 @@ def test_ties_beyond_the_reservoir_limit_of_faiss() -> None:
 
 
 def test_a_hit_needs_the_distribution_and_the_paper_code_protocol_does_not() -> None:
-    # Distribution b repeats the points of a; class 0 of each is counted 0 by its own numbering.
+    # Distribution b repeats the points of a. Two training classes stand before a's test classes and none before b's:
+    # a's are numbered 2 and 3, and b's, 0 and 1, are moved by the two numbers given before, to 2 and 3 as well.
     rows = np.array([[1, 0], [0, 1], [1, 0.01], [0.01, 1], [1, 0.5], [0.5, 1]], dtype=np.float32)
     labels = np.array([[0, 0], [1, 0], [2, 1], [3, 1], [0, 0], [1, 0]])
     honest = evaluate_retrieval(rows, labels, ks=(1,))
-    paper = evaluate_retrieval(rows, labels, ks=(1,), protocol="paper-code")
+    paper = evaluate_retrieval(rows, labels, ks=(1,), protocol="paper-code", local_classes=[2, 3, 0, 1, 2, 3])
     # Honest: items 0 and 1 find b's items first, 4 and 5 find each other or b; b's items are alone in their class.
     assert honest.unified["recall_at_1"] == 0.0
     assert honest.leak == 1.0
-    # By local numbers items 0, 1, 2, 3 find their twin of the other distribution, 4 and 5 too.
+    # By the authors' numbers items 0, 1, 2, 3 find their twin of the other distribution, 4 and 5 too.
     assert paper.unified["recall_at_1"] == 1.0
-    assert paper.per_distribution["distribution 0"] == honest.per_distribution["distribution 0"]
+    # Within one distribution the numbers agree; b's queries, alone in their class, are misses instead of left out.
+    assert paper.per_distribution["distribution 0"]["recall_at_1"] == 1.0
+    assert honest.per_distribution["distribution 0"]["recall_at_1"] == 1.0
+    assert paper.per_distribution["distribution 1"]["recall_at_1"] == 0.0
+    assert math.isnan(honest.per_distribution["distribution 1"]["recall_at_1"])
+
+
+def test_paper_code_class_numbers_of_the_eight_datasets() -> None:
+    # (classes in the test, training classes before them) of CUB, Cars, SOP, In-shop, NABirds, Dogs, Flowers, Aircraft;
+    # In-shop is joined last and counted from 0. The authors' 15,937 test classes get 11,514 numbers.
+    table = [(100, 100), (98, 98), (11316, 11318), (3985, 0), (277, 278), (60, 60), (51, 51), (50, 50)]
+    distributions = np.repeat(np.arange(8), [count for count, _ in table])
+    local = np.concatenate([first + np.arange(count) for count, first in table])
+    numbers = overlapping_classes(distributions, local, joined_last=[3])
+    assert len(numbers) == 15_937
+    assert len(np.unique(numbers)) == 11_514
+    assert numbers[distributions == 2].min() == 11_318 + 196
+
+
+def test_paper_code_counts_r_with_the_query_as_the_authors_call_of_pml_does() -> None:
+    rows, labels = clustered(5, [[5, 7, 9, 3]])
+    paper = evaluate_retrieval(rows, labels, protocol="paper-code")
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    similarity = unit @ unit.T
+    np.fill_diagonal(similarity, -np.inf)
+    found = labels[np.argsort(-similarity, axis=1), 0]
+    counts = accuracy_calculator.get_label_match_counts(
+        torch.from_numpy(labels[:, 0]), torch.from_numpy(labels[:, 0]), torch.eq
+    )
+    arguments = torch.from_numpy(found), torch.from_numpy(labels[:, :1]), False, counts, False, False, torch.eq
+    assert paper.unified["r_precision"] == pytest.approx(accuracy_calculator.r_precision(*arguments), abs=1e-12)
+    expected = accuracy_calculator.mean_average_precision(*arguments, at_r=True)
+    assert paper.unified["map_at_r"] == pytest.approx(expected, abs=1e-12)
 
 
 def test_query_and_gallery_masks_exclude_by_item_id_not_by_position() -> None:
@@ -160,7 +197,7 @@ def test_query_and_gallery_masks_exclude_by_item_id_not_by_position() -> None:
     # The authors' code excludes gallery item i from query i: both lose their only positive.
     paper = evaluate_retrieval(rows, labels, query_mask=query, gallery_mask=~query, ks=(1,), protocol="paper-code")
     assert paper.num_lone == {"distribution 0": 2}
-    assert math.isnan(paper.unified["recall_at_1"])
+    assert paper.unified["recall_at_1"] == 0.0
 
 
 def test_copies_of_an_item_are_all_excluded() -> None:
@@ -182,6 +219,96 @@ def test_harmonic_mean_is_zero_if_any_distribution_is_zero() -> None:
     assert result.per_distribution["distribution 1"]["recall_at_1"] == 0
     assert result.harmonic_mean["recall_at_1"] == 0
     assert result.arithmetic_mean["recall_at_1"] == 0.5
+
+
+def test_further_ks_of_one_distribution() -> None:
+    rows, labels = clustered(4, SIZES)
+    names = ["birds", "shop", "dogs"]
+    result = evaluate_retrieval(rows, labels, distribution_names=names, ks=(1, 2), distribution_ks={"shop": (1, 5)})
+    mine = labels[:, 1] == 1
+    alone = evaluate_retrieval(rows[mine], labels[mine], ks=(1, 2, 5))
+    assert result.per_distribution["shop"] == alone.unified
+    assert "recall_at_5" not in result.per_distribution["birds"]
+    assert set(result.harmonic_mean) == set(result.unified) == {"recall_at_1", "recall_at_2", "map_at_r", "r_precision"}
+    with pytest.raises(ValueError, match="distribution_ks names"):
+        evaluate_retrieval(rows, labels, distribution_names=names, distribution_ks={"cars": (1, 5)})
+
+
+def test_sums_by_class_add_up_to_the_metrics() -> None:
+    rows, labels = clustered(6, SIZES)
+    result = evaluate_retrieval(rows, labels, class_names=[f"class {i}" for i in range(11)])
+    for d, (name, part) in enumerate(result.per_class.items()):
+        assert part["classes"] == [f"class {i}" for i in np.unique(labels[labels[:, 1] == d, 0])]
+        assert part["queries"] == SIZES[d]
+        assert sum(part["own"]["map_at_r"]) / sum(part["own"]["counted"]) == pytest.approx(
+            result.per_distribution[name]["map_at_r"]
+        )
+        assert sum(part["leaks"]) / sum(part["queries"]) == pytest.approx(result.leak_per_distribution[name])
+    hits, counted = (
+        sum(sum(part["unified"][key]) for part in result.per_class.values()) for key in ("recall_at_1", "counted")
+    )
+    assert hits / counted == pytest.approx(result.unified["recall_at_1"])
+    assert "per_class" not in result.to_dict()
+    assert json.loads(json.dumps(result.to_dict(per_class=True)))["per_class"] == result.per_class
+
+
+def test_equals_pml_to_the_last_bit_of_the_ranking_on_thousands_of_items() -> None:
+    # Among so many neighbours some distances differ in their last bits only; the ranking is still pml's.
+    rows, labels = clustered(8, [[17] * 60, [90] * 12, [3] * 200], width=32)
+    unit = torch.nn.functional.normalize(torch.from_numpy(rows))
+    result = evaluate_retrieval(unit, labels)
+    names = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
+    calculator = AccuracyCalculator(include=names, k="max_bin_count", device=torch.device("cpu"))
+    galleries = {"unified": np.ones(len(rows), bool), **{f"distribution {d}": labels[:, 1] == d for d in range(3)}}
+    for gallery, mask in galleries.items():
+        expected = calculator.get_accuracy(unit[mask], torch.from_numpy(labels[mask, 0]))
+        ours = result.unified if gallery == "unified" else result.per_distribution[gallery]
+        for name, metric in zip(names, ("recall_at_1", "r_precision", "map_at_r"), strict=True):
+            assert ours[metric] == pytest.approx(expected[name], abs=1e-12), (gallery, name)
+
+
+def test_unit_rows_are_kept_bit_for_bit() -> None:
+    unit = torch.nn.functional.normalize(torch.randn(500, 24)).numpy()
+    assert np.array_equal(as_unit_rows(unit, "rows"), unit)
+    mixed = np.concatenate([unit, 3 * unit, np.zeros((1, 24), np.float32), np.full((1, 24), 1e30, np.float32)])
+    lengths = np.linalg.norm(as_unit_rows(mixed, "rows").astype(float), axis=1)
+    np.testing.assert_allclose(lengths[:-2], 1, atol=3e-7)
+    assert lengths[-2] == 0
+    assert lengths[-1] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("shards", [2, 3])
+def test_an_index_that_orders_ties_differently_is_put_right(shards: int) -> None:
+    # Shares of the rows, as on several GPUs; the inner product's order of equals is not by position.
+    rng = np.random.default_rng(shards)
+    rows = rng.choice([-1.0, 1.0], size=(12, 16)).astype(np.float32)[rng.integers(0, 12, 400)]
+    reference = faiss.IndexFlatL2(16)
+    reference.add(rows)
+    sharded = faiss.IndexShards(16, False, True)
+    for part in np.array_split(rows[::-1], shards):
+        sharded.add_shard(flat := faiss.IndexFlatL2(16))
+        flat.add(np.ascontiguousarray(part))
+    reversed_ids = faiss.IndexIDMap(faiss.IndexFlatL2(16))
+    reversed_ids.add_with_ids(np.ascontiguousarray(rows[::-1]), np.arange(400)[::-1].copy())
+    for k in (1, 7, 150):
+        expected = reference.search(rows[:30], k)
+        assert not np.array_equal(reversed_ids.search(rows[:30], k)[1], expected[1])
+        for found, wanted in zip(settle_ties(reversed_ids, reference, rows[:30], k), expected, strict=True):
+            np.testing.assert_array_equal(found, wanted)
+    backwards = faiss.IndexFlatL2(16)
+    backwards.add(np.ascontiguousarray(rows[::-1]))
+    for found, wanted in zip(
+        settle_ties(sharded, backwards, rows[:30], 50), backwards.search(rows[:30], 50), strict=True
+    ):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_merged_neighbours_are_ordered_by_distance_and_position() -> None:
+    first = np.array([[0.1, 0.4, np.inf]], np.float32), np.array([[5, 2, -1]])
+    second = np.array([[0.1, 0.2, 0.4]], np.float32), np.array([[3, 9, 1]])
+    distances, positions = merge_neighbours(first, second, 5)
+    assert positions.tolist() == [[3, 5, 9, 1, 2]]
+    np.testing.assert_array_equal(distances, np.float32([[0.1, 0.1, 0.2, 0.4, 0.4]]))
 
 
 def test_block_size_does_not_change_anything() -> None:

@@ -39,7 +39,12 @@ def test_entries_are_the_evaluation_under_the_names_of_pml(dataset: UnifiedDatas
     tester = make(ks=(1, 2, 5))
     accuracies = tester.test({"val": dataset}, 3, torch.nn.Identity())
     result = evaluate_retrieval(
-        stacked(dataset), dataset.labels, dataset.item_ids, dataset.distribution_names, ks=(1, 2, 5)
+        stacked(dataset),
+        dataset.labels,
+        dataset.item_ids,
+        dataset.distribution_names,
+        ks=(1, 2, 5),
+        class_names=dataset.class_names,
     )
     assert tester.result == result
     assert set(accuracies) == {"val", "unified", "harmonic", "arithmetic", "worst", *SIZES}
