@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 FAISS  := $(if $(wildcard /proc/driver/nvidia/version),faiss-gpu,faiss-cpu)
 SOURCES := $(wildcard csrc/* csrc/*/*) setup.py pyproject.toml constraints.txt
 
-.PHONY: install demo demo-all test test-all lint bench clean
+.PHONY: install demo demo-all test test-all test-oldest lint bench clean
 
 install: $(VENV)/.installed
 
@@ -30,6 +30,14 @@ test: install lint
 test-all: install lint
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
+# Builds and tests with the oldest torch that is supported, in a virtual environment of its own.
+test-oldest:
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet "torch==2.10.*" "torchvision==0.25.*" "setuptools>=77,<82" wheel ninja pybind11 numpy
+	.venv-oldest/bin/python -m pip install --quiet --no-build-isolation --force-reinstall --no-deps .
+	.venv-oldest/bin/python -m pip install --quiet --no-build-isolation ".[dev,$(FAISS)]"
+	.venv-oldest/bin/pytest -n auto -m "not slow" tests/ops tests/models tests/losses tests/regularizers
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -38,4 +46,4 @@ bench: install
 	$(BIN)/puma bench
 
 clean:
-	rm -rf $(VENV) build *.egg-info puma_plugin/*.so puma_plugin/_build_facts.json
+	rm -rf $(VENV) .venv-oldest build *.egg-info puma_plugin/*.so puma_plugin/_build_facts.json

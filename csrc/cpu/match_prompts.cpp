@@ -33,7 +33,7 @@ Pool<T> prepare(const Tensor& keys, const Tensor& attention) {
   std::array<StableIValue, 3> stack{
       torch::stable::detail::from(attention), torch::stable::detail::from(int64_t{1}),
       torch::stable::detail::from(false)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::_softmax", "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::_softmax", "", stack.data(), TORCH_ABI_VERSION));
   Pool<T> p{torch::stable::detail::to<Tensor>(stack[0]), nullptr, buffer<T>(pool * width), buffer<T>(pool * width),
             buffer<T>(pool * width), buffer<T>(pool)};
   p.focus = const_data<T>(p.focus_tensor);

@@ -38,7 +38,7 @@ class TorchBackend {
   }
   static Tensor product(const Tensor& a, const Tensor& b) {
     std::array<StableIValue, 2> stack{torch::stable::detail::from(a), torch::stable::detail::from(b)};
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "", stack.data(), TORCH_ABI_VERSION));
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "", stack.data(), TORCH_ABI_VERSION));
     return torch::stable::contiguous(torch::stable::detail::to<Tensor>(stack[0]));
   }
   static Tensor transposed(const Tensor& t) { return torch::stable::transpose(t, 0, 1); }

@@ -46,7 +46,7 @@ class OnDevice {
   explicit OnDevice(const Tensor& tensor) : index_(tensor.get_device_index()), guard_(index_) {}
   CudaLauncher launcher() const {
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
     return {index_, static_cast<cudaStream_t>(stream)};
   }
 

@@ -94,7 +94,9 @@ def problems(facts: Facts) -> list[str]:
 
     built = (facts.build or {}).get("cuda", {})
     if not facts.cuda.loaded:
-        reason = facts.cuda.reason if built.get("built", True) else f"not compiled: {built['reason']}"
+        # What the build said of the fix is said again, for the place it is in now.
+        not_built = f"not compiled: {str(built.get('reason')).partition('; ')[0]}"
+        reason = facts.cuda.reason if built.get("built", True) else not_built
         return [f"CUDA operators not loaded: {reason}. Fix: {_cuda_fix(facts)}"]
 
     found = []
