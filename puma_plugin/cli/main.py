@@ -11,6 +11,7 @@ import puma_plugin
 COMMANDS = {
     "demo": "train and compare on eight image distributions that come with the package; no download",
     "train": "train one embedding model on your datasets",
+    "compare": "methods, losses and settings against each other, in one table",
     "evaluate": "evaluate a trained model",
     "datasets": "list and verify the eight datasets of the paper on disk; draw few-shot splits",
     "bench": "speed, memory and agreement of the operators against other ways to compute them (needs the checkout)",

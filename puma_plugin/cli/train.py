@@ -16,12 +16,27 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command."""
     parser = make_parser("train", _DESCRIPTION, TrainConfig)
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="build everything, do three steps on random images, and print counts of weights, memory, time per step "
+        "and an estimate for the whole run; writes nothing, and the paper's benchmark need not be there",
+    )
+    parser.add_argument("--classes", type=int, help="--dry-run: training classes, in place of counting the data")
+    parser.add_argument("--images", type=int, help="--dry-run: training images, in place of counting the data")
     config, options = parse(parser, TrainConfig, arguments)
+    if not options.dry_run and (options.classes is not None or options.images is not None):
+        raise ValueError("--classes and --images are for --dry-run; give it too, or leave them out")
     from rich.console import Console
 
+    console = Console()
+    if options.dry_run:
+        from puma_plugin.experiments.dry_run import dry_run, training_sizes
+
+        dry_run(config, *training_sizes(config.data, options.classes, options.images), console)
+        return 0
     from puma_plugin.experiments.session import train
 
-    console = Console()
     train(config, options.resume, " ".join(["puma", "train", *arguments]), console)
     console.print(f"results in {config.out}", highlight=False)
     return 0

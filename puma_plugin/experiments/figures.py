@@ -1,6 +1,7 @@
 """The report's charts, as inline SVG that follows the page's colours (light or dark)."""
 
 import io
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
@@ -9,6 +10,8 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from puma_plugin.utils import atomic_write
 
 # Colours that stay apart for colour-blind readers and are legible on white and on black.
 PALETTE = ("#2f86d1", "#e08a00", "#1f9e77", "#cf5fa0", "#d8552b", "#8a6fd1", "#3fb5c9", "#8f9a2a")
@@ -99,6 +102,74 @@ def method_chart(rows: Sequence[Mapping[str, Any]]) -> str:
         axes.set_xlabel("harmonic mean of R@1, %")
 
     return _draw("methods", "Harmonic mean of R@1 per method", (7.2, 0.9 + 0.46 * len(rows)), paint)
+
+
+def _front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points (cost, score) that no cheaper or equally cheap one reaches, by rising cost."""
+    kept: list[tuple[float, float]] = []
+    for cost, score in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not kept or score > kept[-1][1]:
+            kept.append((cost, score))
+    return kept
+
+
+def _paint_pareto(axes: Axes, rows: Sequence[Mapping[str, Any]], cost: str, label: str) -> None:
+    _grid(axes, "y")
+    shown = [row for row in rows if row[cost]]
+    for row in rows:
+        if not row[cost]:
+            # Nothing trained: no place on a logarithmic axis, so its score is a line.
+            axes.axhline(row["mean"], color=NEUTRAL, linewidth=1.0, linestyle=(0, (4, 3)))
+            axes.annotate(
+                row["label"], (0.01, row["mean"]), (0, 3), xycoords=("axes fraction", "data"),
+                textcoords="offset points", fontsize=8.5,
+            )  # fmt: skip
+    axes.set_xscale("log")
+    front = _front([(row[cost], row["mean"]) for row in shown])
+    axes.plot(*zip(*front, strict=True), color=NEUTRAL, linewidth=1.0, drawstyle="steps-post", zorder=1)
+    for row in shown:
+        shade = ACCENT if row["accent"] else PALETTE[0]
+        if row["low"] is not None:
+            axes.plot([row[cost]] * 2, [row["low"], row["high"]], color=shade, linewidth=1.2, alpha=0.6)
+        axes.plot(row[cost], row["mean"], "o", color=shade, markersize=6)
+        axes.annotate(row["label"], (row[cost], row["mean"]), (6, 4), textcoords="offset points", fontsize=8.5)
+    axes.margins(x=0.25, y=0.12)
+    axes.set_xlabel(label)
+    axes.set_ylabel("harmonic mean of R@1, %")
+
+
+def _pareto(rows: Sequence[Mapping[str, Any]]) -> Any:
+    def paint(figure: Figure) -> None:
+        upper, lower = figure.subplots(2, 1)
+        _paint_pareto(upper, rows, "trainable", "trained weights")
+        _paint_pareto(lower, rows, "seconds", "seconds of training")
+        figure.subplots_adjust(hspace=0.32)
+
+    return paint
+
+
+_PARETO_SIZE = (7.2, 8.0)
+
+
+def pareto_chart(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Harmonic mean of R@1 against trained weights and against seconds of training, with logarithmic costs.
+
+    The line joins the rows that no cheaper row reaches.
+
+    Args:
+        rows: per method `label`, `mean`, `low`, `high` (in percent; the bounds may be None), `trainable`, `seconds`
+            (0 for what is not trained), `accent`. At least one row has to be trained.
+    """
+    return _draw("pareto", "Harmonic mean of R@1 against trained weights and seconds", _PARETO_SIZE, _pareto(rows))
+
+
+def write_pareto(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write :func:`pareto_chart` as an SVG file of its own, black on white."""
+    style = {**_STYLE, "svg.hashsalt": "pareto", "figure.facecolor": "white", "savefig.facecolor": "white"}
+    with matplotlib.rc_context(cast(Any, style)), atomic_write(path) as temporary:
+        figure = Figure(figsize=_PARETO_SIZE)
+        _pareto(rows)(figure)
+        figure.savefig(temporary, format="svg", bbox_inches="tight", metadata={"Date": None})
 
 
 def curve_chart(curves: Mapping[str, Sequence[Mapping[str, float]]], accent: str) -> str:

@@ -7,15 +7,22 @@ from typing import Any
 
 from scipy import stats
 
-METHOD = (
-    "95 % t-interval over the means of the data seeds (degrees of freedom: data seeds - 1). Training seeds of one data "
-    "seed share their images and are averaged first; counting them as independent would make the interval too narrow."
-)
+METHODS = {
+    "data_seed": "95 % t-interval over the means of the data seeds (degrees of freedom: data seeds - 1). Training "
+    "seeds of one data seed share their images and are averaged first; counting them as independent would make the "
+    "interval too narrow.",
+    "seed": "95 % t-interval over the training seeds (degrees of freedom: training seeds - 1). All runs share their "
+    "images, so it says how much a run varies, not how much other images or classes would change.",
+}
+"""What the intervals are, by what they count as independent."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its confidence bounds; the bounds are None where a single data seed gives no spread to judge by."""
+    """A mean and its confidence bounds; the bounds are None where a single data seed gives no spread to judge by.
+
+    `data_seeds` counts what is independent; where all runs share one data seed these are the training seeds.
+    """
 
     mean: float
     low: float | None

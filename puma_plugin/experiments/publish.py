@@ -12,14 +12,14 @@ import numpy as np
 
 from puma_plugin.experiments import intervals
 from puma_plugin.experiments.comparison import checkpoint_files, comparison_settings
-from puma_plugin.experiments.config import DemoConfig
+from puma_plugin.experiments.config import ComparisonConfig, DemoConfig
 from puma_plugin.experiments.jobs import Job
 from puma_plugin.experiments.machine import provenance
 from puma_plugin.experiments.methods import METHODS, Method
 from puma_plugin.experiments.recorded import load_recorded
 from puma_plugin.experiments.report import ReportPictures, percent, write_report
 from puma_plugin.experiments.splits import load_splits
-from puma_plugin.experiments.summary import collapses, curves, differences, findings, method_rows
+from puma_plugin.experiments.summary import Unit, collapses, curves, differences, findings, method_rows
 from puma_plugin.experiments.visuals import embedding_maps, members_of, query_rows
 from puma_plugin.utils import atomic_write
 
@@ -34,7 +34,7 @@ _COLUMNS = (
     "In percent. Harmonic: harmonic mean over the distributions of R@1, each within its own gallery. Unified: R@1 of "
     "all queries in the one joint gallery, where a hit must be of the same class of the same distribution. Worst: the "
     "worst distribution's R@1. Leak: queries whose nearest neighbour in the joint gallery is of another distribution "
-    "(less is better). Seconds: training on one core, evaluation left out. The weights of the loss are not counted."
+    "(less is better). Seconds: training, evaluation left out. The weights of the loss are not counted."
 )
 _CURVE_NOTE = (
     "Harmonic mean over the distributions of R@1 on training classes that were held out of training; a mean over the "
@@ -46,7 +46,7 @@ _CURVE_NOTE = (
 class Finished:
     """What a comparison has produced: its test jobs and their records, the grid (if it ran), seconds in all."""
 
-    config: DemoConfig
+    config: ComparisonConfig
     methods: Sequence[Method]
     jobs: Sequence[Job]
     records: Sequence[Mapping[str, Any]]
@@ -55,48 +55,55 @@ class Finished:
     seconds: float
 
 
-def build_metrics(finished: Finished) -> dict[str, Any]:
-    """The content of metrics.json."""
-    config = finished.config
-    rows = method_rows(finished.records, finished.methods)
-    gaps = differences(finished.records, finished.methods)
-    recorded = load_recorded()
-    note = ""
-    if finished.rates is None and recorded is not None:
-        own = {row["key"] for row in rows}
-        rows += [{**row, "recorded": True} for row in recorded["methods"] if row["key"] not in own]
-        note = (
-            f" Rows marked as recorded are not from this run: {recorded['description']}, on "
-            f"{recorded['machine']['cpu']} with torch {recorded['versions']['torch']}, {recorded['date']}."
-        )
-    names = list(rows[0]["per_distribution"])
+def common_metrics(finished: Finished, reference: str, unit: Unit) -> dict[str, Any]:
+    """What the metrics.json of every comparison holds.
+
+    Args:
+        reference: key of the method that the others are compared with.
+        unit: what the intervals count as independent.
+    """
+    records, methods = finished.records, finished.methods
+    rows = method_rows(records, methods, unit)
+    gaps = differences(records, methods, reference, unit)
     origin = provenance()
-    single = rows[0]["scores"]["harmonic"]["low"] is None
-    explanation = _COLUMNS + ("" if single else f" Below each figure: {intervals.METHOD}") + note
+    single = all(row["scores"]["harmonic"]["low"] is None for row in rows)
     return {
         "schema": 1,
-        "title": "PUMA on eight image distributions",
-        "lead": _LEAD,
         "command": finished.command,
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "seconds": round(finished.seconds, 1),
         **origin,
-        "settings": comparison_settings(config),
+        "settings": comparison_settings(finished.config),
         "learning_rates": finished.rates,
-        "distributions": names,
-        "accent": "puma",
+        "distributions": list(rows[0]["per_distribution"]),
+        "accent": reference,
         "methods": rows,
         "differences": gaps,
-        "interval_method": None if single else intervals.METHOD,
-        "findings": [*findings(rows, gaps, finished.methods), *collapses(finished.records, finished.methods)],
-        "curves": curves(finished.records, finished.methods),
-        "cards": _cards(rows),
-        "explanation": explanation,
+        "interval_method": None if single else intervals.METHODS[unit],
+        "findings": [*findings(rows, gaps, methods, reference), *collapses(records, methods)],
+        "curves": curves(records, methods),
         "interval_note": "One run per method, no intervals." if single else "Points: means. Bars: 95 % intervals.",
         "curve_note": _CURVE_NOTE,
+        "explanation": _COLUMNS + ("" if single else f" Below each figure: {intervals.METHODS[unit]}"),
         "facts": _facts(finished, origin),
-        "runs": [{key: value for key, value in record.items() if key != "settings"} for record in finished.records],
+        "runs": [{key: value for key, value in record.items() if key != "settings"} for record in records],
     }
+
+
+def build_metrics(finished: Finished) -> dict[str, Any]:
+    """The content of the demo's metrics.json."""
+    metrics = common_metrics(finished, "puma", "data_seed")
+    rows = metrics["methods"]
+    metrics["explanation"] += " Every run trains on one core."
+    recorded = load_recorded()
+    if finished.rates is None and recorded is not None:
+        own = {row["key"] for row in rows}
+        rows += [{**row, "recorded": True} for row in recorded["methods"] if row["key"] not in own]
+        metrics["explanation"] += (
+            f" Rows marked as recorded are not from this run: {recorded['description']}, on "
+            f"{recorded['machine']['cpu']} with torch {recorded['versions']['torch']}, {recorded['date']}."
+        )
+    return {"title": "PUMA on eight image distributions", "lead": _LEAD, **metrics, "cards": _cards(rows)}
 
 
 def _cards(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -151,6 +158,7 @@ def publish(finished: Finished) -> tuple[Path, dict[str, Any]]:
         The report's path, and the content of metrics.json.
     """
     config = finished.config
+    assert isinstance(config, DemoConfig)
     folder = Path(config.out)
     metrics = build_metrics(finished)
     arrays = _load(finished.jobs)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from puma_plugin.experiments.tables import markdown_table
 from puma_plugin.utils import atomic_write
 
 FILE = Path(__file__).with_name("recorded.json")
@@ -50,31 +51,15 @@ def record(metrics: Path, target: Path = FILE) -> dict[str, Any]:
 
 def markdown(recorded: Mapping[str, Any]) -> str:
     """The main table of a recorded comparison as README shows it: means in percent and 95 % intervals."""
-    columns = ("harmonic", "unified", "worst", "leak")
-    lines = [
-        "| method | " + " | ".join(columns) + " | trained weights | seconds | runs |",
-        "|---|" + "---|" * (len(columns) + 3),
-    ]
-    for row in recorded["methods"]:
-        cells = [_cell(row["scores"][column]) for column in columns]
-        lines.append(
-            f"| {row['label']} | {' | '.join(cells)} | {row['trainable']:,} | {row['seconds']:.0f} | {row['runs']} |"
-        )
     machine, versions = recorded["machine"], recorded["versions"]
-    lines += [
+    lines = [
+        markdown_table(recorded["methods"]),
         "",
         f"{recorded['description'].capitalize()}: `{recorded['command']}`, {recorded['date'][:10]}, {machine['cpu']}, "
         f"{machine['cores']} cores, torch {versions['torch']}, timm {versions['timm']}, pytorch-metric-learning "
         f"{versions['pytorch-metric-learning']}. Seconds: training of one run, one thread, on a busy machine.",
     ]
     return "\n".join(lines)
-
-
-def _cell(interval: Mapping[str, Any] | None) -> str:
-    if interval is None or interval["mean"] is None:
-        return "-"
-    half = (interval["high"] - interval["low"]) / 2
-    return f"{100 * interval['mean']:.1f} ± {100 * half:.1f}"
 
 
 if __name__ == "__main__":

@@ -125,4 +125,6 @@ def test_wrong_files_are_refused(tmp_path: Path, text: str, message: str) -> Non
 
 def test_configurations_are_shipped() -> None:
     folder = Path(puma_plugin.__file__).parent / "configs"
-    assert {file.stem for file in folder.glob("*.yaml")} == {"demo", "image_folders", "paper", "few_shot"}
+    assert {file.stem for file in folder.glob("*.yaml")} == {
+        "demo", "image_folders", "paper", "few_shot", "compare", "ablations",
+    }  # fmt: skip

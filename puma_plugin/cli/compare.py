@@ -1,0 +1,54 @@
+"""`puma compare`: methods, losses and settings against each other, from one file."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from puma_plugin.cli.parsing import make_parser, packaged_config, parse
+from puma_plugin.experiments.config import CompareConfig
+
+_DESCRIPTION = (
+    "Trains and evaluates every row of a grid (methods, losses, any other settings; several seeds) on the configured "
+    "datasets, and writes table.md, metrics.json, report.html and pareto.svg into --out. CONFIG is a YAML file, or "
+    "`compare` (the methods) or `ablations`, which come with the package and run on its embedded images. Ctrl-C stops "
+    "it; the same command goes on where it stopped."
+)
+PACKAGED = ("compare", "ablations")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    parser = make_parser("compare", _DESCRIPTION, CompareConfig)
+    parser.usage = "puma compare CONFIG [options]"
+    parser.add_argument("--fresh", action="store_true", help="do not use what an earlier run finished")
+    first, rest = (arguments[0], arguments[1:]) if arguments else ("", arguments)
+    if first.startswith("-") or not first:
+        # Options only, such as --help or --config FILE.
+        config, options = parse(parser, CompareConfig, arguments)
+    else:
+        config, options = parse(parser, CompareConfig, ["--config", _find(first), *rest])
+    from rich.console import Console
+
+    from puma_plugin.experiments.compare import compare
+    from puma_plugin.experiments.terminal import show_table
+
+    console = Console()
+    if options.fresh:
+        for path in (Path(config.out) / "jobs").glob("*"):
+            path.unlink()
+    try:
+        metrics = compare(config, " ".join(["puma", "compare", *arguments]), console)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; finished runs are in {config.out}, the same command goes on from there", file=sys.stderr)
+        return 130
+    show_table(console, metrics)
+    console.print(f"results in {config.out}", highlight=False)
+    return 0
+
+
+def _find(name: str) -> str:
+    if Path(name).is_file():
+        return name
+    if name in PACKAGED:
+        return packaged_config(name)
+    raise ValueError(f"{name} is no file; give a YAML file, or {' or '.join(PACKAGED)}")

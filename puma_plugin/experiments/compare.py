@@ -1,0 +1,97 @@
+"""`puma compare`: the rows of a grid, trained and evaluated, and its table, figure and report."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from puma_plugin.experiments.comparison import Comparison
+from puma_plugin.experiments.config import CompareConfig
+from puma_plugin.experiments.figures import write_pareto
+from puma_plugin.experiments.grid import expand, reference_of
+from puma_plugin.experiments.publish import Finished, common_metrics
+from puma_plugin.experiments.report import ReportPictures, write_report
+from puma_plugin.experiments.summary import Unit
+from puma_plugin.experiments.tables import markdown_table
+from puma_plugin.utils import atomic_write
+
+
+def compare(config: CompareConfig, command: str, console: Console) -> dict[str, Any]:
+    """Run what is not finished yet, and write table.md, metrics.json, report.html and pareto.svg into `out`.
+
+    Returns:
+        The content of metrics.json.
+
+    Raises:
+        ValueError: a row that a training run would refuse, before any training.
+        RuntimeError: a run failed; finished ones are kept.
+    """
+    start = time.monotonic()
+    methods = expand(config)
+    comparison = Comparison(config, methods, console)
+    rates = None
+    chosen = {method.rate_key: config.grid[0] for method in methods}
+    if len(config.grid) > 1:
+        rates = comparison.choose_rates(comparison.run(comparison.rate_jobs(), "Learning rates"))
+        chosen = rates["chosen"]
+    jobs = comparison.test_jobs(chosen, config.data_seeds, config.seeds, keep_models=False)
+    records = comparison.run(jobs, "Training")
+    finished = Finished(config, methods, jobs, records, rates, command, time.monotonic() - start)
+    metrics = _metrics(finished, reference_of(config))
+    _write(metrics, Path(config.out))
+    return metrics
+
+
+def _metrics(finished: Finished, reference: str) -> dict[str, Any]:
+    config = finished.config
+    unit: Unit = "data_seed" if len(config.data_seeds) > 1 else "seed"
+    common = common_metrics(finished, reference, unit)
+    names = common["distributions"]
+    runs = len(finished.records)
+    return {
+        "title": f"{len(finished.methods)} rows on {len(names)} distributions",
+        "lead": f"{config.train.model.backbone}; {', '.join(names)}; {runs} runs.",
+        **common,
+        "cards": [],
+    }
+
+
+def _points(rows: Sequence[Mapping[str, Any]], accent: str) -> list[dict[str, Any]]:
+    points = []
+    for row in rows:
+        interval = row["scores"]["harmonic"]
+        bounds = {name: None if interval[name] is None else 100 * interval[name] for name in ("mean", "low", "high")}
+        costs = {name: row[name] for name in ("label", "trainable", "seconds")}
+        points.append({**costs, **bounds, "accent": row["key"] == accent})
+    return points
+
+
+def _table(metrics: Mapping[str, Any]) -> str:
+    findings = "".join(f"- {sentence}\n" for sentence in metrics["findings"])
+    machine = metrics["machine"]
+    where = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
+    lines = [
+        f"# {metrics['title']}",
+        "",
+        markdown_table(metrics["methods"]),
+        "",
+        metrics["explanation"].replace("Below each figure:", "After each figure, half the width of the interval:"),
+        "",
+        *([findings] if findings else []),
+        f"`{metrics['command']}`, {metrics['date']}, {where}, commit {metrics['commit']}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _write(metrics: Mapping[str, Any], folder: Path) -> None:
+    with atomic_write(folder / "metrics.json") as temporary:
+        temporary.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+    with atomic_write(folder / "table.md") as temporary:
+        temporary.write_text(_table(metrics), encoding="utf-8")
+    points = _points(metrics["methods"], metrics["accent"])
+    if any(point["trainable"] for point in points):
+        write_pareto(folder / "pareto.svg", points)
+    write_report(folder / "report.html", metrics, ReportPictures())

@@ -1,0 +1,149 @@
+"""`puma compare` in miniature on the embedded images: a few training images, one epoch, two seeds."""
+
+import json
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from PIL import Image
+
+from puma_plugin.cli.main import main
+
+GRID = """
+methods: [frozen, linear, vpt_shallow]
+losses: [CurricularFaceLoss]
+seeds: [0, 1]
+workers: 0
+train:
+  data: {kind: embedded, shots: 1, validation_fraction: 0.0, augmentation: none, workers: 0}
+  model: {backbone: embedded, prompt_length: 2, embedding_size: 16}
+  optimizer: {lr: 2.0e-4, proxy_lr: 0.3}
+  epochs: 1
+  batch_size: 64
+  device: cpu
+  threads: 1
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compare")
+    (folder / "grid.yaml").write_text(GRID)
+    assert main(["compare", str(folder / "grid.yaml"), "--out", str(folder / "out")]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def metrics(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "out" / "metrics.json").read_text())
+
+
+def test_files(folder: Path) -> None:
+    names = {path.name for path in (folder / "out").iterdir()}
+    assert names == {"jobs", "metrics.json", "table.md", "report.html", "pareto.svg"}
+    # What is not trained runs once.
+    assert {path.name for path in (folder / "out" / "jobs").iterdir()} == {
+        "test-frozen-data0-seed0.json",
+        *(f"test-{row}-data0-seed{seed}.json" for row in ("linear", "vpt_shallow") for seed in (0, 1)),
+    }
+
+
+def test_intervals_over_the_seeds(metrics: dict[str, Any]) -> None:
+    values = [run["scores"]["harmonic"] for run in metrics["runs"] if run["method"] == "linear"]
+    found = next(row for row in metrics["methods"] if row["key"] == "linear")["scores"]["harmonic"]
+    assert found["mean"] == pytest.approx(mean(values))
+    # t(1) at 97.5 % is 12.7062.
+    assert found["high"] - found["mean"] == pytest.approx(12.7062 * stdev(values) / 2**0.5, rel=1e-4)
+    assert "over the training seeds" in metrics["interval_method"]
+    assert metrics["methods"][0]["scores"]["harmonic"]["low"] is None
+    # The reference is the first method; it is untrained, so its single run stands against each seed of the others.
+    assert metrics["accent"] == "frozen"
+
+
+def test_table_says_what_the_metrics_say(folder: Path, metrics: dict[str, Any]) -> None:
+    text = (folder / "out" / "table.md").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    assert [line.split(" | ")[0] for line in lines] == [
+        "| method",
+        "| Frozen features",
+        "| Linear head",
+        "| VPT, shallow",
+    ]
+    for line, row in zip(lines[1:], metrics["methods"], strict=True):
+        assert f" {100 * row['scores']['harmonic']['mean']:.1f}" in line
+        assert f" {row['trainable']:,} " in line
+    # A head of 128 x 16 with bias, and two prompt tokens of width 128.
+    assert [row["trainable"] for row in metrics["methods"]] == [0, 128 * 16 + 16, 128 * 16 + 16 + 2 * 128]
+
+
+def test_figure_has_both_costs_and_every_label(folder: Path) -> None:
+    root = ElementTree.parse(folder / "out" / "pareto.svg").getroot()
+    texts = {element.text for element in root.iter() if element.tag.endswith("text")}
+    assert {"trained weights", "seconds of training", "Frozen features", "Linear head", "VPT, shallow"} <= texts
+
+
+def test_finished_runs_are_kept_and_a_wider_grid_adds_to_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    jobs = folder / "out" / "jobs"
+    times = {path.name: path.stat().st_mtime_ns for path in jobs.iterdir()}
+    arguments = ["compare", str(folder / "grid.yaml"), "--out", str(folder / "out")]
+    assert main([*arguments, "--methods", "[linear]", "--ablate", '{"model.embedding_size": [8]}']) == 0
+    assert "2 of 4 are finished already" in capsys.readouterr().out
+    assert {name: (jobs / name).stat().st_mtime_ns for name in times} == times
+    added = {path.name for path in jobs.iterdir()} - set(times)
+    assert added == {f"test-linear_model.embedding_size-8-data0-seed{seed}.json" for seed in (0, 1)}
+
+
+def test_other_data_and_rates_on_held_out_classes(tmp_path: Path) -> None:
+    """Image folders, two rates: the better one on the held-out training classes is used."""
+    for distribution, channel in (("a", 0), ("b", 1)):
+        for index in range(10):
+            for number in range(4):
+                colour = [40 * number, 100, 100]
+                colour[channel] = 25 * index
+                (tmp_path / distribution / f"c{index}").mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (40, 40), tuple(colour)).save(tmp_path / distribution / f"c{index}" / f"{number}.png")
+    (tmp_path / "grid.yaml").write_text(
+        f"""
+methods: [linear]
+grid: [0.5, 2.0]
+tuning_seeds: [0]
+seeds: [0]
+workers: 0
+train:
+  data:
+    kind: image_folders
+    folders: {{a: {tmp_path / "a"}, b: {tmp_path / "b"}}}
+    validation_fraction: 0.4
+    augmentation: none
+    image_size: 64
+    workers: 0
+  model: {{backbone: test_vit, weights: none, embedding_size: 8}}
+  loss: {{name: TripletMarginLoss}}
+  epochs: 1
+  batch_size: 8
+  device: cpu
+  threads: 1
+"""
+    )
+    assert main(["compare", str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "out")]) == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    rates = metrics["learning_rates"]
+    assert set(rates["scores"]["linear"]) == {"0.5", "2"}
+    assert rates["scores"]["linear"][f"{rates['chosen']['linear']:g}"] == max(rates["scores"]["linear"].values())
+    assert metrics["runs"][0]["multiplier"] == rates["chosen"]["linear"]
+    assert "held-out training classes" in rates["explanation"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing.yaml"], "nothing.yaml is no file; give a YAML file, or compare or ablations"),
+        (["compare", "--methods", "[magic]"], "methods holds 'magic'"),
+        (["ablations", "--seeds", "[]"], "seeds is []"),
+    ],
+)
+def test_mistakes_in_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", *arguments]) == 2
+    assert message in capsys.readouterr().err
