@@ -10,7 +10,7 @@ from rich.console import Console
 
 from puma_plugin.experiments.comparison import Comparison
 from puma_plugin.experiments.config import CompareConfig
-from puma_plugin.experiments.figures import write_pareto
+from puma_plugin.experiments.figures import pareto_chart, write_pareto
 from puma_plugin.experiments.grid import expand, reference_of
 from puma_plugin.experiments.publish import Finished, common_metrics
 from puma_plugin.experiments.report import ReportPictures, write_report
@@ -92,6 +92,8 @@ def _write(metrics: Mapping[str, Any], folder: Path) -> None:
     with atomic_write(folder / "table.md") as temporary:
         temporary.write_text(_table(metrics), encoding="utf-8")
     points = _points(metrics["methods"], metrics["accent"])
+    pictures = ReportPictures()
     if any(point["trainable"] for point in points):
         write_pareto(folder / "pareto.svg", points)
-    write_report(folder / "report.html", metrics, ReportPictures())
+        pictures.pareto = pareto_chart(points)
+    write_report(folder / "report.html", metrics, pictures)

@@ -202,7 +202,7 @@ def dry_run(config: TrainConfig, sizes: Mapping[str, Size], source: str, console
         weights=_weights(run),
         proxies=sum(weight.numel() for weight in trainer.loss_funcs["metric_loss"].parameters()),
         total=sum(weight.numel() for module in (run.trunk, run.embedder) for weight in module.parameters()),
-        batch_size=config.batch_size,
+        batch_size=trainer.sampler.batch_size,
         steps=run.steps,
         seconds_per_step=(times[-1] - times[1]) / (STEPS - 1),
         memory_gib=_peak_memory(device),

@@ -26,11 +26,12 @@ class EmbeddingMap:
 
 @dataclass
 class ReportPictures:
-    """What the page shows beside metrics.json: maps, prompt weights (distributions, M) and queries."""
+    """What the page shows beside metrics.json: maps, prompt weights (distributions, M), queries, and a cost chart."""
 
     maps: list[EmbeddingMap] = field(default_factory=list)
     prompt_weights: np.ndarray | None = None
     queries: list[Query] = field(default_factory=list)
+    pareto: str = ""
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -163,6 +164,14 @@ def _sections(metrics: Mapping[str, Any], pictures: ReportPictures) -> list[tupl
         hollow = " Hollow points are from the recorded run." if any(row.get("recorded") for row in rows) else ""
         result += f"<figure>{chart}<figcaption>{escape(metrics['interval_note'] + hollow)}</figcaption></figure>"
     sections.append(("result", "Result", result))
+    if pictures.pareto:
+        note = (
+            "The line joins what nothing cheaper reaches. Dashed: nothing trained, so no cost on a logarithmic axis. "
+            "Bars: 95 % intervals. Seconds depend on the machine and on what else it does."
+        )
+        sections.append(
+            ("cost", "Score and cost", f"<figure>{pictures.pareto}<figcaption>{note}</figcaption></figure>")
+        )
     sections.append(
         (
             "distributions",

@@ -42,21 +42,29 @@ class SeparateRun:
     ) -> None:
         self.config = config
         self.splits = splits
-        report = progress or (lambda content: None)
+        self.checkpoint = checkpoint
+        self.progress = progress or (lambda content: None)
+        self.minimum_steps = minimum_steps
         self.runs: dict[str, Run] = {}
-        for index, name in enumerate(splits.names):
-            own = splits.only(name)
-            epochs = config.epochs
-            if own.train:
-                per_epoch = max(1, sum(len(part) for part in own.train.values()) // config.batch_size)
-                epochs = max(epochs, math.ceil(minimum_steps / per_epoch))
-            place = {"stage": f"{name} ({index + 1} of {len(splits.names)})"}
-            self.runs[name] = Run(
-                replace(config, epochs=epochs, validate_every=epochs),
-                own,
-                checkpoint=None if checkpoint is None else self.checkpoint_of(checkpoint, index),
-                progress=partial(_with_place, report, place),
-            )
+
+    def _make(self, name: str, checkpoint: Path | None) -> Run:
+        own = self.splits.only(name)
+        epochs = self.config.epochs
+        if own.train:
+            per_epoch = max(1, sum(len(part) for part in own.train.values()) // self.config.batch_size)
+            epochs = max(epochs, math.ceil(self.minimum_steps / per_epoch))
+        config = replace(self.config, epochs=epochs, validate_every=epochs)
+        index = self.splits.names.index(name)
+        place = {"stage": f"{name} ({index + 1} of {len(self.splits.names)})"}
+        return Run(config, own, checkpoint, partial(_with_place, self.progress, place))
+
+    def _run(self, name: str) -> Run:
+        """The run of a distribution, made when it is first needed: its random numbers follow from its making."""
+        if name not in self.runs:
+            index = self.splits.names.index(name)
+            checkpoint = None if self.checkpoint is None else self.checkpoint_of(self.checkpoint, index)
+            self.runs[name] = self._make(name, checkpoint)
+        return self.runs[name]
 
     @staticmethod
     def checkpoint_of(checkpoint: Path, index: int) -> Path:
@@ -64,14 +72,14 @@ class SeparateRun:
         return checkpoint.with_name(f"{checkpoint.stem}-part{index}{checkpoint.suffix}")
 
     def prepare(self) -> None:
-        """Make every trainer, so that what cannot work is known before anything is written."""
-        for run in self.runs.values():
-            run.prepare()
+        """Try to make every trainer, so that what cannot work is known before anything is written."""
+        for name in self.splits.names:
+            self._make(name, None).prepare()
 
     def train(self) -> None:
         """Train one model after the other; those with a finished checkpoint are only loaded."""
-        for run in self.runs.values():
-            run.train()
+        for name in self.splits.names:
+            self._run(name).train()
 
     @property
     def trainable(self) -> int:
@@ -103,7 +111,7 @@ class SeparateRun:
 
     def embed(self, sets: ImageSets) -> Embedded:
         """Every image of these sets, embedded by its distribution's model."""
-        parts = {name: self.runs[name].embed({name: images}) for name, images in sets.items()}
+        parts = {name: self._run(name).embed({name: images}) for name, images in sets.items()}
         whole = UnifiedDataset(sets)
         return replace(
             next(iter(parts.values())),
@@ -121,17 +129,18 @@ class SeparateRun:
 
     def _models(self) -> tuple[nn.ModuleDict, nn.ModuleDict]:
         """Trunks and embedders by number: distributions may have names that no module can have."""
-        trunks = {str(index): run.trunk for index, run in enumerate(self.runs.values())}
-        embedders = {str(index): run.embedder for index, run in enumerate(self.runs.values())}
+        runs = [self._run(name) for name in self.splits.names]
+        trunks = {str(index): run.trunk for index, run in enumerate(runs)}
+        embedders = {str(index): run.embedder for index, run in enumerate(runs)}
         return nn.ModuleDict(trunks), nn.ModuleDict(embedders)
 
     def save_model(self, path: Path) -> None:
         """Write all models into one file; see :func:`puma_plugin.experiments.weights.save_weights`."""
-        save_weights(self.config.model, *self._models(), path, {"distributions": list(self.runs)})
+        save_weights(self.config.model, *self._models(), path, {"distributions": self.splits.names})
 
     def load_model(self, path: Path) -> None:
         """Read what :meth:`save_model` wrote for the same distributions in the same order."""
-        load_weights(self.config.model, *self._models(), path, {"distributions": list(self.runs)})
+        load_weights(self.config.model, *self._models(), path, {"distributions": self.splits.names})
 
 
 def harmonic_mean(values: Mapping[str, float]) -> float:

@@ -82,6 +82,9 @@ def test_figure_has_both_costs_and_every_label(folder: Path) -> None:
     root = ElementTree.parse(folder / "out" / "pareto.svg").getroot()
     texts = {element.text for element in root.iter() if element.tag.endswith("text")}
     assert {"trained weights", "seconds of training", "Frozen features", "Linear head", "VPT, shallow"} <= texts
+    report = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert 'id="cost"' in report
+    assert "http" not in report
 
 
 def test_finished_runs_are_kept_and_a_wider_grid_adds_to_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

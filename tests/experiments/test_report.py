@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from puma_plugin.experiments.figures import _front
 from puma_plugin.experiments.pictures import Neighbour, Query, data_uri
 from puma_plugin.experiments.report import EmbeddingMap, ReportPictures, percent, render_report, write_report
 
@@ -207,3 +208,8 @@ def test_large_pictures_are_reduced() -> None:
     assert max(Image.open(io.BytesIO(base64.b64decode(uri.split(",", 1)[1]))).size) == 104
     with pytest.raises(ValueError, match="uint8 picture"):
         data_uri(np.zeros((4, 4, 3)))
+
+
+def test_the_front_joins_what_nothing_cheaper_reaches() -> None:
+    points = [(100.0, 0.5), (10.0, 0.4), (50.0, 0.3), (1000.0, 0.5), (2000.0, 0.6), (10.0, 0.2)]
+    assert _front(points) == [(10.0, 0.4), (100.0, 0.5), (2000.0, 0.6)]

@@ -116,6 +116,19 @@ def test_scores_of_an_evaluation() -> None:
     assert flat_scores(result, separate=True)["unified"] is None
 
 
+def test_intervals_over_training_seeds_of_one_data_seed() -> None:
+    runs = [record("frozen", 0, 0, 0.50, trainable=0)]
+    runs += [record("puma", 0, seed, 0.55 + 0.01 * seed) for seed in range(3)]
+    rows = {row["key"]: row["scores"]["harmonic"] for row in method_rows(runs, ORDER, "seed")}
+    # 0.55, 0.56, 0.57: standard deviation 0.01, times t(2) / sqrt(3).
+    assert rows["puma"]["high"] - rows["puma"]["mean"] == pytest.approx(4.302653 * 0.01 / 3**0.5, abs=1e-6)
+    assert rows["frozen"]["low"] is None
+    # Frozen features are the same for every seed, so all three pairs count.
+    gap = differences(runs, ORDER, "puma", "seed")["frozen"]
+    assert (gap["mean"], gap["data_seeds"]) == (pytest.approx(0.06), 3)
+    assert gap["low"] == pytest.approx(0.06 - 4.302653 * 0.01 / 3**0.5, abs=1e-6)
+
+
 def test_a_run_that_failed_is_named() -> None:
     assert collapses(RECORDS, ORDER) == []
     (sentence,) = collapses([*RECORDS, record("puma", 2, 3, 0.03)], ORDER)

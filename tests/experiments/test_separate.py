@@ -1,0 +1,80 @@
+"""One model per distribution, each as it would be alone."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from puma_plugin.experiments.config import DataConfig, ModelConfig, TrainConfig
+from puma_plugin.experiments.dry_run import RandomImages, Size
+from puma_plugin.experiments.separate import SeparateRun, harmonic_mean, make_run, without_joint
+from puma_plugin.experiments.splits import Splits
+from puma_plugin.experiments.training import Run
+
+
+def config() -> TrainConfig:
+    data = DataConfig(kind="embedded", augmentation="none", image_size=64, workers=0)
+    model = ModelConfig(backbone="test_vit", weights="none", method="separate", embedding_size=8)
+    return TrainConfig(data, model, epochs=1, batch_size=8, device="cpu", threads=1)
+
+
+def splits() -> Splits:
+    train = {"first one": RandomImages(Size(4, 16), 0), "b": RandomImages(Size(3, 9), 1)}
+    test = {"first one": RandomImages(Size(3, 7), 2), "b": RandomImages(Size(2, 6), 3)}
+    return Splits(train, {}, test)  # type: ignore[arg-type]
+
+
+def test_each_model_is_the_one_it_would_be_alone(tmp_path: Path) -> None:
+    parts = splits()
+    run = make_run(config(), parts, checkpoint=tmp_path / "checkpoint.pt")
+    assert isinstance(run, SeparateRun)
+    run.prepare()
+    assert not list(tmp_path.iterdir())
+    run.train()
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-part0.pt", "checkpoint-part1.pt"}
+    whole = run.embed(parts.test)
+    assert whole.labels[:, 1].tolist() == [0] * 7 + [1] * 6
+    assert whole.distribution_names == ["first one", "b"]
+    for name, rows in (("first one", slice(0, 7)), ("b", slice(7, 13))):
+        alone = Run(config(), parts.only(name))
+        alone.train()
+        embedded = alone.embed({name: parts.test[name]})
+        assert torch.equal(whole.embeddings[rows], embedded.embeddings)
+        own = embedded.evaluate().per_distribution[name]
+        assert whole.evaluate().per_distribution[name] == own
+    # 2 steps of 8 among 16 images, 1 among 9.
+    assert run.steps == 3
+    assert run.trainable == 2 * alone.trainable
+    # The same files again: everything is trained already.
+    again = SeparateRun(config(), parts, checkpoint=tmp_path / "checkpoint.pt")
+    again.train()
+    assert torch.equal(again.embed(parts.test).embeddings, whole.embeddings)
+
+
+def test_small_distributions_get_more_epochs() -> None:
+    run = SeparateRun(config(), splits(), minimum_steps=4)
+    run.train()
+    assert [part.steps for part in run.runs.values()] == [4, 4]
+
+
+def test_all_models_are_one_file(tmp_path: Path) -> None:
+    run = SeparateRun(config(), splits())
+    run.train()
+    run.save_model(tmp_path / "model.safetensors")
+    other = SeparateRun(replace(config(), seed=1), splits())
+    other.load_model(tmp_path / "model.safetensors")
+    test = splits().test
+    assert torch.equal(other.embed(test).embeddings, run.embed(test).embeddings)
+    fewer = SeparateRun(config(), splits().only("b"))
+    with pytest.raises(ValueError, match="was trained with"):
+        fewer.load_model(tmp_path / "model.safetensors")
+
+
+def test_figures_without_a_joint_space() -> None:
+    result = {"unified": {"recall_at_1": 0.5}, "leak": 0.1, "per_distribution": {"a": {"recall_at_1": 0.4}}}
+    assert without_joint(result)["unified"] is None
+    assert without_joint(result)["leak"] is None
+    assert without_joint(result)["per_distribution"] == result["per_distribution"]
+    assert harmonic_mean({"a": 0.5, "b": 0.25}) == pytest.approx(1 / 3)
+    assert harmonic_mean({"a": 0.5, "b": 0.0}) == 0.0
