@@ -20,7 +20,9 @@ from puma_plugin.experiments.splits import Splits, load_splits
 from puma_plugin.experiments.training import Run, choose_device
 
 STEPS = 3
-_SIDE = 256
+# The embedded images are 32 pixels; others are resized from about this.
+_SIDES = {"embedded": 32}
+_USUAL_SIDE = 256
 
 
 class Size(NamedTuple):
@@ -90,22 +92,24 @@ class RandomImages(Dataset[Any]):
     Args:
         size: classes, and images that they share as evenly as possible.
         seed: of the pixels.
+        side: height and width in pixels.
     """
 
     query_mask: torch.Tensor | None = None
     gallery_mask: torch.Tensor | None = None
 
-    def __init__(self, size: Size, seed: int) -> None:
+    def __init__(self, size: Size, seed: int, side: int = _USUAL_SIDE) -> None:
         self.targets = np.sort(np.arange(size.images) % size.classes)
         self.class_names = [str(index) for index in range(size.classes)]
         self.seed = seed
+        self.side = side
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         generator = np.random.default_rng((self.seed, index))
-        pixels = generator.integers(0, 256, (_SIDE, _SIDE, 3), dtype=np.uint8)
+        pixels = generator.integers(0, 256, (self.side, self.side, 3), dtype=np.uint8)
         return Image.fromarray(pixels), int(self.targets[index])
 
 
@@ -169,7 +173,8 @@ def dry_run(config: TrainConfig, sizes: Mapping[str, Size], source: str, console
     if config.precision == "fp16" and device.type == "cpu":
         notes.append("fp32 in place of fp16, which needs a GPU")
         config = replace(config, precision="fp32")
-    train = {name: RandomImages(size, seed) for seed, (name, size) in enumerate(sizes.items())}
+    side = _SIDES.get(config.data.kind, _USUAL_SIDE)
+    train = {name: RandomImages(size, seed, side) for seed, (name, size) in enumerate(sizes.items())}
     times = [time.perf_counter()]
 
     def progress(content: dict[str, Any]) -> None:
