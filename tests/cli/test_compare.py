@@ -143,7 +143,7 @@ train:
     ("arguments", "message"),
     [
         (["nothing.yaml"], "nothing.yaml is no file; give a YAML file, or compare or ablations"),
-        (["compare", "--methods", "[magic]"], "methods holds 'magic'"),
+        (["compare", "--methods", "[puma, magic]"], "methods holds 'magic'"),
         (["ablations", "--seeds", "[]"], "seeds is []"),
     ],
 )
