@@ -119,6 +119,7 @@ class SeparateRun:
             labels=torch.as_tensor(whole.labels, dtype=torch.int64),
             item_ids=torch.as_tensor(whole.item_ids, dtype=torch.int64),
             distribution_names=list(whole.distribution_names),
+            class_names=list(whole.class_names),
             query_mask=whole.query_mask,
             gallery_mask=whole.gallery_mask,
         )

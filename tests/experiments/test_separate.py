@@ -36,6 +36,7 @@ def test_each_model_is_the_one_it_would_be_alone(tmp_path: Path) -> None:
     whole = run.embed(parts.test)
     assert whole.labels[:, 1].tolist() == [0] * 7 + [1] * 6
     assert whole.distribution_names == ["first one", "b"]
+    assert whole.class_names == ["first one/0", "first one/1", "first one/2", "b/0", "b/1"]
     for name, rows in (("first one", slice(0, 7)), ("b", slice(7, 13))):
         alone = Run(config(), parts.only(name))
         alone.train()
