@@ -117,6 +117,18 @@ def _sampling() -> list[Goal]:
     return goals
 
 
+def _evaluation() -> list[Goal]:
+    full, part = ({"items": items, "per_class": 0} for items in (138_000, 20_000))
+    title = "evaluation, 138,000 items, paper's class sizes, all metrics"
+    return [
+        Goal(f"{title}; at most 4 minutes", "cpu", "evaluation", full, "once", "seconds", 240.0),
+        Goal(
+            f"{title}, memory above the embeddings; at most 1.5 GB", "cpu", "evaluation", full, "once", "bytes", 1.5e9
+        ),
+        Goal("evaluation, 20,000 items; against pml", "cpu", "evaluation", part, "once", "ratio", 3.0, "pml"),
+    ]
+
+
 _CUDA_STEP = Goal(
     "training step, batch 180; against authors",
     "cuda",
@@ -127,7 +139,7 @@ _CUDA_STEP = Goal(
     1.4,
     "authors",
 )
-GOALS: list[Goal] = [*_cpu_adapter(), *_cpu_others(), *_sampling(), *_cuda_adapter(), _CUDA_STEP]
+GOALS: list[Goal] = [*_cpu_adapter(), *_cpu_others(), *_sampling(), *_evaluation(), *_cuda_adapter(), _CUDA_STEP]
 
 
 @dataclass(frozen=True)

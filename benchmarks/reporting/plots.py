@@ -20,6 +20,7 @@ COLOURS = {
     "fixed_compiled": "#56b4e9",
     "indexed": "#cc79a7",
     "triton": "#000000",
+    "pml": "#d55e00",
     "two_products": "#009e73",
     "two_products_compiled": "#56b4e9",
 }
@@ -33,6 +34,7 @@ def write_plots(results: Results, folder: Path) -> list[Path]:
         "roofline": roofline,
         "cost_against_batch": lambda entry: curves(entry, "batch", "batch size B"),
         "cost_against_drop": lambda entry: curves(entry, "drop", "drop probability p"),
+        "evaluation_growth": growth,
     }
     written = []
     for name, draw in plots.items():
@@ -152,3 +154,27 @@ def _panel(axes: Axes, entries: Iterable[Comparison], variable: str) -> None:
         xs, ys = zip(*points, strict=True)
         colour = COLOURS.get(name, OTHER_COLOUR)
         axes.plot(xs, ys, "o-", color=colour, label=name.replace("_", " "), markersize=3, linewidth=1)
+
+
+def growth(results: Results) -> Figure | None:
+    """Seconds and peak memory of the evaluation against the number of items, with the paper's class sizes."""
+    entries = [entry for entry in results.comparisons("evaluation") if entry.mode == "once"]
+    if len(entries) < 2:
+        return None
+    seconds: dict[str, list[tuple[int, float]]] = {}
+    for entry in entries:
+        for name, row in entry.shown.items():
+            seconds.setdefault(name, []).append((entry.case["items"], row.median))
+    peaks: dict[str, list[tuple[int, float]]] = {}
+    for found in results.memory:
+        if found["subject"] == "evaluation" and found["mode"] == "once":
+            peaks.setdefault(found["contestant"], []).append((found["case"]["items"], found["peak_bytes"] / 1e9))
+    figure = Figure(figsize=(9, 3.5))
+    panels = figure.subplots(1, 2)
+    for axes, lines, label in zip(panels, (seconds, peaks), ("seconds", "GB above the embeddings"), strict=True):
+        for name, points in lines.items():
+            xs, ys = zip(*sorted(points), strict=True)
+            axes.plot(xs, ys, "o-", color=COLOURS.get(name, OTHER_COLOUR), label=name, markersize=3, linewidth=1)
+        axes.set(xlabel="items (each is query and gallery item)", ylabel=label, xlim=(0, None), ylim=(0, None))
+        axes.legend(fontsize=7)
+    return figure

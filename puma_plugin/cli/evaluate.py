@@ -8,7 +8,8 @@ from puma_plugin.experiments.config import TrainConfig
 
 _DESCRIPTION = (
     "Evaluates model.safetensors of a training run on the test classes of the configured datasets, which need not be "
-    "those of the training. Writes metrics.json and report.html into --out."
+    "those of the training. Writes metrics.json and report.html into --out. Intervals in metrics.json are bootstrapped "
+    "over the test classes; --baseline prints which differences from another evaluation are outside them."
 )
 
 
@@ -16,6 +17,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command."""
     parser = make_parser("evaluate", _DESCRIPTION, TrainConfig)
     parser.add_argument("--checkpoint", type=Path, required=True, help="model.safetensors of a run, or its folder")
+    parser.add_argument("--baseline", type=Path, help="metrics.json of another evaluation, or its folder")
     parser.set_defaults({"out": "runs/evaluate"})
     config, options = parse(parser, TrainConfig, arguments)
     from rich.console import Console
@@ -23,6 +25,6 @@ def main(arguments: Sequence[str]) -> int:
     from puma_plugin.experiments.session import evaluate
 
     console = Console()
-    evaluate(config, options.checkpoint, " ".join(["puma", "evaluate", *arguments]), console)
+    evaluate(config, options.checkpoint, " ".join(["puma", "evaluate", *arguments]), console, options.baseline)
     console.print(f"results in {config.out}", highlight=False)
     return 0

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from puma_plugin.evaluation import RetrievalResult
+from puma_plugin.evaluation import RetrievalResult, bootstrap_intervals, compare_results
+from puma_plugin.experiments.baseline import read_baseline
 from puma_plugin.experiments.config import TrainConfig
 from puma_plugin.experiments.display import JobDisplay
 from puma_plugin.experiments.machine import provenance
@@ -91,22 +92,26 @@ def train(config: TrainConfig, resume: bool, command: str, console: Console) -> 
         run.save_model(folder / WEIGHTS)
         display(Event("done", "run"))
     result = embedded.evaluate()
-    metrics = _metrics(config, run, splits, result.to_dict(), command, time.monotonic() - start)
+    metrics = _metrics(config, run, splits, result.to_dict(per_class=True), command, time.monotonic() - start)
     _write(config, run, splits, embedded.embeddings.numpy(), metrics, folder)
     _show(console, config, result)
     return metrics
 
 
-def evaluate(config: TrainConfig, weights: Path, command: str, console: Console) -> dict[str, Any]:
+def evaluate(
+    config: TrainConfig, weights: Path, command: str, console: Console, baseline: Path | None = None
+) -> dict[str, Any]:
     """Evaluate a trained model on the test of the configured data, and write metrics.json and report.html to `out`.
 
     Args:
         weights: model.safetensors of a run, or the run's folder.
+        baseline: metrics.json of another evaluation, or its folder; the differences are printed and kept.
 
     Raises:
-        ValueError: if the file does not fit the configured model.
+        ValueError: if the file does not fit the configured model, or the baseline cannot be compared with.
     """
     start = time.monotonic()
+    other = None if baseline is None else read_baseline(baseline)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     path = weights / WEIGHTS if weights.is_dir() else weights
@@ -116,9 +121,14 @@ def evaluate(config: TrainConfig, weights: Path, command: str, console: Console)
     with console.status("embedding"):
         embedded = run.embed(splits.test)
     result = embedded.evaluate()
-    metrics = _metrics(config, run, splits, result.to_dict(), command, time.monotonic() - start)
+    metrics = _metrics(config, run, splits, result.to_dict(per_class=True), command, time.monotonic() - start)
+    comparison = None if other is None else compare_results(metrics["runs"][0]["result"], other)
+    if comparison is not None:
+        metrics["baseline"] = {"path": str(baseline), **comparison.to_dict()}
     _write(config, run, splits, embedded.embeddings.numpy(), metrics, Path(config.out))
     _show(console, config, result)
+    if comparison is not None:
+        console.print(comparison.text(), highlight=False, soft_wrap=True)
     return metrics
 
 
@@ -135,6 +145,7 @@ def _metrics(
 ) -> dict[str, Any]:
     method = config.model.method
     separate = method == "separate"
+    kept = without_joint(result) if separate else dict(result)
     record = {
         "method": method,
         "data_seed": config.data.seed,
@@ -145,7 +156,8 @@ def _metrics(
         "history": run.history,
         "validation": run.validation,
         "scores": flat_scores(result, separate),
-        "result": without_joint(result) if separate else result,
+        "result": kept,
+        "intervals": {name: interval.to_dict() for name, interval in bootstrap_intervals(kept).items()},
     }
     origin = provenance()
     machine = origin["machine"]

@@ -115,6 +115,33 @@ def test_evaluate_finds_the_same_figures(trained: Path, data: Path, monkeypatch:
     assert not (data / "other" / "report.html").exists()
 
 
+def test_differences_from_a_baseline(
+    trained: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(data)
+    arguments = ["evaluate", "--checkpoint", str(trained), "--config", "run.yaml", "--report", "false"]
+    assert main([*arguments, "--out", "same", "--baseline", str(trained)]) == 0
+    assert "paired by class" in capsys.readouterr().out
+    kept = json.loads((data / "same" / "metrics.json").read_text())
+    assert kept["baseline"]["paired"]
+    assert {difference["value"] for difference in kept["baseline"]["differences"].values()} == {0.0}
+    interval = kept["runs"][0]["intervals"]["harmonic_mean.recall_at_1"]
+    assert interval["low"] <= interval["value"] <= interval["high"]
+    # Other datasets: no class in common by name, so the draws are independent.
+    only = ["--data.folders", json.dumps({"upright": str(data / "lying" / "test")}), "--data.split", "all"]
+    assert main([*arguments, *only, "--out", "unlike", "--baseline", str(trained / "metrics.json")]) == 0
+    assert "unpaired" in capsys.readouterr().out
+    (data / "old.json").write_text(json.dumps({"runs": [{"result": {"unified": {}}}]}))
+    for wrong, message in (
+        ("nothing.json", "cannot be read"),
+        ("run.yaml", "no result"),
+        ("old.json", "sums by class"),
+    ):
+        assert main([*arguments, "--out", "refused", "--baseline", wrong]) == 2
+        assert message in capsys.readouterr().err
+        assert not (data / "refused").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

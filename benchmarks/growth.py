@@ -1,0 +1,102 @@
+"""Time and memory of the evaluation as it grows, each size and contestant once, in a process of its own.
+
+``python -m benchmarks.growth ITEMS`` evaluates ITEMS embeddings with the paper's class sizes (138000 for the paper's
+full scale), ``--contestant pml`` with pytorch-metric-learning's calculator instead; prints JSON.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.memory import RESET, STATUS
+from benchmarks.settings import Settings
+from benchmarks.subjects.evaluation import EvaluationCase, EvaluationWorkload
+
+SIZES = {"smoke": (500,), "quick": (10_000, 20_000), "full": (10_000, 20_000, 40_000, 80_000, 138_000)}
+# Bytes of pytorch-metric-learning's calculator per class and item, measured.
+PML_BYTES = 10
+MODE = "once"
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What one evaluation cost.
+
+    Attributes:
+        seconds: of the clock.
+        cpu_seconds: of all threads together; hardly disturbed by other processes.
+        peak_bytes: above what was there before, embeddings and labels included.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+
+
+def growth_plans(settings: Settings) -> list[tuple[EvaluationCase, str]]:
+    """Sizes and contestants; pml where its memory fits into half of this machine's."""
+    if settings.malloc == "raised":
+        return []
+    plans = []
+    for items in SIZES[settings.effort.name]:
+        case = EvaluationCase(items, per_class=0)
+        plans.append((case, "ours"))
+        if pml_bytes(items) < _memory("MemTotal", Path("/proc/meminfo")) / 2:
+            plans.append((case, "pml"))
+    return plans
+
+
+def pml_bytes(items: int) -> int:
+    """About what pml's calculator takes for so many items with the paper's classes."""
+    return round(PML_BYTES * items * 15_937 * min(items / 147_026, 1.0))
+
+
+def measure_apart(case: EvaluationCase, contestant: str) -> Growth:
+    """One evaluation in a fresh process.
+
+    Raises:
+        RuntimeError: the process failed; the message is its last line.
+    """
+    command = [sys.executable, "-m", "benchmarks.growth", str(case.items), "--contestant", contestant]
+    folder = Path(__file__).resolve().parents[1]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"
+        raise RuntimeError(f"{case.id}, {contestant}: {last}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    return Growth(found["seconds"], found["cpu_seconds"], found["peak_bytes"])
+
+
+def measure_here(items: int, contestant: str) -> dict[str, float]:
+    """Cost and figures of one evaluation in this process."""
+    # A tiny one first: libraries allocate and start their threads on first use.
+    EvaluationWorkload(EvaluationCase(200, per_class=5), "cpu").metrics(contestant)
+    workload = EvaluationWorkload(EvaluationCase(items, per_class=0), "cpu")
+    RESET.write_text("5", encoding="ascii")
+    before, start, cpu = _memory("VmRSS"), time.perf_counter(), time.process_time()
+    metrics = workload.metrics(contestant)
+    return {
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - cpu,
+        "peak_bytes": _memory("VmHWM") - before,
+        **{name: value for name, value in metrics.items() if name.startswith("unified")},
+    }
+
+
+def _memory(field: str, path: Path = STATUS) -> int:
+    for line in path.read_text(encoding="ascii").splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"{path} has no {field}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
+    parser.add_argument("items", type=int)
+    parser.add_argument("--contestant", choices=["ours", "pml"], default="ours")
+    given = parser.parse_args()
+    print(json.dumps(measure_here(given.items, given.contestant)))

@@ -1,0 +1,235 @@
+"""Bootstrap confidence intervals of an evaluation, and of the difference between two.
+
+What is drawn with replacement are the classes of each distribution, with all their queries. Queries of one class look
+for the same images and succeed or fail together, so drawing single queries would give intervals that are too narrow.
+Every distribution keeps its number of classes: which distributions there are is no matter of chance. The galleries stay
+as they are, so an interval tells how much a figure depends on the test classes that were asked for, not on the
+training run.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+
+REPLICATES = 2000
+# Replicates drawn at once: bounds the memory to this many rows of one number per class.
+_CHUNK = 250
+
+
+@dataclass(frozen=True)
+class BootstrapInterval:
+    """A figure with its percentile interval; NaN where the figure or a bound is undefined."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies on one side of zero; for differences: whether they are outside chance."""
+        return self.low > 0 or self.high < 0
+
+    def to_dict(self) -> dict[str, float]:
+        """As a plain dictionary."""
+        return asdict(self)
+
+
+def bootstrap_intervals(
+    result: Mapping[str, Any], *, confidence: float = 0.95, replicates: int = REPLICATES, seed: int = 0
+) -> dict[str, BootstrapInterval]:
+    """Intervals of every figure of one evaluation.
+
+    Args:
+        result: ``RetrievalResult.to_dict(per_class=True)``.
+        confidence: coverage of the percentile interval, in (0, 1).
+        replicates: how often the classes are drawn.
+        seed: of the draws; the same seed draws the same classes.
+
+    Returns:
+        "unified.recall_at_1", "per_distribution.<name>.<metric>", "harmonic_mean.<metric>", "arithmetic_mean.<metric>",
+        "worst.<metric>", "leak" and "leak_per_distribution.<name>" -> interval.
+
+    Raises:
+        ValueError: the result has no sums by class, or an argument is out of range.
+    """
+    _check(confidence, replicates)
+    table = _Table(result, "result")
+    return _intervals(table.figures(None), _samples(table, replicates, seed), confidence)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Differences ``result - baseline`` of two evaluations.
+
+    Attributes:
+        differences: figure (named as by :func:`bootstrap_intervals`) -> difference and interval, of the figures that
+            both have.
+        paired: whether both evaluations asked for the same classes with the same numbers of queries, so that each draw
+            of classes was given to both; what makes a class easy or hard for both then cancels.
+    """
+
+    differences: dict[str, BootstrapInterval]
+    paired: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain dictionaries, ready for JSON."""
+        return {"paired": self.paired, "differences": {name: i.to_dict() for name, i in self.differences.items()}}
+
+    def text(self) -> str:
+        """A line per figure whose difference is outside its interval, and how many are inside."""
+        outside = {name: i for name, i in self.differences.items() if i.excludes_zero}
+        undefined = sum(not np.isfinite([i.value, i.low, i.high]).all() for i in self.differences.values())
+        kind = "paired by class" if self.paired else "unpaired: the two did not ask for the same classes and queries"
+        lines = [f"Differences from the baseline in points, 95 % intervals ({kind}):"]
+        width = max((len(name) for name in outside), default=0)
+        lines += [
+            f"  {name:<{width}}  {100 * i.value:+6.2f}  ({100 * i.low:+.2f} to {100 * i.high:+.2f})"
+            for name, i in outside.items()
+        ]
+        inside = len(self.differences) - len(outside) - undefined
+        lines.append(f"  {inside} of {len(self.differences)} figures do not differ by more than chance")
+        return "\n".join(lines + ([f"  {undefined} figures are undefined"] if undefined else []))
+
+
+def compare_results(
+    result: Mapping[str, Any],
+    baseline: Mapping[str, Any],
+    *,
+    confidence: float = 0.95,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+) -> Comparison:
+    """Which figures of two evaluations differ by more than the choice of test classes explains.
+
+    Args:
+        result, baseline: ``RetrievalResult.to_dict(per_class=True)`` of each.
+        confidence, replicates, seed: as of :func:`bootstrap_intervals`.
+
+    Raises:
+        ValueError: one has no sums by class, they were made under different protocols, or share no distribution.
+    """
+    _check(confidence, replicates)
+    first, second = _Table(result, "result"), _Table(baseline, "baseline")
+    if result["protocol"] != baseline["protocol"]:
+        raise ValueError(
+            f"result has protocol {result['protocol']!r} and baseline {baseline['protocol']!r}: their figures mean "
+            "different things; evaluate both with the same"
+        )
+    if not set(first.parts) & set(second.parts):
+        raise ValueError(
+            f"result has the distributions {list(first.parts)} and baseline {list(second.parts)}: nothing to compare"
+        )
+    paired = first.asks_the_same_as(second)
+    points = first.figures(None), second.figures(None)
+    # The same seed draws the same classes for both.
+    samples = _samples(first, replicates, seed), _samples(second, replicates, seed if paired else seed + 1)
+    # Joint figures and means over distributions mean the same only if the distributions are the same.
+    same = set(first.parts) == set(second.parts)
+    common = [name for name in points[0] if name in points[1] and (same or "per_distribution." in name)]
+    return Comparison(
+        _intervals(
+            {name: points[0][name] - points[1][name] for name in common},
+            {name: samples[0][name] - samples[1][name] for name in common},
+            confidence,
+        ),
+        paired,
+    )
+
+
+class _Table:
+    """The sums by class of one result, as arrays: figures of any weighting of its classes."""
+
+    def __init__(self, result: Mapping[str, Any], name: str) -> None:
+        if not result.get("per_class"):
+            raise ValueError(
+                f"{name} carries no sums by class (per_class), from which intervals are made: evaluate again with this "
+                "version, RetrievalResult.to_dict(per_class=True)"
+            )
+        self.parts: dict[str, Any] = dict(result["per_class"])
+        # Common to all distributions, hence averaged over them.
+        self.metrics = list(result["arithmetic_mean"])
+        # Distributions that were embedded by different models have no joint figures.
+        self.joint = result["unified"] is not None
+
+    def asks_the_same_as(self, other: "_Table") -> bool:
+        """Whether both hold the same classes with the same numbers of queries."""
+        return list(self.parts) == list(other.parts) and all(
+            part["classes"] == other.parts[name]["classes"] and part["queries"] == other.parts[name]["queries"]
+            for name, part in self.parts.items()
+        )
+
+    def figures(self, weights: Mapping[str, FloatArray] | None) -> dict[str, FloatArray]:
+        """Figure -> (B,) values.
+
+        Args:
+            weights: distribution -> (B, classes) how often each class was drawn; None for once each (B = 1).
+        """
+        found: dict[str, FloatArray] = {}
+        totals: dict[str, FloatArray] = {}
+        for name, part in self.parts.items():
+            times = np.ones((1, len(part["classes"]))) if weights is None else weights[name]
+            own = {key: times @ np.asarray(sums, float) for key, sums in part["own"].items()}
+            for metric, values in own.items():
+                if metric != "counted":
+                    found[f"per_distribution.{name}.{metric}"] = _ratio(values, own["counted"])
+            joint = {**part["unified"], "leaks": part["leaks"], "queries": part["queries"]} if self.joint else {}
+            mine = {key: times @ np.asarray(sums, float) for key, sums in joint.items()}
+            totals = {key: totals.get(key, 0.0) + sums for key, sums in mine.items()}
+            if self.joint:
+                found[f"leak_per_distribution.{name}"] = _ratio(mine["leaks"], mine["queries"])
+        for metric in self.metrics:
+            if self.joint:
+                found[f"unified.{metric}"] = _ratio(totals[metric], totals["counted"])
+            each = np.stack([found[f"per_distribution.{name}.{metric}"] for name in self.parts])
+            with np.errstate(divide="ignore"):
+                found[f"harmonic_mean.{metric}"] = len(each) / (1 / each).sum(axis=0)
+            found[f"arithmetic_mean.{metric}"] = each.mean(axis=0)
+            found[f"worst.{metric}"] = each.min(axis=0)
+        if self.joint:
+            found["leak"] = _ratio(totals["leaks"], totals["queries"])
+        return found
+
+
+def _check(confidence: float, replicates: int) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie in (0, 1), got {confidence}; 0.95 is usual")
+    if replicates < 1:
+        raise ValueError(f"replicates must be at least 1, got {replicates}")
+
+
+def _samples(table: _Table, replicates: int, seed: int) -> dict[str, FloatArray]:
+    """Figure -> (replicates,) values."""
+    generator = np.random.default_rng(seed)
+    parts = []
+    for start in range(0, replicates, _CHUNK):
+        size = min(_CHUNK, replicates - start)
+        weights = {name: _times_drawn(len(part["classes"]), size, generator) for name, part in table.parts.items()}
+        parts.append(table.figures(weights))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _times_drawn(classes: int, size: int, generator: np.random.Generator) -> FloatArray:
+    drawn = generator.integers(0, classes, (size, classes)) + classes * np.arange(size)[:, None]
+    return np.bincount(drawn.ravel(), minlength=size * classes).reshape(size, classes).astype(float)
+
+
+def _ratio(sums: FloatArray, counts: FloatArray) -> FloatArray:
+    return np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
+
+
+def _intervals(
+    values: Mapping[str, FloatArray], samples: Mapping[str, FloatArray], confidence: float
+) -> dict[str, BootstrapInterval]:
+    tail = 100 * (1 - confidence) / 2
+    found = {}
+    for name, value in values.items():
+        # A draw in which no query of a distribution has a positive says nothing about the figure.
+        drawn = samples[name][~np.isnan(samples[name])]
+        low, high = np.percentile(drawn, [tail, 100 - tail]) if len(drawn) else (np.nan, np.nan)
+        found[name] = BootstrapInterval(float(value[0]), float(low), float(high))
+    return found

@@ -1,0 +1,148 @@
+"""Intervals over classes, and differences between two evaluations."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from puma_plugin.evaluation import bootstrap_intervals, compare_results, evaluate_retrieval
+
+
+def evaluated(spread: float, seed: int = 0, classes: int = 30, per_class: int = 8) -> dict[str, Any]:
+    """Two distributions of classes around centres; a larger spread is a worse model of the same images."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.stack([np.arange(classes), np.arange(classes) % 2], axis=1), per_class, axis=0)
+    centres, noise = rng.standard_normal((classes, 10)), rng.standard_normal((len(labels), 10))
+    rows = centres[labels[:, 0]] + spread * noise
+    return evaluate_retrieval(rows, labels, distribution_names=["birds", "cars"]).to_dict(per_class=True)
+
+
+def test_values_are_those_of_the_result() -> None:
+    result = evaluated(1.2)
+    found = bootstrap_intervals(result, replicates=50)
+    for metric in ("recall_at_1", "recall_at_8", "map_at_r", "r_precision"):
+        for key in ("unified", "harmonic_mean", "arithmetic_mean", "worst"):
+            assert found[f"{key}.{metric}"].value == pytest.approx(result[key][metric], abs=1e-12)
+        for name in ("birds", "cars"):
+            expected = result["per_distribution"][name][metric]
+            assert found[f"per_distribution.{name}.{metric}"].value == pytest.approx(expected, abs=1e-12)
+    assert found["leak"].value == pytest.approx(result["leak"], abs=1e-12)
+    assert found["leak_per_distribution.cars"].value == pytest.approx(result["leak_per_distribution"]["cars"])
+    for interval in found.values():
+        assert interval.low <= interval.value <= interval.high
+
+
+def test_classes_are_drawn_within_their_distribution() -> None:
+    """A recount: draw the classes by a plain loop, and average their queries."""
+    result = evaluated(1.2)
+    part = result["per_class"]["birds"]
+    sums, counted = np.array(part["own"]["recall_at_1"]), np.array(part["own"]["counted"])
+    rng = np.random.default_rng(1)
+    drawn = [rng.integers(0, len(sums), len(sums)) for _ in range(4000)]
+    means = [sums[chosen].sum() / counted[chosen].sum() for chosen in drawn]
+    found = bootstrap_intervals(result, replicates=4000)["per_distribution.birds.recall_at_1"]
+    assert (found.low, found.high) == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.01)
+
+
+def test_queries_of_one_class_are_not_independent() -> None:
+    # All queries of a class succeed, or all fail: 200 classes of 50 queries say as much as 200 queries.
+    part = {
+        "classes": [str(i) for i in range(200)],
+        "queries": [50] * 200,
+        "leaks": [0] * 200,
+        "own": {"counted": [50.0] * 200, "recall_at_1": [50.0, 0.0] * 100},
+        "unified": {"counted": [50.0] * 200, "recall_at_1": [50.0, 0.0] * 100},
+    }
+    result = {
+        "unified": {"recall_at_1": 0.5},
+        "arithmetic_mean": {"recall_at_1": 0.5},
+        "protocol": "honest",
+        "per_class": {"shop": part},
+    }
+    found = bootstrap_intervals(result)["unified.recall_at_1"]
+    assert found.value == 0.5
+    # Standard error of 200 independent coin flips, not of 10,000.
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * np.sqrt(0.25 / 200), rel=0.1)
+
+
+def test_seed_and_confidence() -> None:
+    result = evaluated(1.2)
+    first = bootstrap_intervals(result, replicates=300, seed=3)
+    assert first == bootstrap_intervals(result, replicates=300, seed=3)
+    assert first != bootstrap_intervals(result, replicates=300, seed=4)
+    narrow = bootstrap_intervals(result, replicates=300, seed=3, confidence=0.5)["unified.map_at_r"]
+    assert narrow.high - narrow.low < first["unified.map_at_r"].high - first["unified.map_at_r"].low
+
+
+def test_an_evaluation_does_not_differ_from_itself() -> None:
+    comparison = compare_results(evaluated(1.2), evaluated(1.2), replicates=100)
+    assert comparison.paired
+    assert {(i.value, i.low, i.high) for i in comparison.differences.values()} == {(0.0, 0.0, 0.0)}
+    total = len(comparison.differences)
+    assert f"{total} of {total} figures do not differ" in comparison.text()
+
+
+def test_pairing_resolves_what_unpaired_draws_do_not() -> None:
+    better, worse = evaluated(1.1), evaluated(1.2)
+    paired = compare_results(better, worse)
+    # The same figures under other class names: which class is which is then unknown.
+    renamed = {
+        name: {**part, "classes": [f"other {c}" for c in part["classes"]]} for name, part in worse["per_class"].items()
+    }
+    unpaired = compare_results(better, {**worse, "per_class": renamed})
+    assert paired.paired
+    assert not unpaired.paired
+    key = "unified.map_at_r"
+    assert paired.differences[key].value == unpaired.differences[key].value > 0
+    width = {c.paired: c.differences[key].high - c.differences[key].low for c in (paired, unpaired)}
+    assert width[True] < 0.6 * width[False]
+    assert paired.differences[key].excludes_zero
+    assert key in paired.text()
+    assert "unpaired: the two did not ask for the same classes" in unpaired.text()
+
+
+def test_intervals_of_the_difference_hold_the_true_one_as_often_as_they_say() -> None:
+    # Two models of equal quality on 60 test sets: about 5 % of the intervals leave zero out.
+    outside = 0
+    for seed in range(60):
+        rng = np.random.default_rng(1000 + seed)
+        labels = np.repeat(np.stack([np.arange(40), np.zeros(40, int)], axis=1), 5, axis=0)
+        centres = rng.standard_normal((40, 8))
+        results = [
+            evaluate_retrieval(centres[labels[:, 0]] + rng.standard_normal((200, 8)), labels).to_dict(per_class=True)
+            for _ in range(2)
+        ]
+        difference = compare_results(*results, replicates=300).differences["unified.recall_at_1"]
+        outside += difference.excludes_zero
+    assert outside <= 9
+
+
+def test_only_distributions_in_common_are_compared() -> None:
+    result = evaluated(1.2)
+    other = evaluated(1.3)
+    other["per_class"]["dogs"] = other["per_class"].pop("cars")
+    comparison = compare_results(result, other, replicates=20)
+    assert {name.split(".")[1] for name in comparison.differences} == {"birds"}
+    assert not comparison.paired
+
+
+def test_without_joint_figures() -> None:
+    # Each distribution was embedded by a model of its own.
+    result = {**evaluated(1.2), "unified": None, "leak": None}
+    found = bootstrap_intervals(result, replicates=20)
+    assert "harmonic_mean.recall_at_1" in found
+    assert not any("unified" in name or "leak" in name for name in found)
+
+
+def test_errors_at_the_door() -> None:
+    result = evaluated(1.2)
+    with pytest.raises(ValueError, match="no sums by class"):
+        bootstrap_intervals({**result, "per_class": None})
+    with pytest.raises(ValueError, match="confidence"):
+        bootstrap_intervals(result, confidence=95)
+    with pytest.raises(ValueError, match="replicates"):
+        bootstrap_intervals(result, replicates=0)
+    with pytest.raises(ValueError, match="protocol"):
+        compare_results(result, {**result, "protocol": "paper-code"})
+    with pytest.raises(ValueError, match="nothing to compare"):
+        compare_results(result, {**result, "per_class": {"dogs": result["per_class"]["cars"]}})
