@@ -59,6 +59,7 @@ class BenchmarkDataset(DistributionDataset):
         DatasetError: the dataset is not found, a file is missing or cannot be parsed, or the class count is wrong.
     """
 
+    recall_ks: ClassVar[tuple[int, ...]] = ()  # which recalls are reported beside the usual k = 1, 2, 4, 8
     facts: ClassVar[Facts]
     layouts: ClassVar[tuple[Layout, ...]]
     # Splits with a list of their own; the others are made of them.

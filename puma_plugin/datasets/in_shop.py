@@ -38,6 +38,7 @@ class InShop(BenchmarkDataset):
     """
 
     facts = CATALOGUE["InShop"]
+    recall_ks = (1, 10, 20, 30)
     layouts = tuple(
         Layout(f"{lists} with {images}", _FOLDERS, (lists, images), (images,)) for lists in _LISTS for images in _IMAGES
     )

@@ -16,6 +16,7 @@ class StanfordOnlineProducts(BenchmarkDataset):
     """
 
     facts = CATALOGUE["StanfordOnlineProducts"]
+    recall_ks = (1, 10, 100, 1000)
     layouts = (
         Layout(
             "archive",

@@ -130,6 +130,12 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
         return len(self.class_names)
 
     @property
+    def recall_ks(self) -> dict[str, tuple[int, ...]]:
+        """The k of the recalls that parts ask for by an attribute ``recall_ks``, by name of the distribution."""
+        asked = {name: getattr(part, "recall_ks", ()) for name, part in zip(self._all_names, self.parts, strict=True)}
+        return {name: tuple(asked[name]) for name in self.distribution_names if asked[name]}
+
+    @property
     def targets(self) -> Tensor:
         """(N,) int64 classes alone, for samplers of pml and others that take one column."""
         return self.labels[:, 0]

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ class Embedded:
         distribution_names: name of each distribution.
         query_mask, gallery_mask: (N,) bool, or None for all.
         class_names: name of each class, or None.
+        recall_ks: further k for one distribution's own gallery, by its name.
     """
 
     embeddings: torch.Tensor
@@ -35,12 +36,12 @@ class Embedded:
     query_mask: torch.Tensor | None = None
     gallery_mask: torch.Tensor | None = None
     class_names: list[str] | None = None
+    recall_ks: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def evaluate(
         self,
         ks: tuple[int, ...] = (1, 2, 4, 8),
         protocol: Protocol = "honest",
-        distribution_ks: Mapping[str, Sequence[int]] | None = None,
         progress: bool = False,
     ) -> RetrievalResult:
         """All metrics, see :func:`evaluate_retrieval`."""
@@ -52,7 +53,7 @@ class Embedded:
             self.query_mask,
             self.gallery_mask,
             ks,
-            distribution_ks=distribution_ks,
+            distribution_ks=self.recall_ks,
             protocol=protocol,
             class_names=self.class_names,
             progress=progress,
@@ -78,7 +79,7 @@ def embed(
     Args:
         model: images (B, ...) -> (B, D). A module is put into eval mode and back.
         dataset: a ``UnifiedDataset``, or any dataset of (image, label) with ``labels`` (N, 2) and, if it has them,
-            ``item_ids``, ``distribution_names``, ``class_names``, ``query_mask``, ``gallery_mask``.
+            ``item_ids``, ``distribution_names``, ``class_names``, ``query_mask``, ``gallery_mask``, ``recall_ks``.
         batch_size: images at once, per process.
         device: where images go; default: the device of the model's first parameter, else the CPU.
         num_workers: of the data loader.
@@ -129,6 +130,7 @@ def embed(
         query_mask=getattr(dataset, "query_mask", None),
         gallery_mask=getattr(dataset, "gallery_mask", None),
         class_names=getattr(dataset, "class_names", None),
+        recall_ks=getattr(dataset, "recall_ks", {}),
     )
 
 

@@ -123,6 +123,7 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
             self._mask(splits, reference_split_names, "gallery_mask"),
             self.ks,
             protocol=self.protocol,
+            distribution_ks=getattr(self._datasets[query_split_name], "recall_ks", None),
             class_names=getattr(self._datasets[query_split_name], "class_names", None),
         )
         self.results[query_split_name] = result

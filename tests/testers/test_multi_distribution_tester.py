@@ -8,7 +8,7 @@ from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
 from torch.utils.data import Dataset, TensorDataset
 
 from puma_plugin.datasets import UnifiedDataset
-from puma_plugin.evaluation import evaluate_retrieval
+from puma_plugin.evaluation import embed, evaluate_retrieval
 from puma_plugin.testers import MultiDistributionTester
 
 SIZES = {"birds": (40, 6), "cars": (22, 4), "dogs": (30, 5)}
@@ -135,6 +135,20 @@ def test_paper_code_protocol(dataset: UnifiedDataset) -> None:
     expected = evaluate_retrieval(stacked(dataset), dataset.labels, protocol="paper-code")
     assert tester.result.protocol == "paper-code"
     assert tester.result.unified == pytest.approx(expected.unified)
+
+
+def test_recalls_that_a_part_asks_for() -> None:
+    # As StanfordOnlineProducts and InShop do.
+    shop = vectors(30, 5, seed=3)
+    shop.recall_ks = (1, 10)  # type: ignore[attr-defined]
+    dataset = UnifiedDataset({"birds": vectors(24, 4, seed=1), "shop": shop})
+    accuracies = make().test({"val": dataset}, 1, torch.nn.Identity())
+    expected = evaluate_retrieval(stacked(dataset), dataset.labels, ks=(1, 10))
+    assert accuracies["shop"]["recall_at_10_level0"] == expected.per_distribution["distribution 1"]["recall_at_10"]
+    assert "recall_at_10_level0" not in accuracies["birds"]
+    embedded = embed(torch.nn.Identity(), dataset)
+    assert embedded.evaluate().per_distribution["shop"]["recall_at_10"] == accuracies["shop"]["recall_at_10_level0"]
+    assert dataset.select(["birds"]).recall_ks == {}
 
 
 class OneColumn(Dataset[Any]):
