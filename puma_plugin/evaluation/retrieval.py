@@ -120,18 +120,26 @@ def evaluate_retrieval(
                     "one of each: mend query_mask/gallery_mask or leave the distribution out"
                 )
             near_searcher, far_searcher = (Searcher(rows[part], gallery_keys[part]) for part in (near, far))
-            joint_depths = np.maximum(np.maximum(own.relevant, joint.relevant)[asking], ks[-1])
-            depths = np.maximum(joint_depths, own_ks[name][-1])
+            depths = np.maximum(np.maximum(own.relevant, joint.relevant)[asking], ks[-1])
+            farthest = own_ks[name][-1]
             for chosen in _by_depth(depths, block_size):
                 block = asking[chosen]
                 items, keys = rows[queries[block]], query_keys[queries[block]]
-                depth, joint_depth = int(depths[chosen].max()), int(joint_depths[chosen].max())
+                depth = int(depths[chosen].max())
                 distances, found = near_searcher.search(items, depth, keys)
                 nearest = distances, _items(near, found)
-                distances, found = far_searcher.search(items, joint_depth, keys)
+                distances, found = far_searcher.search(items, depth, keys)
                 others = distances, _items(far, found)
-                own.add(block, _hits(classes, queries[block], nearest[1]))
-                _, merged = merge_neighbours(nearest, others, joint_depth)
+                hits = _hits(classes, queries[block], nearest[1])
+                own.add(block, hits)
+                # A large k is searched for only where no nearer neighbour is a hit.
+                open_ = (own.relevant[block] > 0) & (farthest > depth)
+                missed = np.flatnonzero(open_ & ~hits.any(axis=1))
+                step = max(1, _BLOCK_NEIGHBOURS // farthest)
+                for part in (missed[start : start + step] for start in range(0, len(missed), step)):
+                    _, found = near_searcher.search(items[part], farthest, keys[part])
+                    own.add_recalls(block[part], _hits(classes, queries[block[part]], _items(near, found)))
+                _, merged = merge_neighbours(nearest, others, depth)
                 joint.add(block, _hits(joint_classes, queries[block], merged))
                 leaked[block] = (merged[:, 0] >= 0) & (distributions[merged[:, 0]] != d)
                 bar.update(len(block))

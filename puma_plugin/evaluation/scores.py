@@ -29,10 +29,10 @@ class QueryScores:
     def add(self, block: IntArray, hits: BoolArray) -> None:
         """Score the queries ``block`` whose neighbours, nearest first, are positives where ``hits`` (len(block), K).
 
-        K must reach the largest k and R of these queries, or the end of the gallery.
+        K must reach R of these queries or the end of the gallery. Recalls of a larger k hold for queries with a hit;
+        :meth:`add_recalls` settles those of the others.
         """
-        for k, recall in self.recalls.items():
-            recall[block] = hits[:, :k].any(axis=1)
+        self.add_recalls(block, hits)
         relevant = self.relevant[block]
         hits = hits[:, : int(relevant.max(initial=0))]
         rank = np.arange(1, hits.shape[1] + 1)
@@ -41,6 +41,11 @@ class QueryScores:
         self.r_precision[block] = hits.sum(axis=1) / divisor
         precision = np.cumsum(hits, axis=1) / rank
         self.map_at_r[block] = (precision * hits).sum(axis=1) / divisor
+
+    def add_recalls(self, block: IntArray, hits: BoolArray) -> None:
+        """The recalls alone, from as many neighbours as there are columns."""
+        for k, recall in self.recalls.items():
+            recall[block] = hits[:, :k].any(axis=1)
 
     def values(self, ks: Sequence[int]) -> dict[str, npt.NDArray[np.generic]]:
         """Metric name -> (Q,) value of each query."""

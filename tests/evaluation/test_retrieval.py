@@ -228,6 +228,17 @@ def test_further_ks_of_one_distribution() -> None:
     mine = labels[:, 1] == 1
     alone = evaluate_retrieval(rows[mine], labels[mine], ks=(1, 2, 5))
     assert result.per_distribution["shop"] == alone.unified
+    # Small classes among many items: most queries have to be searched for again, deeper.
+    rows, labels = clustered(4, [[2] * 150, [3, 3]], spread=3.0)
+    deep = evaluate_retrieval(
+        rows, labels, ks=(1, 2), distribution_ks={"distribution 0": (10, 100, 400)}, block_size=64
+    )
+    mine = labels[:, 1] == 0
+    alone = evaluate_retrieval(rows[mine], labels[mine], ks=(1, 2, 10, 100, 400))
+    assert deep.per_distribution["distribution 0"] == alone.unified
+    assert deep.per_distribution["distribution 0"]["recall_at_10"] < 0.6
+    assert deep.per_distribution["distribution 0"]["recall_at_400"] == 1
+    rows, labels = clustered(4, SIZES)
     assert "recall_at_5" not in result.per_distribution["birds"]
     assert set(result.harmonic_mean) == set(result.unified) == {"recall_at_1", "recall_at_2", "map_at_r", "r_precision"}
     with pytest.raises(ValueError, match="distribution_ks names"):
