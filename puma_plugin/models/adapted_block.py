@@ -1,11 +1,22 @@
 """A frozen transformer block with one stochastic adapter beside its attention and one beside its MLP."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
 from puma_plugin.models.adapted_module import AdaptedModule
 from puma_plugin.models.adapter import StochasticAdapter
+
+
+def _recompute(norm: nn.Module, x: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor] | None:
+    """How an adapter gets its tokens back in the backward; None if ``norm(x)`` might give others the second time.
+
+    A layer norm keeps its input for its own backward, so the adapter has nothing to keep.
+    """
+    if not isinstance(norm, nn.LayerNorm) or norm._forward_hooks or norm._forward_pre_hooks:
+        return None
+    return norm.forward, x
 
 
 class AdaptedBlock(AdaptedModule):
@@ -36,10 +47,10 @@ class AdaptedBlock(AdaptedModule):
         """Tokens (B, N, C) to (B, N, C); the options (mask, rotary embedding, position bias) go to the attention."""
         tokens = self.norm1(x)
         branch = self.drop_path1(self.scale_attention(self.attn(tokens, **attention_options)))
-        x = self.adapter1(x + branch, tokens)
+        x = self.adapter1(x + branch, tokens, _recompute(self.norm1, x))
         tokens = self.norm2(x)
         branch = self.drop_path2(self.scale_mlp(self.mlp(tokens)))
-        return self.adapter2(x + branch, tokens)
+        return self.adapter2(x + branch, tokens, _recompute(self.norm2, x))
 
 
 class LayerScaleBlock(AdaptedBlock):

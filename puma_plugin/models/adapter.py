@@ -1,6 +1,7 @@
 """The stochastic adapter: a small bottleneck beside a frozen branch of a transformer block."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -85,10 +86,16 @@ class StochasticAdapter(nn.Module):
         kept = torch.rand(samples, device=device) >= self.drop
         return kept.float() / (1.0 - self.drop)
 
-    def forward(self, residual: Tensor, tokens: Tensor) -> Tensor:
-        """Add the adapter's output for ``tokens`` to ``residual``, both (B, N, C)."""
+    def forward(
+        self, residual: Tensor, tokens: Tensor, recompute: tuple[Callable[[Tensor], Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """Add the adapter's output for ``tokens`` to ``residual``, both (B, N, C).
+
+        ``recompute``: function and input that give ``tokens`` again, so that the backward need not keep them; see
+        :func:`puma_plugin.ops.stochastic_adapter`.
+        """
         gate = self.draw_gate(residual.shape[0], residual.device)
-        return stochastic_adapter(residual, tokens, self.down, self.up, gate, self.scale)
+        return stochastic_adapter(residual, tokens, self.down, self.up, gate, self.scale, recompute)
 
     def extra_repr(self) -> str:
         if isinstance(self.scale, float):

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from puma_plugin.ops import loader, reference
+from puma_plugin.ops.eager import refuse_tangents
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -27,6 +28,7 @@ def match_prompts(query: Tensor, keys: Tensor, attention: Tensor, prompts: Tenso
     Raises:
         TypeError: a dtype that does not fit.
         ValueError: a shape or device that does not fit.
+        NotImplementedError: forward-mode differentiation.
     """
     device_type = query.device.type
     if device_type != "meta" and torch.is_autocast_enabled(device_type) and query.dtype is not torch.float64:
@@ -40,6 +42,7 @@ def match_prompts(query: Tensor, keys: Tensor, attention: Tensor, prompts: Tenso
         loader.report_fallback(device_type)
         with torch.autocast(device_type, enabled=False):
             return reference.match_prompts(query, keys, attention, prompts)
+    refuse_tangents("match_prompts", (query, keys, attention, prompts))
     prompt, weights, _ = torch.ops.puma.match_prompts.default(query, keys, attention, prompts)
     return prompt, weights
 

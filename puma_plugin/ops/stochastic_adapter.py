@@ -1,9 +1,16 @@
 """Python face of the stochastic adapter: validation, autocast, fake kernels, autograd around the compiled operator."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
 from puma_plugin.ops import loader, reference
+from puma_plugin.ops.eager import below_autograd, is_plain, refuse_tangents
+
+# A function and its input that give the tokens once more.
+Recompute = tuple[Callable[[Tensor], Tensor], Tensor]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 HALF_DTYPES = (torch.bfloat16, torch.float16)
@@ -16,6 +23,7 @@ def stochastic_adapter(
     up: Tensor,
     gate: Tensor | None = None,
     scale: float | Tensor = 0.1,
+    recompute: Recompute | None = None,
 ) -> Tensor:
     """``residual + gate * scale * ReLU(tokens @ down) @ up`` (PUMA, arXiv 2309.08944, stochastic adapter).
 
@@ -31,6 +39,9 @@ def stochastic_adapter(
         gate: (B,), floating, one factor per sample: Bernoulli(1-p)/(1-p) in training. None means 1 everywhere. Takes no
             gradient.
         scale: a finite number, or a tensor with one element that may be trained.
+        recompute: ``(function, input)`` with ``tokens = function(input)``. The backward then keeps the input, not the
+            tokens, and calls the function once more: saves memory where the input is kept anyway, as a layer norm does.
+            Compiled code decides by itself what to keep and ignores this.
 
     Returns:
         (B, N, C), contiguous, in residual's dtype. Never shares memory with residual. Differentiable once, in reverse
@@ -39,6 +50,7 @@ def stochastic_adapter(
     Raises:
         TypeError: a dtype that does not fit, a scale that is no number, or a gate that requires a gradient.
         ValueError: a shape or device that does not fit, or a scale that is not finite.
+        NotImplementedError: forward-mode differentiation.
     """
     device_type = residual.device.type
     if isinstance(scale, Tensor):
@@ -54,8 +66,15 @@ def stochastic_adapter(
     if device_type not in loader.KERNEL_DEVICES:
         loader.report_fallback(device_type)
         return reference.stochastic_adapter(residual, tokens, down, up, gate, scale)
+    refuse_tangents("stochastic_adapter", (residual, tokens, down, up, gate))
     save_hidden = torch.is_grad_enabled() and (tokens.requires_grad or down.requires_grad or up.requires_grad)
-    return torch.ops.puma.stochastic_adapter.default(residual, tokens, down, up, gate, scale, save_hidden)[0]
+    if not is_plain():
+        return torch.ops.puma.stochastic_adapter.default(residual, tokens, down, up, gate, scale, save_hidden)[0]
+    if save_hidden or (residual.requires_grad and torch.is_grad_enabled()):
+        out: Tensor = _StochasticAdapter.apply(residual, tokens, down, up, gate, scale, save_hidden, recompute)
+        return out
+    with below_autograd():
+        return torch.ops.puma.stochastic_adapter.default(residual, tokens, down, up, gate, scale, False)[0]
 
 
 def _fold_scale(up: Tensor, scale: Tensor) -> Tensor:
@@ -168,6 +187,64 @@ def _backward(ctx, grad: Tensor | None, _: None):  # type: ignore[no-untyped-def
         None,
         None,
     )
+
+
+class _StochasticAdapter(torch.autograd.Function):
+    """The operator's autograd for eager code, see `eager`; the same arguments and ``recompute``."""
+
+    @staticmethod
+    def forward(  # type: ignore[no-untyped-def]
+        ctx,
+        residual: Tensor,
+        tokens: Tensor,
+        down: Tensor,
+        up: Tensor,
+        gate: Tensor | None,
+        scale: float,
+        save_hidden: bool,
+        recompute: Recompute | None,
+    ) -> Tensor:
+        with below_autograd():
+            out, hidden = torch.ops.puma.stochastic_adapter.default(
+                residual, tokens, down, up, gate, scale, save_hidden
+            )
+        ctx.set_materialize_grads(False)
+        ctx.scale, ctx.save_hidden, ctx.function = scale, save_hidden, None
+        if save_hidden:
+            kept = tokens
+            if recompute is not None:
+                ctx.function, kept = recompute
+                device_type = tokens.device.type
+                ctx.autocast = (
+                    device_type,
+                    torch.get_autocast_dtype(device_type),
+                    torch.is_autocast_enabled(device_type),
+                )
+            ctx.save_for_backward(kept, down, up, gate, hidden)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor | None):  # type: ignore[no-untyped-def]
+        need_residual, need_tokens, need_down, need_up = ctx.needs_input_grad[:4]
+        grad_tokens = grad_down = grad_up = None
+        if grad is not None and ctx.save_hidden:
+            tokens, down, up, gate, hidden = ctx.saved_tensors
+            if ctx.function is not None:
+                device_type, dtype, enabled = ctx.autocast
+                with torch.no_grad(), torch.autocast(device_type, dtype, enabled=enabled):
+                    tokens = ctx.function(tokens).to(down.dtype)
+            # With create_graph the wrapper has to see the call: it refuses a second derivative.
+            with nullcontext() if torch.is_grad_enabled() else below_autograd():
+                grad_tokens, grad_down, grad_up = torch.ops.puma.stochastic_adapter_backward.default(
+                    grad, tokens, down, up, gate, hidden, ctx.scale, need_tokens, need_down or need_up
+                )
+        return (
+            grad if need_residual else None,
+            grad_tokens if need_tokens else None,
+            grad_down if need_down else None,
+            grad_up if need_up else None,
+            *(None, None, None, None),
+        )
 
 
 def _double_backward(ctx, *grads: Tensor | None):  # type: ignore[no-untyped-def]

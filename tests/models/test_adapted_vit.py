@@ -141,9 +141,7 @@ def test_adapter_output_does_not_pass_layer_scale(make_vit: Callable[..., nn.Mod
 
 
 @pytest.mark.parametrize("blocks", [None, (1,), ()])
-def test_only_the_own_part_follows_train(
-    make_vit: Callable[..., nn.Module], blocks: tuple[int, ...] | None
-) -> None:
+def test_only_the_own_part_follows_train(make_vit: Callable[..., nn.Module], blocks: tuple[int, ...] | None) -> None:
     vit = make_vit(drop_path_rate=0.5, proj_drop_rate=0.5, attn_drop_rate=0.5, pos_drop_rate=0.5)
     adapt(vit, adapter_dim=8, pool_size=3, prompt_length=2, drop=0.0, blocks=blocks)
     own = (StochasticAdapter, PromptPool)
@@ -270,3 +268,34 @@ def test_a_few_steps_of_training_change_the_own_part_only(vit: nn.Module, images
     own = {name for name, parameter in vit.named_parameters() if parameter.requires_grad}
     changed = {name for name, tensor in vit.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == own
+
+
+def test_adapters_keep_the_norms_input_not_its_output(vit: nn.Module, images: Tensor) -> None:
+    """Of each norm, its input and output of shape (B, N, C): only the input, which the norm keeps, may be kept."""
+    outputs: list[Tensor] = []
+    kept: set[int] = set()
+    vit.train()
+    for block in vit.blocks:
+        for name in ("norm1", "norm2"):
+            norm = getattr(block, name)
+            forward = norm.forward
+            norm.forward = lambda x, forward=forward: outputs.append(forward(x)) or outputs[-1]
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.add(t.data_ptr()) or t, lambda t: t):
+        vit(images)
+    assert len(outputs) == 4
+    assert not kept & {tokens.data_ptr() for tokens in outputs}
+
+
+def test_a_hook_on_the_norm_is_called_once_and_obeyed(vit: nn.Module, images: Tensor) -> None:
+    calls = []
+    hook = vit.blocks[0].norm1.register_forward_hook(lambda *arguments: calls.append(1) or 2 * arguments[2])
+    vit.eval()
+    vit(images).sum().backward()
+    doubled = vit.blocks[0].adapter1.down.grad.clone()
+    assert len(calls) == 1
+    hook.remove()
+    vit.zero_grad()
+    vit.blocks[0].norm1.weight.data *= 2
+    vit.blocks[0].norm1.bias.data *= 2
+    vit(images).sum().backward()
+    torch.testing.assert_close(vit.blocks[0].adapter1.down.grad, doubled)

@@ -172,3 +172,11 @@ def test_errors_at_the_door(name: str, value: Tensor, kind: type[Exception], mes
     arguments |= {"prompts": torch.zeros(4, 3, 8), name: value}
     with pytest.raises(kind, match=message):
         match_prompts(**arguments)
+
+
+def test_forward_mode_is_refused_with_the_way_out(device: str, prompt_inputs: Callable[..., list[Tensor]]) -> None:
+    inputs = [t.detach() for t in prompt_inputs(3, 5, 4, 2, torch.float64)]
+    with torch.autograd.forward_ad.dual_level():
+        inputs[1] = torch.autograd.forward_ad.make_dual(inputs[1], torch.ones_like(inputs[1]))
+        with pytest.raises(NotImplementedError, match=r"forward-mode.*ops\.reference\.match_prompts"):
+            match_prompts(*inputs)

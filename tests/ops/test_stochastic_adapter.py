@@ -365,3 +365,39 @@ def test_errors_at_the_door(name: str, value: Tensor, kind: type[Exception], mes
     arguments |= {"up": torch.zeros(4, 8), "gate": torch.ones(2), "scale": 0.1, name: value}
     with pytest.raises(kind, match=message):
         stochastic_adapter(**arguments)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_recomputed_tokens_are_not_kept_and_give_the_same_gradients(
+    device: str, autocast: bool, adapter_inputs: Callable[..., list[Tensor]]
+) -> None:
+    inputs = adapter_inputs(4, 6, 16, 8, torch.float32)
+    gate = gates("mixed", 4, device)
+
+    def norm(x: Tensor) -> Tensor:
+        return torch.nn.functional.layer_norm(x, (16,))
+
+    def run(recompute: bool) -> tuple[list[Tensor], list[Tensor]]:
+        kept: list[Tensor] = []
+        residual, x, down, up = inputs
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+            tokens = norm(x)
+            with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+                out = stochastic_adapter(residual, tokens, down, up, gate, 0.1, (norm, x) if recompute else None)
+        return list(torch.autograd.grad(out.square().sum(), inputs)), [t for t in kept if t.shape == x.shape]
+
+    (expected, kept), (got, kept_instead) = run(False), run(True)
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    assert len(kept) == len(kept_instead) == 1
+    assert kept[0].data_ptr() != inputs[1].data_ptr()
+    assert kept_instead[0].data_ptr() == inputs[1].data_ptr()  # which the norm keeps anyway
+
+
+def test_forward_mode_is_refused_with_the_way_out(device: str, adapter_inputs: Callable[..., list[Tensor]]) -> None:
+    inputs = [t.detach() for t in adapter_inputs(2, 3, 8, 4, torch.float64)]
+    for requires_grad in (False, True):
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(inputs[1].requires_grad_(requires_grad), inputs[0])
+            with pytest.raises(NotImplementedError, match=r"forward-mode.*ops\.reference\.stochastic_adapter"):
+                stochastic_adapter(inputs[0], dual, *inputs[2:])
+            stochastic_adapter(*inputs)  # no tangent, no error

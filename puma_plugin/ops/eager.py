@@ -1,0 +1,33 @@
+"""What both operators need to know before they leave torch.library's autograd wrapper aside.
+
+That wrapper can be traced (``torch.compile``, ``torch.export``), but it is Python code under the dispatcher and costs
+more than a small call itself. Eager code goes past it; under functorch the wrapper says what it cannot do.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+# Inside, operators run their kernels (or a dispatch mode) at once, without the autograd wrapper.
+below_autograd = torch._C._AutoDispatchBelowAutograd
+
+
+def is_plain() -> bool:
+    """Whether this is eager code: nothing traces it and no functorch transform is active."""
+    return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+
+
+def refuse_tangents(name: str, tensors: Iterable[Tensor | None]) -> None:
+    """The operators have no forward mode; without this check tangents would silently be lost.
+
+    Raises:
+        NotImplementedError: one of the tensors carries a tangent.
+    """
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    if any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise NotImplementedError(
+            f"{name} has no forward-mode derivative; use puma_plugin.ops.reference.{name}, which is plain PyTorch"
+        )
