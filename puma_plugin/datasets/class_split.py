@@ -3,13 +3,43 @@
 import math
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from puma_plugin.datasets.errors import DatasetError
 from puma_plugin.datasets.listing import Listing
 
 
+def share(fraction: float, count: int) -> int:
+    """ceil(fraction x count), safe from rounding (0.1 x 10 is 1)."""
+    return math.ceil(fraction * count - 1e-9)
+
+
+def divide_classes(
+    count: int, fraction: float, generator: torch.Generator | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Divide classes 0..count-1 into (kept, taken), each in rising order.
+
+    Args:
+        count: number of classes.
+        fraction: ``taken`` gets ceil(fraction x count) classes, and either part at least two.
+        generator: draws the taken classes; without one they are the last.
+
+    Raises:
+        ValueError: ``fraction`` outside (0, 1), or fewer than four classes: a part of one class has nothing to tell
+            apart.
+    """
+    if not 0.0 < fraction < 1.0:
+        raise ValueError(f"test_fraction is {fraction}; it must be in (0, 1)")
+    if count < 4:
+        raise ValueError(f"a class-disjoint split needs four classes, two for each part, and there are {count}")
+    order = np.arange(count) if generator is None else torch.randperm(count, generator=generator).numpy()
+    kept = count - min(max(2, share(fraction, count)), count - 2)
+    return np.sort(order[:kept]), np.sort(order[kept:])
+
+
 def split_by_class(listing: Listing, test_fraction: float, train: bool, dataset: str) -> Listing:
-    """The first classes to train, the last ``ceil(test_fraction x classes)`` (never all) to test.
+    """The first classes to train, the last to test, see :func:`divide_classes`.
 
     Args:
         test_fraction: share of the classes that test, in (0, 1).
@@ -17,15 +47,15 @@ def split_by_class(listing: Listing, test_fraction: float, train: bool, dataset:
 
     Raises:
         ValueError: ``test_fraction`` outside (0, 1).
-        DatasetError: fewer than two classes.
+        DatasetError: fewer than four classes.
     """
-    if not 0.0 < test_fraction < 1.0:
-        raise ValueError(f"test_fraction is {test_fraction}; it must be in (0, 1)")
-    count = len(listing.class_names)
-    if count < 2:
+    try:
+        kept, taken = divide_classes(len(listing.class_names), test_fraction)
+    except ValueError as error:
+        if not 0.0 < test_fraction < 1.0:
+            raise
         raise DatasetError(
-            f"{dataset}: a class-disjoint split needs two classes, {listing.base} has {count} "
-            f"({', '.join(listing.class_names)}); add classes, or lay out train and test yourself"
-        )
-    first = count - min(max(1, math.ceil(test_fraction * count - 1e-9)), count - 1)
-    return listing.take(np.flatnonzero(listing.targets < first if train else listing.targets >= first))
+            f"{dataset}: {error} in {listing.base} ({', '.join(listing.class_names)}); add classes, or lay out train "
+            "and test yourself"
+        ) from error
+    return listing.take(np.flatnonzero(np.isin(listing.targets, kept if train else taken)))

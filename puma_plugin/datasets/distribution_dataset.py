@@ -141,6 +141,8 @@ class DistributionDataset(Dataset[tuple[Any, int]]):
             )
 
     def _require_files(self, listing: Listing) -> None:
+        if listing.scanned:
+            return
         missing = find_missing(listing.base, listing.keys)
         if missing:
             first = os.path.join(listing.base, listing.keys[missing[0]])
@@ -151,7 +153,8 @@ class DistributionDataset(Dataset[tuple[Any, int]]):
 
     def _leave_out(self, listing: Listing, known_bad: Collection[str] | str | os.PathLike[str] | None) -> Listing:
         if known_bad is None:
-            reasons = dict.fromkeys(find_missing(listing.base, listing.keys), "missing")
+            gone = [] if listing.scanned else find_missing(listing.base, listing.keys)
+            reasons = dict.fromkeys(gone, "missing")
             present = np.setdiff1d(np.arange(len(listing)), np.array(list(reasons), np.int64))
             paths = listing.keys.with_prefix(os.path.join(listing.base, "")).take(present)
             reasons |= {int(present[place]): reason for place, reason in find_defects(paths).items()}

@@ -3,19 +3,34 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from puma_plugin.datasets.distribution_dataset import DistributionDataset
 from puma_plugin.datasets.errors import DatasetError
 from puma_plugin.utils.atomic import atomic_write
 
 FORMAT = "puma few-shot split"
 VERSION = 1
 SHOTS = (1, 2, 4, 8, 16)
+
+
+class KeyedImages(Protocol):
+    """What a draw needs to know of a dataset; every :class:`DistributionDataset` has it."""
+
+    targets: NDArray[np.int64]
+    class_names: list[str]
+
+    @property
+    def item_keys(self) -> Sequence[str]: ...
+
+    def subset(self, indices: NDArray[np.int64], /) -> Any: ...
+
+
+Images = TypeVar("Images", bound=KeyedImages)
 
 
 @dataclass(frozen=True)
@@ -32,7 +47,7 @@ class FewShotSplit:
     seed: int
     images: dict[str, dict[str, list[str]]]
 
-    def apply(self, name: str, dataset: DistributionDataset) -> DistributionDataset:
+    def apply(self, name: str, dataset: Images) -> Images:
         """The part of ``dataset`` that this split chose for the distribution ``name``.
 
         Raises:
@@ -64,10 +79,11 @@ class FewShotSplit:
                         "layout or is another version, draw the split again"
                     )
                 chosen.append(index)
-        return dataset.subset(np.sort(np.array(chosen, np.int64)))
+        part: Images = dataset.subset(np.sort(np.array(chosen, np.int64)))
+        return part
 
 
-def draw_few_shot(datasets: Mapping[str, DistributionDataset], shots: int, seed: int = 0) -> FewShotSplit:
+def draw_few_shot(datasets: Mapping[str, KeyedImages], shots: int, seed: int = 0) -> FewShotSplit:
     """Draw ``shots`` images of every class.
 
     Taken are the images of each class whose SHA-256 of (seed, distribution, key) is smallest. So nothing else matters,

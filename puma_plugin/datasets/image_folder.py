@@ -54,10 +54,6 @@ class ImageFolder(DistributionDataset):
         one_part = split in ("query", "gallery") and os.path.isdir(os.path.join(folder, split))
         super().__init__(listing, title, split, transform, bad_images, known_bad, 1 if one_part else min_images)
 
-    def _require_files(self, listing: Listing) -> None:
-        # The listing is what is there.
-        return
-
 
 def list_image_folder(folder: str | os.PathLike[str], dataset: str, base: str | None = None) -> Listing:
     """All images of a folder with one subfolder per class; classes and files in sorted order.
@@ -88,14 +84,20 @@ def list_image_folder(folder: str | os.PathLike[str], dataset: str, base: str | 
                 f"{dataset}: class folder {os.path.join(root, name)} holds no image "
                 f"({', '.join(sorted(EXTENSIONS))}); add some, or remove the folder"
             )
-    return Listing(above, StringTable(keys), np.repeat(np.arange(len(classes)), counts), classes)
+    return Listing(above, StringTable(keys), np.repeat(np.arange(len(classes)), counts), classes, scanned=True)
+
+
+def has_split_folders(folder: str) -> bool:
+    """Whether the folder holds splits (train or test, or both query and gallery) and not classes to be split."""
+    present = {part for part in SPLITS if os.path.isdir(os.path.join(folder, part))}
+    return bool(present & {"train", "test"}) or {"query", "gallery"} <= present
 
 
 def list_folder_split(folder: str, split: Split, title: str, test_fraction: float = 0.5) -> Listing:
     """The images of a split by the rules of :class:`ImageFolder`, without looking at the number per class."""
     dataset = f"{title} ({split})"
     present = {part for part in SPLITS if os.path.isdir(os.path.join(folder, part))}
-    if not present & {"train", "test"} and not {"query", "gallery"} <= present:
+    if not has_split_folders(folder):
         whole = list_image_folder(folder, dataset)
         return split_by_class(whole, test_fraction, split == "train", dataset)
 

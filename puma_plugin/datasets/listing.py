@@ -21,6 +21,7 @@ class Listing:
         class_names: one per class.
         is_query: bool (N,): False for images that are only searched among. None: every image is a query.
         is_gallery: bool (N,): False for images that are only searched for. None: every image is searched among.
+        scanned: the keys were found on disk, not read from a list, so that no file can be missing.
     """
 
     base: str
@@ -29,6 +30,7 @@ class Listing:
     class_names: list[str]
     is_query: NDArray[np.bool_] | None = None
     is_gallery: NDArray[np.bool_] | None = None
+    scanned: bool = False
 
     @classmethod
     def build(
@@ -84,4 +86,6 @@ def merge_query_gallery(query: Listing, gallery: Listing) -> Listing:
     ]
     is_query = np.arange(len(query) + len(gallery)) < len(query)
     keys = StringTable([*query.keys, *gallery.keys])
-    return Listing(query.base, keys, np.concatenate(targets), names, is_query, ~is_query)
+    return Listing(
+        query.base, keys, np.concatenate(targets), names, is_query, ~is_query, query.scanned and gallery.scanned
+    )

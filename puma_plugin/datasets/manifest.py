@@ -47,6 +47,11 @@ class Manifest:
     distributions: NDArray[np.int32]
     distribution_names: list[str]
 
+    def has_splits(self, name: str) -> bool:
+        """Whether the distribution's rows name their split, so that its classes need not be split."""
+        mine = self.distributions == self.distribution_names.index(name)
+        return bool((self.splits[mine] >= 0).any())
+
 
 class ManifestDataset(DistributionDataset):
     """One distribution of a manifest.
@@ -250,7 +255,7 @@ def list_manifest_split(table: Manifest, name: str, split: Split, test_fraction:
         the listing, and whether it is only a query or only a gallery part.
     """
     dataset = f"{name} ({split})"
-    mine = np.flatnonzero(table.distributions == table.distribution_names.index(name))
+    mine = _rows_of(table, name)
     whole = Listing(table.base, table.keys, table.labels, table.label_names)
     numbers = table.splits[mine]
     parts = {SPLITS[number]: mine[numbers == number] for number in np.unique(numbers).tolist() if number >= 0}
@@ -269,6 +274,17 @@ def list_manifest_split(table: Manifest, name: str, split: Split, test_fraction:
         listing = whole.take(parts[wanted])
     _require_distinct(listing, table, dataset)
     return listing, one_part
+
+
+def list_manifest_distribution(table: Manifest, name: str) -> Listing:
+    """All images of a distribution, whatever their split."""
+    listing = Listing(table.base, table.keys, table.labels, table.label_names).take(_rows_of(table, name))
+    _require_distinct(listing, table, name)
+    return listing
+
+
+def _rows_of(table: Manifest, name: str) -> NDArray[np.int64]:
+    return np.flatnonzero(table.distributions == table.distribution_names.index(name))
 
 
 def _require_distinct(listing: Listing, table: Manifest, dataset: str) -> None:

@@ -21,16 +21,29 @@ class DataConfig:
     """Which images, and how they are split.
 
     Attributes:
-        kind: "embedded" (the benchmark that comes with the package) or "image_folders".
+        kind: "embedded" (the benchmark that comes with the package), "benchmark" (the eight datasets of the paper as
+            published, see `puma datasets list`), "image_folders" or "manifest" (a CSV or Parquet table).
+        root: "benchmark": the folder that holds the datasets' folders. "image_folders": instead of `folders`, one that
+            holds a folder per distribution. "manifest": the folder its paths are relative to; null: the manifest's.
+        names: the distributions to use; null for all that are there.
         folders: name of each distribution -> its folder. The folder holds one subfolder per class, or `train/` and
-            `test/` with one subfolder per class each.
-        split: "folders" (train/ and test/ exist), "classes" (class-disjoint split of one set of class folders),
-            "auto" (folders where both exist, else classes) or "all" (every class is in the test; evaluation only).
+            `test/` with one subfolder per class each, or `query/` and `gallery/` in place of `test/`.
+        manifest: the table, with the columns path, label and, if wanted, split and distribution.
+        split: "folders" (the data says what trains and what tests: train/ and test/, or the column split), "classes"
+            (class-disjoint split), "auto" (folders where it can be, else classes) or "all" (every class is in the test;
+            evaluation only). The benchmark's splits are fixed.
+        bad_images: "raise" for missing or unreadable images, or "skip": every image is opened once at the start, and
+            those that cannot be read are left out, counted, and listed in metrics.json.
+        known_bad: with "skip": a report of `puma datasets verify --open-images --report FILE`, so that the images need
+            not be opened again.
+        min_images: images that each class of a manifest or of image folders must have.
+        check_counts: compare the benchmark's class counts with the published ones; false for a reduced copy.
         test_fraction: share of the classes that goes to the test in a class-disjoint split; the first classes in
             sorted order train, as the metric learning benchmarks do, unless `shuffle_classes` is true.
         shuffle_classes: draw the test classes with `seed` instead of taking the last.
         validation_fraction: share of the training classes held out of training to judge progress; 0 holds out none.
-        shots: keep this many images per training class (few-shot); null keeps all.
+        shots: keep this many images per training class, drawn with `seed` (few-shot); null keeps all.
+        few_shot: or a file of `puma datasets few-shot`, which names the images.
         seed: the seed of the embedded images, of a shuffled class split and of the few-shot draw.
         starved: embedded benchmark only: the small distributions keep a quarter of their training images.
         domain: embedded benchmark only: "benchmark", or "tuning" (other classes, to choose settings on; its test
@@ -45,13 +58,21 @@ class DataConfig:
         workers: processes that load images (0: in the training process).
     """
 
-    kind: Literal["embedded", "image_folders"] = "image_folders"
+    kind: Literal["embedded", "benchmark", "image_folders", "manifest"] = "image_folders"
+    root: str | None = None
+    names: list[str] | None = None
     folders: dict[str, str] = field(default_factory=dict)
+    manifest: str | None = None
     split: Literal["auto", "folders", "classes", "all"] = "auto"
+    bad_images: Literal["raise", "skip"] = "raise"
+    known_bad: str | None = None
+    min_images: int = 2
+    check_counts: bool = True
     test_fraction: float = 0.5
     shuffle_classes: bool = False
     validation_fraction: float = 0.1
     shots: int | None = None
+    few_shot: str | None = None
     seed: int = 0
     starved: bool = True
     domain: Literal["benchmark", "tuning"] = "benchmark"
@@ -66,14 +87,7 @@ class DataConfig:
     workers: int = 2
 
     def __post_init__(self) -> None:
-        _require(
-            self.kind == "embedded" or len(self.folders) > 0,
-            "data.folders is empty; name at least one distribution, as in `folders: {birds: /data/birds}`",
-        )
-        _require(
-            self.kind == "image_folders" or not self.folders,
-            "data.folders is given with data.kind embedded; set data.kind to image_folders or remove the folders",
-        )
+        self._check_kind()
         _require(
             self.kind == "embedded" or self.domain == "benchmark",
             f"data.domain is {self.domain} with data.kind {self.kind}; only the embedded benchmark has a tuning domain",
@@ -83,6 +97,15 @@ class DataConfig:
             0.0 <= self.validation_fraction < 1.0,
             f"data.validation_fraction is {self.validation_fraction}; it must be in [0, 1)",
         )
+        _require(
+            self.known_bad is None or self.bad_images == "skip",
+            "data.known_bad is given with data.bad_images raise; set data.bad_images to skip, or remove it",
+        )
+        _require(self.min_images >= 1, f"data.min_images is {self.min_images}; give 1 or more")
+        _require(
+            self.names is None or len(set(self.names)) == len(self.names) > 0,
+            f"data.names is {self.names}; give different names, one or more, or null for all",
+        )
         _require(self.shots is None or self.shots >= 1, f"data.shots is {self.shots}; give 1 or more, or null for all")
         _require(0.0 < self.crop_scale <= 1.0, f"data.crop_scale is {self.crop_scale}; it must be in (0, 1]")
         _require(0.0 < self.crop_fraction <= 1.0, f"data.crop_fraction is {self.crop_fraction}; it must be in (0, 1]")
@@ -90,6 +113,33 @@ class DataConfig:
         for name, values in (("mean", self.mean), ("std", self.std)):
             _require(
                 values is None or len(values) == 3, f"data.{name} is {values}; give three numbers, one per channel"
+            )
+
+    def _check_kind(self) -> None:
+        """Each kind of data has what it needs and nothing that it would ignore."""
+        _require(
+            self.kind != "image_folders" or bool(self.folders) != (self.root is not None),
+            "data.folders is empty; name at least one distribution, as in `folders: {birds: /data/birds}`, or give "
+            "data.root, a folder that holds a folder per distribution (one of the two)",
+        )
+        _require(
+            self.kind != "benchmark" or self.root is not None,
+            "data.root is missing; give the folder that holds the datasets, see `puma datasets list`",
+        )
+        _require(
+            self.kind != "manifest" or self.manifest is not None,
+            "data.manifest is missing; give a CSV or Parquet file with the columns path and label",
+        )
+        needed = {
+            "embedded": (),
+            "benchmark": ("root", "names"),
+            "image_folders": ("folders", "root", "names"),
+            "manifest": ("manifest", "root", "names"),
+        }
+        for name in ("folders", "root", "names", "manifest"):
+            _require(
+                name in needed[self.kind] or not getattr(self, name),
+                f"data.{name} is given with data.kind {self.kind}, which has none; remove it, or set another data.kind",
             )
 
 

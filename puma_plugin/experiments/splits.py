@@ -1,25 +1,47 @@
 """From a data configuration to training, held-out and test images of every distribution."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
+import numpy as np
 import torch
 
+from puma_plugin.datasets import DatasetError, DistributionDataset, draw_few_shot, read_few_shot
+from puma_plugin.datasets.class_split import divide_classes, share
 from puma_plugin.experiments.config import DataConfig
-from puma_plugin.experiments.images import ImageSet, read_class_folders, share, split_classes
+from puma_plugin.experiments.images import (
+    ImageArray,
+    ImageSet,
+    describe,
+    first_of_each_class,
+    select_classes,
+    split_classes,
+)
+from puma_plugin.experiments.sources import Source, open_sources
+
+if TYPE_CHECKING:
+    from puma_plugin.datasets.embedded.distribution import EmbeddedDistribution
 
 ImageSets = dict[str, ImageSet]
+Skipped = dict[str, dict[str, str]]
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Images per distribution: to train on, held-out training classes (may be empty), and the test."""
+    """Images per distribution: to train on, held-out training classes (may be empty), and the test.
+
+    Attributes:
+        train, validation, test: distribution -> images.
+        skipped: distribution -> image -> why it was left out; only distributions that have such images.
+    """
 
     train: ImageSets
     validation: ImageSets
     test: ImageSets
+    skipped: Skipped = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -35,57 +57,12 @@ class Splits:
         """Classes and images of every part."""
         return {
             name: {
-                part: sets[name].describe()
+                part: describe(sets[name])
                 for part, sets in (("train", self.train), ("validation", self.validation), ("test", self.test))
                 if name in sets
             }
             for name in self.names
         }
-
-
-@lru_cache(maxsize=2)
-def _embedded(seed: int, domain: Literal["benchmark", "tuning"]) -> tuple[ImageSets, ImageSets]:
-    from puma_plugin.datasets.embedded import load_embedded
-
-    benchmark = load_embedded(seed=seed, starved=False, domain=domain)
-    train, test = (
-        {name: ImageSet(part.images, part.targets, part.class_names) for name, part in sets.items()}
-        for sets in (benchmark.train, benchmark.test)
-    )
-    return train, test
-
-
-def _starve(train: ImageSets) -> ImageSets:
-    """What `load_embedded(starved=True)` keeps: the first quarter of each class of the small distributions."""
-    from puma_plugin.datasets.embedded import DISTRIBUTIONS
-
-    specs = {name: DISTRIBUTIONS[name] for name in train}
-    return {
-        name: images.first(-(-specs[name].images_per_class // 4)) if specs[name].starved else images
-        for name, images in train.items()
-    }
-
-
-def _folders(name: str, folder: Path, config: DataConfig, generator: torch.Generator) -> tuple[ImageSet, ImageSet]:
-    both = (folder / "train").is_dir() and (folder / "test").is_dir()
-    if config.split == "folders" and not both:
-        raise ValueError(
-            f"data.split is folders, but {folder} does not hold train/ and test/; set data.split to classes"
-        )
-    try:
-        if config.split == "folders" or (config.split == "auto" and both):
-            return read_class_folders(folder / "train"), read_class_folders(folder / "test")
-        images = read_class_folders(folder)
-        return split_classes(images, config.test_fraction, generator if config.shuffle_classes else None)
-    except ValueError as error:
-        raise ValueError(f"distribution {name}: {error}") from error
-
-
-def _check_test(name: str, images: ImageSet) -> None:
-    if len(images) == len(set(images.targets.tolist())):
-        raise ValueError(
-            f"distribution {name}: no class of its test holds two images, so no query could find its class; add images"
-        )
 
 
 def load_test(config: DataConfig) -> Splits:
@@ -94,16 +71,13 @@ def load_test(config: DataConfig) -> Splits:
     Raises:
         ValueError: naming the distribution and what is wrong with its folder.
     """
-    if config.split != "all":
-        return Splits({}, {}, load_splits(replace(config, shots=None)).test)
-    test = {}
-    for name, folder in config.folders.items():
-        try:
-            test[name] = read_class_folders(Path(folder).expanduser())
-        except ValueError as error:
-            raise ValueError(f"distribution {name}: {error}") from error
-        _check_test(name, test[name])
-    return Splits({}, {}, test)
+    if config.kind == "embedded":
+        return Splits({}, {}, dict(_embedded(config.seed, config.domain)[1]))
+    generator = torch.Generator().manual_seed(config.seed)
+    skipped: Skipped = {}
+    sources = open_sources(config)
+    test = _read_each(sources, lambda source: _read_test(source, config, generator, skipped))
+    return Splits({}, {}, test, skipped)
 
 
 def load_splits(config: DataConfig) -> Splits:
@@ -119,15 +93,13 @@ def load_splits(config: DataConfig) -> Splits:
     if config.split == "all":
         raise ValueError("data.split is all, which leaves nothing to train on; give auto, folders or classes")
     generator = torch.Generator().manual_seed(config.seed)
-    train: ImageSets = {}
-    test: ImageSets = {}
+    skipped: Skipped = {}
     if config.kind == "embedded":
         train, test = (dict(sets) for sets in _embedded(config.seed, config.domain))
     else:
-        for name, folder in config.folders.items():
-            train[name], test[name] = _folders(name, Path(folder).expanduser(), config, generator)
-    for name, images in test.items():
-        _check_test(name, images)
+        both = _read_each(open_sources(config), lambda source: _read_both(source, config, generator, skipped))
+        train, test = ({name: parts[place] for name, parts in both.items()} for place in (0, 1))
+    trained_on = _few_shot(_starve(train) if config.kind == "embedded" and config.starved else dict(train), config)
     validation: ImageSets = {}
     if config.domain == "tuning":
         validation = test
@@ -135,9 +107,133 @@ def load_splits(config: DataConfig) -> Splits:
         for name, images in train.items():
             count = len(images.class_names)
             if 2 <= share(config.validation_fraction, count) <= count - 2:
-                train[name], validation[name] = split_classes(images, config.validation_fraction, generator)
-    if config.kind == "embedded" and config.starved:
-        train = _starve(train)
-    if config.shots is not None:
-        train = {name: images.few_shot(config.shots, generator) for name, images in train.items()}
-    return Splits(train, validation, test)
+                kept, held_out = divide_classes(count, config.validation_fraction, generator)
+                validation[name] = select_classes(images, held_out)
+                trained_on[name] = select_classes(trained_on[name], kept)
+    return Splits(trained_on, validation, test, skipped)
+
+
+def _read_each(sources: list[Source], read: Callable[[Source], Read]) -> dict[str, Read]:
+    """What `read` gives for every source; all that is wrong with any of them is said at once."""
+    found, faults = {}, []
+    for source in sources:
+        try:
+            found[source.name] = read(source)
+        except DatasetError as error:
+            faults.append(str(error))
+    if faults:
+        raise DatasetError("\n".join(faults))
+    return found
+
+
+@lru_cache(maxsize=2)
+def _embedded(seed: int, domain: Literal["benchmark", "tuning"]) -> tuple[ImageSets, ImageSets]:
+    from puma_plugin.datasets.embedded import load_embedded
+
+    benchmark = load_embedded(seed=seed, starved=False, domain=domain)
+    train, test = (_in_memory(sets) for sets in (benchmark.train, benchmark.test))
+    return train, test
+
+
+def _in_memory(sets: "Mapping[str, EmbeddedDistribution]") -> ImageSets:
+    return {name: ImageArray(part.images, part.targets, part.class_names) for name, part in sets.items()}
+
+
+def _starve(train: ImageSets) -> ImageSets:
+    """What `load_embedded(starved=True)` keeps: the first quarter of each class of the small distributions."""
+    from puma_plugin.datasets.embedded import DISTRIBUTIONS
+
+    specs = {name: DISTRIBUTIONS[name] for name in train}
+    return {
+        name: first_of_each_class(images, -(-specs[name].images_per_class // 4)) if specs[name].starved else images
+        for name, images in train.items()
+    }
+
+
+def _few_shot(train: ImageSets, config: DataConfig) -> ImageSets:
+    """The images of the split file, or those drawn with data.seed; all of them where neither is asked for."""
+    if config.few_shot is not None:
+        split = read_few_shot(config.few_shot)
+        if config.shots is not None and config.shots != split.shots:
+            raise ValueError(
+                f"data.shots is {config.shots}, but the split {config.few_shot} has {split.shots} images per class; "
+                "leave data.shots out, or give the file of this number"
+            )
+    elif config.shots is not None:
+        split = draw_few_shot(train, config.shots, config.seed)
+    else:
+        return train
+    return {name: split.apply(name, images) for name, images in train.items()}
+
+
+def _read_both(
+    source: Source, config: DataConfig, generator: torch.Generator, skipped: Skipped
+) -> tuple[ImageSet, ImageSet]:
+    if _uses_own_split(source, config):
+        train, test = source.read_part("train"), source.read_part("test")
+        _note_skipped(skipped, source.name, train, test)
+        _check_test(source.name, test)
+        return train, test
+    kept, taken = _read_divided(source, config, generator, skipped)
+    _check_test(source.name, taken)
+    return kept, taken
+
+
+def _read_test(source: Source, config: DataConfig, generator: torch.Generator, skipped: Skipped) -> ImageSet:
+    test: ImageSet
+    if config.split == "all":
+        test = _read_whole(source, config, skipped)
+    elif _uses_own_split(source, config):
+        own = source.read_part("test")
+        _note_skipped(skipped, source.name, own)
+        test = own
+    else:
+        test = _read_divided(source, config, generator, skipped)[1]
+    _check_test(source.name, test)
+    return test
+
+
+def _uses_own_split(source: Source, config: DataConfig) -> bool:
+    if config.split == "folders" and not source.has_split:
+        raise ValueError(
+            f"data.split is folders, but {source.place} does not hold train/ and test/; set data.split to classes"
+        )
+    return source.read_whole is None or (config.split in ("auto", "folders") and source.has_split)
+
+
+def _read_divided(
+    source: Source, config: DataConfig, generator: torch.Generator, skipped: Skipped
+) -> tuple[ImageSet, ImageSet]:
+    whole = _read_whole(source, config, skipped)
+    try:
+        return split_classes(whole, config.test_fraction, generator if config.shuffle_classes else None)
+    except ValueError as error:
+        raise DatasetError(f"distribution {source.name}: {error} in {source.place}; add classes") from error
+
+
+def _read_whole(source: Source, config: DataConfig, skipped: Skipped) -> DistributionDataset:
+    if source.read_whole is None:
+        raise ValueError(f"data.split is {config.split}, but the split of {source.name} is fixed; set it to auto")
+    whole = source.read_whole()
+    _note_skipped(skipped, source.name, whole)
+    return whole
+
+
+def _note_skipped(skipped: Skipped, name: str, *datasets: DistributionDataset) -> None:
+    found = {item.key: item.reason for dataset in datasets for item in dataset.skipped}
+    if found:
+        skipped[name] = found
+
+
+def _check_test(name: str, images: ImageSet) -> None:
+    """DatasetError unless some query can find another image of its class."""
+    everything = np.ones(len(images), dtype=bool)
+    query = everything if images.query_mask is None else images.query_mask.numpy()
+    gallery = everything if images.gallery_mask is None else images.gallery_mask.numpy()
+    found = np.bincount(images.targets[gallery], minlength=len(images.class_names))
+    # An image that is both does not find itself.
+    partners = found[images.targets[query]] - gallery[query]
+    if not (partners > 0).any():
+        raise DatasetError(
+            f"distribution {name}: no class of its test holds two images, so no query could find its class; add images"
+        )

@@ -58,12 +58,18 @@ def query_rows(
     starts = np.concatenate([[0], np.cumsum([len(part) for part in sets.values()])])
     names = list(sets)
     picked = np.concatenate(
-        [starts[index] + generator.permutation(len(part))[:queries] for index, part in enumerate(sets.values())]
+        [
+            starts[index] + generator.permutation(_chosen(part.query_mask, len(part)))[:queries]
+            for index, part in enumerate(sets.values())
+        ]
+    )
+    gallery = np.concatenate(
+        [starts[index] + _chosen(part.gallery_mask, len(part)) for index, part in enumerate(sets.values())]
     )
 
     def picture(item: int) -> np.ndarray:
         name = names[members[item]]
-        return np.array(sets[name].picture(int(item - starts[members[item]])))
+        return np.array(sets[name][int(item - starts[members[item]])][0])
 
     def identity(item: int) -> tuple[int, int]:
         return int(members[item]), int(sets[names[members[item]]].targets[item - starts[members[item]]])
@@ -71,12 +77,15 @@ def query_rows(
     rows = [Query(names[members[item]], picture(item), {}) for item in picked]
     for label, values in embeddings.items():
         table = torch.from_numpy(values.astype(np.float32))
-        everything = torch.arange(len(table))
-        count = min(neighbours, len(table) - 1)
-        _, indices = nearest_neighbours(table[picked], table, count, everything[picked], everything)
-        for row, item, found in zip(rows, picked, indices, strict=True):
+        count = min(neighbours, len(gallery) - 1)
+        _, places = nearest_neighbours(table[picked], table[gallery], count, picked, gallery)
+        for row, item, found in zip(rows, picked, gallery[places], strict=True):
             row.neighbours[label] = [
                 Neighbour(picture(int(other)), identity(int(other)) == identity(int(item)), names[members[int(other)]])
                 for other in found
             ]
     return rows
+
+
+def _chosen(mask: torch.Tensor | None, size: int) -> np.ndarray:
+    return np.arange(size) if mask is None else np.flatnonzero(mask.numpy())
