@@ -24,7 +24,5 @@ def main(arguments: Sequence[str]) -> int:
 
     from puma_plugin.experiments.session import evaluate
 
-    console = Console()
-    evaluate(config, options.checkpoint, " ".join(["puma", "evaluate", *arguments]), console, options.baseline)
-    console.print(f"results in {config.out}", highlight=False)
+    evaluate(config, options.checkpoint, " ".join(["puma", "evaluate", *arguments]), Console(), options.baseline)
     return 0

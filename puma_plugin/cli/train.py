@@ -8,7 +8,9 @@ from puma_plugin.experiments.config import TrainConfig
 _DESCRIPTION = (
     "Trains one embedding model on several image datasets and evaluates it on their test classes. Writes checkpoint.pt "
     "(everything needed to go on), model.safetensors (the trained weights), metrics.json and report.html. Example "
-    "configurations come with the package: puma_plugin/configs/image_folders.yaml, paper.yaml, few_shot.yaml."
+    "configurations come with the package: puma_plugin/configs/image_folders.yaml, paper.yaml, few_shot.yaml. Several "
+    "GPUs: torchrun --nproc-per-node=N -m puma_plugin train ...; the batch is that of all together, and the result the "
+    "same for any number."
 )
 
 
@@ -38,5 +40,4 @@ def main(arguments: Sequence[str]) -> int:
     from puma_plugin.experiments.session import train
 
     train(config, options.resume, " ".join(["puma", "train", *arguments]), console)
-    console.print(f"results in {config.out}", highlight=False)
     return 0

@@ -16,25 +16,25 @@ def share(fraction: float, count: int) -> int:
 
 
 def divide_classes(
-    count: int, fraction: float, generator: torch.Generator | None = None
+    count: int, fraction: float, generator: torch.Generator | None = None, least: int = 1
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Divide classes 0..count-1 into (kept, taken), each in rising order.
 
     Args:
         count: number of classes.
-        fraction: ``taken`` gets ceil(fraction x count) classes, and either part at least two.
+        fraction: ``taken`` gets ceil(fraction x count) classes.
         generator: draws the taken classes; without one they are the last.
+        least: classes that either part gets at least.
 
     Raises:
-        ValueError: ``fraction`` outside (0, 1), or fewer than four classes: a part of one class has nothing to tell
-            apart.
+        ValueError: ``fraction`` outside (0, 1), or too few classes.
     """
     if not 0.0 < fraction < 1.0:
         raise ValueError(f"test_fraction is {fraction}; it must be in (0, 1)")
-    if count < 4:
-        raise ValueError(f"a class-disjoint split needs four classes, two for each part, and there are {count}")
+    if count < 2 * least:
+        raise ValueError(f"a class-disjoint split needs {2 * least} classes, {least} for each part, there are {count}")
     order = np.arange(count) if generator is None else torch.randperm(count, generator=generator).numpy()
-    kept = count - min(max(2, share(fraction, count)), count - 2)
+    kept = count - min(max(least, share(fraction, count)), count - least)
     return np.sort(order[:kept]), np.sort(order[kept:])
 
 
@@ -47,7 +47,7 @@ def split_by_class(listing: Listing, test_fraction: float, train: bool, dataset:
 
     Raises:
         ValueError: ``test_fraction`` outside (0, 1).
-        DatasetError: fewer than four classes.
+        DatasetError: fewer than two classes.
     """
     try:
         kept, taken = divide_classes(len(listing.class_names), test_fraction)

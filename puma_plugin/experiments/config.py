@@ -264,7 +264,11 @@ class TrainConfig:
     Attributes:
         data, model, loss, optimizer: see their classes.
         epochs: passes over the joined training sets.
-        batch_size: images per optimizer step.
+        global_batch_size: images per optimizer step, of all processes together, whatever their number; the loss sees
+            them all. Each process takes an equal share.
+        max_batch_per_process: images that a process passes through the network at once in training; null: its whole
+            share. A larger share goes through in pieces, whose activations are computed a second time (activation
+            checkpointing): less memory, one forward pass more, the same result for every loss.
         sampling: "proportional" (plain shuffle of the joined sets, the paper's) or "balanced" (each distribution
             equally often).
         seed: initial weights, order of the images, augmentation and gates.
@@ -272,7 +276,7 @@ class TrainConfig:
         precision: "fp32", "bf16" or "fp16" (autocast; fp16 with loss scaling, on a GPU).
         threads: CPU threads of the training process; null leaves PyTorch's choice.
         validate_every: epochs between two figures on the held-out training classes.
-        evaluation_batch_size: images per forward pass when embedding.
+        evaluation_batch_size: images per forward pass of each process when embedding.
         out: folder for checkpoint, metrics.json and the report.
         report: write report.html at the end.
     """
@@ -282,7 +286,8 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     epochs: int = 100
-    batch_size: int = 180
+    global_batch_size: int = 180
+    max_batch_per_process: int | None = None
     sampling: Literal["proportional", "balanced"] = "proportional"
     seed: int = 0
     device: str = "auto"
@@ -294,9 +299,13 @@ class TrainConfig:
     report: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "validate_every", "evaluation_batch_size"):
+        for name in ("epochs", "global_batch_size", "validate_every", "evaluation_batch_size"):
             value = getattr(self, name)
             _require(value >= 1, f"{name} is {value}; give 1 or more")
+        _require(
+            self.max_batch_per_process is None or self.max_batch_per_process >= 1,
+            f"max_batch_per_process is {self.max_batch_per_process}; give 1 or more, or null for the whole share",
+        )
         _require(self.threads is None or self.threads >= 1, f"threads is {self.threads}; give 1 or more, or null")
         embedded = self.model.backbone == "embedded"
         _require(

@@ -88,6 +88,9 @@ def select_classes(images: ImageSet, classes: NDArray[np.int64]) -> ImageSet:
 def split_classes(
     images: ImageSet, fraction: float, generator: torch.Generator | None = None
 ) -> tuple[ImageSet, ImageSet]:
-    """Class-disjoint (kept, taken), see :func:`puma_plugin.datasets.class_split.divide_classes`."""
-    kept, taken = divide_classes(len(images.class_names), fraction, generator)
+    """Class-disjoint (kept, taken) of two classes at least, as one class has nothing to be told apart from.
+
+    See :func:`puma_plugin.datasets.class_split.divide_classes`.
+    """
+    kept, taken = divide_classes(len(images.class_names), fraction, generator, least=2)
     return select_classes(images, kept), select_classes(images, taken)

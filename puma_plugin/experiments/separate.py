@@ -13,6 +13,7 @@ from torch import nn
 from puma_plugin.datasets import UnifiedDataset
 from puma_plugin.evaluation import Embedded
 from puma_plugin.experiments.config import TrainConfig
+from puma_plugin.experiments.processes import Processes
 from puma_plugin.experiments.splits import ImageSets, Splits
 from puma_plugin.experiments.training import Progress, Run
 from puma_plugin.experiments.weights import load_weights, save_weights
@@ -51,7 +52,7 @@ class SeparateRun:
         own = self.splits.only(name)
         epochs = self.config.epochs
         if own.train:
-            per_epoch = max(1, sum(len(part) for part in own.train.values()) // self.config.batch_size)
+            per_epoch = max(1, sum(len(part) for part in own.train.values()) // self.config.global_batch_size)
             epochs = max(epochs, math.ceil(self.minimum_steps / per_epoch))
         config = replace(self.config, epochs=epochs, validate_every=epochs)
         index = self.splits.names.index(name)
@@ -70,6 +71,11 @@ class SeparateRun:
     def checkpoint_of(checkpoint: Path, index: int) -> Path:
         """The checkpoint of the index-th distribution."""
         return checkpoint.with_name(f"{checkpoint.stem}-part{index}{checkpoint.suffix}")
+
+    @property
+    def processes(self) -> Processes:
+        """This process' place among all that train together."""
+        return Processes.current()
 
     def prepare(self) -> None:
         """Try to make every trainer, so that what cannot work is known before anything is written."""

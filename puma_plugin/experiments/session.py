@@ -8,17 +8,17 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 
-from puma_plugin.evaluation import RetrievalResult, bootstrap_intervals, compare_results
+from puma_plugin.evaluation import Embedded, RetrievalResult, bootstrap_intervals, compare_results
 from puma_plugin.experiments.baseline import read_baseline
 from puma_plugin.experiments.config import TrainConfig
 from puma_plugin.experiments.display import JobDisplay
 from puma_plugin.experiments.machine import provenance
 from puma_plugin.experiments.methods import METHODS
 from puma_plugin.experiments.pool import Event
+from puma_plugin.experiments.processes import connected
 from puma_plugin.experiments.report import ReportPictures, write_report
 from puma_plugin.experiments.separate import AnyRun, make_run, without_joint
 from puma_plugin.experiments.splits import Splits, load_splits, load_test
@@ -44,7 +44,10 @@ def _check_resume(config: TrainConfig, folder: Path, resume: bool) -> None:
     if not checkpoints:
         raise ValueError(f"--resume was given, but {folder / CHECKPOINT} does not exist; start without it")
     before, now = json.loads((folder / SETTINGS).read_text(encoding="utf-8")), settings_of(config)
-    free = ("out", "report", "device", "threads", "evaluation_batch_size")
+    free = ("out", "report", "device", "threads", "evaluation_batch_size", "max_batch_per_process")
+    for settings in (before, now):
+        # Random transforms follow from the image, not from the process that reads it.
+        settings["data"].pop("workers", None)
     odd = [name for name in now if name not in free and before.get(name) != now[name]]
     if odd:
         raise ValueError(
@@ -56,46 +59,46 @@ def _check_resume(config: TrainConfig, folder: Path, resume: bool) -> None:
 def train(config: TrainConfig, resume: bool, command: str, console: Console) -> dict[str, Any]:
     """Train, evaluate once on the test, and write checkpoint.pt, model.safetensors, metrics.json and report.html.
 
+    Started by torchrun, the processes train together; the first one reads the lists of images, searches and writes.
+
     Args:
         resume: go on from `out`/checkpoint.pt.
         command: kept in metrics.json.
 
     Returns:
-        The content of metrics.json.
+        The content of metrics.json; nothing in processes other than the first.
 
     Raises:
         ValueError: for settings or folders that cannot be used, before any training.
     """
     start = time.monotonic()
     folder = Path(config.out)
-    _check_resume(config, folder, resume)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    splits = load_splits(config.data)
-    for name, sizes in splits.describe().items():
-        parts = ", ".join(f"{part} {size['classes']} classes {size['images']} images" for part, size in sizes.items())
-        console.print(f"{name}: {parts}", highlight=False)
-    with JobDisplay(console, {"run": METHODS[config.model.method].label}, "Training") as display:
-        display(Event("start", "run"))
-        run = make_run(
-            config,
-            splits,
-            checkpoint=folder / CHECKPOINT,
-            progress=lambda content: display(Event("progress", "run", content)),
-        )
-        run.prepare()
-        with atomic_write(folder / SETTINGS) as temporary:
-            temporary.write_text(json.dumps(settings_of(config), indent=1), encoding="utf-8")
-        run.train()
-        display(Event("progress", "run", {"step": run.steps, "steps": run.steps, "stage": "test"}))
-        embedded = run.embed(splits.test)
-        run.save_model(folder / WEIGHTS)
-        display(Event("done", "run"))
-    result = embedded.evaluate()
-    metrics = _metrics(config, run, splits, result.to_dict(per_class=True), command, time.monotonic() - start)
-    _write(config, run, splits, embedded.embeddings.numpy(), metrics, folder)
-    _show(console, config, result)
-    return metrics
+    with connected(config.device) as processes:
+        shown = console if processes.first else Console(quiet=True)
+        processes.from_first(lambda: _check_resume(config, folder, resume))
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        splits = processes.from_first(lambda: load_splits(config.data))
+        _describe(splits, shown)
+        with JobDisplay(shown, {"run": METHODS[config.model.method].label}, "Training") as display:
+            display(Event("start", "run"))
+            run = make_run(
+                config,
+                splits,
+                checkpoint=folder / CHECKPOINT,
+                progress=lambda content: display(Event("progress", "run", content)),
+            )
+            run.prepare()
+            if processes.first:
+                with atomic_write(folder / SETTINGS) as temporary:
+                    temporary.write_text(json.dumps(settings_of(config), indent=1), encoding="utf-8")
+            run.train()
+            display(Event("progress", "run", {"step": run.steps, "steps": run.steps, "stage": "test"}))
+            embedded = run.embed(splits.test)
+            if processes.first:
+                run.save_model(folder / WEIGHTS)
+            display(Event("done", "run"))
+        return _finish(config, run, splits, embedded, command, start, shown)
 
 
 def evaluate(
@@ -103,32 +106,82 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a trained model on the test of the configured data, and write metrics.json and report.html to `out`.
 
+    Started by torchrun, each process embeds a share of the images.
+
     Args:
         weights: model.safetensors of a run, or the run's folder.
         baseline: metrics.json of another evaluation, or its folder; the differences are printed and kept.
+
+    Returns:
+        The content of metrics.json; nothing in processes other than the first.
 
     Raises:
         ValueError: if the file does not fit the configured model, or the baseline cannot be compared with.
     """
     start = time.monotonic()
-    other = None if baseline is None else read_baseline(baseline)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    path = weights / WEIGHTS if weights.is_dir() else weights
-    splits = load_test(config.data)
-    run = make_run(config, splits)
-    run.load_model(path)
-    with console.status("embedding"):
-        embedded = run.embed(splits.test)
+    with connected(config.device) as processes:
+        shown = console if processes.first else Console(quiet=True)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        other = None if baseline is None else processes.from_first(lambda: read_baseline(baseline))
+        path = weights / WEIGHTS if weights.is_dir() else weights
+        splits = processes.from_first(lambda: load_test(config.data))
+        _describe(splits, shown)
+        run = make_run(config, splits)
+        run.load_model(path)
+        with shown.status("embedding"):
+            embedded = run.embed(splits.test)
+        return _finish(config, run, splits, embedded, command, start, shown, baseline, other)
+
+
+def _describe(splits: Splits, console: Console) -> None:
+    for name, sizes in splits.describe().items():
+        parts = ", ".join(f"{part} {size['classes']} classes {size['images']} images" for part, size in sizes.items())
+        console.print(f"{name}: {parts}", highlight=False)
+    for name, reasons in splits.skipped.items():
+        key, reason = next(iter(reasons.items()))
+        console.print(
+            f"{name}: {len(reasons)} images left out, the first is {key} ({reason}); all are in metrics.json",
+            highlight=False,
+            markup=False,
+        )
+
+
+def _finish(
+    config: TrainConfig,
+    run: AnyRun,
+    splits: Splits,
+    embedded: Embedded,
+    command: str,
+    start: float,
+    console: Console,
+    baseline: Path | None = None,
+    other: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Search, and write what was found; in the first process only."""
+    prompt_weights = run.prompt_weights(splits.test) if config.report else None
+    if not run.processes.first:
+        return {}
+    folder = Path(config.out)
     result = embedded.evaluate()
     metrics = _metrics(config, run, splits, result.to_dict(per_class=True), command, time.monotonic() - start)
     comparison = None if other is None else compare_results(metrics["runs"][0]["result"], other)
     if comparison is not None:
         metrics["baseline"] = {"path": str(baseline), **comparison.to_dict()}
-    _write(config, run, splits, embedded.embeddings.numpy(), metrics, Path(config.out))
+    with atomic_write(folder / "metrics.json") as temporary:
+        temporary.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+    if config.report:
+        labelled = {METHODS[config.model.method].label: embedded.embeddings.numpy()}
+        pictures = ReportPictures(
+            maps=embedding_maps(labelled, members_of(splits.test), 1600),
+            prompt_weights=prompt_weights,
+            queries=query_rows(labelled, splits.test, 3, 8),
+        )
+        write_report(folder / "report.html", metrics, pictures)
     _show(console, config, result)
     if comparison is not None:
         console.print(comparison.text(), highlight=False, soft_wrap=True)
+    console.print(f"results in {config.out}", highlight=False)
     return metrics
 
 
@@ -172,6 +225,8 @@ def _metrics(
         **origin,
         "settings": settings_of(config),
         "data": splits.describe(),
+        "skipped": splits.skipped,
+        "processes": run.processes.world_size,
         "learning_rates": None,
         "distributions": splits.names,
         "accent": method,
@@ -195,18 +250,3 @@ def _metrics(
         },
         "runs": [record],
     }
-
-
-def _write(
-    config: TrainConfig, run: AnyRun, splits: Splits, embeddings: np.ndarray, metrics: Mapping[str, Any], folder: Path
-) -> None:
-    with atomic_write(folder / "metrics.json") as temporary:
-        temporary.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
-    if config.report:
-        shown = {METHODS[config.model.method].label: embeddings}
-        pictures = ReportPictures(
-            maps=embedding_maps(shown, members_of(splits.test), 1600),
-            prompt_weights=run.prompt_weights(splits.test),
-            queries=query_rows(shown, splits.test, 3, 8),
-        )
-        write_report(folder / "report.html", metrics, pictures)

@@ -107,7 +107,7 @@ def load_splits(config: DataConfig) -> Splits:
         for name, images in train.items():
             count = len(images.class_names)
             if 2 <= share(config.validation_fraction, count) <= count - 2:
-                kept, held_out = divide_classes(count, config.validation_fraction, generator)
+                kept, held_out = divide_classes(count, config.validation_fraction, generator, least=2)
                 validation[name] = select_classes(images, held_out)
                 trained_on[name] = select_classes(trained_on[name], kept)
     return Splits(trained_on, validation, test, skipped)

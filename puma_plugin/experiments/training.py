@@ -1,8 +1,9 @@
 """One training run, through the package's own pytorch-metric-learning components."""
 
+import contextlib
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from pytorch_metric_learning.utils import common_functions as c_f
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import default_collate
 
@@ -19,13 +21,15 @@ from puma_plugin.evaluation import Embedded, embed
 from puma_plugin.experiments.build import build_model, input_properties, trainable_count
 from puma_plugin.experiments.config import OptimizerConfig, TrainConfig
 from puma_plugin.experiments.loss import images_per_class, make_loss, make_miner
+from puma_plugin.experiments.processes import Processes, process_device
 from puma_plugin.experiments.splits import ImageSets, Splits
 from puma_plugin.experiments.summary import flat_scores
 from puma_plugin.experiments.transforms import BatchTransform, ToBytes, image_transforms
 from puma_plugin.experiments.weights import load_weights, save_weights
+from puma_plugin.losses import GatheredLoss
 from puma_plugin.models.adapted_vit import AdaptedViT
 from puma_plugin.samplers import MultiDistributionSampler
-from puma_plugin.trainers import UnifiedTrainer
+from puma_plugin.trainers import BatchShare, UnifiedTrainer
 
 AMP = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 Progress = Callable[[dict[str, Any]], None]
@@ -52,12 +56,14 @@ class Inputs:
     evaluation_batch: BatchTransform | None
 
 
-def choose_device(name: str) -> torch.device:
-    """The device for "auto", "cpu", "cuda", ...
+def choose_device(name: str, processes: Processes) -> torch.device:
+    """The device for "auto", "cpu", "cuda", ..., of this process.
 
     Raises:
         ValueError: for a device that this PyTorch does not know or cannot reach.
     """
+    if processes.world_size > 1:
+        return process_device(name, processes.local_rank)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -69,12 +75,13 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def make_inputs(config: TrainConfig, trunk: nn.Module) -> Inputs:
+def make_inputs(config: TrainConfig, trunk: nn.Module, processes: Processes) -> Inputs:
     """The transforms of a run. Small images of the embedded benchmark are handled a whole batch at a time."""
     size, mean, std = input_properties(trunk, config.data)
     if config.data.kind == "embedded" and size == 32 and config.data.augmentation != "random_resized_crop":
         margin = size // 8 if config.data.augmentation == "pad_crop" else 0
-        return Inputs(ToBytes(), ToBytes(), BatchTransform(mean, std, margin), BatchTransform(mean, std))
+        training = BatchTransform(mean, std, margin, processes.rank, processes.world_size)
+        return Inputs(ToBytes(), ToBytes(), training, BatchTransform(mean, std))
     train, evaluation = image_transforms(config.data, size, mean, std)
     return Inputs(train, evaluation, None, None)
 
@@ -156,9 +163,10 @@ class Run:
         self.splits = splits
         self.checkpoint = checkpoint
         self.progress = progress or (lambda content: None)
-        self.device = choose_device(config.device)
+        self.processes = Processes.current()
+        self.device = choose_device(config.device, self.processes)
         self.trunk, self.embedder = build_model(config.model, config.seed, config.data.image_size)
-        self.inputs = make_inputs(config, self.trunk)
+        self.inputs = make_inputs(config, self.trunk, self.processes)
         self.trainable = trainable_count(self.trunk, self.embedder)
         self.history: list[dict[str, Any]] = []
         self.trainer: UnifiedTrainer | None = None
@@ -168,25 +176,32 @@ class Run:
 
     def embed(self, sets: ImageSets) -> Embedded:
         """Embeddings, labels and ids of every image of these sets, in order."""
-        return embed(
-            nn.Sequential(self.trunk, self.embedder),
-            UnifiedDataset(sets, transform=self.inputs.evaluation_transform),
-            batch_size=self.config.evaluation_batch_size,
-            device=self.device,
-            num_workers=self.config.data.workers,
-            amp_dtype=AMP[self.config.precision],
-            collate_fn=Collate(self.inputs.evaluation_batch),
-        )
+        dataset = UnifiedDataset(sets, transform=self.inputs.evaluation_transform)
+        with self._enough_memory("evaluation_batch_size", len(dataset)):
+            return embed(
+                nn.Sequential(self.trunk, self.embedder),
+                dataset,
+                batch_size=self.config.evaluation_batch_size,
+                device=self.device,
+                num_workers=self.config.data.workers,
+                amp_dtype=AMP[self.config.precision],
+                collate_fn=Collate(self.inputs.evaluation_batch),
+            )
 
     def evaluate(self, sets: ImageSets) -> dict[str, Any]:
-        """All retrieval metrics within these sets: query = gallery, the query itself excluded."""
-        return self.embed(sets).evaluate().to_dict()
+        """All retrieval metrics within these sets; where they do not say otherwise, every image is query and gallery.
+
+        Every process embeds its share, the first one searches, all get the result.
+        """
+        embedded = self.embed(sets)
+        return self.processes.from_first(lambda: embedded.evaluate().to_dict())
 
     def train(self) -> None:
         """Train to the last epoch, from the checkpoint if there is one. Without trainable weights, do nothing."""
         self.prepare()
         if self.trainer is not None:
-            self.trainer.train(num_epochs=self.config.epochs)
+            with self._enough_memory("max_batch_per_process", self._share()):
+                self.trainer.train(num_epochs=self.config.epochs)
             self.history = self.trainer.history
 
     def prepare(self) -> None:
@@ -214,32 +229,29 @@ class Run:
     def _make_trainer(self) -> UnifiedTrainer:
         config = self.config
         dataset = UnifiedDataset(self.splits.train, transform=self.inputs.train_transform)
-        batch_size = min(config.batch_size, len(dataset))
-        m = images_per_class(config.loss)
-        if m is not None and batch_size == len(dataset):
-            batch_size -= batch_size % m
+        batch_size = self._batch_size(len(dataset))
         sampler = MultiDistributionSampler(
             dataset.labels,
             batch_size,
-            m,
+            images_per_class(config.loss),
             balance="proportional" if config.sampling == "proportional" else "uniform",
             seed=config.seed,
         )
         self.steps = config.epochs * len(sampler)
         loss = make_loss(config.loss, dataset.num_classes, config.model.embedding_size).to(self.device)
-        miner = make_miner(config.loss)
+        # Wrapped in one process too, so that a checkpoint can be continued by any number of them.
+        loss = GatheredLoss(loss, make_miner(config.loss))
         optimizers = _optimizers(self.trunk, self.embedder, loss, config.optimizer)
         # pytorch-metric-learning warns about a trunk without an optimizer; with a linear head that is the point.
         logging.getLogger(c_f.LOGGER_NAME).setLevel(logging.ERROR)
         return UnifiedTrainer(
-            models={"trunk": self.trunk, "embedder": self.embedder},
+            models=self._trained_models(),
             optimizers=optimizers,
             batch_size=batch_size,
             loss_funcs={"metric_loss": loss},
-            mining_funcs={} if miner is None else {"tuple_miner": miner},
             dataset=dataset,
             sampler=sampler,
-            collate_fn=Collate(self.inputs.train_batch),
+            data_and_label_getter=self._transform_batch,
             lr_schedulers=_schedulers(optimizers, config.optimizer, len(sampler), self.steps),
             freeze_these=("trunk",) if config.model.method == "linear" else (),
             dataloader_num_workers=config.data.workers,
@@ -249,11 +261,68 @@ class Run:
             clip_value=config.optimizer.clip,
             prompt_penalty_weight=1.0 if config.model.method == "puma" and config.model.pool_size else 0.0,
             seed=config.seed,
+            # Transforms of a whole batch draw for the batch of all processes instead.
+            seed_items=self.inputs.train_batch is None,
             checkpoint_path=self.checkpoint,
             evaluate=self._report_epoch,
             evaluate_every=config.validate_every,
             progress=False,
         )
+
+    def _share(self) -> int:
+        """Images of a batch that this process sees."""
+        return self._batch_size(sum(len(part) for part in self.splits.train.values())) // self.processes.world_size
+
+    def _batch_size(self, images: int) -> int:
+        """Images of all processes per step; a training set that is smaller is one batch."""
+        size, world = min(self.config.global_batch_size, images), self.processes.world_size
+        m = images_per_class(self.config.loss)
+        if m is not None and size == images:
+            size -= size % m
+        if size % world:
+            raise ValueError(
+                f"a batch of {size} images (global_batch_size {self.config.global_batch_size}, {images} training "
+                f"images) cannot be shared equally by {world} processes; set global_batch_size to "
+                f"{max(size - size % world, world)}"
+            )
+        return size
+
+    def _trained_models(self) -> dict[str, nn.Module]:
+        """Trunk and embedder as the trainer gets them: for this process' share, gradients averaged over all."""
+        processes = self.processes
+        share = BatchShare(
+            self.trunk, self.config.max_batch_per_process, rank=processes.rank, world_size=processes.world_size
+        )
+        models: dict[str, nn.Module] = {"trunk": share, "embedder": self.embedder}
+        if processes.world_size == 1:
+            return models
+        return {
+            name: DistributedDataParallel(model) if trainable_count(model) else model for name, model in models.items()
+        }
+
+    def _transform_batch(self, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """In this process and not in the loader's workers, so that the draws do not depend on their number."""
+        images, labels = batch
+        return (images if self.inputs.train_batch is None else self.inputs.train_batch(images)), labels
+
+    @contextlib.contextmanager
+    def _enough_memory(self, setting: str, images: int) -> Iterator[None]:
+        """Turns an allocation that failed into advice.
+
+        Raises:
+            ValueError: naming the setting to lower.
+        """
+        try:
+            yield
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+                raise
+            now = min(getattr(self.config, setting) or images, images)
+            raise ValueError(
+                f"{now} images at once do not fit into the memory of {self.device} "
+                f"({str(error).strip().splitlines()[0][:200]}); set {setting} to {max(now // 2, 1)} or less, which "
+                "changes the time but not the result"
+            ) from error
 
     def _report_step(self, trainer: UnifiedTrainer) -> None:
         self.progress({"step": trainer.global_step, "steps": self.steps})

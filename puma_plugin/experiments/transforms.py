@@ -19,15 +19,16 @@ class ToBytes:
         return torch.from_numpy(np.array(picture, dtype=np.uint8)).permute(2, 0, 1)
 
 
-def pad_crop(images: torch.Tensor, margin: int) -> torch.Tensor:
+def pad_crop(images: torch.Tensor, margin: int, rank: int = 0, world_size: int = 1) -> torch.Tensor:
     """Shift every image by its own random offset of up to `margin` pixels, repeating the border.
 
     Args:
         images: (B, C, H, W) float. Offsets come from PyTorch's default generator.
+        rank, world_size: offsets are drawn for the images of all processes, and those of this one are taken.
     """
     count, _, height, width = images.shape
     padded = functional.pad(images, (margin,) * 4, mode="replicate")
-    offsets = torch.randint(0, 2 * margin + 1, (2, count, 1))
+    offsets = torch.randint(0, 2 * margin + 1, (2, count * world_size, 1))[:, rank * count : (rank + 1) * count]
     rows = (offsets[0] + torch.arange(height))[:, :, None]
     columns = (offsets[1] + torch.arange(width))[:, None, :]
     samples = torch.arange(count)[:, None, None]
@@ -40,16 +41,20 @@ class BatchTransform:
     Args:
         mean, std: per channel, for values in [0, 1].
         margin: largest shift in pixels; 0 leaves the images where they are.
+        rank, world_size: see :func:`pad_crop`.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], margin: int = 0) -> None:
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], margin: int = 0, rank: int = 0, world_size: int = 1
+    ) -> None:
         self.mean = 255.0 * torch.tensor(mean).view(3, 1, 1)
         self.std = 255.0 * torch.tensor(std).view(3, 1, 1)
         self.margin = margin
+        self.place = rank, world_size
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         scaled = (images.float() - self.mean) / self.std
-        return pad_crop(scaled, self.margin) if self.margin else scaled
+        return pad_crop(scaled, self.margin, *self.place) if self.margin else scaled
 
 
 def image_transforms(

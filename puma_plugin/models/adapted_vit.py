@@ -1,7 +1,8 @@
 """What an adapted vision transformer can do on top of its own class."""
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,6 +37,27 @@ class AdaptedViT(AdaptedModule):
     def adapters(self) -> list[StochasticAdapter]:
         """All adapters, from the first block to the last."""
         return [module for module in self.modules() if isinstance(module, StochasticAdapter)]
+
+    def draw_gates(self, samples: int) -> list[Tensor | None]:
+        """Gates (samples,) of each adapter for one training pass, on the CPU, from torch's default CPU generator.
+
+        They are those that the next pass of so many samples on the CPU would draw. None where every gate is 1.
+        """
+        return [adapter.draw_gate(samples, torch.device("cpu")) for adapter in self.adapters()]
+
+    @contextlib.contextmanager
+    def given_gates(self, gates: Sequence[Tensor | None]) -> Iterator[None]:
+        """Inside, training passes use these gates, one (B,) per adapter; an adapter given None draws its own."""
+        adapters = self.adapters()
+        if len(gates) != len(adapters):
+            raise ValueError(f"gates must be one per adapter, {len(adapters)}, got {len(gates)}")
+        for adapter, gate in zip(adapters, gates, strict=True):
+            adapter.given_gate = gate
+        try:
+            yield
+        finally:
+            for adapter in adapters:
+                adapter.given_gate = None
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Every parameter that takes a gradient: adapters, prompts, and whatever else was set to."""

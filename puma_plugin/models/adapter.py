@@ -41,6 +41,8 @@ class StochasticAdapter(nn.Module):
     down: nn.Parameter
     up: nn.Parameter
     scale: nn.Parameter | float
+    # See AdaptedViT.given_gates.
+    given_gate: Tensor | None = None
 
     def __init__(
         self,
@@ -94,7 +96,9 @@ class StochasticAdapter(nn.Module):
         ``recompute``: function and input that give ``tokens`` again, so that the backward need not keep them; see
         :func:`puma_plugin.ops.stochastic_adapter`.
         """
-        gate = self.draw_gate(residual.shape[0], residual.device)
+        gate = self.given_gate if self.training else None
+        if gate is None:
+            gate = self.draw_gate(residual.shape[0], residual.device)
         return stochastic_adapter(residual, tokens, self.down, self.up, gate, self.scale, recompute)
 
     def extra_repr(self) -> str:

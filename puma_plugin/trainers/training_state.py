@@ -108,18 +108,22 @@ def random_state(models: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
 
 
 def set_random_state(states: list[dict[str, Any]], models: Mapping[str, nn.Module]) -> None:
-    """Restore this process' generators; a run with another number of processes keeps its own."""
+    """Restore this process' generators.
+
+    With another number of processes than before they are restored only if all processes had the same state of torch's
+    CPU generator, as those that draw for the whole batch and take their share have.
+    """
     running = dist.is_available() and dist.is_initialized()
     rank, world = (dist.get_rank(), dist.get_world_size()) if running else (0, 1)
-    if len(states) != world:
+    if len(states) != world and not all(torch.equal(state["torch"], states[0]["torch"]) for state in states):
         return
-    state = states[rank]
+    state = states[rank if len(states) == world else 0]
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
     torch.set_rng_state(state["torch"])
-    if len(state["cuda"]) == (torch.cuda.device_count() if torch.cuda.is_available() else 0):
+    if len(states) == world and len(state["cuda"]) == (torch.cuda.device_count() if torch.cuda.is_available() else 0):
         for device, words in enumerate(state["cuda"]):
             torch.cuda.set_rng_state(words, device)
     for name, generator in _gate_generators(models).items():

@@ -23,6 +23,7 @@ from puma_plugin.samplers import MultiDistributionSampler
 from puma_plugin.trainers import training_state
 from puma_plugin.trainers.non_finite_loss_error import NonFiniteLossError
 from puma_plugin.trainers.recorded_batches import RecordedBatches
+from puma_plugin.trainers.seeded_items import SeededItems
 
 AMP_TYPES = (None, torch.bfloat16, torch.float16)
 
@@ -46,7 +47,9 @@ class UnifiedTrainer(MetricLossOnly):
         amp_dtype: torch.bfloat16 or torch.float16 (with loss scaling) for the models' forward pass; None for float32.
         clip_value: clamp every gradient of the optimizers' parameters to +- this; None for no clamping.
         prompt_penalty_weight: weight of the trunk's ``prompt_penalty()`` in the loss; 0 for trunks without prompts.
-        seed: of the default sampler and of the data loader's workers.
+        seed: of the default sampler, of the data loader's workers and of ``seed_items``.
+        seed_items: let the random transforms of an item follow from seed, pass and item alone, whatever the number of
+            processes and workers; needs a batch sampler (which the default is).
         checkpoint_path: where to keep the full state; written after every ``checkpoint_every``-th epoch and the last.
         checkpoint_every: in epochs.
         evaluate: called with the trainer after every ``evaluate_every``-th epoch and the last; a returned dict is
@@ -82,6 +85,7 @@ class UnifiedTrainer(MetricLossOnly):
         clip_value: float | None = 1.0,
         prompt_penalty_weight: float = 1.0,
         seed: int = 0,
+        seed_items: bool = False,
         checkpoint_path: str | os.PathLike[str] | None = None,
         checkpoint_every: int = 1,
         evaluate: Callable[["UnifiedTrainer"], dict[str, Any] | None] | None = None,
@@ -93,6 +97,7 @@ class UnifiedTrainer(MetricLossOnly):
         self.clip_value = clip_value
         self.prompt_penalty_weight = prompt_penalty_weight
         self.seed = seed
+        self.seed_items = seed_items
         self.checkpoint_path = checkpoint_path
         self.checkpoint_every = checkpoint_every
         self.evaluate = evaluate
@@ -232,8 +237,14 @@ class UnifiedTrainer(MetricLossOnly):
         }
         self._recorded: RecordedBatches | None = None
         if isinstance(self.sampler, BatchSampler):
-            self._recorded = RecordedBatches(self.sampler, self.batch_size)
-            self.dataloader = DataLoader(self.dataset, batch_sampler=self._recorded, **settings)
+            self._recorded = RecordedBatches(self.sampler, self.batch_size, with_pass=self.seed_items)
+            items = SeededItems(self.dataset, self.seed) if self.seed_items else self.dataset
+            self.dataloader = DataLoader(items, batch_sampler=self._recorded, **settings)
+        elif self.seed_items:
+            raise ValueError(
+                f"seed_items needs a batch sampler, got {type(self.sampler).__name__}: use MultiDistributionSampler, "
+                "or seed_items=False"
+            )
         else:
             self.dataloader = DataLoader(
                 self.dataset, batch_size=self.batch_size, sampler=self.sampler, drop_last=True, **settings
@@ -266,6 +277,8 @@ class UnifiedTrainer(MetricLossOnly):
             self.sampler.set_epoch(self._pass)
         seed = np.random.SeedSequence((self.seed, self._pass, _rank())).generate_state(1, np.uint64)[0]
         self.dataloader.generator.manual_seed(int(seed >> np.uint64(1)))
+        if self._recorded is not None:
+            self._recorded.pass_number = self._pass
         self.dataloader_iter = iter(self.dataloader)
 
     def calculate_loss(self, curr_batch: tuple[Any, Tensor]) -> None:
@@ -347,8 +360,9 @@ class UnifiedTrainer(MetricLossOnly):
     def load_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Restore what :meth:`save_checkpoint` wrote; ``train(num_epochs=...)`` then continues with the next batch.
 
-        Build the trainer as in the run that saved it first. Without data loader workers the continued run equals the
-        uninterrupted one exactly; with workers, random augmentations after a stop in the middle of an epoch differ.
+        Build the trainer as in the run that saved it first. With ``seed_items``, or without data loader workers, the
+        continued run equals the uninterrupted one exactly; else random augmentations after a stop in the middle of an
+        epoch differ.
 
         Raises:
             FileNotFoundError, ValueError: no checkpoint, or one of another model, loss, sampler or data.

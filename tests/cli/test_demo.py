@@ -133,6 +133,6 @@ def test_changed_settings_are_not_mixed_with_kept_results(demo: tuple[Path, Any]
         return sum(job.finished() is not None for job in jobs)
 
     assert finished() == 3
-    assert finished("--train.batch_size", "32") == 0
+    assert finished("--train.global_batch_size", "32") == 0
     assert finished("--rates", '{"puma": 0.3}') == 2
     assert finished("--train.model.drop", "0.25") == 0

@@ -49,7 +49,7 @@ model: {{backbone: test_vit.r160_in1k, weights: {folder / "backbone.safetensors"
          prompt_length: 2, embedding_size: 16, scale: 1.0}}
 optimizer: {{lr: 1.0e-3, proxy_lr: 0.1}}
 epochs: 3
-batch_size: 12
+global_batch_size: 12
 device: cpu
 threads: 1
 evaluation_batch_size: 16

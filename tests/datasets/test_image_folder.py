@@ -92,7 +92,7 @@ def test_errors_name_distribution_and_folder(tmp_path, trees):
     with pytest.raises(DatasetError, match=rf"mine \(train\): {tmp_path} holds no subfolders"):
         ImageFolder(tmp_path, name="mine")
     _make(trees, tmp_path, ["a"])
-    with pytest.raises(DatasetError, match=r"needs two classes, .* has 1 \(a\)"):
+    with pytest.raises(DatasetError, match=r"needs 2 classes, .* there are 1 in .* \(a\)"):
         ImageFolder(tmp_path, name="mine")
     (tmp_path / "b").mkdir()
     with pytest.raises(DatasetError, match=r"mine \(train\): class folder .*/b holds no image \(.bmp, .jpeg"):

@@ -53,7 +53,12 @@ def test_methods_differ_only_in_what_they_are() -> None:
     assert (puma.model.method, full.model.method) == ("puma", "full")
     assert puma.optimizer == full.optimizer
     assert puma.optimizer.lr == pytest.approx(2 * base.optimizer.lr)
-    assert (puma.data, puma.epochs, puma.batch_size, puma.seed) == (full.data, full.epochs, full.batch_size, 5)
+    assert (puma.data, puma.epochs, puma.global_batch_size, puma.seed) == (
+        full.data,
+        full.epochs,
+        full.global_batch_size,
+        5,
+    )
     assert puma.data.seed == 1
     bare = METHODS["adapters"].configure(base, 1.0, 0, 0).model
     assert (bare.method, bare.drop) == ("adapters", 0.0)

@@ -7,6 +7,7 @@ import pytest
 
 import puma_plugin
 from puma_plugin.cli.parsing import make_parser, packaged_config, parse
+from puma_plugin.datasets import BENCHMARK
 from puma_plugin.experiments.config import DataConfig, DemoConfig, ModelConfig, OptimizerConfig, TrainConfig
 
 FOLDERS = {"a": "/data/a"}
@@ -16,7 +17,15 @@ FOLDERS = {"a": "/data/a"}
     ("make", "message"),
     [
         (lambda: DataConfig(), "data.folders is empty"),
-        (lambda: DataConfig(kind="embedded", folders=FOLDERS), "data.folders is given"),
+        (lambda: DataConfig(kind="embedded", folders=FOLDERS), "data.folders is given with data.kind embedded"),
+        (lambda: DataConfig(folders=FOLDERS, root="/data"), "one of the two"),
+        (lambda: DataConfig(folders=FOLDERS, manifest="a.csv"), "data.manifest is given with data.kind image_folders"),
+        (lambda: DataConfig(kind="benchmark"), "data.root is missing"),
+        (lambda: DataConfig(kind="benchmark", root="/data", folders=FOLDERS), "data.folders is given with data.kind"),
+        (lambda: DataConfig(kind="manifest"), "data.manifest is missing"),
+        (lambda: DataConfig(root="/data", names=["a", "a"]), "data.names is ['a', 'a']"),
+        (lambda: DataConfig(folders=FOLDERS, known_bad="a.json"), "data.bad_images raise"),
+        (lambda: DataConfig(folders=FOLDERS, min_images=0), "data.min_images is 0"),
         (lambda: DataConfig(folders=FOLDERS, test_fraction=1.0), "data.test_fraction is 1.0"),
         (lambda: DataConfig(folders=FOLDERS, validation_fraction=-0.1), "data.validation_fraction is -0.1"),
         (lambda: DataConfig(folders=FOLDERS, shots=0), "data.shots is 0"),
@@ -66,7 +75,7 @@ def _parse(arguments: list[str], config_class=TrainConfig):
 @pytest.mark.parametrize("name", ["image_folders", "paper", "few_shot"])
 def test_packaged_configurations_are_valid(name: str) -> None:
     config = _parse(["--config", packaged_config(name)])
-    assert config.data.folders
+    assert config.data.folders or config.data.kind == "benchmark"
     assert config.model.method == "puma"
 
 
@@ -87,6 +96,8 @@ def test_few_shot_recipe() -> None:
     config = _parse(["--config", packaged_config("few_shot")])
     assert (config.model.embedding_size, config.model.prompt_length) == (384, 2)
     assert config.loss.name == "ProxyAnchorLoss"
+    assert config.data.names is not None
+    assert set(config.data.names) <= set(BENCHMARK)
     assert config.epochs == 32 // config.data.shots + 1
 
 
@@ -96,7 +107,7 @@ def test_demo_configuration_and_command_line() -> None:
         parser, DemoConfig, ["--train.epochs", "2", "--data_seeds", "[5, 6]", "--train.optimizer.lr", "1e-3"]
     )
     assert (config.train.epochs, config.data_seeds, config.train.optimizer.lr) == (2, [5, 6], 1e-3)
-    assert (config.train.batch_size, config.train.model.scale) == (64, 1.0)
+    assert (config.train.global_batch_size, config.train.model.scale) == (64, 1.0)
 
 
 def test_options_after_the_file_win(tmp_path: Path) -> None:
@@ -112,7 +123,7 @@ def test_options_after_the_file_win(tmp_path: Path) -> None:
         ("data: {folders: {a: /a}}\nepoch: 3\n", "epoch"),
         ("data: {folders: {a: /a}}\nepochs: many\n", "epochs"),
         ("data: {folders: {a: /a}}\nmodel: {method: magic}\n", "method"),
-        ("data: {folders: {a: /a}}\nbatch_size: 0\n", "batch_size is 0"),
+        ("data: {folders: {a: /a}}\nglobal_batch_size: 0\n", "global_batch_size is 0"),
         ("data: [\n", "config"),
     ],
 )

@@ -1,0 +1,70 @@
+"""A trunk that is given its process' share of the batch, if need be in pieces."""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from puma_plugin.models.adapted_vit import find_adapted
+
+
+class BatchShare(nn.Module):
+    """Runs a trunk on this process' share of the batch as one process would run it on the whole.
+
+    In training, gates are drawn for the batch of all processes, and each process takes those of its images. So the
+    processes must hold equal states of torch's CPU generator (seed them alike) and equal shares, as those of
+    ``MultiDistributionSampler``; the training is then the same for any number of processes.
+
+    A share of more than ``max_batch`` images goes through the trunk in pieces. Only the features of a piece are kept,
+    and its activations are computed again in the backward pass (activation checkpointing), so that memory is that of
+    one piece, for one more forward pass. The loss sees the features of all pieces together. That is right for every
+    loss, while the usual accumulation of gradients, a sum of the losses of the pieces, is wrong for those that compare
+    the images of a batch with each other.
+
+    Args:
+        module: images (B, channels, H, W) to features (B, C); adapted or not.
+        max_batch: largest piece; None: no pieces.
+        rank, world_size: of this process.
+
+    Other draws of the trunk in training (dropout) repeat in the second pass, but do depend on the number of processes
+    and pieces.
+    """
+
+    def __init__(self, module: nn.Module, max_batch: int | None = None, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__()
+        if max_batch is not None and max_batch < 1:
+            raise ValueError(f"max_batch must be at least 1, or None for no pieces, got {max_batch}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must lie in 0..world_size - 1, got rank {rank} of {world_size}")
+        self.module = module
+        self.max_batch = max_batch
+        self.rank, self.world_size = rank, world_size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (B, C) of the share (B, channels, H, W)."""
+        if not self.training:
+            return self.module(images)
+        gates = self._draw_gates(len(images), images.device)
+        size = self.max_batch or len(images)
+        if len(images) <= size:
+            return self._run(images, gates)
+        pieces = []
+        for start in range(0, len(images), size):
+            rows = slice(start, start + size)
+            own = [None if gate is None else gate[rows] for gate in gates]
+            pieces.append(checkpoint(self._run, images[rows], own, use_reentrant=False))
+        return torch.cat(pieces)
+
+    def _draw_gates(self, samples: int, device: torch.device) -> list[Tensor | None]:
+        adapted = find_adapted(self.module)
+        if adapted is None:
+            return []
+        mine = slice(self.rank * samples, (self.rank + 1) * samples)
+        drawn = adapted.draw_gates(samples * self.world_size)
+        return [None if gate is None else gate[mine].to(device) for gate in drawn]
+
+    def _run(self, images: Tensor, gates: list[Tensor | None]) -> Tensor:
+        adapted = find_adapted(self.module)
+        if adapted is None:
+            return self.module(images)
+        with adapted.given_gates(gates):
+            return self.module(images)
