@@ -1,0 +1,161 @@
+"""`torchrun -m puma_plugin train`: any number of processes gives the run of one, and what is killed can go on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+STEPS = 50
+ROOT = Path(__file__).parents[2]
+SETTINGS = """
+data: {{root: {data}, validation_fraction: 0.0, image_size: 64, workers: 0}}
+model: {{backbone: test_vit.r160_in1k, weights: none, adapter_dim: 8, pool_size: 4, prompt_length: 2,
+         embedding_size: 16, scale: 1.0}}
+optimizer: {{lr: 1.0e-3, proxy_lr: 0.1}}
+epochs: {steps}
+# Of 36 training images: one step per epoch, so that the history holds the loss of every step.
+global_batch_size: 24
+device: cpu
+threads: 1
+report: false
+"""
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two distributions of 3 training and 3 test classes, real PNG files."""
+    folder = tmp_path_factory.mktemp("processes")
+    generator = np.random.default_rng(0)
+    for distribution in ("up", "down"):
+        for number in range(6):
+            place = folder / "data" / distribution / f"class{number}"
+            place.mkdir(parents=True)
+            colour = generator.integers(0, 256, 3)
+            for index in range(6):
+                pixels = np.clip(colour + generator.normal(0, 40, (40, 44, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(place / f"{index}.png")
+    file = folder / "run.yaml"
+    file.write_text(SETTINGS.format(data=folder / "data", steps=STEPS))
+    return file
+
+
+def start(settings: Path, out: Path, processes: int, *more: str) -> subprocess.Popen[str]:
+    """The shell command: plain for one process, under torchrun for several."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [*(launcher if processes > 1 else []), "-m", "puma_plugin", "train"]
+    arguments = ["--config", str(settings), "--out", str(out), *more]
+    return subprocess.Popen(
+        [sys.executable, *command, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def run(settings: Path, out: Path, processes: int, *more: str) -> str:
+    running = start(settings, out, processes, *more)
+    text = running.communicate(timeout=900)[0]
+    assert running.returncode == 0, text
+    return text
+
+
+def losses(out: Path) -> list[float]:
+    history = json.loads((out / "metrics.json").read_text())["runs"][0]["history"]
+    return [entry["metric_loss"] for entry in history]
+
+
+@pytest.fixture(scope="module")
+def alone(settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process, 50 steps with gates, random crops and flips."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    run(settings, out, 1)
+    assert len(losses(out)) == STEPS
+    return out
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_curve_and_figures_are_those_of_one_process(
+    settings: Path, alone: Path, tmp_path: Path, processes: int
+) -> None:
+    # Four processes of 6 images each, in pieces of 4 and 2: the loss is still that of the 24 images.
+    pieces = ["--max_batch_per_process", "4"] if processes == 4 else []
+    text = run(settings, tmp_path / "run", processes, *pieces)
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(alone), rtol=0, atol=1e-4)
+    # One process talks and writes.
+    assert text.count("results in") == 1
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {path.name for path in alone.iterdir()}
+    ours, theirs = (json.loads((out / "metrics.json").read_text()) for out in (tmp_path / "run", alone))
+    assert (ours["processes"], theirs["processes"]) == (processes, 1)
+    found, expected = (metrics["runs"][0]["result"]["unified"] for metrics in (ours, theirs))
+    assert found == pytest.approx(expected, abs=0.05)
+
+
+def workers_of(launcher: int) -> dict[str, int]:
+    """Rank -> process id."""
+    found = {}
+    for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+        environment = Path(f"/proc/{pid}/environ").read_text().split("\0")
+        found.update({entry.removeprefix("RANK="): int(pid) for entry in environment if entry.startswith("RANK=")})
+    return found
+
+
+@pytest.fixture
+def killed(settings: Path, tmp_path: Path) -> Iterator[Path]:
+    """The folder of a run of two processes of which one was killed after its first checkpoint."""
+    out = tmp_path / "killed"
+    running = start(settings, out, 2)
+    try:
+        deadline = time.monotonic() + 300
+        while not (out / "checkpoint.pt").exists():
+            assert time.monotonic() < deadline
+            assert running.poll() is None, running.communicate()[0]
+            time.sleep(0.2)
+        workers = workers_of(running.pid)
+        os.kill(workers["1"], signal.SIGKILL)
+        killed_at = time.monotonic()
+        text = running.communicate(timeout=60)[0]
+        assert time.monotonic() - killed_at < 60
+        assert running.returncode != 0
+        assert "SIGKILL" in text
+        assert not any(Path(f"/proc/{pid}").exists() for pid in workers.values())
+        assert not (out / "metrics.json").exists()
+        assert not list(out.glob("*.tmp"))
+        yield out
+    finally:
+        if running.poll() is None:
+            running.kill()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the processes in /proc")
+def test_killed_process_ends_all_and_another_number_goes_on(settings: Path, alone: Path, killed: Path) -> None:
+    done = torch.load(killed / "checkpoint.pt", weights_only=True)["progress"]["global_step"]
+    assert 0 < done < STEPS
+    run(settings, killed, 1, "--resume", "--data.workers", "1", "--max_batch_per_process", "10")
+    np.testing.assert_allclose(losses(killed), losses(alone), rtol=0, atol=1e-4)
+
+
+def test_batch_that_cannot_be_shared(settings: Path, tmp_path: Path) -> None:
+    running = start(settings, tmp_path / "run", 2, "--global_batch_size", "15")
+    text = running.communicate(timeout=300)[0]
+    assert running.returncode != 0
+    assert "a batch of 15 images" in text
+    assert "set global_batch_size to 14" in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_message_for_data_that_cannot_be_read(settings: Path, tmp_path: Path) -> None:
+    running = start(settings, tmp_path / "run", 2, "--data.root", str(tmp_path / "nowhere"))
+    text = running.communicate(timeout=300)[0]
+    assert running.returncode != 0
+    assert text.count("puma train: error: data.root is") == 1

@@ -1,0 +1,117 @@
+"""A trunk on a share of the batch, in pieces: features, gradients and gates are those of one pass over the whole."""
+
+import pytest
+import timm
+import torch
+from pytorch_metric_learning import losses
+from torch import Tensor, nn
+
+import puma_plugin
+from puma_plugin.models import AdaptedViT
+from puma_plugin.trainers import BatchShare
+
+
+def vit(drop: float = 0.5) -> AdaptedViT:
+    torch.manual_seed(1)
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=0
+    )
+    adapted = puma_plugin.adapt(model, adapter_dim=4, pool_size=3, prompt_length=2, drop=drop, scale=1.0)
+    with torch.no_grad():
+        for adapter in adapted.adapters():
+            adapter.up.normal_(0, 0.5)
+    return adapted.train()
+
+
+IMAGES = torch.randn(12, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+LABELS = torch.arange(12) % 3
+
+
+def gradients(model: nn.Module, trunk: AdaptedViT) -> tuple[Tensor, dict[str, Tensor]]:
+    """Features and gradients of a loss that compares the images of the batch with each other."""
+    torch.manual_seed(3)
+    trunk.zero_grad()
+    features = model(IMAGES)
+    losses.MultiSimilarityLoss()(features, LABELS).backward()
+    return features.detach(), {name: p.grad.clone() for name, p in trunk.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("max_batch", [None, 12, 5, 1])
+def test_pieces_give_features_and_gradients_of_the_whole_batch(max_batch: int | None) -> None:
+    trunk = vit()
+    features, expected = gradients(trunk, trunk)
+    found, ours = gradients(BatchShare(trunk, max_batch), trunk)
+    torch.testing.assert_close(found, features)
+    assert any("adapter1.down" in name for name in expected)
+    assert ours.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(ours[name], expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_sum_over_pieces_is_another_gradient() -> None:
+    """Why gradients are not simply accumulated: the usual way is wrong for losses that compare images."""
+    trunk = vit(drop=0.0)
+    _, expected = gradients(trunk, trunk)
+    trunk.zero_grad()
+    for rows in (slice(0, 6), slice(6, 12)):
+        (losses.MultiSimilarityLoss()(trunk(IMAGES[rows]), LABELS[rows]) / 2).backward()
+    name = "blocks.0.adapter1.down"
+    assert (dict(trunk.named_parameters())[name].grad - expected[name]).abs().max() > 0.1 * expected[name].abs().max()
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_shares_together_are_the_whole_batch(world_size: int) -> None:
+    trunk = vit()
+    torch.manual_seed(3)
+    expected = trunk(IMAGES)
+    after = torch.get_rng_state()
+    rows = 12 // world_size
+    for rank in range(world_size):
+        torch.manual_seed(3)
+        mine = slice(rank * rows, (rank + 1) * rows)
+        found = BatchShare(trunk, 3, rank, world_size)(IMAGES[mine])
+        torch.testing.assert_close(found, expected[mine])
+        # Every process has drawn for the whole batch, so that their generators stay alike.
+        assert torch.equal(torch.get_rng_state(), after)
+
+
+def test_memory_is_that_of_one_piece() -> None:
+    """What the forward pass keeps for the backward pass does not grow with the batch."""
+
+    def kept(model: nn.Module, images: Tensor) -> int:
+        total = 0
+
+        def count(tensor: Tensor) -> Tensor:
+            nonlocal total
+            total += tensor.numel() * tensor.element_size() if tensor.grad_fn is not None else 0
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            model(images)
+        return total
+
+    trunk = vit()
+    assert kept(BatchShare(trunk, 2), IMAGES) < 0.1 * kept(trunk, IMAGES)
+
+
+def test_evaluation_and_other_models_pass_through() -> None:
+    trunk = vit().eval()
+    torch.testing.assert_close(BatchShare(trunk, 2).eval()(IMAGES), trunk(IMAGES))
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4))
+    torch.testing.assert_close(BatchShare(plain, 5)(IMAGES), plain(IMAGES))
+    # Dropout repeats in the second pass.
+    noisy = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4), nn.Dropout(0.5), nn.Tanh())
+    noisy[1].weight.grad = None
+    features = BatchShare(noisy, 5)(IMAGES)
+    features.sum().backward()
+    slope = torch.where(features == 0, 0.0, 2.0 * (1 - features.detach() ** 2))
+    torch.testing.assert_close(noisy[1].bias.grad, slope.sum(dim=0), rtol=1e-4, atol=1e-4)
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match="max_batch must be at least 1"):
+        BatchShare(nn.Identity(), 0)
+    with pytest.raises(ValueError, match="rank must lie in 0..world_size - 1, got rank 2 of 2"):
+        BatchShare(nn.Identity(), None, 2, 2)
+    with pytest.raises(ValueError, match="gates must be one per adapter, 4, got 1"), vit().given_gates([None]):
+        pass
