@@ -71,6 +71,9 @@ def _run(module: ModuleType, command: str, arguments: list[str]) -> int:
 
 
 def _fail(who: str, message: str) -> int:
+    if message.startswith("Caught ") and "Original Traceback" in message:
+        # An error in a worker of a data loader comes with the worker's traceback, whose last line says what is wrong.
+        message = message.rstrip().splitlines()[-1].partition(": ")[2]
     print(f"{who}: error: {' '.join(message.split())}", file=sys.stderr)
     return 2
 

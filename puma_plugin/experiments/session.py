@@ -141,7 +141,7 @@ def _describe(splits: Splits, console: Console) -> None:
     for name, reasons in splits.skipped.items():
         key, reason = next(iter(reasons.items()))
         console.print(
-            f"{name}: {len(reasons)} images left out, the first is {key} ({reason}); all are in metrics.json",
+            f"{name}: images left out: {len(reasons):,}, the first is {key} ({reason}); all are in metrics.json",
             highlight=False,
             markup=False,
         )

@@ -1,7 +1,5 @@
 """Class folders and the small copies of the benchmark that the tests of the datasets make."""
 
-import importlib.util
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -24,20 +22,6 @@ def _write_classes(folder: Path, classes: Mapping[str, int], suffix: str = ".png
 def write_classes() -> Callable[..., None]:
     """Writes so many small random images of each class into its own subfolder."""
     return _write_classes
-
-
-@pytest.fixture(scope="session")
-def layouts() -> ModuleType:
-    """The makers of the eight datasets' own layouts: ``layouts.MAKERS["CUB"](root)``."""
-    file = Path(__file__).parents[1] / "datasets" / "conftest.py"
-    specification = importlib.util.spec_from_file_location("dataset_layouts", file)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    # Its dataclasses look their module up.
-    sys.modules[specification.name] = module
-    specification.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")

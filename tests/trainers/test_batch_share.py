@@ -111,7 +111,7 @@ def test_evaluation_and_other_models_pass_through() -> None:
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="max_batch must be at least 1"):
         BatchShare(nn.Identity(), 0)
-    with pytest.raises(ValueError, match="rank must lie in 0..world_size - 1, got rank 2 of 2"):
+    with pytest.raises(ValueError, match=r"rank must lie in 0..world_size - 1, got rank 2 of 2"):
         BatchShare(nn.Identity(), None, 2, 2)
     with pytest.raises(ValueError, match="gates must be one per adapter, 4, got 1"), vit().given_gates([None]):
         pass

@@ -1,0 +1,132 @@
+"""What a user reads when a run cannot work: one line that names the dataset, the file and what to do."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from puma_plugin.cli.main import main
+
+Say = Callable[..., str]
+
+
+def write_image(path: Path, value: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(value).integers(0, 256, (40, 44, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two distributions of six classes of three images."""
+    for number in range(36):
+        write_image(tmp_path / "data" / f"set{number % 2}" / f"class{number // 6}" / f"{number}.png", number)
+    return tmp_path / "data"
+
+
+def command(data: Path, out: Path, *more: str) -> list[str]:
+    model = json.dumps({"backbone": "test_vit.r160_in1k", "weights": "none", "adapter_dim": 4, "pool_size": 2})
+    run = ["--epochs", "1", "--global_batch_size", "6", "--device", "cpu", "--threads", "1", "--report", "false"]
+    settings = ["--data.root", str(data), "--data.image_size", "64", "--data.workers", "0", "--model", model]
+    return ["train", *settings, *run, "--out", str(out), *more]
+
+
+@pytest.fixture
+def say(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Say:
+    """Runs a training that must be refused, and returns its one line."""
+
+    def refused(*more: str, started: bool = False) -> str:
+        assert main(command(data, tmp_path / "out", *more)) == 2
+        line = capsys.readouterr().err.strip()
+        assert line.startswith("puma train: error: ")
+        assert "\n" not in line
+        assert (tmp_path / "out").exists() == started
+        return line
+
+    return refused
+
+
+def test_empty_distribution(data: Path, say: Say) -> None:
+    (data / "hollow").mkdir()
+    assert f"hollow: {data / 'hollow'} holds no subfolders; put each class into a subfolder" in say()
+
+
+def test_empty_class(data: Path, say: Say) -> None:
+    (data / "set0" / "class9").mkdir()
+    line = say()
+    assert f"set0: class folder {data / 'set0' / 'class9'} holds no image" in line
+    assert "add some, or remove the folder" in line
+
+
+def test_class_with_one_image(data: Path, say: Say) -> None:
+    write_image(data / "set1" / "class7" / "only.png", 99)
+    line = say()
+    assert f"set1 (test): class 'class7' has 1 image ({data / 'set1' / 'class7' / 'only.png'}), 2 are needed" in line
+    assert "add images, remove the class, or pass min_images=1" in line
+
+
+def test_missing_file(data: Path, tmp_path: Path, say: Say) -> None:
+    rows = [f"{path.relative_to(data)},{path.parent.name}" for path in sorted((data / "set0").rglob("*.png"))]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows, "set0/class0/lost.png,class0"]))
+    line = say("--data.kind", "manifest", "--data.manifest", str(tmp_path / "list.csv"))
+    assert f"list (test): 1 of 19 files are missing, the first is {data}/set0/class0/lost.png" in line
+    assert "bad_images='skip'" in line
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_unreadable_image(data: Path, say: Say, workers: str) -> None:
+    bad = data / "set0" / "class0" / "0.png"
+    bad.write_bytes(b"no picture")
+    line = say("--data.workers", workers, "--global_batch_size", "18", "--data.validation_fraction", "0", started=True)
+    assert f"set0 (test): {bad} cannot be read as an image" in line
+    assert "replace the file, or pass bad_images='skip'" in line
+
+
+def test_unreadable_image_skipped(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (data / "set0" / "class0" / "0.png").write_bytes(b"no picture")
+    with pytest.warns(UserWarning, match="set0"):
+        assert main(command(data, tmp_path / "out", "--data.bad_images", "skip")) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "set0: images left out: 1, the first is class0/0.png (UnidentifiedImageError" in printed
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert list(metrics["skipped"]["set0"]) == ["class0/0.png"]
+    assert metrics["data"]["set0"]["train"]["images"] == 8
+
+
+def test_wrong_class_count(layouts, data: Path, tmp_path: Path, say: Say) -> None:
+    layouts.make_cub(tmp_path / "benchmark", classes=150)
+    line = say("--data.kind", "benchmark", "--data.root", str(tmp_path / "benchmark"), "--data.names", '["CUB"]')
+    assert f"CUB (test): 50 classes are listed in {tmp_path}/benchmark/CUB_200_2011, 100 are published" in line
+    assert "check_counts=False for a reduced copy" in line
+
+
+_LIMITED = """
+import resource, sys
+import torch, timm, pytorch_metric_learning, faiss, puma_plugin.experiments.session
+from puma_plugin.cli.main import main
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + {room} * 2**20,) * 2)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space")
+def test_too_little_memory_for_the_batch(data: Path, tmp_path: Path) -> None:
+    """A process that may not have more memory is told the setting, and with that setting it works."""
+
+    def limited(*more: str) -> subprocess.CompletedProcess[str]:
+        arguments = command(data, tmp_path / "out", "--data.image_size", "224", "--global_batch_size", "18", *more)
+        script = [sys.executable, "-c", _LIMITED.format(room=300), *arguments]
+        place = {"cwd": Path(__file__).parents[2], "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+        return subprocess.run(script, capture_output=True, text=True, timeout=600, check=False, **place)
+
+    refused = limited("--data.validation_fraction", "0")
+    assert refused.returncode == 2, refused.stderr
+    assert "puma train: error: 18 images at once do not fit into the memory of cpu" in refused.stderr
+    assert "set max_batch_per_process to 9 or less" in refused.stderr
