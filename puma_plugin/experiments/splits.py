@@ -51,7 +51,8 @@ class Splits:
     def only(self, name: str) -> "Splits":
         """The splits of a single distribution."""
         parts = (self.train, self.validation, self.test)
-        return Splits(*({name: sets[name]} if name in sets else {} for sets in parts))
+        train, validation, test = ({name: sets[name]} if name in sets else {} for sets in parts)
+        return Splits(train, validation, test)
 
     def describe(self) -> dict[str, dict[str, dict[str, int]]]:
         """Classes and images of every part."""

@@ -31,6 +31,7 @@ from puma_plugin.models.adapted_vit import AdaptedViT
 from puma_plugin.samplers import MultiDistributionSampler
 from puma_plugin.trainers import BatchShare, UnifiedTrainer
 
+ALONE = Processes()
 AMP = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 Progress = Callable[[dict[str, Any]], None]
 
@@ -56,7 +57,7 @@ class Inputs:
     evaluation_batch: BatchTransform | None
 
 
-def choose_device(name: str, processes: Processes) -> torch.device:
+def choose_device(name: str, processes: Processes = ALONE) -> torch.device:
     """The device for "auto", "cpu", "cuda", ..., of this process.
 
     Raises:
