@@ -1,5 +1,6 @@
 """`puma train --dry-run`: the whole run as configured, a few steps of it on random images, and what it will cost."""
 
+import contextlib
 import resource
 import sys
 import time
@@ -193,15 +194,8 @@ def dry_run(config: TrainConfig, sizes: Mapping[str, Size], source: str, console
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     times[0] = time.perf_counter()
-    try:
+    with contextlib.suppress(_EnoughError):
         run.train()
-    except _EnoughError:
-        pass
-    except torch.OutOfMemoryError as error:
-        raise ValueError(
-            f"a batch of {config.batch_size} images does not fit into the memory of {device} "
-            f"({str(error).splitlines()[0]}); lower batch_size, or use a precision of 16 bits"
-        ) from error
     found = DryRun(
         sizes=dict(sizes),
         weights=_weights(run),

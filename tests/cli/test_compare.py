@@ -21,7 +21,7 @@ train:
   model: {backbone: embedded, prompt_length: 2, embedding_size: 16}
   optimizer: {lr: 2.0e-4, proxy_lr: 0.3}
   epochs: 1
-  batch_size: 64
+  global_batch_size: 64
   device: cpu
   threads: 1
 """
@@ -125,7 +125,7 @@ train:
   model: {{backbone: test_vit, weights: none, embedding_size: 8}}
   loss: {{name: TripletMarginLoss}}
   epochs: 1
-  batch_size: 8
+  global_batch_size: 8
   device: cpu
   threads: 1
 """

@@ -16,7 +16,7 @@ from puma_plugin.experiments.dry_run import RandomImages, Size, dry_run, trainin
 def small(**values) -> TrainConfig:
     data = DataConfig(kind="embedded", augmentation="pad_crop", workers=0)
     model = ModelConfig(backbone="embedded", adapter_dim=8, pool_size=4, prompt_length=2, embedding_size=16)
-    return TrainConfig(data, model, batch_size=16, device="cpu", threads=1, **values)
+    return TrainConfig(data, model, global_batch_size=16, device="cpu", threads=1, **values)
 
 
 def test_figures_of_a_small_run() -> None:
@@ -63,7 +63,10 @@ def test_sizes_are_counted_in_the_data_or_given() -> None:
         (["--dry-run", "--classes", "5", "--images", "3"], "an image for each"),
         (["--classes", "5", "--images", "9"], "are for --dry-run"),
         (["--dry-run", "--classes", "9", "--images", "90", "--model.method", "frozen"], "trains nothing"),
-        (["--dry-run", "--classes", "9", "--images", "90", "--batch_size", "90", "--epochs", "1"], "has 1 steps"),
+        (
+            ["--dry-run", "--classes", "9", "--images", "90", "--global_batch_size", "90", "--epochs", "1"],
+            "has 1 steps",
+        ),
     ],
 )
 def test_refusals(

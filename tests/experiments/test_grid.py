@@ -47,15 +47,15 @@ def test_every_method_with_every_loss() -> None:
 
 def test_combinations_and_ablations() -> None:
     config = grid(
-        combine={"model.drop": [0.0, 0.5], "batch_size": [32, 64]},
+        combine={"model.drop": [0.0, 0.5], "global_batch_size": [32, 64]},
         ablate={"model.adapter_dim": [8, 32], "loss.arguments.ema": ["global"], "model.blocks": [[0, 1], []]},
     )
     rows = expand(config)
     # 4 combinations, each with 4 ablations: the width of 32 is the row's own.
     assert len(rows) == len({row.key for row in rows}) == 4 * 5
     first = rows[0]
-    assert first.label == "PUMA, model.drop = 0, batch_size = 32"
-    assert first.key == "puma_model.drop-0_batch_size-32"
+    assert first.label == "PUMA, model.drop = 0, global_batch_size = 32"
+    assert first.key == "puma_model.drop-0_global_batch_size-32"
     for row in rows[1:5]:
         assert row.rate_key == first.key
         before, after = (override(config.train, one.settings) for one in (first, row))

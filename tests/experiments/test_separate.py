@@ -16,7 +16,7 @@ from puma_plugin.experiments.training import Run
 def config() -> TrainConfig:
     data = DataConfig(kind="embedded", augmentation="none", image_size=64, workers=0)
     model = ModelConfig(backbone="test_vit", weights="none", method="separate", embedding_size=8)
-    return TrainConfig(data, model, epochs=1, batch_size=8, device="cpu", threads=1)
+    return TrainConfig(data, model, epochs=1, global_batch_size=8, device="cpu", threads=1)
 
 
 def splits() -> Splits:
