@@ -65,7 +65,7 @@ def _folders(config: DataConfig) -> list[Source]:
     for name in _chosen(config, list(folders)):
         folder = os.path.abspath(os.path.expanduser(folders[name]))
         read_part = partial(ImageFolder, folder, name=name, min_images=config.min_images, **_reading(config))
-        read_whole = partial(_whole, partial(list_image_folder, folder, name), name, config)
+        read_whole = partial(_whole, partial(list_image_folder, folder, f"distribution {name}"), name, config)
         sources.append(Source(name, folder, has_split_folders(folder), read_part, read_whole))
     return sources
 

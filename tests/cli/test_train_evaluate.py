@@ -255,7 +255,7 @@ def test_other_methods_train_and_evaluate(
         (["--loss.arguments.colour", "3"], "do not fit CurricularFaceLoss"),
         (["--device", "cuda:77"], "device is 'cuda:77'"),
         (["--model.weights", "missing.pth"], "which is no file"),
-        (["--data.folders.broken", "hollow"], "broken: "),
+        (["--data.folders.broken", "hollow"], "distribution broken: "),
     ],
 )
 def test_refusals_before_training(
