@@ -127,6 +127,11 @@ class BenchmarkDataset(DistributionDataset):
             if not layout.fixed_name or os.path.basename(root) in layout.folders:
                 yield root, layout
 
+    @property
+    def first_class(self) -> int:
+        """How many published classes are numbered before those of this split: none, or the training classes."""
+        return 0 if self.split == "train" else self.facts.splits["train"].classes
+
     @classmethod
     def published(cls, split: Split) -> int | None:
         """The published number of classes of a split, or None where it is not certain."""

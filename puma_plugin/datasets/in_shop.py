@@ -44,6 +44,11 @@ class InShop(BenchmarkDataset):
     )
     own_splits = ("train", "query", "gallery")
 
+    @property
+    def first_class(self) -> int:
+        """0: queries and gallery have a numbering of their own."""
+        return 0
+
     @classmethod
     def list_images(cls, location: Location, split: Split) -> Listing:
         """See :class:`BenchmarkDataset`."""

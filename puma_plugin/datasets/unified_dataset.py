@@ -130,6 +130,17 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
         return len(self.class_names)
 
     @property
+    def local_classes(self) -> Tensor | None:
+        """(N,) int64 class numbers within each item's own data set, those of classes before its split counted.
+
+        None unless all parts tell by an attribute ``first_class`` how many these are (the benchmark's datasets do).
+        """
+        first = [getattr(part, "first_class", None) for part in self.parts]
+        if None in first:
+            return None
+        return torch.from_numpy(self._local + np.asarray(first, np.int64)[self._part_of])
+
+    @property
     def recall_ks(self) -> dict[str, tuple[int, ...]]:
         """The k of the recalls that parts ask for by an attribute ``recall_ks``, by name of the distribution."""
         asked = {name: getattr(part, "recall_ks", ()) for name, part in zip(self._all_names, self.parts, strict=True)}

@@ -23,7 +23,11 @@ _CHUNK = 250
 
 @dataclass(frozen=True)
 class BootstrapInterval:
-    """A figure with its percentile interval; NaN where the figure or a bound is undefined."""
+    """A figure with its percentile interval; NaN where the figure or a bound is undefined.
+
+    The bounds are undefined wherever a distribution of one class takes part: it cannot be told how much such a figure
+    depends on the class.
+    """
 
     value: float
     low: float
@@ -34,9 +38,9 @@ class BootstrapInterval:
         """Whether the interval lies on one side of zero; for differences: whether they are outside chance."""
         return self.low > 0 or self.high < 0
 
-    def to_dict(self) -> dict[str, float]:
-        """As a plain dictionary."""
-        return asdict(self)
+    def to_dict(self) -> dict[str, float | None]:
+        """As a plain dictionary ready for JSON, which knows no NaN: None instead."""
+        return {name: None if np.isnan(number) else number for name, number in asdict(self).items()}
 
 
 def bootstrap_intervals(
@@ -69,23 +73,26 @@ class Comparison:
     Attributes:
         differences: figure (named as by :func:`bootstrap_intervals`) -> difference and interval, of the figures that
             both have.
+        confidence: coverage of the intervals.
         paired: whether both evaluations asked for the same classes with the same numbers of queries, so that each draw
             of classes was given to both; what makes a class easy or hard for both then cancels.
     """
 
     differences: dict[str, BootstrapInterval]
     paired: bool
+    confidence: float = 0.95
 
     def to_dict(self) -> dict[str, Any]:
         """As plain dictionaries, ready for JSON."""
-        return {"paired": self.paired, "differences": {name: i.to_dict() for name, i in self.differences.items()}}
+        differences = {name: i.to_dict() for name, i in self.differences.items()}
+        return {"paired": self.paired, "confidence": self.confidence, "differences": differences}
 
     def text(self) -> str:
         """A line per figure whose difference is outside its interval, and how many are inside."""
         outside = {name: i for name, i in self.differences.items() if i.excludes_zero}
         undefined = sum(not np.isfinite([i.value, i.low, i.high]).all() for i in self.differences.values())
         kind = "paired by class" if self.paired else "unpaired: the two did not ask for the same classes and queries"
-        lines = [f"Differences from the baseline in points, 95 % intervals ({kind}):"]
+        lines = [f"Differences from the baseline in points, {100 * self.confidence:g} % intervals ({kind}):"]
         width = max((len(name) for name in outside), default=0)
         lines += [
             f"  {name:<{width}}  {100 * i.value:+6.2f}  ({100 * i.low:+.2f} to {100 * i.high:+.2f})"
@@ -93,7 +100,7 @@ class Comparison:
         ]
         inside = len(self.differences) - len(outside) - undefined
         lines.append(f"  {inside} of {len(self.differences)} figures do not differ by more than chance")
-        return "\n".join(lines + ([f"  {undefined} figures are undefined"] if undefined else []))
+        return "\n".join(lines + ([f"  {undefined} figures have no interval"] if undefined else []))
 
 
 def compare_results(
@@ -138,6 +145,7 @@ def compare_results(
             confidence,
         ),
         paired,
+        confidence,
     )
 
 
@@ -158,7 +166,7 @@ class _Table:
 
     def asks_the_same_as(self, other: "_Table") -> bool:
         """Whether both hold the same classes with the same numbers of queries."""
-        return list(self.parts) == list(other.parts) and all(
+        return self.parts.keys() == other.parts.keys() and all(
             part["classes"] == other.parts[name]["classes"] and part["queries"] == other.parts[name]["queries"]
             for name, part in self.parts.items()
         )
@@ -208,12 +216,17 @@ def _samples(table: _Table, replicates: int, seed: int) -> dict[str, FloatArray]
     parts = []
     for start in range(0, replicates, _CHUNK):
         size = min(_CHUNK, replicates - start)
-        weights = {name: _times_drawn(len(part["classes"]), size, generator) for name, part in table.parts.items()}
+        # In the order of the names: two results may list the same distributions differently.
+        counts = {name: len(table.parts[name]["classes"]) for name in sorted(table.parts)}
+        weights = {name: _times_drawn(classes, size, generator) for name, classes in counts.items()}
         parts.append(table.figures(weights))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _times_drawn(classes: int, size: int, generator: np.random.Generator) -> FloatArray:
+    if classes == 1:
+        # Every draw would be this class, and the interval a point: certainty where there is none.
+        return np.full((size, 1), np.nan)
     drawn = generator.integers(0, classes, (size, classes)) + classes * np.arange(size)[:, None]
     return np.bincount(drawn.ravel(), minlength=size * classes).reshape(size, classes).astype(float)
 

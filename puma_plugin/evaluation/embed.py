@@ -26,6 +26,7 @@ class Embedded:
         distribution_names: name of each distribution.
         query_mask, gallery_mask: (N,) bool, or None for all.
         class_names: name of each class, or None.
+        local_classes: (N,) int64, class numbers within each item's data set for "paper-code", or None for the default.
         recall_ks: further k for one distribution's own gallery, by its name.
     """
 
@@ -36,6 +37,7 @@ class Embedded:
     query_mask: torch.Tensor | None = None
     gallery_mask: torch.Tensor | None = None
     class_names: list[str] | None = None
+    local_classes: torch.Tensor | None = None
     recall_ks: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def evaluate(
@@ -55,6 +57,7 @@ class Embedded:
             ks,
             distribution_ks=self.recall_ks,
             protocol=protocol,
+            local_classes=self.local_classes,
             class_names=self.class_names,
             progress=progress,
         )
@@ -79,7 +82,8 @@ def embed(
     Args:
         model: images (B, ...) -> (B, D). A module is put into eval mode and back.
         dataset: a ``UnifiedDataset``, or any dataset of (image, label) with ``labels`` (N, 2) and, if it has them,
-            ``item_ids``, ``distribution_names``, ``class_names``, ``query_mask``, ``gallery_mask``, ``recall_ks``.
+            ``item_ids``, ``distribution_names``, ``class_names``, ``query_mask``, ``gallery_mask``, ``local_classes``,
+            ``recall_ks``.
         batch_size: images at once, per process.
         device: where images go; default: the device of the model's first parameter, else the CPU.
         num_workers: of the data loader.
@@ -130,6 +134,7 @@ def embed(
         query_mask=getattr(dataset, "query_mask", None),
         gallery_mask=getattr(dataset, "gallery_mask", None),
         class_names=getattr(dataset, "class_names", None),
+        local_classes=getattr(dataset, "local_classes", None),
         recall_ks=getattr(dataset, "recall_ks", {}),
     )
 

@@ -1,5 +1,6 @@
 """What one evaluation found."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,7 +20,7 @@ class RetrievalResult:
         unified_per_distribution: the same search, averaged over the queries of each distribution.
         per_distribution: each distribution's queries against its own gallery.
         harmonic_mean, arithmetic_mean, worst, worst_distribution: over ``per_distribution``; the harmonic mean is 0 if
-            any distribution is 0.
+            any distribution is 0, all are NaN if any is NaN.
         leak: share of the queries whose nearest neighbour in the joint gallery is of another distribution.
         leak_per_distribution: the same by distribution of the query.
         num_queries, num_gallery, num_lone: counts by distribution.
@@ -51,7 +52,8 @@ class RetrievalResult:
             values = {name: metrics[metric] for name, metrics in self.per_distribution.items()}
             harmonic[metric] = _harmonic(list(values.values()))
             arithmetic[metric] = sum(values.values()) / len(values)
-            worst_name[metric] = min(values, key=values.__getitem__)
+            # An undefined distribution makes the worst undefined too, wherever it stands.
+            worst_name[metric] = min(values, key=lambda name: -math.inf if math.isnan(values[name]) else values[name])
             worst[metric] = values[worst_name[metric]]
         for name, value in zip(
             ("harmonic_mean", "arithmetic_mean", "worst", "worst_distribution"),
@@ -86,7 +88,9 @@ class RetrievalResult:
 
 
 def _harmonic(values: list[float]) -> float:
-    """Harmonic mean; 0 if any value is 0, NaN if any is NaN."""
+    """Harmonic mean; NaN if any value is NaN, else 0 if any is 0."""
+    if any(math.isnan(value) for value in values):
+        return math.nan
     if any(value == 0 for value in values):
         return 0.0
     return len(values) / sum(1 / value for value in values)

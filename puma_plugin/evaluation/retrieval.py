@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from puma_plugin.evaluation.arguments import as_column, names_by_number, split_labels
+from puma_plugin.evaluation.arguments import as_column, check_block_size, check_ks, names_by_number, split_labels
 from puma_plugin.evaluation.paper_code import overlapping_classes, own_numbers, position_keys
 from puma_plugin.evaluation.result import RetrievalResult
 from puma_plugin.evaluation.scores import QueryScores
@@ -41,8 +41,9 @@ def evaluate_retrieval(
     Each query is compared once with every gallery item: its own distribution's and the others' are searched apart, and
     the joint order is the merged one. Neighbours are ranked by faiss' squared L2 distance of the unit rows in float32,
     which is what pml's AccuracyCalculator ranks by; at equal distance the item that stands earlier in the gallery comes
-    first. Where pml's AccuracyCalculator defines the same metric, the values agree; among very many items a few
-    distances differ by less than float32 resolves, and their order then follows the matrix product's rounding.
+    first. Where pml's AccuracyCalculator defines the same metric, the values agree. The distances of identical rows,
+    and of very many items, may differ by the matrix product's rounding alone, and their order then follows it, in pml's
+    search as in this one.
 
     Args:
         embeddings: (N, D) float array or tensor, L2-normalised here (rows that are so already stay bit for bit).
@@ -67,15 +68,20 @@ def evaluate_retrieval(
         progress: show a progress bar.
 
     Raises:
-        ValueError: wrong shapes, labels of one column, a class in two distributions, empty queries or gallery.
+        ValueError: wrong shapes, labels of one column, a class in two distributions, empty queries or gallery,
+            ids that are no integers, too few names.
+        TypeError: ks that are no integers.
         ImportError: faiss is not installed (names the extra to install).
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {PROTOCOLS}, got {protocol!r}")
-    ks = _check_ks(ks, "ks")
+    ks = check_ks(ks, "ks")
+    check_block_size(block_size)
     rows = as_unit_rows(embeddings, "embeddings")
     classes, distributions = split_labels(labels, len(rows))
     shown = np.unique(np.asarray(labels.cpu() if hasattr(labels, "cpu") else labels)[:, 0])
+    if class_names is not None and shown[-1] >= len(class_names):
+        raise ValueError(f"labels name class {shown[-1]}, but there are {len(class_names)} class_names")
     ids = as_column(item_ids, len(rows), "item_ids", np.int64, np.arange(len(rows)))
     everything = np.ones(len(rows), dtype=np.bool_)
     asked = as_column(query_mask, len(rows), "query_mask", np.bool_, everything)
@@ -163,13 +169,6 @@ def evaluate_retrieval(
     )
 
 
-def _check_ks(ks: Sequence[int], name: str) -> tuple[int, ...]:
-    ordered = tuple(sorted(set(ks)))
-    if not ordered or ordered[0] < 1:
-        raise ValueError(f"{name} must hold integers >= 1, got {ordered}")
-    return ordered
-
-
 def _own_ks(
     ks: tuple[int, ...], further: Mapping[str, Sequence[int]] | None, names: list[str]
 ) -> dict[str, tuple[int, ...]]:
@@ -177,7 +176,8 @@ def _own_ks(
     further = further or {}
     if unknown := sorted(set(further) - set(names)):
         raise ValueError(f"distribution_ks names {unknown}, but the distributions are {names}")
-    return {name: _check_ks((*ks, *further.get(name, ())), f"distribution_ks[{name!r}]") for name in names}
+    checked = {name: check_ks(values, f"distribution_ks[{name!r}]") for name, values in further.items()}
+    return {name: check_ks((*ks, *checked.get(name, ())), "ks") for name in names}
 
 
 def _items(part: IntArray, found: IntArray) -> IntArray:

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from puma_plugin.evaluation.arguments import as_column, check_block_size
+
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 
@@ -84,6 +86,7 @@ def nearest_neighbours(
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
+    check_block_size(block_size)
     query_rows, gallery_rows = as_unit_rows(queries, "queries"), as_unit_rows(gallery, "gallery")
     if query_rows.shape[1] != gallery_rows.shape[1]:
         raise ValueError(
@@ -91,10 +94,8 @@ def nearest_neighbours(
         )
     if (query_ids is None) != (gallery_ids is None):
         raise ValueError("give query_ids and gallery_ids together: they exclude a query from its own neighbours")
-    searcher = Searcher(gallery_rows, None if gallery_ids is None else np.asarray(gallery_ids, dtype=np.int64))
-    ids = None if query_ids is None else np.asarray(query_ids, dtype=np.int64)
-    if ids is not None and len(ids) != len(query_rows):
-        raise ValueError(f"query_ids has {len(ids)} entries for {len(query_rows)} queries")
+    ids = as_column(query_ids, len(query_rows), "query_ids", np.int64, None)
+    searcher = Searcher(gallery_rows, as_column(gallery_ids, len(gallery_rows), "gallery_ids", np.int64, None))
     similarities = np.empty((len(query_rows), k), dtype=np.float32)
     indices = np.empty((len(query_rows), k), dtype=np.int64)
     lengths = np.einsum("nd,nd->n", gallery_rows, gallery_rows)

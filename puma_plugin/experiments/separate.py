@@ -128,6 +128,8 @@ class SeparateRun:
             class_names=list(whole.class_names),
             query_mask=whole.query_mask,
             gallery_mask=whole.gallery_mask,
+            local_classes=whole.local_classes,
+            recall_ks=whole.recall_ks,
         )
 
     def prompt_weights(self, sets: ImageSets) -> None:

@@ -126,6 +126,11 @@ def evaluate(
         other = None if baseline is None else processes.from_first(lambda: read_baseline(baseline))
         path = weights / WEIGHTS if weights.is_dir() else weights
         splits = processes.from_first(lambda: load_test(config.data))
+        if other is not None and not set(other["per_class"]) & set(splits.names):
+            raise ValueError(
+                f"--baseline {baseline} has the distributions {list(other['per_class'])}, the configured data has "
+                f"{splits.names}: there is nothing to compare; give an evaluation of the same data"
+            )
         _describe(splits, shown)
         run = make_run(config, splits)
         run.load_model(path)

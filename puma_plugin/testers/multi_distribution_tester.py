@@ -37,10 +37,10 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
     unified entries have ``leak_level0`` as well. See :class:`puma_plugin.evaluation.RetrievalResult`.
 
     Datasets are ``UnifiedDataset``s, or give labels (class, distribution); ``distribution_names``, ``item_ids``,
-    ``query_mask`` and ``gallery_mask`` are used where a dataset has them. With ``splits_to_eval=[("query",
-    ["gallery"])]`` the query split is searched in the reference splits; items of one UnifiedDataset's subsets are
-    recognised by their ids, items of different datasets count as different. Under an initialised torch.distributed
-    each process embeds its share and all get the whole result.
+    ``query_mask``, ``gallery_mask``, ``recall_ks`` and ``local_classes`` are used where a dataset has them. With
+    ``splits_to_eval=[("query", ["gallery"])]`` the query split is searched in the reference splits; items of one
+    UnifiedDataset's subsets are recognised by their ids, items of different datasets count as different. Under an
+    initialised torch.distributed each process embeds its share and all get the whole result.
 
     Args:
         ks: the k of the recalls.
@@ -123,6 +123,7 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
             self._mask(splits, reference_split_names, "gallery_mask"),
             self.ks,
             protocol=self.protocol,
+            local_classes=self._local_classes(splits),
             distribution_ks=getattr(self._datasets[query_split_name], "recall_ks", None),
             class_names=getattr(self._datasets[query_split_name], "class_names", None),
         )
@@ -191,6 +192,11 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
             own = torch.arange(len(dataset)) if own is None else torch.as_tensor(own)  # type: ignore[arg-type]
             ids.append(own + (families.setdefault(family, len(families)) << 56))
         return torch.cat(ids)
+
+    def _local_classes(self, splits: list[str]) -> Tensor | None:
+        found = [getattr(self._datasets[split], "local_classes", None) for split in splits]
+        known = [torch.as_tensor(numbers) for numbers in found if numbers is not None]
+        return torch.cat(known) if len(known) == len(splits) else None
 
     def _distribution_names(self, splits: list[str]) -> list[str] | None:
         for attribute in ("class_names", "distribution_names"):

@@ -131,11 +131,13 @@ def test_differences_from_a_baseline(
     only = ["--data.folders", json.dumps({"upright": str(data / "lying" / "test")}), "--data.split", "all"]
     assert main([*arguments, *only, "--out", "unlike", "--baseline", str(trained / "metrics.json")]) == 0
     assert "unpaired" in capsys.readouterr().out
+    (data / "unrelated.json").write_text(json.dumps({"runs": [{"result": {"per_class": {"cars": {}}}}]}))
     (data / "old.json").write_text(json.dumps({"runs": [{"result": {"unified": {}}}]}))
     for wrong, message in (
         ("nothing.json", "cannot be read"),
         ("run.yaml", "no result"),
         ("old.json", "sums by class"),
+        ("unrelated.json", "nothing to compare"),
     ):
         assert main([*arguments, "--out", "refused", "--baseline", wrong]) == 2
         assert message in capsys.readouterr().err

@@ -215,6 +215,20 @@ def test_unified(benchmark_tree):
     assert joined.query_mask[torch.from_numpy(~in_shop)].all()
     assert joined.gallery_mask[torch.from_numpy(~in_shop)].all()
     assert joined.class_names[0] == "CUB/101.Bird_101"
+    # The authors' protocol numbers test classes after the training classes of their dataset, In-shop's from 0.
+    first = {"CUB": 100, "Cars196": 98, "StanfordOnlineProducts": 11_318, "InShop": 0, "NABirds": 278,
+             "StanfordDogs": 60, "Flowers102": 51, "FGVCAircraft": 50}  # fmt: skip
+    found = {
+        name: int(joined.local_classes[labels[:, 1] == d].min()) for d, name in enumerate(joined.distribution_names)
+    }
+    assert found == first
+    part = joined.subset(torch.arange(len(joined)).flip(0)[::50])
+    places = [joined.item_ids.tolist().index(item) for item in part.item_ids.tolist()]
+    assert torch.equal(part.local_classes, joined.local_classes[places])
+    assert {
+        CUB(benchmark_tree.root, "train").first_class,
+        InShop(benchmark_tree.root, "query", check_counts=False).first_class,
+    } == {0}
 
 
 def test_load_benchmark_names_every_fault(benchmark_tree):

@@ -134,6 +134,33 @@ def test_without_joint_figures() -> None:
     assert not any("unified" in name or "leak" in name for name in found)
 
 
+def test_the_order_of_the_distributions_does_not_matter() -> None:
+    result, other = evaluated(1.2), evaluated(1.3)
+    turned = {**other, "per_class": dict(reversed(other["per_class"].items()))}
+    assert list(turned["per_class"]) != list(other["per_class"])
+    assert compare_results(result, turned, replicates=50) == compare_results(result, other, replicates=50)
+
+
+def test_one_class_gives_no_interval() -> None:
+    # Every draw of its one class is the same: that is no certainty.
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.stack([np.arange(11), np.arange(11) // 10], axis=1), 4, axis=0)
+    centres, noise = rng.standard_normal((11, 8)), rng.standard_normal((44, 8))
+    better, worse = (
+        evaluate_retrieval(centres[labels[:, 0]] + spread * noise, labels, distribution_names=["many", "one"])
+        for spread in (0.7, 1.3)
+    )
+    comparison = compare_results(better.to_dict(per_class=True), worse.to_dict(per_class=True), confidence=0.8)
+    differences = comparison.differences
+    for name in ("leak_per_distribution.one", "unified.recall_at_1", "harmonic_mean.recall_at_1"):
+        assert np.isnan([differences[name].low, differences[name].high]).all()
+        assert not differences[name].excludes_zero
+    assert differences["per_distribution.many.map_at_r"].excludes_zero
+    assert comparison.to_dict()["differences"]["leak_per_distribution.one"]["low"] is None
+    assert "80 % intervals" in comparison.text()
+    assert "figures have no interval" in comparison.text()
+
+
 def test_errors_at_the_door() -> None:
     result = evaluated(1.2)
     with pytest.raises(ValueError, match="no sums by class"):

@@ -209,6 +209,48 @@ def test_copies_of_an_item_are_all_excluded() -> None:
     assert result.unified["recall_at_1"] == 0.5
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_queries_apart_from_the_gallery_equal_a_recount(seed: int) -> None:
+    # Few directions, so that most distances are ties; items in both roles, in one, in none; ids given twice.
+    rng = np.random.default_rng(seed)
+    directions = np.array([*np.eye(4), *-np.eye(4), *2 * rng.choice([-1, 1], (6, 4))])
+    rows = directions[rng.integers(0, len(directions), 60)].astype(np.float16)
+    classes = rng.integers(0, 8, 60)
+    labels = np.stack([classes, classes % 3], axis=1)
+    ids = rng.integers(0, 50, 60) * 3 + labels[:, 1]
+    asked, offered = rng.random(60) < 0.6, rng.random(60) < 0.7
+    result = evaluate_retrieval(rows, labels, ids, query_mask=asked, gallery_mask=offered, ks=(3,), block_size=7)
+    unit = rows.astype(float) / np.linalg.norm(rows.astype(float), axis=1, keepdims=True)
+    recalls: dict[str, list[float]] = {"unified": [], **{name: [] for name in result.per_distribution}}
+    leaks = []
+    for query in np.flatnonzero(asked):
+        own = f"distribution {labels[query, 1]}"
+        order = [i for i in np.argsort(-(unit @ unit[query]), kind="stable") if offered[i] and ids[i] != ids[query]]
+        leaks.append(labels[order[0], 1] != labels[query, 1])
+        for gallery, items in (("unified", order), (own, [i for i in order if labels[i, 1] == labels[query, 1]])):
+            hits = classes[items] == classes[query]
+            if hits.any():
+                recalls[gallery].append(hits[:3].any())
+    assert result.leak == pytest.approx(np.mean(leaks), abs=1e-12)
+    assert result.unified["recall_at_3"] == pytest.approx(np.mean(recalls.pop("unified")), abs=1e-12)
+    for name, values in recalls.items():
+        assert result.per_distribution[name]["recall_at_3"] == pytest.approx(np.mean(values), abs=1e-12)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_means_are_undefined_if_a_distribution_is(turned: bool) -> None:
+    # Wherever the distribution without a positive stands.
+    rows = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1]], dtype=np.float32)
+    labels = np.array([[0, 0], [0, 0], [1, 1], [2, 1]])
+    if turned:
+        labels[:, 1] = 1 - labels[:, 1]
+    result = evaluate_retrieval(rows, labels, distribution_names=["b", "a"] if turned else ["a", "b"])
+    assert result.per_distribution["a"]["recall_at_1"] == 1
+    for mean in (result.harmonic_mean, result.arithmetic_mean, result.worst):
+        assert math.isnan(mean["recall_at_1"])
+    assert result.worst_distribution["recall_at_1"] == "b"
+
+
 def test_harmonic_mean_is_zero_if_any_distribution_is_zero() -> None:
     rows = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1], [1, 0.05], [0.05, 1]], dtype=np.float32)
     labels = np.array([[0, 0], [0, 0], [1, 0], [1, 0], [2, 1], [2, 1]])
@@ -354,6 +396,16 @@ def test_errors_at_the_door() -> None:
         evaluate_retrieval(rows, labels, protocol="other")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="ks"):
         evaluate_retrieval(rows, labels, ks=(0, 1))
+    with pytest.raises(TypeError, match="ks must hold integers"):
+        evaluate_retrieval(rows, labels, ks=(1.5,))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="item_ids must be integers"):
+        evaluate_retrieval(rows, labels, item_ids=np.linspace(0, 1, len(rows)))
+    with pytest.raises(ValueError, match="there are 2 class_names"):
+        evaluate_retrieval(rows, labels, class_names=["a", "b"])
+    with pytest.raises(ValueError, match="block_size"):
+        evaluate_retrieval(rows, labels, block_size=0)
+    with pytest.raises(ValueError, match="block_size"):
+        nearest_neighbours(rows, rows, 1, block_size=-1)
     with pytest.raises(ValueError, match="distribution_names"):
         evaluate_retrieval(rows, labels, distribution_names=["a"])
     with pytest.raises(ValueError, match="same width"):

@@ -33,7 +33,10 @@ def test_each_model_is_the_one_it_would_be_alone(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     run.train()
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-part0.pt", "checkpoint-part1.pt"}
+    # The recalls that a distribution asks for, not only the first one's.
+    parts.test["b"].recall_ks = (1, 3)  # type: ignore[attr-defined]
     whole = run.embed(parts.test)
+    assert whole.recall_ks == {"b": (1, 3)}
     assert whole.labels[:, 1].tolist() == [0] * 7 + [1] * 6
     assert whole.distribution_names == ["first one", "b"]
     assert whole.class_names == ["first one/0", "first one/1", "first one/2", "b/0", "b/1"]

@@ -137,6 +137,24 @@ def test_paper_code_protocol(dataset: UnifiedDataset) -> None:
     assert tester.result.unified == pytest.approx(expected.unified)
 
 
+def test_paper_code_numbers_classes_as_the_parts_tell() -> None:
+    parts = {"birds": vectors(24, 4, seed=1), "shop": vectors(30, 5, seed=1)}
+    dataset = UnifiedDataset(parts)
+    assert dataset.local_classes is None
+    assumed = embed(torch.nn.Identity(), dataset).evaluate(protocol="paper-code")
+    # The shop's are moved by the four numbers of the birds, to 40 ... 44: onto those of the birds, 40 ... 43.
+    for part, first in zip(parts.values(), (40, 36), strict=True):
+        part.first_class = first  # type: ignore[attr-defined]
+    told = UnifiedDataset(parts)
+    numbers = [40 + c if d == 0 else 36 + c - 4 for c, d in told.labels.tolist()]
+    expected = evaluate_retrieval(stacked(told), told.labels, protocol="paper-code", local_classes=numbers)
+    assert expected.unified["recall_at_1"] > assumed.unified["recall_at_1"]
+    assert embed(torch.nn.Identity(), told).evaluate(protocol="paper-code").unified == expected.unified
+    tester = make(protocol="paper-code")
+    tester.test({"val": told}, 1, torch.nn.Identity())
+    assert tester.result.unified == expected.unified
+
+
 def test_recalls_that_a_part_asks_for() -> None:
     # As StanfordOnlineProducts and InShop do.
     shop = vectors(30, 5, seed=3)
