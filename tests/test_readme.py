@@ -42,7 +42,9 @@ def test_links_lead_somewhere() -> None:
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"`(\w+\.\w+)[`(]", README))))
 def test_dotted_names_exist(name: str) -> None:
     folder, attribute = name.split(".")
-    if attribute in ("md", "txt", "py"):
+    if attribute == "yaml":
+        assert (ROOT / "puma_plugin" / "configs" / name).exists()
+    elif attribute in ("md", "txt", "py"):
         assert (ROOT / name).exists()
     else:
         module = folder if folder == "puma_plugin" else f"puma_plugin.{folder}"

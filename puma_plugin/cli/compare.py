@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from puma_plugin.cli.parsing import make_parser, packaged_config, parse
+from puma_plugin.cli.parsing import find_config, make_parser, parse
 from puma_plugin.experiments.config import CompareConfig
 
 _DESCRIPTION = (
@@ -13,7 +13,6 @@ _DESCRIPTION = (
     "`compare` (the methods) or `ablations`, which come with the package and run on its embedded images. Ctrl-C stops "
     "it; the same command goes on where it stopped."
 )
-PACKAGED = ("compare", "ablations")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -26,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
         # Options only, such as --help or --config FILE.
         config, options = parse(parser, CompareConfig, arguments)
     else:
-        config, options = parse(parser, CompareConfig, ["--config", _find(first), *rest])
+        config, options = parse(parser, CompareConfig, ["--config", find_config(first), *rest])
     from rich.console import Console
 
     from puma_plugin.experiments.compare import compare
@@ -44,11 +43,3 @@ def main(arguments: Sequence[str]) -> int:
     show_table(console, metrics)
     console.print(f"results in {config.out}", highlight=False)
     return 0
-
-
-def _find(name: str) -> str:
-    if Path(name).is_file():
-        return name
-    if name in PACKAGED:
-        return packaged_config(name)
-    raise ValueError(f"{name} is no file; give a YAML file, or {' or '.join(PACKAGED)}")

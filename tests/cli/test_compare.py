@@ -142,7 +142,10 @@ train:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing.yaml"], "nothing.yaml is no file; give a YAML file, or compare or ablations"),
+        (
+            ["nothing.yaml"],
+            "nothing.yaml is no file; give a YAML file, or the name of one in the package: ablations, compare, demo",
+        ),
         (["compare", "--methods", "[puma, magic]"], "methods holds 'magic'"),
         (["ablations", "--seeds", "[]"], "seeds is []"),
     ],

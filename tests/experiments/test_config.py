@@ -139,3 +139,15 @@ def test_configurations_are_shipped() -> None:
     assert {file.stem for file in folder.glob("*.yaml")} == {
         "demo", "image_folders", "paper", "few_shot", "compare", "ablations",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("given", [["--config", "paper"], ["--config", "paper.yaml"], ["--config=paper.yaml"]])
+def test_configurations_of_the_package_are_found_by_name(given: list[str], tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _parse([*given, "--data.root", "/data"]).global_batch_size == 180
+    # A file of that name in the working directory is meant first.
+    (tmp_path / "paper.yaml").write_text("data: {kind: embedded}\nglobal_batch_size: 7\n")
+    if given[-1] != "paper":
+        assert _parse(given).global_batch_size == 7
+    with pytest.raises(ValueError, match=re.escape("papers.yaml is no file; give a YAML file, or the name of one")):
+        _parse(["--config", "papers.yaml"])
