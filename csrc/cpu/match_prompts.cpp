@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "gemm.h"
+#include "prompt_products.h"
 
 namespace puma {
 namespace {
@@ -76,15 +77,13 @@ std::tuple<Tensor, Tensor, Tensor> forward(
   const auto q_square = squared(q, samples * width);
   T* const w = mutable_data<T>(weights);
   T* const inverse = mutable_data<T>(inverse_norm);
-  const Tensor w_matrix = matrix(w, samples, pool);
-  mm(w_matrix, matrix(q, samples, width), transposed(p.product.get(), pool, width));
-  mm(matrix(inverse, samples, pool), matrix(q_square.get(), samples, width), transposed(p.square.get(), pool, width));
+  multiply_right_transposed(w, q, p.product.get(), samples, pool, width);
+  multiply_right_transposed(inverse, q_square.get(), p.square.get(), samples, pool, width);
   for (int64_t i = 0; i < samples * pool; ++i) {
     inverse[i] = 1 / std::sqrt(std::max(inverse[i], std::numeric_limits<T>::min()));
     w[i] *= inverse[i];
   }
-  mm(matrix(mutable_data<T>(prompt), samples, length * width), w_matrix,
-     matrix(const_data<T>(prompts), pool, length * width));
+  multiply(mutable_data<T>(prompt), w, const_data<T>(prompts), samples, pool, length * width);
   return {prompt, weights, inverse_norm};
 }
 
@@ -116,9 +115,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   const auto numerator = buffer<T>(cells), norm_squared = buffer<T>(cells);
   if (grad_prompt.has_value()) {
     const T* const g = const_data<T>(*grad_prompt);
-    mm(matrix(numerator.get(), samples, pool), matrix(g, samples, features),
-       transposed(const_data<T>(prompts), pool, features));
-    mm(matrix(gp, pool, features), transposed(w, samples, pool), matrix(g, samples, features));
+    multiply_right_transposed(numerator.get(), g, const_data<T>(prompts), samples, pool, features);
+    multiply_left_transposed(gp, w, g, samples, pool, features);
   } else {
     std::fill_n(numerator.get(), cells, T{0});
     std::fill_n(gp, pool * features, T{0});
@@ -133,9 +131,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
 
   const auto q_square = squared(q, samples * width);
   const auto product = buffer<T>(pool * width), square = buffer<T>(pool * width);  // gradients of S*U and of S^2
-  mm(matrix(product.get(), pool, width), transposed(numerator.get(), samples, pool), matrix(q, samples, width));
-  mm(matrix(square.get(), pool, width), transposed(norm_squared.get(), samples, pool),
-     matrix(q_square.get(), samples, width));
+  multiply_left_transposed(product.get(), numerator.get(), q, samples, pool, width);
+  multiply_left_transposed(square.get(), norm_squared.get(), q_square.get(), samples, pool, width);
   T* const gk = mutable_data<T>(grad_keys);
   T* const ga = mutable_data<T>(grad_attention);
   for (int64_t m = 0; m < pool; ++m) {
@@ -156,9 +153,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   if (need_query) {
     T* const gq = mutable_data<T>(grad_query);
     const auto through_norm = buffer<T>(samples * width);
-    mm(matrix(gq, samples, width), matrix(numerator.get(), samples, pool), matrix(p.product.get(), pool, width));
-    mm(matrix(through_norm.get(), samples, width), matrix(norm_squared.get(), samples, pool),
-       matrix(p.square.get(), pool, width));
+    multiply(gq, numerator.get(), p.product.get(), samples, pool, width);
+    multiply(through_norm.get(), norm_squared.get(), p.square.get(), samples, pool, width);
     for (int64_t i = 0; i < samples * width; ++i) gq[i] += 2 * q[i] * through_norm[i];
   }
   return {grad_query, grad_keys, grad_attention, grad_prompts};

@@ -12,7 +12,7 @@ from torch.nn.functional import cosine_similarity
 from puma_plugin.ops import match_prompts, reference
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
-SHAPES = [(7, 24, 5, 3), (1, 1, 1, 1), (9, 33, 1, 2), (3, 384, 20, 8), (0, 8, 3, 2), (2, 5, 9, 1)]
+SHAPES = [(7, 24, 5, 3), (1, 1, 1, 1), (9, 33, 1, 2), (3, 384, 20, 8), (0, 8, 3, 2), (2, 5, 9, 1), (13, 131, 6, 3)]
 
 
 def by_hand(query: Tensor, keys: Tensor, attention: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,6 +44,21 @@ def test_forward_and_backward_match_the_formula(
         # With C = 1 the cosine is a constant sign: its gradients are zeros, up to rounding of values of this magnitude.
         scale = 1.0 if shape[1] > 1 else magnitude / max(float(wanted.abs().max()) if wanted.numel() else 0.0, 1e-30)
         assert error(got, wanted) <= TOLERANCE[dtype] * scale
+
+
+def test_results_do_not_depend_on_the_threads(prompt_inputs: Callable[..., list[Tensor]]) -> None:
+    """On the CPU threads share columns or samples: every element is summed in the same order."""
+    inputs = [t.detach().cpu().requires_grad_() for t in prompt_inputs(182, 390, 21, 8, torch.float32)]
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            outputs = match_prompts(*inputs)
+            results.append([*outputs, *torch.autograd.grad([t.square().sum() for t in outputs], inputs)])
+    finally:
+        torch.set_num_threads(1)
+    for others in results[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(results[0], others, strict=True))
 
 
 @pytest.mark.parametrize("used", [0, 1])
