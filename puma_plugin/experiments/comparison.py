@@ -16,6 +16,8 @@ from puma_plugin.experiments.jobs import Job, run_job
 from puma_plugin.experiments.machine import available_cores
 from puma_plugin.experiments.methods import Method
 from puma_plugin.experiments.pool import run_tasks
+from puma_plugin.experiments.separate import make_run
+from puma_plugin.experiments.splits import Splits, load_splits
 from puma_plugin.experiments.training import choose_device
 
 Display = Callable[..., AbstractContextManager[Any]]
@@ -84,6 +86,32 @@ class Comparison:
                     jobs.append(self._job(method, multiplier, data_seed, seed, keep_model=keep))
         # The long ones first within a data seed, so that no worker waits for the other at the end.
         return sorted(jobs, key=lambda job: (job.config.data.seed, not job.method.trained))
+
+    def check(self, jobs: Sequence[Job]) -> None:
+        """Make one run of every row that is not finished, so that what cannot work is known before any training.
+
+        Raises:
+            ValueError: the row's name, and what its run refuses.
+        """
+        kinds: dict[tuple[str, str], Job] = {}
+        for job in jobs:
+            if job.finished() is None:
+                kinds.setdefault((job.method.key, job.purpose), job)
+        splits: dict[str, Splits] = {}
+        for job in kinds.values():
+            data = repr(job.config.data)
+            if data not in splits:
+                splits = {data: load_splits(job.config.data)}  # one at a time in memory
+            if job.purpose == "rate" and not splits[data].validation:
+                fraction = self.config.train.data.validation_fraction
+                raise ValueError(
+                    f"train.data.validation_fraction is {fraction}, which holds out two classes of no distribution, so "
+                    f"the rates {self.config.grid} cannot be judged; raise it, or give a single rate in grid"
+                )
+            try:
+                make_run(job.config, splits[data], minimum_steps=job.minimum_steps).prepare()
+            except (ValueError, ImportError) as error:
+                raise ValueError(f"{job.method.label}: {error}") from error
 
     def run(self, jobs: Sequence[Job], title: str) -> list[dict[str, Any]]:
         """The jobs' records, in order: kept ones are read, the others run."""

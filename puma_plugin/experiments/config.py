@@ -429,6 +429,15 @@ class CompareConfig(ComparisonConfig):
             f"grid is {self.grid}, but no training class is held out to judge the rates by; give "
             "train.data.validation_fraction, such as 0.1, or a single rate",
         )
+        data = self.train.data
+        drawn = data.kind == "embedded" or data.shuffle_classes or data.shots is not None
+        drawn = drawn or data.validation_fraction > 0
+        varied = any(name.startswith("data.") for name in (*self.combine, *self.ablate))
+        _require(
+            len(self.data_seeds) == 1 or drawn or varied,
+            f"data_seeds is {self.data_seeds}, but nothing of the data is drawn by a seed, so all would be the same "
+            "images; give one data seed and several seeds, or set train.data.shuffle_classes or train.data.shots",
+        )
         _require(
             len(self.grid) == 1 or not self.train.data.shuffle_classes,
             f"grid is {self.grid} with train.data.shuffle_classes, so classes to tune on would be test classes of "

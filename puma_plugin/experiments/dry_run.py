@@ -174,6 +174,10 @@ def dry_run(config: TrainConfig, sizes: Mapping[str, Size], source: str, console
     if config.precision == "fp16" and device.type == "cpu":
         notes.append("fp32 in place of fp16, which needs a GPU")
         config = replace(config, precision="fp32")
+    # One model stands for all of them: it does all their steps, with the proxies of all.
+    models = len(sizes) if config.model.method == "separate" else 1
+    if models > 1:
+        notes.append(f"one model in the place of {models}; the counts of weights are those of all")
     side = _SIDES.get(config.data.kind, _USUAL_SIDE)
     train = {name: RandomImages(size, seed, side) for seed, (name, size) in enumerate(sizes.items())}
     times = [time.perf_counter()]
@@ -198,11 +202,11 @@ def dry_run(config: TrainConfig, sizes: Mapping[str, Size], source: str, console
         run.train()
     found = DryRun(
         sizes=dict(sizes),
-        weights=_weights(run),
+        weights={name: models * count for name, count in _weights(run).items()},
         proxies=sum(weight.numel() for weight in trainer.loss_funcs["metric_loss"].parameters()),
-        total=sum(weight.numel() for module in (run.trunk, run.embedder) for weight in module.parameters()),
+        total=models * sum(weight.numel() for part in (run.trunk, run.embedder) for weight in part.parameters()),
         batch_size=trainer.sampler.batch_size,
-        steps=run.steps,
+        steps=run.steps if models == 1 else _separate_steps(config, sizes),
         seconds_per_step=(times[-1] - times[1]) / (STEPS - 1),
         memory_gib=_peak_memory(device),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU",
@@ -211,6 +215,11 @@ def dry_run(config: TrainConfig, sizes: Mapping[str, Size], source: str, console
     )
     console.print(found.text(), highlight=False)
     return found
+
+
+def _separate_steps(config: TrainConfig, sizes: Mapping[str, Size]) -> int:
+    """Each model leaves out the rest of its own images that fills no batch."""
+    return config.epochs * sum(max(1, size.images // config.batch_size) for size in sizes.values())
 
 
 def _weights(run: Run) -> dict[str, int]:

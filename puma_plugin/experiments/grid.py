@@ -23,7 +23,7 @@ def expand(config: CompareConfig) -> list[Method]:
     gives no row.
 
     Raises:
-        ValueError: an unknown method, or a setting or value that a training run would refuse.
+        ValueError: an unknown method, a row that is there twice, or a setting or value of the wrong type or range.
     """
     unknown = [key for key in config.methods if key not in METHODS]
     if unknown:
@@ -35,6 +35,14 @@ def expand(config: CompareConfig) -> list[Method]:
             row = _row(METHODS[key], loss if len(losses) > 1 else "", _loss(config.train, loss), changes)
             rows.append(row)
             rows += _ablations(config, row)
+    labels: dict[str, str] = {}
+    for row in rows:
+        if row.key in labels:
+            raise ValueError(
+                f"two rows would share the file name {row.key!r}: {labels[row.key]!r} and {row.label!r}; give each "
+                "value of combine and ablate once"
+            )
+        labels[row.key] = row.label
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(TrainConfig, fail_untyped=True)
     for row in rows:

@@ -62,6 +62,12 @@ class Job:
         """Where the job's file with this suffix lies."""
         return Path(self.folder) / "jobs" / f"{self.key}{suffix}"
 
+    @property
+    def checkpoint(self) -> Path:
+        """File of the unfinished run, named by its settings: a run with others begins anew."""
+        digest = hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()
+        return self.path(f"-{digest[:12]}.ckpt")
+
     def settings(self) -> dict[str, Any]:
         """Everything the result depends on; a kept result is used only if this is unchanged."""
         config = asdict(self.config)
@@ -126,13 +132,14 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     }
     with atomic_write(job.path()) as temporary:
         temporary.write_text(json.dumps(record), encoding="utf-8")
-    for left in [job.path(".ckpt"), *job.path().parent.glob(f"{job.key}-part*.ckpt")]:
+    # Also those of other settings, and of separate models.
+    for left in job.path().parent.glob(f"{job.key}-*.ckpt"):
         left.unlink(missing_ok=True)
     return record
 
 
 def _run(job: Job, splits: Splits, progress: Progress) -> dict[str, Any]:
-    run = make_run(job.config, splits, job.path(".ckpt"), progress, job.minimum_steps)
+    run = make_run(job.config, splits, job.checkpoint, progress, job.minimum_steps)
     run.train()
     record: dict[str, Any] = {
         "trainable": run.trainable,

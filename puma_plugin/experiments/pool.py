@@ -107,7 +107,8 @@ def _run_in_processes(
     waiting, events = context.Queue(), context.Queue()
     for task in [*tasks, *[None] * workers]:
         waiting.put(task)
-    processes = [context.Process(target=_work, args=(run, waiting, events), daemon=True) for _ in range(workers)]
+    # Not daemons: those may have no children, and a task may load its images in processes of its own.
+    processes = [context.Process(target=_work, args=(run, waiting, events)) for _ in range(workers)]
     results: dict[str, Any] = {}
     try:
         # The thread count is read when the worker imports its numerical libraries, so it goes through the environment.
@@ -127,6 +128,8 @@ def _run_in_processes(
             if len(results) < len(tasks):
                 process.terminate()
             process.join(timeout=5.0)
+            if process.is_alive():
+                process.kill()
 
 
 def _next_event(events: Any, processes: Sequence[BaseProcess]) -> Event:

@@ -101,10 +101,11 @@ def differences(
         return {}
     if unit == "seed":
         # What is not trained runs once and is the same for every training seed.
+        seeds = sorted({seed for values in scores.values() for seed in values})
         for method in methods:
             if not method.trained and scores[method.key]:
                 (values,) = scores[method.key].values()
-                scores[method.key] = dict.fromkeys(scores[reference], values)
+                scores[method.key] = dict.fromkeys(seeds, values)
     return {
         key: paired_interval(scores[reference], values).to_dict()
         for key, values in scores.items()

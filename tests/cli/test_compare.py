@@ -142,6 +142,25 @@ train:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        # The loss takes no such argument: found although another row comes first.
+        (["--losses", "[CosFaceLoss, CurricularFaceLoss]", "--train.loss.arguments", "{ema: sometimes}"], "ema"),
+        (["--losses", "[CurricularFaceLoss, NoLoss]"], "Linear head, No: loss.name is 'NoLoss'"),
+        (["--losses", "[TripletMarginLoss]"], "Linear head: "),  # one image per class: no pairs to compare
+        (["--grid", "[0.5, 1.0]", "--train.data.domain", "tuning"], "train.data.domain is tuning"),
+    ],
+)  # fmt: skip
+def test_a_row_that_cannot_run_is_known_before_any_training(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "grid.yaml").write_text(GRID)
+    assert main(["compare", str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "out"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
         (
             ["nothing.yaml"],
             "nothing.yaml is no file; give a YAML file, or the name of one in the package: ablations, compare, demo",

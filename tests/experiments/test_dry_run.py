@@ -9,6 +9,7 @@ from rich.console import Console
 
 from puma_plugin.cli.main import main
 from puma_plugin.cli.parsing import make_parser, packaged_config, parse
+from puma_plugin.experiments.build import build_model, trainable_count
 from puma_plugin.experiments.config import DataConfig, ModelConfig, TrainConfig
 from puma_plugin.experiments.dry_run import RandomImages, Size, dry_run, training_sizes
 
@@ -38,6 +39,17 @@ def test_figures_of_a_small_run() -> None:
     assert "40 classes, 161 images, 2 distributions" in text
     assert "whole run: 70 steps, about" in text
     assert "made up" in text
+
+
+def test_separate_models_are_counted_together() -> None:
+    config = small(epochs=7)
+    config.model.method = "separate"
+    found = dry_run(config, {"a": Size(30, 100), "b": Size(10, 61)}, "made up", Console(quiet=True))
+    trunk, head = build_model(config.model, seed=0)
+    assert found.trainable == found.total == 2 * trainable_count(trunk, head)
+    assert found.proxies == 40 * 16
+    # 100 images are 6 batches of 16, 61 are 3.
+    assert found.steps == 7 * (6 + 3)
 
 
 def test_random_images_share_the_classes_evenly_and_repeat() -> None:

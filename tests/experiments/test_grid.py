@@ -1,6 +1,7 @@
 """The rows that a grid is made of."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -79,6 +80,7 @@ def test_combinations_and_ablations() -> None:
         ({"combine": {"model.method": ["puma"]}}, "model.method is no setting to vary here"),
         ({"ablate": {"model.speed": [1]}}, "there is no setting 'model.speed'"),
         ({"ablate": {"model.drop": [1.5]}}, "model.drop is 1.5"),
+        ({"ablate": {"model.drop": [0.25, 0.25]}}, "two rows would share the file name 'puma_model.drop-0.25'"),
         ({"ablate": {"model.trainable_scale": ["often"]}}, "PUMA, model.trainable_scale = often"),
     ],
 )
@@ -94,6 +96,14 @@ def test_rates_need_classes_to_judge_by() -> None:
     shuffled = TrainConfig(DataConfig(folders={"a": "/a"}, shuffle_classes=True))
     with pytest.raises(ValueError, match="classes to tune on would be test classes"):
         CompareConfig(shuffled, grid=[0.5, 1.0])
+
+
+def test_data_seeds_have_to_change_the_images() -> None:
+    folders = DataConfig(folders={"a": "/a"}, validation_fraction=0.0)
+    with pytest.raises(ValueError, match="all would be the same images"):
+        CompareConfig(TrainConfig(folders), data_seeds=[0, 1])
+    CompareConfig(TrainConfig(replace(folders, shots=4)), data_seeds=[0, 1])
+    CompareConfig(TrainConfig(folders), data_seeds=[0, 1], combine={"data.shots": [1, 2]})
 
 
 def test_packaged_comparison_has_every_contestant() -> None:

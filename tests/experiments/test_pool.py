@@ -14,7 +14,7 @@ import puma_plugin
 from puma_plugin.experiments.pool import Event, Progress, run_tasks
 
 SCRIPT = """
-import json, os, sys, time
+import json, multiprocessing, os, sys, time
 from dataclasses import dataclass
 from puma_plugin.experiments.pool import run_tasks
 
@@ -30,6 +30,10 @@ def square(task, progress):
     progress({"step": task.number})
     if task.number == 13:
         raise ValueError("unlucky")
+    if task.number == 7:
+        child = multiprocessing.get_context("fork").Process(target=os.getpid)
+        child.start()
+        child.join()
     if task.number == 99:
         os._exit(7)
     time.sleep(0.2)
@@ -66,6 +70,12 @@ def test_two_processes_share_the_tasks(tmp_path: Path) -> None:
     for number in range(1, 7):
         kinds = [kind for kind, key in content["kinds"] if key == f"square-{number}"]
         assert kinds == ["start", "progress", "done"]
+
+
+def test_a_task_may_have_processes_of_its_own(tmp_path: Path) -> None:
+    """As a data loader with workers has."""
+    finished = run_script(tmp_path, 7)
+    assert finished.returncode == 0, finished.stderr
 
 
 @pytest.mark.parametrize(("number", "message"), [(13, "square-13 failed"), (99, "exit code 7")])

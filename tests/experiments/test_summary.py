@@ -129,6 +129,14 @@ def test_intervals_over_training_seeds_of_one_data_seed() -> None:
     assert gap["low"] == pytest.approx(0.06 - 4.302653 * 0.01 / 3**0.5, abs=1e-6)
 
 
+def test_an_untrained_reference_stands_against_every_training_seed() -> None:
+    runs = [record("frozen", 0, 0, 0.50, trainable=0)]
+    runs += [record("puma", 0, seed, 0.55 + 0.01 * seed) for seed in range(3)]
+    gap = differences(runs, ORDER, "frozen", "seed")["puma"]
+    assert (gap["mean"], gap["data_seeds"]) == (pytest.approx(-0.06), 3)
+    assert gap["high"] == pytest.approx(-0.06 + 4.302653 * 0.01 / 3**0.5, abs=1e-6)
+
+
 def test_a_run_that_failed_is_named() -> None:
     assert collapses(RECORDS, ORDER) == []
     (sentence,) = collapses([*RECORDS, record("puma", 2, 3, 0.03)], ORDER)

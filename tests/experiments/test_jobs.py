@@ -1,0 +1,56 @@
+"""A job that was stopped, and what is left of it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from puma_plugin.experiments.config import DataConfig, ModelConfig, TrainConfig
+from puma_plugin.experiments.jobs import Job, run_job
+from puma_plugin.experiments.methods import METHODS
+
+
+def job(folder: Path) -> Job:
+    data = DataConfig(kind="embedded", shots=1, validation_fraction=0.0, augmentation="none", workers=0)
+    model = ModelConfig(backbone="embedded", method="linear", embedding_size=16)
+    config = TrainConfig(data, model, epochs=2, batch_size=64, device="cpu", threads=1)
+    return Job(METHODS["linear"], 1.0, "test", config, 1, str(folder))
+
+
+def test_only_the_same_settings_go_on_from_a_checkpoint(tmp_path: Path) -> None:
+    first = job(tmp_path / "stopped")
+
+    def stop(content: dict[str, Any]) -> None:
+        if content.get("step", 0) > content.get("steps", 0) / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_job(first, stop)
+    assert first.checkpoint.exists()
+    steps: list[int] = []
+    other = replace(first, config=replace(first.config, optimizer=replace(first.config.optimizer, lr=1e-2)))
+    changed = run_job(other, lambda content: steps.append(content.get("step", 0)))
+    assert 1 in steps, "a run with another learning rate has gone on from this one's checkpoint"
+    fresh = run_job(replace(other, folder=str(tmp_path / "fresh")), lambda content: None)
+    assert changed["result"] == fresh["result"]
+    # Nothing is left but the record.
+    assert {path.name for path in (tmp_path / "stopped" / "jobs").iterdir()} == {f"{first.key}.json"}
+
+
+def test_a_stopped_job_goes_on(tmp_path: Path) -> None:
+    whole = run_job(job(tmp_path / "whole"), lambda content: None)
+    stopped = job(tmp_path / "stopped")
+
+    def stop(content: dict[str, Any]) -> None:
+        if content.get("step", 0) > content.get("steps", 0) / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_job(stopped, stop)
+    steps: list[int] = []
+    record = run_job(stopped, lambda content: steps.append(content.get("step", 0)))
+    assert 1 not in steps
+    assert record["result"] == whole["result"]
+    assert json.loads(stopped.path().read_text(encoding="utf-8")) == record
