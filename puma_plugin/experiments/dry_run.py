@@ -219,7 +219,7 @@ def dry_run(config: TrainConfig, sizes: Mapping[str, Size], source: str, console
 
 def _separate_steps(config: TrainConfig, sizes: Mapping[str, Size]) -> int:
     """Each model leaves out the rest of its own images that fills no batch."""
-    return config.epochs * sum(max(1, size.images // config.batch_size) for size in sizes.values())
+    return config.epochs * sum(max(1, size.images // config.global_batch_size) for size in sizes.values())
 
 
 def _weights(run: Run) -> dict[str, int]:

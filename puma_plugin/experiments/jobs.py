@@ -97,7 +97,10 @@ class Job:
 
     def _completed(self, kept: dict[str, Any]) -> dict[str, Any]:
         """The settings of a kept record as this version would have written them."""
-        config = with_defaults(kept.get("config", {}), replace(self.config, out=""))
+        config = dict(kept.get("config", {}))
+        if "batch_size" in config:
+            config["global_batch_size"] = config.pop("batch_size")
+        config = with_defaults(config, replace(self.config, out=""))
         del config["out"]
         if kept.get("method") == "separate" and config["model"]["method"] == "full":
             # Separate models were named by the row alone before model.method knew them.

@@ -15,7 +15,7 @@ from puma_plugin.experiments.methods import METHODS
 def job(folder: Path) -> Job:
     data = DataConfig(kind="embedded", shots=1, validation_fraction=0.0, augmentation="none", workers=0)
     model = ModelConfig(backbone="embedded", method="linear", embedding_size=16)
-    config = TrainConfig(data, model, epochs=2, batch_size=64, device="cpu", threads=1)
+    config = TrainConfig(data, model, epochs=2, global_batch_size=64, device="cpu", threads=1)
     return Job(METHODS["linear"], 1.0, "test", config, 1, str(folder))
 
 
