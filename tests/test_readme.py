@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.reporting.goals import judge
+from benchmarks.reporting.results import load_results
+from benchmarks.reporting.tables import goals_table
 from puma_plugin.experiments.recorded import load_recorded, markdown
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +34,13 @@ def test_the_table_is_the_recorded_one() -> None:
         r"<!-- python -m puma_plugin.experiments.recorded -->\n(.*?)\n<!-- end -->", README, re.DOTALL
     )
     assert shown == markdown(recorded)
+
+
+def test_the_goals_are_those_of_the_recorded_benchmark() -> None:
+    ((file, shown),) = re.findall(
+        r"<!-- python -m benchmarks.report goals (\S+) -->\n(.*?)\n<!-- end goals -->", README, re.DOTALL
+    )
+    assert shown == goals_table(judge(load_results(ROOT / file)))
 
 
 def test_links_lead_somewhere() -> None:

@@ -1,6 +1,7 @@
 """The report's charts, as inline SVG that follows the page's colours (light or dark)."""
 
 import io
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -113,29 +114,55 @@ def _front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return kept
 
 
+def _spread(wanted: Sequence[float], gap: float) -> list[float]:
+    """Ascending positions moved as little as they must be to lie `gap` apart, from the top down and not above 1."""
+    placed: list[float] = []
+    for position in wanted:
+        placed.append(max(position, placed[-1] + gap) if placed else position)
+    ceiling = 1.0
+    for index in reversed(range(len(placed))):
+        placed[index] = min(placed[index], ceiling)
+        ceiling = placed[index] - gap
+    return placed
+
+
 def _paint_pareto(axes: Axes, rows: Sequence[Mapping[str, Any]], cost: str, label: str) -> None:
     _grid(axes, "y")
+    axes.set_xscale("log")
     shown = [row for row in rows if row[cost]]
     for row in rows:
         if not row[cost]:
             # Nothing trained: no place on a logarithmic axis, so its score is a line.
             axes.axhline(row["mean"], color=NEUTRAL, linewidth=1.0, linestyle=(0, (4, 3)))
-            axes.annotate(
-                row["label"], (0.01, row["mean"]), (0, 3), xycoords=("axes fraction", "data"),
-                textcoords="offset points", fontsize=8.5,
-            )  # fmt: skip
-    axes.set_xscale("log")
-    front = _front([(row[cost], row["mean"]) for row in shown])
-    axes.plot(*zip(*front, strict=True), color=NEUTRAL, linewidth=1.0, drawstyle="steps-post", zorder=1)
+    free = max((row["mean"] for row in rows if not row[cost]), default=-math.inf)
+    front = [point for point in _front([(row[cost], row["mean"]) for row in shown]) if point[1] > free]
+    if front:
+        axes.plot(*zip(*front, strict=True), color=NEUTRAL, linewidth=1.0, drawstyle="steps-post", zorder=1)
     for row in shown:
         shade = ACCENT if row["accent"] else PALETTE[0]
         if row["low"] is not None:
             axes.plot([row[cost]] * 2, [row["low"], row["high"]], color=shade, linewidth=1.2, alpha=0.6)
         axes.plot(row[cost], row["mean"], "o", color=shade, markersize=6)
-        axes.annotate(row["label"], (row[cost], row["mean"]), (6, 4), textcoords="offset points", fontsize=8.5)
-    axes.margins(x=0.25, y=0.12)
+    axes.margins(x=0.08, y=0.12)
     axes.set_xlabel(label)
     axes.set_ylabel("harmonic mean of R@1, %")
+    # Labels in a column of their own, joined to their points: methods of like cost and score would overprint.
+    low, high = axes.get_ylim()
+    ordered = sorted(rows, key=lambda row: row["mean"])
+    heights = _spread([(row["mean"] - low) / (high - low) for row in ordered], 0.075)
+    for row, height in zip(ordered, heights, strict=True):
+        free_line = not row[cost]
+        axes.annotate(
+            row["label"],
+            (1.0 if free_line else row[cost], row["mean"]),
+            (1.04, height),
+            xycoords=("axes fraction" if free_line else "data", "data"),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=9,
+            color=ACCENT if row["accent"] else _INK,
+            arrowprops={"arrowstyle": "-", "color": NEUTRAL, "linewidth": 0.6, "relpos": (0, 0.5)},
+        )
 
 
 def _pareto(rows: Sequence[Mapping[str, Any]]) -> Any:

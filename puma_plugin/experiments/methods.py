@@ -70,7 +70,7 @@ _OTHERS = (
     _method("lora", "LoRA", "low-rank updates of the attention", "LoRA"),
     _method("vpt_shallow", "VPT, shallow", "prompt tokens in the first block", "shallow VPT"),
     _method("vpt_deep", "VPT, deep", "prompt tokens in every block", "deep VPT"),
-    _method("adaptformer", "AdaptFormer", "parallel adapters without drop", "AdaptFormer"),
+    _method("adaptformer", "AdaptFormer style", "parallel adapters, no drop", "adapters in AdaptFormer's style"),
 )
 _ABLATIONS = (
     _ablation("puma_no_drop", "PUMA, p = 0", "no stochastic drop", "PUMA without drop", drop=0.0),
