@@ -1,6 +1,7 @@
 """Several processes that train one model together, as `torchrun` starts them."""
 
 import contextlib
+import gc
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -92,6 +93,7 @@ def connected(device: str) -> Iterator[Processes]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo", timeout=_PATIENCE)
     yield Processes.current()
     # Not after a failure: it could wait for processes that no longer answer.
+    gc.collect()  # models in reference cycles hold the group
     dist.destroy_process_group()
 
 
