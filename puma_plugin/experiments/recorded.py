@@ -50,7 +50,7 @@ def record(metrics: Path, target: Path = FILE) -> dict[str, Any]:
 
 
 def markdown(recorded: Mapping[str, Any]) -> str:
-    """The main table of a recorded comparison as README shows it: means in percent and 95 % intervals."""
+    """A recorded comparison as README shows it: means in percent with 95 % intervals, and the findings."""
     machine, versions = recorded["machine"], recorded["versions"]
     lines = [
         markdown_table(recorded["methods"]),
@@ -58,6 +58,8 @@ def markdown(recorded: Mapping[str, Any]) -> str:
         f"{recorded['description'].capitalize()}: `{recorded['command']}`, {recorded['date'][:10]}, {machine['cpu']}, "
         f"{machine['cores']} cores, torch {versions['torch']}, timm {versions['timm']}, pytorch-metric-learning "
         f"{versions['pytorch-metric-learning']}. Seconds: training of one run, one thread, on a busy machine.",
+        "",
+        *(f"- {finding}" for finding in recorded["findings"]),
     ]
     return "\n".join(lines)
 

@@ -1,6 +1,6 @@
 """Python face of the stochastic adapter: validation, autocast, fake kernels, autograd around the compiled operator."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -11,6 +11,7 @@ from puma_plugin.ops.eager import below_autograd, is_plain, refuse_tangents
 
 # A function and its input that give the tokens once more.
 Recompute = tuple[Callable[[Tensor], Tensor], Tensor]
+_Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 HALF_DTYPES = (torch.bfloat16, torch.float16)
@@ -168,25 +169,28 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.save_for_backward(tokens, down, up, gate, hidden)
 
 
-def _backward(ctx, grad: Tensor | None, _: None):  # type: ignore[no-untyped-def]
-    need_residual, need_tokens, need_down, need_up = ctx.needs_input_grad[:4]
+def _gradients(needed: Sequence[bool], grad: Tensor, saved: Sequence[Tensor | None], scale: float) -> _Gradients:
+    """Of residual, tokens, down and up, as far as they are needed; `saved` is tokens, down, up, gate, hidden."""
+    need_residual, need_tokens, need_down, need_up = needed[:4]
     grad_tokens = grad_down = grad_up = None
-    if grad is not None and (need_tokens or need_down or need_up):
-        if not ctx.save_hidden:
-            raise RuntimeError("puma::stochastic_adapter was called with save_hidden=False, so it has no gradient here")
-        tokens, down, up, gate, hidden = ctx.saved_tensors
+    if need_tokens or need_down or need_up:
         grad_tokens, grad_down, grad_up = torch.ops.puma.stochastic_adapter_backward.default(
-            grad, tokens, down, up, gate, hidden, ctx.scale, need_tokens, need_down or need_up
+            grad, *saved, scale, need_tokens, need_down or need_up
         )
     return (
         grad if need_residual else None,
         grad_tokens if need_tokens else None,
         grad_down if need_down else None,
         grad_up if need_up else None,
-        None,
-        None,
-        None,
     )
+
+
+def _backward(ctx, grad: Tensor | None, _: None):  # type: ignore[no-untyped-def]
+    if grad is None:
+        return (None,) * 7
+    if any(ctx.needs_input_grad[1:4]) and not ctx.save_hidden:
+        raise RuntimeError("puma::stochastic_adapter was called with save_hidden=False, so it has no gradient here")
+    return *_gradients(ctx.needs_input_grad, grad, ctx.saved_tensors, ctx.scale), None, None, None
 
 
 class _StochasticAdapter(torch.autograd.Function):
@@ -225,26 +229,17 @@ class _StochasticAdapter(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor | None):  # type: ignore[no-untyped-def]
-        need_residual, need_tokens, need_down, need_up = ctx.needs_input_grad[:4]
-        grad_tokens = grad_down = grad_up = None
-        if grad is not None and ctx.save_hidden:
-            tokens, down, up, gate, hidden = ctx.saved_tensors
-            if ctx.function is not None:
-                device_type, dtype, enabled = ctx.autocast
-                with torch.no_grad(), torch.autocast(device_type, dtype, enabled=enabled):
-                    tokens = ctx.function(tokens).to(down.dtype)
-            # With create_graph the wrapper has to see the call: it refuses a second derivative.
-            with nullcontext() if torch.is_grad_enabled() else below_autograd():
-                grad_tokens, grad_down, grad_up = torch.ops.puma.stochastic_adapter_backward.default(
-                    grad, tokens, down, up, gate, hidden, ctx.scale, need_tokens, need_down or need_up
-                )
-        return (
-            grad if need_residual else None,
-            grad_tokens if need_tokens else None,
-            grad_down if need_down else None,
-            grad_up if need_up else None,
-            *(None, None, None, None),
-        )
+        if grad is None:
+            return (None,) * 8
+        saved = ctx.saved_tensors
+        if ctx.function is not None:
+            device_type, dtype, enabled = ctx.autocast
+            with torch.no_grad(), torch.autocast(device_type, dtype, enabled=enabled):
+                saved = (ctx.function(saved[0]).to(saved[1].dtype), *saved[1:])
+        # With create_graph the wrapper has to see the call: it refuses a second derivative.
+        with nullcontext() if torch.is_grad_enabled() else below_autograd():
+            gradients = _gradients(ctx.needs_input_grad, grad, saved, ctx.scale)
+        return *gradients, None, None, None, None
 
 
 def _double_backward(ctx, *grads: Tensor | None):  # type: ignore[no-untyped-def]
