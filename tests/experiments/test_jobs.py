@@ -19,12 +19,14 @@ def job(folder: Path) -> Job:
     return Job(METHODS["linear"], 1.0, "test", config, 1, str(folder))
 
 
+def stop(content: dict[str, Any]) -> None:
+    """Progress that breaks a run off half-way."""
+    if content.get("step", 0) > content.get("steps", 0) / 2:
+        raise KeyboardInterrupt
+
+
 def test_only_the_same_settings_go_on_from_a_checkpoint(tmp_path: Path) -> None:
     first = job(tmp_path / "stopped")
-
-    def stop(content: dict[str, Any]) -> None:
-        if content.get("step", 0) > content.get("steps", 0) / 2:
-            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run_job(first, stop)
@@ -42,10 +44,6 @@ def test_only_the_same_settings_go_on_from_a_checkpoint(tmp_path: Path) -> None:
 def test_a_stopped_job_goes_on(tmp_path: Path) -> None:
     whole = run_job(job(tmp_path / "whole"), lambda content: None)
     stopped = job(tmp_path / "stopped")
-
-    def stop(content: dict[str, Any]) -> None:
-        if content.get("step", 0) > content.get("steps", 0) / 2:
-            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run_job(stopped, stop)
