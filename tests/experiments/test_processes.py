@@ -1,4 +1,4 @@
-"""`torchrun -m puma_plugin train`: any number of processes gives the run of one, and what is killed can go on."""
+"""`torchrun -m puma_plugin ...`: any number of processes gives the run of one, and what is killed can go on."""
 
 import json
 import os
@@ -8,11 +8,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from puma_plugin.cli.main import main
 
 STEPS = 50
 ROOT = Path(__file__).parents[2]
@@ -32,15 +35,15 @@ report: false
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two distributions of 3 training and 3 test classes, real PNG files."""
+    """Two distributions of 3 training and 3 test classes, real PNG files; 37 test images, an odd number."""
     folder = tmp_path_factory.mktemp("processes")
     generator = np.random.default_rng(0)
     for distribution in ("up", "down"):
         for number in range(6):
             place = folder / "data" / distribution / f"class{number}"
             place.mkdir(parents=True)
-            colour = generator.integers(0, 256, 3)
-            for index in range(6):
+            colour = generator.integers(116, 140, 3)
+            for index in range(7 if (distribution, number) == ("up", 5) else 6):
                 pixels = np.clip(colour + generator.normal(0, 40, (40, 44, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(place / f"{index}.png")
     file = folder / "run.yaml"
@@ -48,13 +51,13 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def start(settings: Path, out: Path, processes: int, *more: str) -> subprocess.Popen[str]:
+def start(settings: Path, out: Path, processes: int, *more: str, command: str = "train") -> subprocess.Popen[str]:
     """The shell command: plain for one process, under torchrun for several."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [*(launcher if processes > 1 else []), "-m", "puma_plugin", "train"]
+    words = [*(launcher if processes > 1 else []), "-m", "puma_plugin", command]
     arguments = ["--config", str(settings), "--out", str(out), *more]
     return subprocess.Popen(
-        [sys.executable, *command, *arguments],
+        [sys.executable, *words, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -63,8 +66,8 @@ def start(settings: Path, out: Path, processes: int, *more: str) -> subprocess.P
     )
 
 
-def run(settings: Path, out: Path, processes: int, *more: str) -> str:
-    running = start(settings, out, processes, *more)
+def run(settings: Path, out: Path, processes: int, *more: str, command: str = "train") -> str:
+    running = start(settings, out, processes, *more, command=command)
     text = running.communicate(timeout=900)[0]
     assert running.returncode == 0, text
     return text
@@ -99,6 +102,44 @@ def test_curve_and_figures_are_those_of_one_process(
     assert (ours["processes"], theirs["processes"]) == (processes, 1)
     found, expected = (metrics["runs"][0]["result"]["unified"] for metrics in (ours, theirs))
     assert found == pytest.approx(expected, abs=0.05)
+
+
+def curves(out: Path) -> list[list[float]]:
+    """The loss of every epoch as the checkpoints hold it: one curve, or one for each of the separate models."""
+    states = [torch.load(path, weights_only=True) for path in sorted(out.glob("checkpoint*.pt"))]
+    return [[entry["metric_loss"] for entry in state["progress"]["history"]] for state in states]
+
+
+def result(out: Path) -> dict[str, Any]:
+    return json.loads((out / "metrics.json").read_text())["runs"][0]["result"]
+
+
+OTHERS = ["adapters", "adaptformer", "full", "vpt_shallow", "vpt_deep", "linear", "frozen"]
+
+
+@pytest.mark.parametrize(
+    "method", ["lora", "separate", *(pytest.param(method, marks=pytest.mark.slow) for method in OTHERS)]
+)
+def test_every_method_trains_and_evaluates_as_in_one_process(settings: Path, tmp_path: Path, method: str) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    common = ["--config", str(settings), "--model.method", method, "--epochs", "6"]
+    assert main(["train", *common, "--out", str(one)]) == 0
+    assert run(settings, two, 2, *common).count("results in") == 1
+    files = {path.name for path in two.iterdir()}
+    assert files == {path.name for path in one.iterdir()}
+    checkpoints = {"frozen": [], "separate": ["checkpoint-part0.pt", "checkpoint-part1.pt"]}
+    assert sorted(name for name in files if name.endswith(".pt")) == checkpoints.get(method, ["checkpoint.pt"])
+    assert [len(curve) for curve in curves(two)] == {"frozen": [], "separate": [6, 6]}.get(method, [6])
+    np.testing.assert_allclose(curves(two), curves(one), rtol=0, atol=1e-4)
+    # The same weights: two processes embed 19 and 18 of the 37 images, each once.
+    common += ["--checkpoint", str(two)]
+    assert main(["evaluate", *common, "--out", str(tmp_path / "evaluated")]) == 0
+    text = run(settings, tmp_path / "shared", 2, *common, command="evaluate")
+    assert text.count("harmonic mean") == text.count("results in") == 1
+    assert {path.name for path in (tmp_path / "shared").iterdir()} == {"metrics.json"}
+    assert result(tmp_path / "shared") == result(tmp_path / "evaluated")
+    assert result(two)["num_queries"] == {"down": 18, "up": 19}
+    assert 0.0 < result(two)["harmonic_mean"]["map_at_r"] < 1.0
 
 
 def workers_of(launcher: int) -> dict[str, int]:
