@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.reporting import write_report
 from benchmarks.settings import EFFORTS, SUITES, choose_device, malloc_environment
-from puma_plugin.utils import atomic_write
+from puma_plugin.utils import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITES_FOLDER = ROOT / "benchmarks" / "suites"
@@ -62,8 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     folder = given.out or RESULTS / machine_slug(merged["machine_info"])
     path = folder / f"{result_name(merged, given.effort)}.json"
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(merged, indent=1), encoding="utf-8")
+    write_json(path, merged)
     print(write_report(path), f"result file: {path}", sep="\n")
     return int(any(codes))
 

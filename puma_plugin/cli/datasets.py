@@ -1,6 +1,5 @@
 """`puma datasets`: look over image datasets before they are trained on."""
 
-import json
 import os
 import sys
 from argparse import ArgumentParser, Namespace
@@ -75,7 +74,7 @@ def _list(options: Namespace) -> int:
 
 def _verify(options: Namespace) -> int:
     from puma_plugin.datasets.verify import verify_datasets, verify_own
-    from puma_plugin.utils.atomic import atomic_write
+    from puma_plugin.utils import write_json
 
     def progress(name: str, done: int, total: int) -> None:
         print(f"\r{name}: {done:,} of {total:,} images opened ", end="", file=sys.stderr, flush=True)
@@ -89,8 +88,7 @@ def _verify(options: Namespace) -> int:
         print(file=sys.stderr)
     print(report.text())
     if options.report:
-        with atomic_write(options.report) as temporary:
-            temporary.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+        write_json(options.report, report.to_dict())
         print(f"report in {options.report}")
     return 0 if report.ok else 1
 

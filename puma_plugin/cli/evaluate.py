@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from puma_plugin.cli.parsing import make_parser, parse
-from puma_plugin.experiments.config import TrainConfig
+from puma_plugin.experiments.config import EvaluateConfig
 
 _DESCRIPTION = (
     "Evaluates model.safetensors of a training run on the test classes of the configured datasets, which need not be "
@@ -15,11 +15,10 @@ _DESCRIPTION = (
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command."""
-    parser = make_parser("evaluate", _DESCRIPTION, TrainConfig)
+    parser = make_parser("evaluate", _DESCRIPTION, EvaluateConfig)
     parser.add_argument("--checkpoint", type=Path, required=True, help="model.safetensors of a run, or its folder")
     parser.add_argument("--baseline", type=Path, help="metrics.json of another evaluation, or its folder")
-    parser.set_defaults({"out": "runs/evaluate"})
-    config, options = parse(parser, TrainConfig, arguments)
+    config, options = parse(parser, EvaluateConfig, arguments)
     from rich.console import Console
 
     from puma_plugin.experiments.session import evaluate

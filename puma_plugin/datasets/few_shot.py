@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puma_plugin.datasets.errors import DatasetError
-from puma_plugin.utils.atomic import atomic_write
+from puma_plugin.utils import write_json
 
 FORMAT = "puma few-shot split"
 VERSION = 1
@@ -121,8 +121,7 @@ def write_few_shot(path: str | os.PathLike[str], split: FewShotSplit) -> None:
         "seed": split.seed,
         "distributions": split.images,
     }
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(path, content)
 
 
 def read_few_shot(path: str | os.PathLike[str]) -> FewShotSplit:

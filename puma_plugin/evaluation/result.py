@@ -1,8 +1,13 @@
 """What one evaluation found."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from puma_plugin.utils import json_ready
+
+_SHORT = {"map_at_r": "MAP@R", "r_precision": "R-prec"}
 
 
 @dataclass(frozen=True)
@@ -63,28 +68,70 @@ class RetrievalResult:
             object.__setattr__(self, name, value)
 
     def to_dict(self, per_class: bool = False) -> dict[str, Any]:
-        """All fields as plain dictionaries, numbers and strings, ready for JSON.
+        """All fields as plain JSON types. JSON knows no NaN: None stands in its place.
 
         Args:
             per_class: with the sums by class, which intervals and comparisons need (about 100 bytes per class and k).
         """
-        fields = {**asdict(self), "ks": list(self.ks)}
-        return fields if per_class else {name: value for name, value in fields.items() if name != "per_class"}
+        content = asdict(self)
+        if not per_class:
+            del content["per_class"]
+        return json_ready(content)
 
-    def table(self, metric: str = "recall_at_1") -> str:
-        """A small fixed-width table of one metric, in percent."""
-        if metric not in self.unified:
-            raise ValueError(f"metric must be one of {sorted(self.unified)}, got {metric!r}")
-        rows = [(name, metrics[metric]) for name, metrics in self.per_distribution.items()]
-        rows += [
-            ("harmonic mean", self.harmonic_mean[metric]),
-            ("arithmetic mean", self.arithmetic_mean[metric]),
-            ("worst", self.worst[metric]),
-            ("unified", self.unified[metric]),
-            ("leak", self.leak),
-        ]
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "RetrievalResult":
+        """What :meth:`to_dict` was made of; None is NaN again. Without sums by class ``per_class`` is empty.
+
+        Raises:
+            ValueError: a field is missing, or there are no joint figures (of separate models).
+        """
+        given = {"per_class": {}, **content}
+        own = [item.name for item in fields(cls) if item.init]
+        if absent := [name for name in own if given.get(name) is None]:
+            raise ValueError(f"content has no {', '.join(absent)}; give what RetrievalResult.to_dict() made")
+        values = {name: _with_nan(given[name]) for name in own}
+        return cls(**{**values, "ks": tuple(values["ks"])})
+
+    def table(self, *metrics: str) -> str:
+        """A fixed-width table in percent: a row for each distribution, mean and gallery, and the leak.
+
+        Args:
+            metrics: its columns, with a heading if there are several; R@1 if none is named.
+
+        Raises:
+            ValueError: for a metric that not every distribution has.
+        """
+        metrics = metrics or ("recall_at_1",)
+        for metric in metrics:
+            if metric not in self.unified:
+                raise ValueError(f"metric must be one of {sorted(self.unified)}, got {metric!r}")
+        values = {
+            **self.per_distribution,
+            "harmonic mean": self.harmonic_mean,
+            "arithmetic mean": self.arithmetic_mean,
+            "worst": self.worst,
+            "unified": self.unified,
+        }
+        rows = [(name, [own[metric] for metric in metrics]) for name, own in values.items()]
+        rows.append(("leak", [self.leak]))
         width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {100 * value:6.2f}" for name, value in rows)
+        heading = [f"{'':<{width}}" + "".join(f"  {short_name(metric):>6}" for metric in metrics)]
+        return "\n".join(
+            (heading if len(metrics) > 1 else [])
+            + [f"{name:<{width}}" + "".join(f"  {100 * value:6.2f}" for value in cells) for name, cells in rows]
+        )
+
+
+def short_name(metric: str) -> str:
+    """What tables call a metric: "R@4" for "recall_at_4"."""
+    return _SHORT.get(metric, metric.replace("recall_at_", "R@"))
+
+
+def _with_nan(content: Any) -> Any:
+    """The reverse of ``json_ready`` where None can only have been NaN."""
+    if isinstance(content, Mapping):
+        return {key: _with_nan(value) for key, value in content.items()}
+    return math.nan if content is None else content
 
 
 def _harmonic(values: list[float]) -> float:

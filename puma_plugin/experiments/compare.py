@@ -1,6 +1,5 @@
 """`puma compare`: the rows of a grid, trained and evaluated, and its table, figure and report."""
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from puma_plugin.experiments.publish import Finished, common_metrics
 from puma_plugin.experiments.report import ReportPictures, write_report
 from puma_plugin.experiments.summary import Unit
 from puma_plugin.experiments.tables import markdown_table
-from puma_plugin.utils import atomic_write
+from puma_plugin.utils import atomic_write, write_json
 
 
 def compare(config: CompareConfig, command: str, console: Console) -> dict[str, Any]:
@@ -90,8 +89,7 @@ def _table(metrics: Mapping[str, Any]) -> str:
 
 
 def _write(metrics: Mapping[str, Any], folder: Path) -> None:
-    with atomic_write(folder / "metrics.json") as temporary:
-        temporary.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+    write_json(folder / "metrics.json", metrics)
     with atomic_write(folder / "table.md") as temporary:
         temporary.write_text(_table(metrics), encoding="utf-8")
     points = _points(metrics["methods"], metrics["accent"])

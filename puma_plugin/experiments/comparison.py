@@ -1,6 +1,5 @@
 """The comparison of methods: which jobs, in which order, and what comes of them."""
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
@@ -19,6 +18,7 @@ from puma_plugin.experiments.pool import run_tasks
 from puma_plugin.experiments.separate import make_run
 from puma_plugin.experiments.splits import Splits, load_splits
 from puma_plugin.experiments.training import choose_device
+from puma_plugin.utils import json_ready
 
 Display = Callable[..., AbstractContextManager[Any]]
 
@@ -165,7 +165,7 @@ class Comparison:
 
 def comparison_settings(config: ComparisonConfig) -> dict[str, Any]:
     """The settings as metrics.json keeps them."""
-    return json.loads(json.dumps(asdict(config)))
+    return json_ready(asdict(config))
 
 
 def checkpoint_files(jobs: Sequence[Job]) -> dict[str, Path]:

@@ -315,6 +315,31 @@ class TrainConfig:
 
 
 @dataclass
+class EvaluateConfig(TrainConfig):
+    """An evaluation (`puma evaluate`): the settings of the training run, and how its retrieval is counted.
+
+    Attributes:
+        protocol: "honest" (a hit needs the same distribution and class, a query never finds itself, queries without a
+            positive are left out) or "paper-code" (what the authors' published code counts, to compare with their
+            numbers).
+        ks: the k of the recalls, 1 among them; In-shop and Stanford Online Products have their usual ones besides.
+        out: folder for metrics.json and the report.
+    """
+
+    protocol: Literal["honest", "paper-code"] = "honest"
+    ks: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
+    out: str = "runs/evaluate"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(
+            1 in self.ks and all(k >= 1 for k in self.ks),
+            f"ks is {self.ks}; give whole numbers from 1, and 1 among them, as in --ks '[1, 10, 100]': "
+            "the report's main figures are R@1",
+        )
+
+
+@dataclass
 class ComparisonConfig:
     """What every comparison has: a common recipe, learning rates to try, seeds, and where results go.
 

@@ -20,7 +20,7 @@ from puma_plugin.experiments.separate import AnyRun, make_run, without_joint
 from puma_plugin.experiments.splits import Splits, load_splits
 from puma_plugin.experiments.summary import flat_scores
 from puma_plugin.trainers import NonFiniteLossError
-from puma_plugin.utils import atomic_write
+from puma_plugin.utils import atomic_write, json_ready, write_json
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Job:
         if self.keep_model and not self.path(".npz").exists():
             return None
         # Through JSON, so that tuples and numbers compare as they were written.
-        now = json.loads(json.dumps(self.settings()))
+        now = json.loads(json.dumps(json_ready(self.settings())))
         return record if self._completed(record.get("settings", {})) == now else None
 
     def _completed(self, kept: dict[str, Any]) -> dict[str, Any]:
@@ -133,8 +133,7 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
         **record,
         "settings": job.settings(),
     }
-    with atomic_write(job.path()) as temporary:
-        temporary.write_text(json.dumps(record), encoding="utf-8")
+    write_json(job.path(), record, indent=None)
     # Also those of other settings, and of separate models.
     for left in job.path().parent.glob(f"{job.key}-*.ckpt"):
         left.unlink(missing_ok=True)

@@ -1,6 +1,5 @@
 """metrics.json, report.html and the trained weights of a comparison."""
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +18,17 @@ from puma_plugin.experiments.methods import METHODS, Method
 from puma_plugin.experiments.recorded import load_recorded
 from puma_plugin.experiments.report import ReportPictures, percent, write_report
 from puma_plugin.experiments.splits import load_splits
-from puma_plugin.experiments.summary import Unit, collapses, curves, differences, findings, method_rows
+from puma_plugin.experiments.summary import (
+    EXPLANATION,
+    Unit,
+    collapses,
+    curves,
+    differences,
+    findings,
+    method_rows,
+)
 from puma_plugin.experiments.visuals import embedding_maps, members_of, query_rows
-from puma_plugin.utils import atomic_write
+from puma_plugin.utils import atomic_write, write_json
 
 SHOWN = ("frozen", "puma")
 """The methods whose embeddings the report shows."""
@@ -29,12 +36,6 @@ SHOWN = ("frozen", "puma")
 _LEAD = (
     "One embedding for glyphs, fractals, contours, textures, solids, flags, photos and digits. Test classes were never "
     "seen in training, and glyph holds 70 % of the training classes."
-)
-_COLUMNS = (
-    "In percent. Harmonic: harmonic mean over the distributions of R@1, each within its own gallery. Unified: R@1 of "
-    "all queries in the one joint gallery, where a hit must be of the same class of the same distribution. Worst: the "
-    "worst distribution's R@1. Leak: queries whose nearest neighbour in the joint gallery is of another distribution "
-    "(less is better). Seconds: training, evaluation left out. The weights of the loss are not counted."
 )
 _CURVE_NOTE = (
     "Harmonic mean over the distributions of R@1 on training classes that were held out of training; a mean over the "
@@ -84,7 +85,7 @@ def common_metrics(finished: Finished, reference: str, unit: Unit) -> dict[str, 
         "curves": curves(records, methods),
         "interval_note": "One run per method, no intervals." if single else "Points: means. Bars: 95 % intervals.",
         "curve_note": _CURVE_NOTE,
-        "explanation": _COLUMNS + ("" if single else f" Below each figure: {intervals.METHODS[unit]}"),
+        "explanation": EXPLANATION + ("" if single else f" Below each figure: {intervals.METHODS[unit]}"),
         "facts": _facts(finished, origin),
         "runs": [{key: value for key, value in record.items() if key != "settings"} for record in records],
     }
@@ -170,8 +171,7 @@ def publish(finished: Finished) -> tuple[Path, dict[str, Any]]:
         pictures.maps = embedding_maps(embeddings, members_of(test), config.map_images)
         pictures.queries = query_rows(embeddings, test, config.queries, config.neighbours)
         pictures.prompt_weights = arrays.get("puma", {}).get("prompt_weights")
-    with atomic_write(folder / "metrics.json") as temporary:
-        temporary.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+    write_json(folder / "metrics.json", metrics)
     for method, source in checkpoint_files(finished.jobs).items():
         with atomic_write(folder / "models" / f"{method}.safetensors") as temporary:
             shutil.copyfile(source, temporary)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from puma_plugin.experiments.tables import markdown_table
-from puma_plugin.utils import atomic_write
+from puma_plugin.utils import write_json
 
 FILE = Path(__file__).with_name("recorded.json")
 _KEPT = ("command", "date", "seconds", "machine", "versions", "commit", "settings", "learning_rates", "distributions",
@@ -44,8 +44,7 @@ def record(metrics: Path, target: Path = FILE) -> dict[str, Any]:
     kept = {key: content[key] for key in _KEPT}
     seeds = f"{len(settings['data_seeds'])} data seeds x {len(settings['seeds'])} training seeds"
     kept["description"] = f"the recorded full comparison, {seeds}"
-    with atomic_write(target) as temporary:
-        temporary.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    write_json(target, kept)
     return kept
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from puma_plugin.evaluation.result import short_name
 from puma_plugin.experiments.figures import curve_chart, map_chart, method_chart, prompt_chart
 from puma_plugin.experiments.pictures import Query, query_html
 from puma_plugin.experiments.report_style import CSS
@@ -106,6 +107,31 @@ def _distribution_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str],
     )
 
 
+def _metric_table(result: Mapping[str, Any], intervals: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Every metric of a single evaluation: a row for each distribution, mean and gallery."""
+    rows = [(name, f"per_distribution.{name}", metrics) for name, metrics in result["per_distribution"].items()]
+    for part in ("harmonic_mean", "arithmetic_mean", "worst", "unified"):
+        # Separate models have no joint gallery.
+        rows += [(part.replace("_", " "), part, result[part])] if result[part] is not None else []
+    present = {metric for _, _, metrics in rows for metric in metrics}
+    recalls = sorted((name for name in present if name.startswith("recall_at_")), key=lambda name: int(name[10:]))
+    columns = [*recalls, "map_at_r", "r_precision"]
+    head = "".join(f"<th>{escape(short_name(name))}</th>" for name in columns)
+    body = ""
+    for label, place, metrics in rows:
+        cells = ""
+        for name in columns:
+            own = intervals.get(f"{place}.{name}", {"low": None, "high": None})
+            cells += _cell({**own, "mean": metrics[name]} if name in metrics else None)
+        body += f"<tr><th>{escape(label)}</th>{cells}</tr>"
+    return (
+        f'<div class="scroll"><table class="dense"><thead><tr><th></th>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+        '<p class="note">In percent. R@k: queries with a hit among their k nearest. MAP@R and R-precision look '
+        "at the R nearest, R being the number of a query's positives.</p>"
+    )
+
+
 def _cards(cards: Sequence[Mapping[str, str]]) -> str:
     inner = "".join(
         f'<div class="card"><b>{escape(card["figure"])}</b><span>{escape(card["text"])}</span></div>' for card in cards
@@ -180,6 +206,10 @@ def _sections(metrics: Mapping[str, Any], pictures: ReportPictures) -> list[tupl
             f"better among the methods.</p>{_distribution_table(rows, names, accent)}",
         )
     )
+    runs = metrics.get("runs", [])
+    if len(runs) == 1 and "intervals" in runs[0]:
+        table = _metric_table(runs[0]["result"], runs[0]["intervals"])
+        sections.append(("metrics", "Every metric", table))
     if metrics.get("curves"):
         curve = curve_chart(metrics["curves"], labels.get(accent, accent))
         sections.append(

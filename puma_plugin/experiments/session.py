@@ -12,8 +12,9 @@ import torch
 from rich.console import Console
 
 from puma_plugin.evaluation import Embedded, RetrievalResult, bootstrap_intervals, compare_results
+from puma_plugin.evaluation.result import short_name
 from puma_plugin.experiments.baseline import read_baseline
-from puma_plugin.experiments.config import TrainConfig
+from puma_plugin.experiments.config import EvaluateConfig, TrainConfig
 from puma_plugin.experiments.display import JobDisplay
 from puma_plugin.experiments.machine import provenance
 from puma_plugin.experiments.methods import METHODS
@@ -22,16 +23,24 @@ from puma_plugin.experiments.processes import connected
 from puma_plugin.experiments.report import ReportPictures, write_report
 from puma_plugin.experiments.separate import AnyRun, make_run, without_joint
 from puma_plugin.experiments.splits import Splits, load_splits, load_test
-from puma_plugin.experiments.summary import curves, flat_scores, method_rows
+from puma_plugin.experiments.summary import EXPLANATION, bootstrapped, curves, flat_scores, method_rows
 from puma_plugin.experiments.visuals import embedding_maps, members_of, query_rows
-from puma_plugin.utils import atomic_write
+from puma_plugin.utils import json_ready, write_json
 
 CHECKPOINT, WEIGHTS, SETTINGS = "checkpoint.pt", "model.safetensors", "config.json"
+_INTERVALS = (
+    " Below each figure: its 95 % bootstrap interval over the test classes, which says how much the figure depends "
+    "on the classes that were asked for, not on the training run."
+)
+_PAPER_CODE = (
+    " Counted as the authors' published code does (protocol paper-code): classes of different distributions may share "
+    "a number and then count as hits, R includes the query, and queries without a positive are misses."
+)
 
 
 def settings_of(config: TrainConfig) -> dict[str, Any]:
     """The configuration as JSON types."""
-    return json.loads(json.dumps(asdict(config)))
+    return json_ready(asdict(config))
 
 
 def _check_resume(config: TrainConfig, folder: Path, resume: bool) -> None:
@@ -90,8 +99,7 @@ def train(config: TrainConfig, resume: bool, command: str, console: Console) -> 
             )
             run.prepare()
             if processes.first:
-                with atomic_write(folder / SETTINGS) as temporary:
-                    temporary.write_text(json.dumps(settings_of(config), indent=1), encoding="utf-8")
+                write_json(folder / SETTINGS, settings_of(config))
             run.train()
             display(Event("progress", "run", {"step": run.steps, "steps": run.steps, "stage": "test"}))
             embedded = run.embed(splits.test)
@@ -102,7 +110,7 @@ def train(config: TrainConfig, resume: bool, command: str, console: Console) -> 
 
 
 def evaluate(
-    config: TrainConfig, weights: Path, command: str, console: Console, baseline: Path | None = None
+    config: EvaluateConfig, weights: Path, command: str, console: Console, baseline: Path | None = None
 ) -> dict[str, Any]:
     """Evaluate a trained model on the test of the configured data, and write metrics.json and report.html to `out`.
 
@@ -130,6 +138,11 @@ def evaluate(
             raise ValueError(
                 f"--baseline {baseline} has the distributions {list(other['per_class'])}, the configured data has "
                 f"{splits.names}: there is nothing to compare; give an evaluation of the same data"
+            )
+        if other is not None and other["protocol"] != config.protocol:
+            raise ValueError(
+                f"--baseline {baseline} was counted with protocol {other['protocol']}, this evaluation is to be with "
+                f"{config.protocol}: their figures mean different things; give --protocol {other['protocol']}"
             )
         _describe(splits, shown)
         run = make_run(config, splits)
@@ -168,13 +181,13 @@ def _finish(
     if not run.processes.first:
         return {}
     folder = Path(config.out)
-    result = embedded.evaluate()
+    # A training ends with the honest figures; to count otherwise is for an evaluation.
+    result = embedded.evaluate(*((tuple(config.ks), config.protocol) if isinstance(config, EvaluateConfig) else ()))
     metrics = _metrics(config, run, splits, result.to_dict(per_class=True), command, time.monotonic() - start)
     comparison = None if other is None else compare_results(metrics["runs"][0]["result"], other)
     if comparison is not None:
         metrics["baseline"] = {"path": str(baseline), **comparison.to_dict()}
-    with atomic_write(folder / "metrics.json") as temporary:
-        temporary.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+    write_json(folder / "metrics.json", metrics)
     if config.report:
         labelled = {METHODS[config.model.method].label: embedded.embeddings.numpy()}
         pictures = ReportPictures(
@@ -191,11 +204,16 @@ def _finish(
 
 
 def _show(console: Console, config: TrainConfig, result: RetrievalResult) -> None:
-    lines = result.table().splitlines()
+    lines = result.table(*result.unified).splitlines()
     if config.model.method == "separate":
         # The last two, unified and leak, would compare embeddings of different models.
         lines = lines[:-2]
-    console.print("\n".join(lines), highlight=False)
+    for name, metrics in result.per_distribution.items():
+        further = [
+            f"{short_name(key)} {100 * value:.2f}" for key, value in metrics.items() if key not in result.unified
+        ]
+        lines += [f"{name}: {', '.join(further)}"] if further else []
+    console.print("\n".join(lines), highlight=False, soft_wrap=True)
 
 
 def _metrics(
@@ -204,6 +222,7 @@ def _metrics(
     method = config.model.method
     separate = method == "separate"
     kept = without_joint(result) if separate else dict(result)
+    intervals = {name: interval.to_dict() for name, interval in bootstrap_intervals(kept).items()}
     record = {
         "method": method,
         "data_seed": config.data.seed,
@@ -215,8 +234,9 @@ def _metrics(
         "validation": run.validation,
         "scores": flat_scores(result, separate),
         "result": kept,
-        "intervals": {name: interval.to_dict() for name, interval in bootstrap_intervals(kept).items()},
+        "intervals": intervals,
     }
+    row = bootstrapped(method_rows([record], [METHODS[method]])[0], intervals)
     origin = provenance()
     machine = origin["machine"]
     classes = sum(part["test"]["classes"] for part in splits.describe().values())
@@ -235,13 +255,12 @@ def _metrics(
         "learning_rates": None,
         "distributions": splits.names,
         "accent": method,
-        "methods": method_rows([record], [METHODS[method]]),
+        "methods": [row],
         "differences": {},
         "findings": [],
         "curves": curves([record], [METHODS[method]]),
         "cards": [],
-        "explanation": "R@1 in percent. Unified: all queries in the one joint gallery, where a hit must be of the same "
-        "class of the same distribution. Leak: queries whose nearest neighbour there is of another distribution.",
+        "explanation": EXPLANATION + _INTERVALS + (_PAPER_CODE if kept["protocol"] == "paper-code" else ""),
         "interval_note": "",
         "curve_note": "Harmonic mean of R@1 on training classes that were held out of training.",
         "facts": {
@@ -251,6 +270,7 @@ def _metrics(
             "Versions": ", ".join(f"{name} {version}" for name, version in origin["versions"].items()),
             "Commit": origin["commit"],
             "Seed": config.seed,
+            "Protocol": kept["protocol"],
             "Seconds in all": f"{seconds:.0f}",
         },
         "runs": [record],

@@ -86,7 +86,7 @@ def load_splits(config: DataConfig) -> Splits:
 
     Held-out training classes are drawn with `config.seed` and keep all their images, for a figure with less noise;
     few-shot and starving act on the classes that are trained on. A distribution whose share would be less than two
-    classes holds out none. In the tuning domain the test classes are the held-out ones.
+    classes, or none of two images, holds out none. In the tuning domain the test classes are the held-out ones.
 
     Raises:
         ValueError: naming the distribution and what is wrong with its folder.
@@ -109,7 +109,10 @@ def load_splits(config: DataConfig) -> Splits:
             count = len(images.class_names)
             if 2 <= share(config.validation_fraction, count) <= count - 2:
                 kept, held_out = divide_classes(count, config.validation_fraction, generator, least=2)
-                validation[name] = select_classes(images, held_out)
+                judges = select_classes(images, held_out)
+                if not _has_partners(judges):
+                    continue
+                validation[name] = judges
                 trained_on[name] = select_classes(trained_on[name], kept)
     return Splits(trained_on, validation, test, skipped)
 
@@ -227,14 +230,18 @@ def _note_skipped(skipped: Skipped, name: str, *datasets: DistributionDataset) -
 
 
 def _check_test(name: str, images: ImageSet) -> None:
-    """DatasetError unless some query can find another image of its class."""
+    if not _has_partners(images):
+        raise DatasetError(
+            f"distribution {name}: no class of its test holds two images, so no query could find its class; add images"
+        )
+
+
+def _has_partners(images: ImageSet) -> bool:
+    """Whether some query can find another image of its class."""
     everything = np.ones(len(images), dtype=bool)
     query = everything if images.query_mask is None else images.query_mask.numpy()
     gallery = everything if images.gallery_mask is None else images.gallery_mask.numpy()
     found = np.bincount(images.targets[gallery], minlength=len(images.class_names))
     # An image that is both does not find itself.
     partners = found[images.targets[query]] - gallery[query]
-    if not (partners > 0).any():
-        raise DatasetError(
-            f"distribution {name}: no class of its test holds two images, so no query could find its class; add images"
-        )
+    return bool((partners > 0).any())

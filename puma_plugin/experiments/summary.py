@@ -11,6 +11,13 @@ Record = Mapping[str, Any]
 # What intervals count as independent: data seeds, or training seeds where all runs share their images.
 Unit = Literal["data_seed", "seed"]
 HEADLINES = ("harmonic", "unified", "worst", "leak", "arithmetic")
+EXPLANATION = (
+    "In percent. Harmonic: harmonic mean over the distributions of R@1, each within its own gallery. Unified: R@1 of "
+    "all queries in the one joint gallery, where a hit must be of the same class of the same distribution. Worst: the "
+    "worst distribution's R@1. Leak: queries whose nearest neighbour in the joint gallery is of another distribution "
+    "(less is better). Seconds: training, evaluation left out. The weights of the loss are not counted."
+)
+"""What the columns of the main table are."""
 
 
 def flat_scores(result: Mapping[str, Any], separate: bool = False) -> dict[str, Any]:
@@ -28,6 +35,30 @@ def flat_scores(result: Mapping[str, Any], separate: bool = False) -> dict[str, 
         "unified": None if separate else result["unified"][metric],
         "leak": None if separate else result["leak"],
         "per_distribution": {name: values[metric] for name, values in result["per_distribution"].items()},
+    }
+
+
+def bootstrapped(row: dict[str, Any], intervals: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any]:
+    """The row of a single evaluation with bootstrap bounds, which a single run gives no other.
+
+    Args:
+        row: as :func:`method_rows` makes it.
+        intervals: of that evaluation, named as by :func:`puma_plugin.evaluation.bootstrap_intervals`, as dictionaries.
+    """
+    places = {name: f"{name}_mean.recall_at_1" for name in ("harmonic", "arithmetic")}
+    places |= {name: f"{name}.recall_at_1" for name in ("unified", "worst")} | {"leak": "leak"}
+
+    def bounded(figure: dict[str, Any] | None, place: str) -> dict[str, Any] | None:
+        own = intervals.get(place)
+        return figure if figure is None or own is None else {**figure, "low": own["low"], "high": own["high"]}
+
+    return {
+        **row,
+        "scores": {name: bounded(figure, places[name]) for name, figure in row["scores"].items()},
+        "per_distribution": {
+            name: bounded(figure, f"per_distribution.{name}.recall_at_1")
+            for name, figure in row["per_distribution"].items()
+        },
     }
 
 

@@ -11,7 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset, Subset
 
 from puma_plugin.evaluation import RetrievalResult, evaluate_retrieval, gather_rows
-from puma_plugin.evaluation.retrieval import Protocol
+from puma_plugin.evaluation.arguments import check_ks
+from puma_plugin.evaluation.retrieval import PROTOCOLS, Protocol
 from puma_plugin.evaluation.search import load_faiss
 
 # What pml's AccuracyCalculator calls the same metrics.
@@ -53,8 +54,8 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
 
     Raises:
         ImportError: faiss is not installed.
-        ValueError: an argument that has no meaning here, labels without a distribution column, or a split named like a
-            distribution.
+        ValueError: an argument that has no meaning here, another protocol, ks without 1, labels without a distribution
+            column, or a split named like a distribution.
     """
 
     def __init__(self, ks: tuple[int, ...] = (1, 2, 4, 8), protocol: Protocol = "honest", **kwargs: Any) -> None:
@@ -65,9 +66,11 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
                     "distribution). For others use pml's GlobalEmbeddingSpaceTester, which takes the same datasets"
                 )
         load_faiss()  # now, and not after everything has been embedded
-        if 1 not in ks:
+        if protocol not in PROTOCOLS:
+            raise ValueError(f"protocol must be one of {PROTOCOLS}, got {protocol!r}")
+        self.ks = check_ks(ks, "ks")
+        if 1 not in self.ks:
             raise ValueError(f"ks must contain 1, got {ks}")
-        self.ks = tuple(sorted(set(ks)))
         self.protocol = protocol
         self.results: dict[str, RetrievalResult] = {}
         super().__init__(**kwargs)

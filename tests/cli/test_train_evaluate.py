@@ -144,6 +144,77 @@ def test_differences_from_a_baseline(
         assert not (data / "refused").exists()
 
 
+@pytest.fixture(scope="module")
+def copies(data: Path) -> Path:
+    """Images whose neighbours are known for any model, because they are copies of each other.
+
+    odd: class a holds X alone, class b holds X, Z, Z. even: class c holds three times P, class d three times Q.
+    """
+    generator = np.random.default_rng(5)
+    pictures = {name: generator.integers(0, 256, (64, 64, 3), dtype=np.uint8) // 2 + 64 for name in "XZPQ"}
+    for folder, content in (("odd/a", "X"), ("odd/b", "XZZ"), ("even/c", "PPP"), ("even/d", "QQQ")):
+        (data / "copies" / folder).mkdir(parents=True)
+        for index, name in enumerate(content):
+            Image.fromarray(pictures[name]).save(data / "copies" / folder / f"{index}.png")
+    return data / "copies"
+
+
+def test_protocol_and_ks(
+    trained: Path, data: Path, copies: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(data)
+    folders = json.dumps({name: str(copies / name) for name in ("odd", "even")})
+    arguments = ["evaluate", "--checkpoint", str(trained), "--config", "run.yaml", "--data.folders", folders]
+    arguments += ["--data.split", "all", "--data.min_images", "1", "--ks", "[1, 2]"]
+    found = {}
+    for protocol in ("honest", "paper-code"):
+        assert main([*arguments, "--protocol", protocol, "--out", protocol]) == 0
+        metrics = json.loads((data / protocol / "metrics.json").read_text())
+        assert (metrics["settings"]["protocol"], metrics["settings"]["ks"]) == (protocol, [1, 2])
+        result = metrics["runs"][0]["result"]
+        assert (result["protocol"], result["ks"]) == (protocol, [1, 2])
+        assert list(result["unified"]) == ["recall_at_1", "recall_at_2", "map_at_r", "r_precision"]
+        found[protocol] = result["per_distribution"]
+        heading, odd = capsys.readouterr().out.splitlines()[2:4]
+        assert heading.split() == ["R@1", "R@2", "MAP@R", "R-prec"]
+        assert odd.split()[:3] == ["odd", *(f"{100 * found[protocol]['odd'][f'recall_at_{k}']:.2f}" for k in (1, 2))]
+    # odd: X of b finds X of a first and Z second, each Z finds the other. X of a has no positive: left out by the one
+    # protocol, a miss of the other.
+    assert [found["honest"]["odd"][f"recall_at_{k}"] for k in (1, 2)] == pytest.approx([2 / 3, 3 / 3])
+    assert [found["paper-code"]["odd"][f"recall_at_{k}"] for k in (1, 2)] == pytest.approx([2 / 4, 3 / 4])
+    # even: both other copies stand first. R is 2, or 3 with the query, which can never be found.
+    assert found["honest"]["even"]["r_precision"] == found["honest"]["even"]["map_at_r"] == 1
+    assert found["paper-code"]["even"]["r_precision"] == pytest.approx(2 / 3)
+    assert found["paper-code"]["even"]["map_at_r"] == pytest.approx(2 / 3)
+    assert "protocol paper-code" in (data / "paper-code" / "report.html").read_text(encoding="utf-8")
+    assert "protocol paper-code" not in (data / "honest" / "report.html").read_text(encoding="utf-8")
+    for wrong, message in (
+        (["--ks", "[2, 4]"], "ks is [2, 4]; give whole numbers from 1, and 1 among them"),
+        (["--protocol", "other"], "paper-code"),
+        (["--baseline", "paper-code"], "was counted with protocol paper-code, this evaluation is to be with honest"),
+    ):
+        assert main([*arguments, "--out", "refused", *wrong]) == 2
+        assert message in capsys.readouterr().err
+        assert not (data / "refused").exists()
+
+
+def test_report_shows_every_metric_with_its_bootstrap_interval(trained: Path) -> None:
+    metrics = json.loads((trained / "metrics.json").read_text())
+    intervals = metrics["runs"][0]["intervals"]
+    row = metrics["methods"][0]
+    for figure, name in (
+        (row["scores"]["unified"], "unified"),
+        (row["per_distribution"]["lying"], "per_distribution.lying"),
+    ):
+        own = intervals[f"{name}.recall_at_1"]
+        assert (figure["mean"], figure["low"], figure["high"]) == (own["value"], own["low"], own["high"])
+    report = (trained / "report.html").read_text(encoding="utf-8")
+    section = report.partition('<section id="metrics">')[2].partition("</section>")[0]
+    for place in ("per_distribution.upright.map_at_r", "harmonic_mean.recall_at_8", "unified.r_precision"):
+        own = {name: f"{100 * value:.1f}" for name, value in intervals[place].items()}
+        assert f"<td>{own['value']}<small>{own['low']} to {own['high']}</small></td>" in section
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

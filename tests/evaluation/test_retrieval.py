@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pytorch_metric_learning.utils import accuracy_calculator
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
-from puma_plugin.evaluation import evaluate_retrieval, nearest_neighbours
+from puma_plugin.evaluation import RetrievalResult, evaluate_retrieval, nearest_neighbours
 from puma_plugin.evaluation.paper_code import overlapping_classes
 from puma_plugin.evaluation.search import as_unit_rows, merge_neighbours, settle_ties
 
@@ -251,6 +251,30 @@ def test_means_are_undefined_if_a_distribution_is(turned: bool) -> None:
     assert result.worst_distribution["recall_at_1"] == "b"
 
 
+def test_undefined_figures_are_null_in_strict_json_and_nan_again_when_read() -> None:
+    rows = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1]], dtype=np.float32)
+    labels = np.array([[0, 0], [0, 0], [1, 1], [2, 1]])
+    result = evaluate_retrieval(rows, labels, distribution_names=["a", "b"], ks=(1, 2))
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    text = json.dumps(result.to_dict(per_class=True))
+    content = json.loads(text, parse_constant=refuse)
+    assert content["per_distribution"]["b"] == dict.fromkeys(result.unified)
+    assert content["harmonic_mean"]["map_at_r"] is None
+    assert content["num_lone"] == {"a": 0, "b": 2}
+    again = RetrievalResult.from_dict(content)
+    assert math.isnan(again.per_distribution["b"]["recall_at_2"])
+    assert math.isnan(again.worst["recall_at_1"])
+    # NaN equals nothing; as text the two are the same.
+    assert repr(again) == repr(result)
+    assert RetrievalResult.from_dict(result.to_dict()).per_class == {}
+    del content["leak"]
+    with pytest.raises(ValueError, match="content has no leak"):
+        RetrievalResult.from_dict(content)
+
+
 def test_harmonic_mean_is_zero_if_any_distribution_is_zero() -> None:
     rows = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1], [1, 0.05], [0.05, 1]], dtype=np.float32)
     labels = np.array([[0, 0], [0, 0], [1, 0], [1, 0], [2, 1], [2, 1]])
@@ -376,6 +400,11 @@ def test_result_is_json_and_prints() -> None:
     assert "harmonic mean" in result.table()
     with pytest.raises(ValueError, match="recall_at_1"):
         result.table("accuracy")
+    lines = result.table("recall_at_2", "map_at_r").splitlines()
+    assert lines[0].split() == ["R@2", "MAP@R"]
+    of_birds = result.per_distribution["birds"]
+    assert lines[1].split() == ["birds", f"{100 * of_birds['recall_at_2']:.2f}", f"{100 * of_birds['map_at_r']:.2f}"]
+    assert lines[-1].split() == ["leak", f"{100 * result.leak:.2f}"]
 
 
 def test_errors_at_the_door() -> None:

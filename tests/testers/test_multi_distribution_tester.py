@@ -186,6 +186,8 @@ def test_errors_at_the_door(dataset: UnifiedDataset) -> None:
         make(label_hierarchy_level=1)
     with pytest.raises(ValueError, match="ks must contain 1"):
         make(ks=(2, 4))
+    with pytest.raises(ValueError, match="protocol must be one of"):
+        make(protocol="other")
     with pytest.raises(ValueError, match="must not be named 'birds'"):
         make().test({"birds": dataset}, 1, torch.nn.Identity())
     with pytest.raises(RuntimeError, match="call test"):
