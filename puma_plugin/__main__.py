@@ -3,11 +3,15 @@
 import os
 import sys
 
+from puma_plugin.cli.launcher import started_processes
 from puma_plugin.cli.main import main
 
 if __name__ == "__main__":
-    code = main()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    try:
+        code = main()
+    except SystemExit as end:  # of a process that leaves the message to another
+        code = int(end.code or 0)
+    if started_processes() > 1:
         # A thread of torch.distributed that asks for the interpreter while it shuts down aborts the process, after all
         # the work is done; so the interpreter is left without a shutdown.
         sys.stdout.flush()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import puma_plugin
+from puma_plugin.cli.launcher import require_one_process
 
 COMMANDS = {
     "demo": "train and compare on eight image distributions that come with the package; no download",
@@ -17,6 +18,15 @@ COMMANDS = {
     "bench": "speed, memory and agreement of the operators against other ways to compute them (needs the checkout)",
     "info": "what is installed and compiled, and how to fix what is not",
 }
+
+_ALONE = {
+    "demo": "it has worker processes of its own (--workers)",
+    "compare": "it has worker processes of its own (--workers)",
+    "datasets": "one is enough for it",
+    "bench": "it measures one",
+    "info": "one is enough for it",
+}
+"""Commands that several processes do not run together, and why."""
 
 _HELP = "\n".join(
     [
@@ -49,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         return _fail("puma", f"unknown command {command!r}; give one of {', '.join(COMMANDS)}")
     try:
+        if command in _ALONE:
+            require_one_process(f"puma {command}", _ALONE[command])
         return _run(importlib.import_module(f"puma_plugin.cli.{command}"), command, rest)
     except KeyboardInterrupt:
         print(f"\npuma {command}: interrupted", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from puma_plugin.cli.launcher import require_one_process
 from puma_plugin.cli.parsing import make_parser, parse
 from puma_plugin.experiments.config import TrainConfig
 
@@ -29,6 +30,8 @@ def main(arguments: Sequence[str]) -> int:
     config, options = parse(parser, TrainConfig, arguments)
     if not options.dry_run and (options.classes is not None or options.images is not None):
         raise ValueError("--classes and --images are for --dry-run; give it too, or leave them out")
+    if options.dry_run:
+        require_one_process("puma train --dry-run", "a dry run is of one")
     from rich.console import Console
 
     console = Console()
@@ -38,6 +41,10 @@ def main(arguments: Sequence[str]) -> int:
         dry_run(config, *training_sizes(config.data, options.classes, options.images), console)
         return 0
     from puma_plugin.experiments.session import train
+    from puma_plugin.trainers import NonFiniteLossError
 
-    train(config, options.resume, " ".join(["puma", "train", *arguments]), console)
+    try:
+        train(config, options.resume, " ".join(["puma", "train", *arguments]), console)
+    except NonFiniteLossError as error:
+        raise ValueError(str(error)) from error
     return 0

@@ -277,6 +277,9 @@ class TrainConfig:
         threads: CPU threads of the training process; null leaves PyTorch's choice.
         validate_every: epochs between two figures on the held-out training classes.
         evaluation_batch_size: images per forward pass of each process when embedding.
+        process_timeout: seconds that one of several processes waits for the others before it gives up; a process that
+            died is noticed at once. The longest wait is for the first process, while it opens every image
+            (`data.bad_images` skip), searches the held-out classes or writes a checkpoint.
         out: folder for checkpoint, metrics.json and the report.
         report: write report.html at the end.
     """
@@ -295,6 +298,7 @@ class TrainConfig:
     threads: int | None = None
     validate_every: int = 1
     evaluation_batch_size: int = 256
+    process_timeout: float = 1800.0
     out: str = "runs/train"
     report: bool = True
 
@@ -307,6 +311,9 @@ class TrainConfig:
             f"max_batch_per_process is {self.max_batch_per_process}; give 1 or more, or null for the whole share",
         )
         _require(self.threads is None or self.threads >= 1, f"threads is {self.threads}; give 1 or more, or null")
+        _require(
+            self.process_timeout > 0, f"process_timeout is {self.process_timeout}; give a positive number of seconds"
+        )
         embedded = self.model.backbone == "embedded"
         _require(
             not embedded or self.model.weights in ("pretrained", "none"),

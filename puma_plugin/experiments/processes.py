@@ -3,18 +3,20 @@
 import contextlib
 import gc
 import os
+import socket
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
-# A process that died is noticed at once, by the closed connection and by torchrun. The time is for waiting: the first
-# process searches a large gallery or opens a million images while the others wait.
-_PATIENCE = timedelta(hours=2)
+# Seconds in which processes that fail together hear of each other, and in which the one that speaks has spoken: the
+# launcher ends all as soon as one has ended.
+_GRACE = 2.0
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -64,19 +66,24 @@ class Processes:
             raise error
         done, value = box[0]
         if not done:
-            raise SystemExit(2)
+            _leave_word_to_another()
         return cast(T, value)
 
 
 @contextlib.contextmanager
-def connected(device: str) -> Iterator[Processes]:
+def connected(device: str, timeout: float) -> Iterator[Processes]:
     """Join the other processes, if a launcher such as torchrun has started several.
+
+    An error inside is raised by one process; the others leave without a word if theirs is the same, or if they only
+    lost that process.
 
     Args:
         device: the setting; "cpu" communicates by gloo, a GPU by nccl.
+        timeout: seconds that a process waits for the others, before it gives up.
 
     Raises:
         ValueError: the launcher's environment variables are incomplete, or there are more processes than GPUs.
+        TimeoutError: some processes did not answer in time; names them.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()
@@ -90,11 +97,73 @@ def connected(device: str) -> Iterator[Processes]:
     target = process_device(device, int(os.environ["LOCAL_RANK"]))
     if target.type == "cuda":
         torch.cuda.set_device(target)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo", timeout=_PATIENCE)
-    yield Processes.current()
+    patience = timedelta(seconds=timeout)
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=patience))
+    backend = "cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo"
+    group_store = dist.PrefixStore("group", store)
+    dist.init_process_group(backend, store=group_store, rank=rank, world_size=world_size, timeout=patience)
+    processes = Processes.current()
+    board = _Board(dist.PrefixStore("board", store), processes, timeout)
+    try:
+        yield processes
+    except Exception as error:
+        board.speak_for_all(error)
+        raise
     # Not after a failure: it could wait for processes that no longer answer.
     gc.collect()  # models in reference cycles hold the group
     dist.destroy_process_group()
+
+
+def _leave_word_to_another() -> NoReturn:
+    time.sleep(_GRACE)
+    raise SystemExit(2)
+
+
+class _Board:
+    """Where processes that fail tell the others why. It is the launcher's store, which needs none of them to answer."""
+
+    def __init__(self, store: dist.Store, processes: Processes, timeout: float) -> None:
+        self.store = store
+        self.processes = processes
+        self.timeout = timeout
+        store.set(f"place {processes.rank}", f"pid {os.getpid()} on {socket.gethostname()}")
+
+    def speak_for_all(self, error: Exception) -> None:
+        """Return if this process is the one that reports its own error.
+
+        Raises:
+            TimeoutError: the error is that others did not answer, and this process is the one that says so.
+            SystemExit: another one speaks.
+        """
+        lost = isinstance(error, dist.DistError) or "gloo" in str(error)
+        rank = self.processes.rank
+        self.store.set(f"failed {rank}", "" if lost else f"{type(error).__name__} {error}")
+        time.sleep(_GRACE)
+        failed = self._failed()
+        own = failed.pop(rank)
+        causes = {other: text for other, text in failed.items() if text}
+        if lost and causes:
+            _leave_word_to_another()
+        if any(other < rank and text == own for other, text in failed.items()):
+            _leave_word_to_another()
+        if lost:
+            raise TimeoutError(self._silence(sorted({*failed, rank}), error)) from error
+
+    def _failed(self) -> dict[int, str]:
+        """Process -> its error, empty where it lost another; of those that have failed."""
+        keys = {rank: f"failed {rank}" for rank in range(self.processes.world_size)}
+        return {rank: self.store.get(key).decode() for rank, key in keys.items() if self.store.check([key])}
+
+    def _silence(self, failed: list[int], error: Exception) -> str:
+        silent = [rank for rank in range(self.processes.world_size) if rank not in failed]
+        if not silent:
+            return f"the processes lost each other ({str(error).strip().splitlines()[0]}); look at the network"
+        who = ", ".join(f"{rank} ({self.store.get(f'place {rank}').decode()})" for rank in silent)
+        return (
+            f"no answer from process {who} within process_timeout, {self.timeout:g} seconds: it hangs (a stuck disk or "
+            "data loader), was stopped, or works for that long alone; start again (`puma train` with --resume), in the "
+            "last case with a larger --process_timeout"
+        )
 
 
 def process_device(name: str, local_rank: int) -> torch.device:

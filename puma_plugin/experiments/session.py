@@ -53,7 +53,7 @@ def _check_resume(config: TrainConfig, folder: Path, resume: bool) -> None:
     if not checkpoints:
         raise ValueError(f"--resume was given, but {folder / CHECKPOINT} does not exist; start without it")
     before, now = json.loads((folder / SETTINGS).read_text(encoding="utf-8")), settings_of(config)
-    free = ("out", "report", "device", "threads", "evaluation_batch_size", "max_batch_per_process")
+    free = ("out", "report", "device", "threads", "evaluation_batch_size", "max_batch_per_process", "process_timeout")
     for settings in (before, now):
         # Random transforms follow from the image, not from the process that reads it.
         settings["data"].pop("workers", None)
@@ -82,7 +82,7 @@ def train(config: TrainConfig, resume: bool, command: str, console: Console) -> 
     """
     start = time.monotonic()
     folder = Path(config.out)
-    with connected(config.device) as processes:
+    with connected(config.device, config.process_timeout) as processes:
         shown = console if processes.first else Console(quiet=True)
         processes.from_first(lambda: _check_resume(config, folder, resume))
         if config.threads is not None:
@@ -127,7 +127,7 @@ def evaluate(
         ValueError: if the file does not fit the configured model, or the baseline cannot be compared with.
     """
     start = time.monotonic()
-    with connected(config.device) as processes:
+    with connected(config.device, config.process_timeout) as processes:
         shown = console if processes.first else Console(quiet=True)
         if config.threads is not None:
             torch.set_num_threads(config.threads)

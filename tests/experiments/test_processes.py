@@ -151,18 +151,22 @@ def workers_of(launcher: int) -> dict[str, int]:
     return found
 
 
+def workers_after_a_checkpoint(running: subprocess.Popen[str], out: Path) -> dict[str, int]:
+    deadline = time.monotonic() + 300
+    while not (out / "checkpoint.pt").exists():
+        assert time.monotonic() < deadline
+        assert running.poll() is None, running.communicate()[0]
+        time.sleep(0.2)
+    return workers_of(running.pid)
+
+
 @pytest.fixture
 def killed(settings: Path, tmp_path: Path) -> Iterator[Path]:
     """The folder of a run of two processes of which one was killed after its first checkpoint."""
     out = tmp_path / "killed"
     running = start(settings, out, 2)
     try:
-        deadline = time.monotonic() + 300
-        while not (out / "checkpoint.pt").exists():
-            assert time.monotonic() < deadline
-            assert running.poll() is None, running.communicate()[0]
-            time.sleep(0.2)
-        workers = workers_of(running.pid)
+        workers = workers_after_a_checkpoint(running, out)
         os.kill(workers["1"], signal.SIGKILL)
         killed_at = time.monotonic()
         text = running.communicate(timeout=60)[0]
@@ -186,6 +190,26 @@ def test_killed_process_ends_all_and_another_number_goes_on(settings: Path, alon
     np.testing.assert_allclose(losses(killed), losses(alone), rtol=0, atol=1e-4)
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the processes in /proc")
+@pytest.mark.parametrize("stopped", ["0", "1"])
+def test_hung_process_is_named_when_the_time_is_up(settings: Path, tmp_path: Path, stopped: str) -> None:
+    running = start(settings, tmp_path / "run", 2, "--epochs", "5000", "--process_timeout", "5")
+    workers = workers_after_a_checkpoint(running, tmp_path / "run")
+    os.kill(workers[stopped], signal.SIGSTOP)
+    stopped_at = time.monotonic()
+    try:
+        assert running.stdout is not None
+        said = next((line for line in running.stdout if "error: " in line), "")
+        assert 5 <= time.monotonic() - stopped_at < 60
+        assert said.startswith(f"puma train: error: no answer from process {stopped} (pid {workers[stopped]} on ")
+        assert "within process_timeout, 5 seconds" in said
+    finally:
+        os.kill(workers[stopped], signal.SIGKILL)  # torchrun would wait half a minute for it
+        rest = running.communicate(timeout=60)[0]
+    assert running.returncode != 0
+    assert "puma train: error" not in rest
+
+
 def test_batch_that_cannot_be_shared(settings: Path, tmp_path: Path) -> None:
     running = start(settings, tmp_path / "run", 2, "--global_batch_size", "15")
     text = running.communicate(timeout=300)[0]
@@ -200,3 +224,30 @@ def test_one_message_for_data_that_cannot_be_read(settings: Path, tmp_path: Path
     text = running.communicate(timeout=300)[0]
     assert running.returncode != 0
     assert text.count("puma train: error: data.root is") == 1
+
+
+def test_one_message_for_what_every_process_finds(settings: Path, tmp_path: Path) -> None:
+    more = ["--checkpoint", str(tmp_path / "nothing")]
+    running = start(settings, tmp_path / "run", 2, *more, command="evaluate")
+    text = running.communicate(timeout=300)[0]
+    assert running.returncode != 0
+    assert text.count("puma evaluate: error") == text.count("is no file; give the model.safetensors of a run") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "more"), [("compare", ["compare"]), ("demo", []), ("train", ["--dry-run", "--data.kind", "embedded"])]
+)
+def test_commands_of_one_process(
+    command: str, more: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As torchrun starts them: the first process refuses in one sentence, the others leave it to that one."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert main([command, *more]) == 2
+    assert "was started as 2 processes, but" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit) as left:
+        main([command, *more])
+    assert left.value.code == 0
+    assert capsys.readouterr().err == ""

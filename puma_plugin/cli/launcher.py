@@ -1,0 +1,27 @@
+"""What a launcher such as torchrun has started: one process, or several."""
+
+import os
+
+
+def started_processes() -> int:
+    """How many processes the launcher started, on all machines; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def require_one_process(what: str, reason: str) -> None:
+    """Refuse work that each of several processes would do as a whole.
+
+    Args:
+        what: the command, for the message.
+        reason: why several processes do not help it.
+
+    Raises:
+        ValueError: in the first process.
+        SystemExit: in the others then, so that the message appears once.
+    """
+    count = started_processes()
+    if count == 1:
+        return
+    if os.environ.get("RANK", "0") != "0":
+        raise SystemExit(0)  # The first one's exit code counts, and it must not be ended before it has spoken.
+    raise ValueError(f"was started as {count} processes, but {reason}; start {what} without torchrun")
