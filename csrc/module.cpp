@@ -9,6 +9,13 @@
 
 namespace py = pybind11;
 
+namespace puma {
+
+// Raised with every change in registration.cpp, as is SCHEMAS in puma_plugin/ops/loader.py.
+constexpr int kSchemas = 2;
+
+}  // namespace puma
+
 PYBIND11_MODULE(_C, m) {
   m.doc() = "CPU operators of puma_plugin (registered in torch.ops.puma) and facts about this build.";
   m.def(
@@ -22,5 +29,6 @@ PYBIND11_MODULE(_C, m) {
         return info;
       },
       "Compiler, torch headers and C++ standard that this library was built with, as a dict.");
+  m.attr("schemas") = puma::kSchemas;
   m.def("cpu_capability", &puma::cpu_capability, "Instruction set of the kernels here: avx512, avx2 or default.");
 }

@@ -4,11 +4,12 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(puma, m) {
-  // residual + gate * scale * relu(tokens @ down) @ up. `hidden` holds relu(tokens @ down) of the kept samples (gate
-  // != 0), compacted to the front in their order, if save_hidden; else it has no rows. Rows behind are undefined.
+  // residual + branch + gate * scale * relu(tokens @ down) @ up. `hidden` holds relu(tokens @ down) of the kept samples
+  // (gate != 0), compacted to the front in their order, if save_hidden; else it has no rows. Rows behind are undefined.
+  // branch has the residual's dtype or the tokens'.
   m.def(
-      "stochastic_adapter(Tensor residual, Tensor tokens, Tensor down, Tensor up, Tensor? gate, float scale, "
-      "bool save_hidden) -> (Tensor out, Tensor hidden)");
+      "stochastic_adapter(Tensor residual, Tensor tokens, Tensor down, Tensor up, Tensor? gate, Tensor? branch, "
+      "float scale, bool save_hidden) -> (Tensor out, Tensor hidden)");
   // Gradients of tokens, down and up. What is not needed comes back as a tensor without elements.
   m.def(
       "stochastic_adapter_backward(Tensor grad, Tensor tokens, Tensor down, Tensor up, Tensor? gate, Tensor hidden, "

@@ -110,25 +110,66 @@ void for_each_sample(const Plan& plan, const Block& block, const F& body) {
   }
 }
 
-// Copies (or clears, if `from` is null) this part's share of the dropped rows.
-template <class R>
-void pass_dropped(const Plan& plan, R* to, const R* from, int64_t width, int64_t part, int64_t parts) {
+// Calls body(first element, elements) for this part's share of the dropped rows.
+template <class F>
+void for_each_dropped(const Plan& plan, int64_t width, int64_t part, int64_t parts, const F& body) {
   for (const Block& block : plan.dropped) {
     const int64_t begin = block.rows * part / parts, end = block.rows * (part + 1) / parts;
-    const int64_t offset = (block.row + begin) * width;
-    const size_t bytes = static_cast<size_t>((end - begin) * width) * sizeof(R);
-    if (from == nullptr) {
-      std::memset(static_cast<void*>(to + offset), 0, bytes);
+    body((block.row + begin) * width, (end - begin) * width);
+  }
+}
+
+// The frozen branch's output, in the residual's type R or in the tokens' type T; both null: there is none.
+template <class R, class T>
+struct Branch {
+  const R* wide = nullptr;
+  const T* narrow = nullptr;
+
+  Branch(const std::optional<Tensor>& tensor, int64_t elements) {
+    if (!tensor.has_value()) return;
+    const ScalarType dtype = tensor->scalar_type();
+    STD_TORCH_CHECK(
+        tensor->numel() == elements && (dtype == scalar_type<R>() || dtype == scalar_type<T>()),
+        "puma::stochastic_adapter: branch must have residual's shape, and its dtype or that of tokens");
+    if (dtype == scalar_type<R>()) {
+      wide = const_data<R>(*tensor);
     } else {
-      std::memcpy(static_cast<void*>(to + offset), from + offset, bytes);
+      narrow = const_data<T>(*tensor);
     }
+  }
+};
+
+// out = residual + branch + factor * product.
+template <class R, class T>
+void add_kept(
+    R* out, const R* residual, const Branch<R, T>& branch, int64_t offset, const T* product, double factor_value,
+    int64_t n) {
+  const auto factor = static_cast<accumulate_t<T>>(factor_value);
+  if (branch.wide != nullptr) {
+    add_branch_scaled<R, R, T>(out + offset, residual + offset, branch.wide + offset, product, factor, n);
+  } else if (branch.narrow != nullptr) {
+    add_branch_scaled<R, T, T>(out + offset, residual + offset, branch.narrow + offset, product, factor, n);
+  } else {
+    add_scaled<R, T>(out + offset, residual + offset, product, factor, n);
+  }
+}
+
+// out = residual + branch.
+template <class R, class T>
+void add_dropped(R* out, const R* residual, const Branch<R, T>& branch, int64_t offset, int64_t n) {
+  if (branch.wide != nullptr) {
+    add_scaled<R, R>(out + offset, residual + offset, branch.wide + offset, 1, n);
+  } else if (branch.narrow != nullptr) {
+    add_scaled<R, T>(out + offset, residual + offset, branch.narrow + offset, 1, n);
+  } else {
+    std::memcpy(static_cast<void*>(out + offset), residual + offset, static_cast<size_t>(n) * sizeof(R));
   }
 }
 
 template <class R, class T>
 std::tuple<Tensor, Tensor> forward(
     const Tensor& residual, const Tensor& tokens, const Tensor& down, const Tensor& up,
-    const std::optional<Tensor>& gate, double scale, bool save_hidden) {
+    const std::optional<Tensor>& gate, const std::optional<Tensor>& branch_tensor, double scale, bool save_hidden) {
   const int64_t samples = residual.size(0), length = residual.size(1), width = residual.size(2), rank = down.size(1);
   const Plan plan = make_plan<T>(gate, scale, samples, length, width);
   const Tensor out = empty<3>({samples, length, width}, scalar_type<R>());
@@ -138,12 +179,13 @@ std::tuple<Tensor, Tensor> forward(
   T* const hidden_data = mutable_data<T>(hidden);
   const R* const residual_data = const_data<R>(residual);
   const T* const tokens_data = const_data<T>(tokens);
+  const Branch<R, T> branch(branch_tensor, samples * length * width);
   const Tensor down_matrix = matrix(const_data<T>(down), width, rank);
   const Tensor up_matrix = matrix(const_data<T>(up), rank, width);
   const int64_t count = plan.kept.size(), rows = most_rows(plan.kept);
 
   for_each_part(samples * length * width, [&](int64_t part, int64_t parts) {
-    const auto branch = scratch<T>(rows * width);
+    const auto product = scratch<T>(rows * width);
     const auto unsaved = scratch<T>(save_hidden ? 0 : rows * rank);
     for (int64_t i = count * part / parts; i < count * (part + 1) / parts; ++i) {
       const Block& block = plan.kept[i];
@@ -151,15 +193,16 @@ std::tuple<Tensor, Tensor> forward(
       const Tensor h_matrix = matrix(h, block.rows, rank);
       mm(h_matrix, matrix(tokens_data + block.row * width, block.rows, width), down_matrix);
       relu(h, block.rows * rank);
-      mm(matrix(branch.get(), block.rows, width), h_matrix, up_matrix);
+      mm(matrix(product.get(), block.rows, width), h_matrix, up_matrix);
       for_each_sample(plan, block, [&](int64_t first, int64_t n, double factor) {
         const int64_t offset = (block.row + first) * width;
-        add_scaled<R, T>(
-            out_data + offset, residual_data + offset, branch.get() + first * width,
-            static_cast<accumulate_t<T>>(factor), n * width);
+        add_kept<R, T>(
+            out_data, residual_data, branch, offset, product.get() + first * width, factor, n * width);
       });
     }
-    pass_dropped<R>(plan, out_data, residual_data, width, part, parts);
+    for_each_dropped(plan, width, part, parts, [&](int64_t offset, int64_t n) {
+      add_dropped<R, T>(out_data, residual_data, branch, offset, n);
+    });
   });
   return {out, hidden};
 }
@@ -220,7 +263,11 @@ std::tuple<Tensor, Tensor, Tensor> backward(
 
   for_each_part(samples * length * width, [&](int64_t part, int64_t parts) {
     const int64_t first_block = count * part / parts, last_block = count * (part + 1) / parts;
-    if (need_tokens) pass_dropped<T>(plan, grad_tokens_data, nullptr, width, part, parts);
+    if (need_tokens) {
+      for_each_dropped(plan, width, part, parts, [&](int64_t offset, int64_t n) {
+        std::memset(static_cast<void*>(grad_tokens_data + offset), 0, static_cast<size_t>(n) * sizeof(T));
+      });
+    }
     if (first_block == last_block) return;
     const auto delta = scratch<T>(rows * rank);
     const auto scaled_hidden = scratch<T>(need_weights ? rows * rank : 0);
@@ -284,11 +331,13 @@ auto dispatch(ScalarType residual, ScalarType tokens, const F& body) {
 
 std::tuple<Tensor, Tensor> stochastic_adapter(
     const Tensor& residual, const Tensor& tokens, const Tensor& down, const Tensor& up,
-    const std::optional<Tensor>& gate, double scale, bool save_hidden) {
+    const std::optional<Tensor>& gate, const std::optional<Tensor>& branch, double scale, bool save_hidden) {
+  std::optional<Tensor> dense_branch;
+  if (branch.has_value()) dense_branch = as_contiguous(*branch);
   return dispatch(residual.scalar_type(), tokens.scalar_type(), [&](auto r, auto t) {
     return forward<decltype(r), decltype(t)>(
-        as_contiguous(residual), as_contiguous(tokens), as_contiguous(down), as_contiguous(up), gate, scale,
-        save_hidden);
+        as_contiguous(residual), as_contiguous(tokens), as_contiguous(down), as_contiguous(up), gate,
+        dense_branch, scale, save_hidden);
   });
 }
 

@@ -94,9 +94,19 @@ PUMA_INLINE void store(fp16& out, float value) {
 #define PUMA_ADD(R, T)                                                                                    \
   template <>                                                                                             \
   PUMA_CLONES void add_scaled<R, T>(                                                                      \
-      R * __restrict out, const R* __restrict residual, const T* __restrict branch, accumulate_t<T> factor, \
+      R * __restrict out, const R* __restrict residual, const T* __restrict product, accumulate_t<T> factor, \
       int64_t n) {                                                                                        \
-    for (int64_t i = 0; i < n; ++i) store(out[i], load(residual[i]) + factor * load(branch[i]));          \
+    for (int64_t i = 0; i < n; ++i) store(out[i], load(residual[i]) + factor * load(product[i]));         \
+  }
+
+#define PUMA_ADD_BRANCH(R, B, T)                                                                          \
+  template <>                                                                                             \
+  PUMA_CLONES void add_branch_scaled<R, B, T>(                                                            \
+      R * __restrict out, const R* __restrict residual, const B* __restrict branch,                       \
+      const T* __restrict product, accumulate_t<T> factor, int64_t n) {                                   \
+    for (int64_t i = 0; i < n; ++i) {                                                                     \
+      store(out[i], load(residual[i]) + load(branch[i]) + factor * load(product[i]));                     \
+    }                                                                                                     \
   }
 
 PUMA_LOOPS(float)
@@ -109,6 +119,14 @@ PUMA_ADD(bf16, bf16)
 PUMA_ADD(fp16, fp16)
 PUMA_ADD(float, bf16)
 PUMA_ADD(float, fp16)
+PUMA_ADD_BRANCH(float, float, float)
+PUMA_ADD_BRANCH(double, double, double)
+PUMA_ADD_BRANCH(bf16, bf16, bf16)
+PUMA_ADD_BRANCH(fp16, fp16, fp16)
+PUMA_ADD_BRANCH(float, float, bf16)
+PUMA_ADD_BRANCH(float, bf16, bf16)
+PUMA_ADD_BRANCH(float, float, fp16)
+PUMA_ADD_BRANCH(float, fp16, fp16)
 
 const char* cpu_capability() {
 #if PUMA_HAS_CLONES

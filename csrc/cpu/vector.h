@@ -30,9 +30,14 @@ using accumulate_t = typename Accumulate<T>::type;
 template <class T>
 void relu(T* h, int64_t n);
 
-// out = residual + factor * branch, R is the residual's type.
+// out = residual + factor * product, R is the residual's type.
 template <class R, class T>
-void add_scaled(R* out, const R* residual, const T* branch, accumulate_t<T> factor, int64_t n);
+void add_scaled(R* out, const R* residual, const T* product, accumulate_t<T> factor, int64_t n);
+
+// out = residual + branch + factor * product, rounded once; B is R or T.
+template <class R, class B, class T>
+void add_branch_scaled(
+    R* out, const R* residual, const B* branch, const T* product, accumulate_t<T> factor, int64_t n);
 
 // d = hidden > 0 ? factor * d : 0.
 template <class T>

@@ -1,6 +1,6 @@
 // The adapter's two chained products, forward and backward, in one kernel.
 //
-//   forward:   hidden = relu(tokens @ down);          out = residual + factor * hidden @ up
+//   forward:   hidden = relu(tokens @ down);          out = residual + branch + factor * hidden @ up
 //   backward:  delta = (hidden > 0) * factor * (grad @ up^T);   grad_tokens = delta @ down^T
 //
 // Only rows of kept samples are computed, compacted: row i is row i % N of the (i / N)-th kept sample. A warp owns 16
@@ -18,6 +18,8 @@ namespace puma {
 struct AdapterArguments {
   const void* input;     // rows of the first product: tokens (T), or the gradient of the output (R)
   const void* residual;  // forward: (R)
+  const void* branch;    // forward: added to the residual (R, or T if branch_is_narrow). Or null
+  bool branch_is_narrow;
   void* output;          // forward: out (R); backward: gradient of the tokens (T), null if not wanted
   const void* mask;      // backward: hidden (T), compacted rows of `width` elements
   void* activation;      // forward: hidden (T), compacted rows of `width`; backward: delta (T), rows of kWidth. Or null
@@ -153,17 +155,63 @@ PUMA_DEVICE void store_row_unit(T* row, int column, int width, bool aligned, con
   }
 }
 
-// One warp: up to 16 rows of a dropped sample, copied from `source` or zeroed.
+// kElements<T> elements of the branch, in the type they have.
+template <typename T, typename R>
+struct BranchUnit {
+  Stored<R, T> stored;
+
+  PUMA_DEVICE void load(const AdapterArguments& p, int64_t offset) {
+    if (is_narrow(p)) {
+      stored.unit[0] = dev::load_global16(static_cast<const T*>(p.branch) + offset);
+    } else {
+      stored.load(static_cast<const R*>(p.branch) + offset);
+    }
+  }
+  PUMA_DEVICE float element(const AdapterArguments& p, int i) const {
+    return is_narrow(p) ? unit_element<T>(stored.unit[0], i) : stored.element(i);
+  }
+
+ private:
+  PUMA_DEVICE static bool is_narrow(const AdapterArguments& p) { return !same_type<R, T> && p.branch_is_narrow; }
+};
+
+// Rows of a dropped sample, which one warp passes through.
+struct DroppedRows {
+  int64_t offset;    // of their first element
+  int64_t elements;
+
+  PUMA_DEVICE DroppedRows(const AdapterArguments& p, int64_t item, int64_t kept) {
+    const int64_t items_per_sample = (p.tokens_per_sample + kTileRows - 1) / kTileRows;
+    const int64_t sample = p.order[kept + item / items_per_sample];
+    const int64_t first_row = item % items_per_sample * kTileRows;
+    const int64_t rows = p.tokens_per_sample - first_row < kTileRows ? p.tokens_per_sample - first_row : kTileRows;
+    offset = (sample * p.tokens_per_sample + first_row) * p.channels;
+    elements = rows * p.channels;
+  }
+};
+
+// One warp: residual + branch.
+template <typename T, typename R>
+PUMA_DEVICE void pass_through_with_branch(const AdapterArguments& p, const DroppedRows& rows) {
+  for (int64_t i = dev::lane() * kElements<T>; i < rows.elements; i += 32 * kElements<T>) {
+    Stored<R, T> sum;
+    BranchUnit<T, R> branch;
+    sum.load(static_cast<const R*>(p.residual) + rows.offset + i);
+    branch.load(p, rows.offset + i);
+    float v[kElements<T>];
+#pragma unroll
+    for (int e = 0; e < kElements<T>; ++e) v[e] = sum.element(e) + branch.element(p, e);
+    sum.set(v);
+    sum.store(static_cast<R*>(p.output) + rows.offset + i);
+  }
+}
+
+// One warp: up to 16 rows of a dropped sample, copied from the residual or zeroed.
 template <typename Out>
-PUMA_DEVICE void pass_through(const AdapterArguments& p, int64_t item, int64_t kept) {
-  const int64_t items_per_sample = (p.tokens_per_sample + kTileRows - 1) / kTileRows;
-  const int64_t sample = p.order[kept + item / items_per_sample];
-  const int64_t first_row = item % items_per_sample * kTileRows;
-  const int64_t rows = p.tokens_per_sample - first_row < kTileRows ? p.tokens_per_sample - first_row : kTileRows;
-  const int64_t offset = (sample * p.tokens_per_sample + first_row) * p.channels;
-  const int64_t units = rows * p.channels / kElements<Out>;
-  Out* out = static_cast<Out*>(p.output) + offset;
-  const Out* source = static_cast<const Out*>(p.residual) + (p.residual == nullptr ? 0 : offset);
+PUMA_DEVICE void pass_through(const AdapterArguments& p, const DroppedRows& rows) {
+  const int64_t units = rows.elements / kElements<Out>;
+  Out* out = static_cast<Out*>(p.output) + rows.offset;
+  const Out* source = static_cast<const Out*>(p.residual) + (p.residual == nullptr ? 0 : rows.offset);
 
   constexpr int kUnroll = 4;
   for (int64_t base = dev::lane(); base < units; base += 32 * kUnroll) {
@@ -317,27 +365,37 @@ PUMA_DEVICE void adapter(const AdapterArguments& p) {
         Stored<Out, T> result[2][2];
 #pragma unroll
         for (int q = 0; q < 2; ++q) {
-          float branch[kTilesGroup][4];
+          float product[kTilesGroup][4];
 #pragma unroll
           for (int j = 0; j < kTilesGroup; ++j) {
 #pragma unroll
-            for (int i = 0; i < 4; ++i) branch[j][i] = 0.0f;
+            for (int i = 0; i < 4; ++i) product[j][i] = 0.0f;
           }
 #pragma unroll
           for (int g = 0; g < kWidthGroups; ++g) {
 #pragma unroll
             for (int j = 0; j < kTilesGroup; ++j) {
               const int unit = ((q * kWidthGroups + g) * kTilesGroup + j) * 32 + lane;
-              mma_group<T>(branch[j], hidden[g][0], hidden[g][1], dev::load_shared(weights + unit));
+              mma_group<T>(product[j], hidden[g][0], hidden[g][1], dev::load_shared(weights + unit));
             }
           }
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
             float v[kElements<T>];
-            accumulator_row<T>(branch, h, v);
+            accumulator_row<T>(product, h, v);
             if constexpr (!kBackward) {
 #pragma unroll
               for (int e = 0; e < kElements<T>; ++e) v[e] = residual[q][h].element(e) + row[h].factor * v[e];
+              if (p.branch != nullptr) {
+                const int64_t column =
+                    static_cast<int64_t>(step) * Packed::kStepColumns + q * kGroup<T> + column_in_group;
+                if (row[h].valid && column < p.channels) {
+                  BranchUnit<T, R> branch;
+                  branch.load(p, row[h].full * p.channels + column);
+#pragma unroll
+                  for (int e = 0; e < kElements<T>; ++e) v[e] += branch.element(p, e);
+                }
+              }
             }
             result[q][h].set(v);
           }
@@ -363,7 +421,16 @@ PUMA_DEVICE void adapter(const AdapterArguments& p) {
     const int64_t items = (p.samples - kept) * ((p.tokens_per_sample + kTileRows - 1) / kTileRows);
     // Continue where the tiles ended: the slots behind the last tile come first.
     const int64_t begin = (slot - tiles % slots + slots) % slots;
-    for (int64_t item = begin; item < items; item += slots) pass_through<Out>(p, item, kept);
+    for (int64_t item = begin; item < items; item += slots) {
+      const DroppedRows rows(p, item, kept);
+      if constexpr (!kBackward) {
+        if (p.branch != nullptr) {
+          pass_through_with_branch<T, R>(p, rows);
+          continue;
+        }
+      }
+      pass_through<Out>(p, rows);
+    }
   }
 }
 

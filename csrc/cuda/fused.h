@@ -39,6 +39,8 @@ class FusedAdapter {
     if (workspace == nullptr) return space.bytes();
     a.input = p.tokens;
     a.residual = p.residual;
+    a.branch = p.branch;
+    a.branch_is_narrow = p.branch_is_narrow;
     a.output = p.out;
     a.activation = p.hidden;
     run<false>(launcher, prepare, a, p.sizes);

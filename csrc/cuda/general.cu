@@ -5,7 +5,7 @@ namespace puma {
 
 #define PUMA_INSTANTIATE_PAIR(T, R)                                                                                \
   template void gather_kept_rows<R, T>(const CudaLauncher&, const RowsArguments&, const void*, void*, bool);       \
-  template void scatter_add_kept_rows<T, R>(const CudaLauncher&, const RowsArguments&, const void*, const void*, void*)
+  template void scatter_add_kept_rows<T, R>(const CudaLauncher&, const RowsArguments&, const ForwardProblem&, const void*)
 #define PUMA_INSTANTIATE_TYPE(T)                                                                                   \
   PUMA_INSTANTIATE_PAIR(T, T);                                                                                     \
   template void scatter_kept_rows<T>(const CudaLauncher&, const RowsArguments&, const void*, void*);               \

@@ -44,14 +44,19 @@ PUMA_DEVICE void gather_rows(const RowsArguments& p, const S* source, T* compact
   });
 }
 
-// out = residual + factor * branch in kept samples, residual in dropped ones.
+// out = residual + branch, in kept samples + factor * product. branch: of type R, or T if narrow; or null.
 template <typename T, typename R>
-PUMA_DEVICE void scatter_add_rows(const RowsArguments& p, const R* residual, const T* branch, R* out) {
+PUMA_DEVICE void scatter_add_rows(const RowsArguments& p, const R* residual, const void* branch, bool narrow,
+                                  const T* product, R* out) {
   using Real = arithmetic_t<T>;
   for_each_element(p.samples * p.tokens_per_sample * p.channels, [&](int64_t i) {
     const CompactElement<Real> e(p, i);
     Real v = static_cast<Real>(dev::to_arithmetic(residual[e.full]));
-    if (e.kept) v += e.factor * dev::to_arithmetic(branch[i]);
+    if (branch != nullptr) {
+      v += narrow ? static_cast<Real>(dev::to_arithmetic(static_cast<const T*>(branch)[e.full]))
+                  : static_cast<Real>(dev::to_arithmetic(static_cast<const R*>(branch)[e.full]));
+    }
+    if (e.kept) v += e.factor * dev::to_arithmetic(product[i]);
     dev::from_arithmetic(v, out[e.full]);
   });
 }

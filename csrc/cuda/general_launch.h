@@ -30,11 +30,12 @@ void gather_kept_rows(const Launcher& launcher, const RowsArguments& rows, const
 }
 
 template <typename T, typename R, typename Launcher>
-void scatter_add_kept_rows(const Launcher& launcher, const RowsArguments& rows, const void* residual,
-                           const void* branch, void* out) {
+void scatter_add_kept_rows(const Launcher& launcher, const RowsArguments& rows, const ForwardProblem& problem,
+                           const void* product) {
   launcher.template run<ScatterAddRowsKernel<T, R>>(
       rows_blocks(launcher.limits(), elements(rows)), 0,
-      {rows, static_cast<const R*>(residual), static_cast<const T*>(branch), static_cast<R*>(out)});
+      {rows, static_cast<const R*>(problem.residual), problem.branch, problem.branch_is_narrow,
+       static_cast<const T*>(product), static_cast<R*>(problem.out)});
 }
 
 template <typename T, typename Launcher>

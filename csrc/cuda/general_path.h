@@ -29,8 +29,8 @@ typename Backend::Array general_forward(Backend& backend, const ForwardProblem& 
   gather_kept_rows<T, T>(backend.launcher(), rows, p.tokens, backend.data(compact), false);
   auto hidden = backend.product(compact, down);
   rectify_values<T>(backend.launcher(), s.samples * s.tokens_per_sample * s.width, backend.data(hidden));
-  const auto branch = backend.product(hidden, up);
-  scatter_add_kept_rows<T, R>(backend.launcher(), rows, p.residual, backend.data(branch), p.out);
+  const auto product = backend.product(hidden, up);
+  scatter_add_kept_rows<T, R>(backend.launcher(), rows, p, backend.data(product));
   return hidden;
 }
 

@@ -16,8 +16,8 @@ template <typename S, typename T, typename Launcher>
 void gather_kept_rows(const Launcher& launcher, const RowsArguments& rows, const void* source, void* compact,
                       bool with_factor);
 template <typename T, typename R, typename Launcher>
-void scatter_add_kept_rows(const Launcher& launcher, const RowsArguments& rows, const void* residual,
-                           const void* branch, void* out);
+void scatter_add_kept_rows(const Launcher& launcher, const RowsArguments& rows, const ForwardProblem& problem,
+                           const void* product);
 template <typename T, typename Launcher>
 void scatter_kept_rows(const Launcher& launcher, const RowsArguments& rows, const void* compact, void* out);
 template <typename T, typename Launcher>

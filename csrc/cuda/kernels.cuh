@@ -54,11 +54,15 @@ struct ScatterAddRowsKernel {
   struct Arguments {
     RowsArguments rows;
     const R* residual;
-    const T* branch;
+    const void* branch;
+    bool branch_is_narrow;
+    const T* product;
     R* out;
   };
   static constexpr int kThreads = kRowsThreads;
-  static PUMA_DEVICE void body(const Arguments& a) { scatter_add_rows(a.rows, a.residual, a.branch, a.out); }
+  static PUMA_DEVICE void body(const Arguments& a) {
+    scatter_add_rows(a.rows, a.residual, a.branch, a.branch_is_narrow, a.product, a.out);
+  }
 };
 
 template <typename T>

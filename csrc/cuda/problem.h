@@ -36,6 +36,8 @@ struct ForwardProblem {
   double scale;
   void* out;
   void* hidden;  // or null
+  const void* branch;  // added to the residual; or null
+  bool branch_is_narrow;  // branch has the tokens' type, not the residual's
 };
 
 struct BackwardProblem {

@@ -66,12 +66,14 @@ void with_types(ScalarType tokens, ScalarType residual, const Function& function
 }
 
 std::tuple<Tensor, Tensor> forward(const Tensor& residual_in, const Tensor& tokens_in, const Tensor& down,
-                                   const Tensor& up, const std::optional<Tensor>& gate_in, double scale,
-                                   bool save_hidden) {
+                                   const Tensor& up, const std::optional<Tensor>& gate_in,
+                                   const std::optional<Tensor>& branch_in, double scale, bool save_hidden) {
   const OnDevice device(tokens_in);
   const CudaLauncher launcher = device.launcher();
   const Tensor residual = dense(residual_in), tokens = dense(tokens_in);
   const std::optional<Tensor> gate = dense_gate(gate_in);
+  std::optional<Tensor> branch;
+  if (branch_in.has_value()) branch = dense(*branch_in);
   const AdapterSizes s = sizes_of(tokens, down);
   const int64_t rows = s.samples * s.tokens_per_sample;
   Tensor out = new_tensor(residual, {s.samples, s.tokens_per_sample, s.channels}, residual.scalar_type());
@@ -87,7 +89,9 @@ std::tuple<Tensor, Tensor> forward(const Tensor& residual_in, const Tensor& toke
                                data_or_null(gate),
                                scale,
                                out.data_ptr(),
-                               save_hidden ? hidden.data_ptr() : nullptr};
+                               save_hidden ? hidden.data_ptr() : nullptr,
+                               data_or_null(branch),
+                               branch.has_value() && branch->scalar_type() != residual.scalar_type()};
   with_types(tokens.scalar_type(), residual.scalar_type(), [&](auto t, auto r) {
     using T = typename decltype(t)::type;
     using R = typename decltype(r)::type;

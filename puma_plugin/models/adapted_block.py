@@ -3,13 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from puma_plugin.models.adapted_module import AdaptedModule
 from puma_plugin.models.adapter import StochasticAdapter
 
+_Recompute = tuple[Callable[[Tensor], Tensor], Tensor] | None
 
-def _recompute(norm: nn.Module, x: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor] | None:
+
+def _recompute(norm: nn.Module, x: Tensor) -> _Recompute:
     """How an adapter gets its tokens back in the backward; None if ``norm(x)`` might give others the second time.
 
     A layer norm keeps its input for its own backward, so the adapter has nothing to keep.
@@ -17,6 +20,13 @@ def _recompute(norm: nn.Module, x: Tensor) -> tuple[Callable[[Tensor], Tensor], 
     if not isinstance(norm, nn.LayerNorm) or norm._forward_hooks or norm._forward_pre_hooks:
         return None
     return norm.forward, x
+
+
+def _add(adapter: StochasticAdapter, x: Tensor, branch: Tensor, tokens: Tensor, recompute: _Recompute) -> Tensor:
+    """``x + branch + adapter(tokens)`` in one pass over memory, in the dtype that ``x + branch`` has."""
+    if torch.promote_types(x.dtype, branch.dtype) is x.dtype:
+        return adapter(x, tokens, recompute, branch)
+    return adapter(x + branch, tokens, recompute)
 
 
 class AdaptedBlock(AdaptedModule):
@@ -47,10 +57,10 @@ class AdaptedBlock(AdaptedModule):
         """Tokens (B, N, C) to (B, N, C); the options (mask, rotary embedding, position bias) go to the attention."""
         tokens = self.norm1(x)
         branch = self.drop_path1(self.scale_attention(self.attn(tokens, **attention_options)))
-        x = self.adapter1(x + branch, tokens, _recompute(self.norm1, x))
+        x = _add(self.adapter1, x, branch, tokens, _recompute(self.norm1, x))
         tokens = self.norm2(x)
         branch = self.drop_path2(self.scale_mlp(self.mlp(tokens)))
-        return self.adapter2(x + branch, tokens, _recompute(self.norm2, x))
+        return _add(self.adapter2, x, branch, tokens, _recompute(self.norm2, x))
 
 
 class LayerScaleBlock(AdaptedBlock):

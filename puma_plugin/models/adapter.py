@@ -13,7 +13,7 @@ INITS = ("default", "paper")
 
 
 class StochasticAdapter(nn.Module):
-    """``residual + gate * scale * ReLU(tokens @ down) @ up``, skipped at random per sample in training.
+    """``residual + branch + gate * scale * ReLU(tokens @ down) @ up``, skipped at random per sample in training.
 
     From arXiv 2309.08944. In training each sample draws its gate: 0 with probability ``drop``, else ``1 / (1 - drop)``.
     A sample with gate 0 passes untouched, forward and backward. In evaluation every gate is 1. Gates come from torch's
@@ -34,8 +34,8 @@ class StochasticAdapter(nn.Module):
     Raises:
         TypeError, ValueError: an argument is outside what is said above.
 
-    Shapes: ``residual`` and ``tokens`` (B, N, C), output (B, N, C) in the dtype of ``residual``; ``down`` (C, r) and
-    ``up`` (r, C), no biases.
+    Shapes: ``residual``, ``tokens`` and ``branch`` (B, N, C), output (B, N, C) in the dtype of ``residual``; ``down``
+    (C, r) and ``up`` (r, C), no biases.
     """
 
     down: nn.Parameter
@@ -89,17 +89,22 @@ class StochasticAdapter(nn.Module):
         return kept.float() / (1.0 - self.drop)
 
     def forward(
-        self, residual: Tensor, tokens: Tensor, recompute: tuple[Callable[[Tensor], Tensor], Tensor] | None = None
+        self,
+        residual: Tensor,
+        tokens: Tensor,
+        recompute: tuple[Callable[[Tensor], Tensor], Tensor] | None = None,
+        branch: Tensor | None = None,
     ) -> Tensor:
         """Add the adapter's output for ``tokens`` to ``residual``, both (B, N, C).
 
-        ``recompute``: function and input that give ``tokens`` again, so that the backward need not keep them; see
+        ``recompute``: function and input that give ``tokens`` again, so that the backward need not keep them;
+        ``branch``: the frozen branch's output, added in the same pass over memory; for both see
         :func:`puma_plugin.ops.stochastic_adapter`.
         """
         gate = self.given_gate if self.training else None
         if gate is None:
             gate = self.draw_gate(residual.shape[0], residual.device)
-        return stochastic_adapter(residual, tokens, self.down, self.up, gate, self.scale, recompute)
+        return stochastic_adapter(residual, tokens, self.down, self.up, gate, self.scale, recompute, branch)
 
     def extra_repr(self) -> str:
         if isinstance(self.scale, float):

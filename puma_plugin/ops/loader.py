@@ -15,6 +15,8 @@ import torch
 from packaging.version import Version
 
 OLDEST_TORCH = "2.10"
+# The operators' schemas that these Python files call; `_C.schemas` says which ones the library has.
+SCHEMAS = 2
 REBUILD = "rebuild with `pip install --no-build-isolation .` in the source folder of puma_plugin"
 
 
@@ -57,9 +59,12 @@ def load_cpu_library() -> tuple[LibraryState, ModuleType | None]:
     if importlib.util.find_spec("puma_plugin._C") is None:
         return LibraryState("_C", False, "the library is missing: it was not compiled for this Python"), None
     try:
-        return LibraryState("_C", True), importlib.import_module("puma_plugin._C")
+        module = importlib.import_module("puma_plugin._C")
     except (ImportError, OSError, RuntimeError) as error:
         return LibraryState("_C", False, true_cause(error), error), None
+    if getattr(module, "schemas", 1) != SCHEMAS:
+        return LibraryState("_C", False, "the library was compiled from other sources than these Python files"), None
+    return LibraryState("_C", True), module
 
 
 def load_cuda_library(cpu: LibraryState) -> LibraryState:

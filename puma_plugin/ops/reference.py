@@ -9,21 +9,30 @@ from torch import Tensor
 
 
 def stochastic_adapter(
-    residual: Tensor, tokens: Tensor, down: Tensor, up: Tensor, gate: Tensor | None = None, scale: float = 0.1
+    residual: Tensor,
+    tokens: Tensor,
+    down: Tensor,
+    up: Tensor,
+    gate: Tensor | None = None,
+    scale: float = 0.1,
+    branch: Tensor | None = None,
 ) -> Tensor:
-    """``residual + gate * scale * ReLU(tokens @ down) @ up``, one gate per sample (PUMA, "Stochastic adapter").
+    """``residual + branch + gate * scale * ReLU(tokens @ down) @ up``, a gate per sample (PUMA, "Stochastic adapter").
 
     Args:
-        residual: (B, N, C), what the adapter's branch is added to.
+        residual: (B, N, C), what the adapter's output is added to.
         tokens: (B, N, C), the normalised tokens that the frozen branch also reads.
         down: (C, r).
         up: (r, C).
         gate: (B,), or None for 1 everywhere (evaluation). 0 means: the sample passes untouched.
         scale: s of the paper, 0.1 there.
+        branch: (B, N, C), the frozen branch's output, or None.
     """
-    branch = torch.relu(tokens @ down) @ up
+    if branch is not None:
+        residual = residual + branch
+    added = torch.relu(tokens @ down) @ up
     factor = scale if gate is None else (gate.to(residual.dtype) * scale)[:, None, None]
-    return residual + branch.to(residual.dtype) * factor
+    return residual + added.to(residual.dtype) * factor
 
 
 def match_prompts(query: Tensor, keys: Tensor, attention: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:

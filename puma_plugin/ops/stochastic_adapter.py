@@ -25,15 +25,17 @@ def stochastic_adapter(
     gate: Tensor | None = None,
     scale: float | Tensor = 0.1,
     recompute: Recompute | None = None,
+    branch: Tensor | None = None,
 ) -> Tensor:
-    """``residual + gate * scale * ReLU(tokens @ down) @ up`` (PUMA, arXiv 2309.08944, stochastic adapter).
+    """``residual + branch + gate * scale * ReLU(tokens @ down) @ up`` (PUMA, arXiv 2309.08944, stochastic adapter).
 
-    Samples whose gate is 0 are skipped, forward and backward, not multiplied by 0. Under autocast, tokens, down and up
-    are cast to autocast's dtype; the residual keeps its own. Sums run in float32 for half types.
+    Samples whose gate is 0 are skipped, forward and backward, not multiplied by 0: for them the result is
+    ``residual + branch``. Under autocast, tokens, down and up are cast to autocast's dtype; residual and branch keep
+    theirs. Sums of half types run in float32 and are rounded once, where ``residual + branch`` first would round twice.
 
     Args:
-        residual: (B, N, C), what the branch is added to; its dtype is the result's. Either the dtype of tokens, or
-            float32 next to bfloat16 or float16 tokens.
+        residual: (B, N, C), what the adapter's output is added to; its dtype is the result's. Either the dtype of
+            tokens, or float32 next to bfloat16 or float16 tokens.
         tokens: (B, N, C), the normalised tokens.
         down: (C, r), same dtype as tokens.
         up: (r, C), same dtype as tokens.
@@ -43,9 +45,11 @@ def stochastic_adapter(
         recompute: ``(function, input)`` with ``tokens = function(input)``. The backward then keeps the input, not the
             tokens, and calls the function once more: saves memory where the input is kept anyway, as a layer norm does.
             Compiled code decides by itself what to keep and ignores this.
+        branch: (B, N, C), the output of the frozen branch beside the adapter, added in the same pass over memory. Its
+            dtype is residual's, or one whose values residual's holds exactly (a half type next to float32).
 
     Returns:
-        (B, N, C), contiguous, in residual's dtype. Never shares memory with residual. Differentiable once, in reverse
+        (B, N, C), contiguous, in residual's dtype. Never shares memory with an input. Differentiable once, in reverse
         mode; for second derivatives, forward mode or ``torch.func`` use ``ops.reference.stochastic_adapter``.
 
     Raises:
@@ -64,18 +68,25 @@ def stochastic_adapter(
     _validate(residual, tokens, down, up, gate)
     if gate is not None:
         gate = gate.to(torch.float64 if tokens.dtype is torch.float64 else torch.float32)
+    if branch is not None:
+        _validate_branch(residual, branch)
+        if branch.dtype is not tokens.dtype:
+            branch = branch.to(residual.dtype)
     if device_type not in loader.KERNEL_DEVICES:
         loader.report_fallback(device_type)
-        return reference.stochastic_adapter(residual, tokens, down, up, gate, scale)
-    refuse_tangents("stochastic_adapter", (residual, tokens, down, up, gate))
+        return reference.stochastic_adapter(residual, tokens, down, up, gate, scale, branch)
+    refuse_tangents("stochastic_adapter", (residual, tokens, down, up, gate, branch))
     save_hidden = torch.is_grad_enabled() and (tokens.requires_grad or down.requires_grad or up.requires_grad)
     if not is_plain():
-        return torch.ops.puma.stochastic_adapter.default(residual, tokens, down, up, gate, scale, save_hidden)[0]
-    if save_hidden or (residual.requires_grad and torch.is_grad_enabled()):
-        out: Tensor = _StochasticAdapter.apply(residual, tokens, down, up, gate, scale, save_hidden, recompute)
+        return torch.ops.puma.stochastic_adapter.default(residual, tokens, down, up, gate, branch, scale, save_hidden)[
+            0
+        ]
+    passes_gradient = residual.requires_grad or (branch is not None and branch.requires_grad)
+    if save_hidden or (passes_gradient and torch.is_grad_enabled()):
+        out: Tensor = _StochasticAdapter.apply(residual, tokens, down, up, gate, branch, scale, save_hidden, recompute)
         return out
     with below_autograd():
-        return torch.ops.puma.stochastic_adapter.default(residual, tokens, down, up, gate, scale, False)[0]
+        return torch.ops.puma.stochastic_adapter.default(residual, tokens, down, up, gate, branch, scale, False)[0]
 
 
 def _fold_scale(up: Tensor, scale: Tensor) -> Tensor:
@@ -134,8 +145,27 @@ def _validate(residual: Tensor, tokens: Tensor, down: Tensor, up: Tensor, gate: 
         raise TypeError("gate takes no gradient, got a gate with requires_grad=True; pass gate.detach()")
 
 
+def _validate_branch(residual: Tensor, branch: Tensor) -> None:
+    if branch.shape != residual.shape:
+        raise ValueError(f"branch must have residual's shape {tuple(residual.shape)}, got {tuple(branch.shape)}")
+    if branch.device != residual.device:
+        raise ValueError(f"branch must be on residual's device {residual.device}, got {branch.device}")
+    if branch.dtype not in DTYPES or torch.promote_types(branch.dtype, residual.dtype) is not residual.dtype:
+        raise TypeError(
+            f"branch must have residual's dtype {residual.dtype} or a narrower floating-point one, got {branch.dtype}; "
+            "cast it, or pass residual + branch as residual"
+        )
+
+
 def _fake_forward(
-    residual: Tensor, tokens: Tensor, down: Tensor, up: Tensor, gate: Tensor | None, scale: float, save_hidden: bool
+    residual: Tensor,
+    tokens: Tensor,
+    down: Tensor,
+    up: Tensor,
+    gate: Tensor | None,
+    branch: Tensor | None,
+    scale: float,
+    save_hidden: bool,
 ) -> tuple[Tensor, Tensor]:
     rows = tokens.shape[0] * tokens.shape[1] if save_hidden else 0
     return residual.new_empty(residual.shape), tokens.new_empty((rows, down.shape[1]))
@@ -161,11 +191,12 @@ def _fake_backward(
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]  # torch.library's calling convention
-    _, tokens, down, up, gate, scale, save_hidden = inputs
+    _, tokens, down, up, gate, branch, scale, save_hidden = inputs
     hidden = output[1]
     ctx.mark_non_differentiable(hidden)
     ctx.set_materialize_grads(False)
     ctx.scale, ctx.save_hidden = scale, save_hidden
+    ctx.branch_dtype = None if branch is None else branch.dtype
     ctx.save_for_backward(tokens, down, up, gate, hidden)
 
 
@@ -187,10 +218,16 @@ def _gradients(needed: Sequence[bool], grad: Tensor, saved: Sequence[Tensor | No
 
 def _backward(ctx, grad: Tensor | None, _: None):  # type: ignore[no-untyped-def]
     if grad is None:
-        return (None,) * 7
+        return (None,) * 8
     if any(ctx.needs_input_grad[1:4]) and not ctx.save_hidden:
         raise RuntimeError("puma::stochastic_adapter was called with save_hidden=False, so it has no gradient here")
-    return *_gradients(ctx.needs_input_grad, grad, ctx.saved_tensors, ctx.scale), None, None, None
+    gradients = _gradients(ctx.needs_input_grad, grad, ctx.saved_tensors, ctx.scale)
+    return *gradients, None, _branch_gradient(ctx, grad), None, None
+
+
+def _branch_gradient(ctx, grad: Tensor) -> Tensor | None:  # type: ignore[no-untyped-def]
+    """That of residual, in branch's dtype; branch is argument 5 of the operator and of the eager function."""
+    return grad.to(ctx.branch_dtype) if ctx.needs_input_grad[5] else None
 
 
 class _StochasticAdapter(torch.autograd.Function):
@@ -204,16 +241,18 @@ class _StochasticAdapter(torch.autograd.Function):
         down: Tensor,
         up: Tensor,
         gate: Tensor | None,
+        branch: Tensor | None,
         scale: float,
         save_hidden: bool,
         recompute: Recompute | None,
     ) -> Tensor:
         with below_autograd():
             out, hidden = torch.ops.puma.stochastic_adapter.default(
-                residual, tokens, down, up, gate, scale, save_hidden
+                residual, tokens, down, up, gate, branch, scale, save_hidden
             )
         ctx.set_materialize_grads(False)
         ctx.scale, ctx.save_hidden, ctx.function = scale, save_hidden, None
+        ctx.branch_dtype = None if branch is None else branch.dtype
         if save_hidden:
             kept = tokens
             if recompute is not None:
@@ -230,7 +269,7 @@ class _StochasticAdapter(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor | None):  # type: ignore[no-untyped-def]
         if grad is None:
-            return (None,) * 8
+            return (None,) * 9
         saved = ctx.saved_tensors
         if ctx.function is not None:
             device_type, dtype, enabled = ctx.autocast
@@ -239,7 +278,7 @@ class _StochasticAdapter(torch.autograd.Function):
         # With create_graph the wrapper has to see the call: it refuses a second derivative.
         with nullcontext() if torch.is_grad_enabled() else below_autograd():
             gradients = _gradients(ctx.needs_input_grad, grad, saved, ctx.scale)
-        return *gradients, None, None, None, None
+        return *gradients, None, _branch_gradient(ctx, grad), None, None, None
 
 
 def _double_backward(ctx, *grads: Tensor | None):  # type: ignore[no-untyped-def]

@@ -165,7 +165,9 @@ void adapter_case(const Case& c) {
   Buffer residual(rows * s.channels * sizeof(R)), tokens(rows * s.channels * sizeof(T));
   const auto down = std::make_shared<Buffer>(weight_bytes), up = std::make_shared<Buffer>(weight_bytes);
   Buffer gate(c.flag("gate") ? s.samples * sizeof(arithmetic_t<T>) : 0), grad(rows * s.channels * sizeof(R));
-  for (Buffer* b : {&residual, &tokens, down.get(), up.get(), &gate, &grad}) b->read();
+  const bool branch_is_narrow = c.words.at("branch") == "tokens";
+  Buffer branch(c.words.at("branch") == "none" ? 0 : rows * s.channels * (branch_is_narrow ? sizeof(T) : sizeof(R)));
+  for (Buffer* b : {&residual, &tokens, down.get(), up.get(), &gate, &grad, &branch}) b->read();
   Buffer out(rows * s.channels * sizeof(R)), hidden(rows * s.width * sizeof(T));
   Buffer grad_tokens(c.flag("need_tokens") ? rows * s.channels * sizeof(T) : 0);
   Buffer grad_down(c.flag("need_weights") ? weight_bytes : 0), grad_up(c.flag("need_weights") ? weight_bytes : 0);
@@ -184,6 +186,8 @@ void adapter_case(const Case& c) {
   forward.scale = c.real("scale");
   forward.out = out.get();
   forward.hidden = hidden.get();
+  forward.branch = branch.get();
+  forward.branch_is_narrow = branch_is_narrow;
   BackwardProblem backward{};
   backward.sizes = s;
   backward.grad = grad.get();

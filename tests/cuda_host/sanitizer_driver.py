@@ -6,6 +6,8 @@ from puma_plugin import ops
 
 
 def adapter(tokens: torch.dtype, residual: torch.dtype, b: int, n: int, c: int, r: int, gated: bool) -> None:
+    """With and without a branch, which has the tokens' type, then the residual's."""
+
     def normal(*shape: int, dtype: torch.dtype) -> torch.Tensor:
         return torch.randn(*shape, device="cuda", dtype=torch.float64).to(dtype).requires_grad_()
 
@@ -14,11 +16,12 @@ def adapter(tokens: torch.dtype, residual: torch.dtype, b: int, n: int, c: int, 
         gate = gate.double()
     x, h = normal(b, n, c, dtype=residual), normal(b, n, c, dtype=tokens)
     down, up = normal(c, r, dtype=tokens), normal(r, c, dtype=tokens)
-    out = ops.stochastic_adapter(x, h, down, up, gate, 0.1)
-    out.sum().backward()
-    for tensor in (out, x.grad, h.grad, down.grad, up.grad):
-        assert tensor is not None
-        assert bool(tensor.isfinite().all())
+    for branch in (None, normal(b, n, c, dtype=tokens), normal(b, n, c, dtype=residual)):
+        out = ops.stochastic_adapter(x, h, down, up, gate, 0.1, branch=branch)
+        out.sum().backward()
+        for tensor in (out, x.grad, h.grad, down.grad, up.grad):
+            assert tensor is not None
+            assert bool(tensor.isfinite().all())
 
 
 def prompts(dtype: torch.dtype) -> None:

@@ -37,6 +37,7 @@ class Case:
     need_tokens: bool = True
     need_weights: bool = True
     fused: bool = True
+    branch: torch.dtype | None = None  # the residual's or the tokens'
 
 
 @dataclass
@@ -47,6 +48,7 @@ class Inputs:
     up: Tensor
     gate: Tensor | None
     grad: Tensor
+    branch: Tensor | None
 
 
 def make_inputs(case: Case) -> Inputs:
@@ -64,6 +66,7 @@ def make_inputs(case: Case) -> Inputs:
         (normal(case.r, case.c) / case.r**0.5).to(case.tokens),
         gate,
         normal(b, case.n, case.c).to(case.residual),
+        None if case.branch is None else normal(b, case.n, case.c).to(case.branch),
     )
 
 
@@ -90,6 +93,7 @@ def run_kernels(case: Case, x: Inputs) -> dict[str, Tensor]:
         "need_tokens": int(case.need_tokens),
         "need_weights": int(case.need_weights),
         "fused": int(case.fused),
+        "branch": "none" if case.branch is None else "residual" if case.branch == case.residual else "tokens",
     }
     weights = [x.down.T, x.up.T] if case.transposed else [x.down, x.up]
     outputs = {
@@ -99,7 +103,7 @@ def run_kernels(case: Case, x: Inputs) -> dict[str, Tensor]:
         "grad_down": ((case.c, case.r) if case.need_weights else (0,), case.tokens),
         "grad_up": ((case.r, case.c) if case.need_weights else (0,), case.tokens),
     }
-    return run(Request(words, [x.residual, x.tokens, *weights, x.gate, x.grad], outputs))
+    return run(Request(words, [x.residual, x.tokens, *weights, x.gate, x.grad, x.branch], outputs))
 
 
 def expected(case: Case, x: Inputs, hidden: Tensor) -> dict[str, Tensor]:
@@ -108,8 +112,8 @@ def expected(case: Case, x: Inputs, hidden: Tensor) -> dict[str, Tensor]:
     gate = torch.ones(b, dtype=F64) if x.gate is None else x.gate.double()
     kept = gate != 0
     tokens, down, up, grad = x.tokens[kept].double(), x.down.double(), x.up.double(), x.grad[kept].double()
-    out = x.residual.double().clone()
-    out[kept] = reference.stochastic_adapter(x.residual[kept].double(), tokens, down, up, gate[kept], SCALE)
+    out = x.residual.double() + (0.0 if x.branch is None else x.branch.double())
+    out[kept] = reference.stochastic_adapter(out[kept], tokens, down, up, gate[kept], SCALE)
     activation = torch.relu(tokens @ down)
     scaled = grad * (gate[kept] * SCALE)[:, None, None]
     mask = hidden.reshape(activation.shape).double() > 0
@@ -161,6 +165,13 @@ SMALL = {
         BF16, BF16, [2.0, 0.0] * 6, 55, 256, 16, multiprocessors=1, shared_bytes=60 * 1024
     ),
     "more blocks than tiles": Case(BF16, BF16, [2.0, 0.0], 5, 64, 16, multiprocessors=7),
+    "with a branch": Case(BF16, BF16, MIXED, 17, 64, 16, branch=BF16),
+    "with a branch, fp16": Case(F16, F16, MIXED, 19, 40, 70, branch=F16),
+    "with a branch, fp32, ragged": Case(F32, F32, [0.0, 2.0, 1.0], 13, 68, 100, branch=F32),
+    "with a bf16 branch on a float32 stream": Case(BF16, F32, [0.0, 2.0, 2.0, 1.0], 37, 72, 100, branch=BF16),
+    "with a float32 branch on a float32 stream": Case(BF16, F32, [0.0, 2.0, 2.0, 1.0], 37, 72, 40, branch=F32),
+    "with an fp16 branch, all kept": Case(F16, F32, None, 5, 64, 16, samples=3, branch=F16),
+    "with a float32 branch, several passes": Case(F16, F32, [2.0, 0.0] * 6, 55, 64, 16, multiprocessors=1, branch=F32),
     "only the tokens' gradient": Case(BF16, F32, MIXED, 7, 64, 70, need_weights=False),
     "only the weights' gradients": Case(BF16, BF16, MIXED, 7, 64, 70, need_tokens=False),
 }
@@ -168,6 +179,9 @@ PAPER = {
     "ViT-S, bf16, resident": Case(BF16, BF16, MIXED, 17, 384, 128),
     "ViT-S, fp16 on float32, streamed": Case(F16, F32, [2.0, 0.0, 2.0], 9, 384, 128, shared_bytes=AMPERE_CONSUMER),
     "ViT-S, fp32": Case(F32, F32, [0.0, 2.0], 9, 384, 128),
+    "ViT-S, bf16, with a branch": Case(BF16, BF16, MIXED, 17, 384, 128, branch=BF16),
+    "ViT-S, fp32, with a branch": Case(F32, F32, [0.0, 2.0], 9, 384, 128, branch=F32),
+    "ViT-B, bf16 on float32, with a branch": Case(BF16, F32, [0.0, 2.0], 17, 768, 128, branch=BF16),
     "ViT-B, bf16 on float32": Case(BF16, F32, [0.0, 2.0], 17, 768, 128),
     "ViT-B, fp32, r=64": Case(F32, F32, [2.0, 0.0], 5, 768, 64),
 }
@@ -176,6 +190,9 @@ GENERAL = {
     "fp32, C not a multiple of 4": Case(F32, F32, [0.0, 2.0, 1.0], 7, 13, 5, fused=False, transposed=True),
     "bf16, r > 128": Case(BF16, F32, [0.0, 2.0, 1.0], 7, 24, 150, fused=False),
     "fp16, no gate": Case(F16, F16, None, 7, 13, 9, samples=2, fused=False),
+    "float64, with a branch": Case(F64, F64, [0.0, 2.0, 1.0], 7, 13, 5, fused=False, branch=F64),
+    "bf16, r > 128, with a branch": Case(BF16, F32, [0.0, 2.0, 1.0], 7, 24, 150, fused=False, branch=BF16),
+    "fp16, r > 128, with a float32 branch": Case(F16, F32, [0.0, 2.0, 1.0], 7, 24, 150, fused=False, branch=F32),
     "float64, only tokens": Case(F64, F64, None, 7, 13, 9, samples=2, fused=False, need_weights=False),
     "bf16, only weights": Case(BF16, BF16, [0.0, 2.0], 7, 13, 9, fused=False, need_tokens=False),
 }
@@ -206,6 +223,15 @@ def test_none_kept_passes_the_residual_untouched(tokens: torch.dtype, fused: boo
     assert torch.equal(got["out"], x.residual)
     for key in ("grad_tokens", "grad_down", "grad_up"):
         assert torch.equal(got[key], torch.zeros_like(got[key])), key
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("branch", [F16, F32])
+def test_none_kept_gives_residual_plus_branch_rounded_once(branch: torch.dtype, fused: bool) -> None:
+    case = Case(F16, F32, [0.0, 0.0], 21, 40, 8, fused=fused, branch=branch)
+    x = make_inputs(case)
+    x.tokens.fill_(torch.nan)
+    assert torch.equal(run_kernels(case, x)["out"], x.residual + x.branch)
 
 
 @pytest.mark.parametrize("fused", [True, False])

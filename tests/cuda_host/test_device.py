@@ -40,7 +40,7 @@ def relative_error(got: Tensor, want: Tensor) -> float:
 def test_full_size(tokens: torch.dtype, residual: torch.dtype, c: int, r: int, p: float) -> None:
     x, h, down, up, gate = inputs(tokens, residual, 48, 205, c, r, p)
     grad = torch.randn_like(x)
-    out, hidden = torch.ops.puma.stochastic_adapter(x, h, down, up, gate, 0.1, True)
+    out, hidden = torch.ops.puma.stochastic_adapter(x, h, down, up, gate, None, 0.1, True)
     kept = gate != 0
     want = reference.stochastic_adapter(x.double(), h.double(), down.double(), up.double(), gate.double(), 0.1)
     assert relative_error(out, want) <= TOLERANCE[residual if tokens == residual else tokens]
@@ -59,6 +59,26 @@ def test_full_size(tokens: torch.dtype, residual: torch.dtype, c: int, r: int, p
         assert relative_error(got, expected) <= TOLERANCE[tokens], name
 
 
+@pytest.mark.parametrize(
+    ("tokens", "residual", "branch"), [(BF16, BF16, BF16), (BF16, F32, BF16), (F16, F32, F32), (F32, F32, F32)]
+)
+@pytest.mark.parametrize("r", [128, 150])  # the fused kernels and the general path
+def test_branch_is_added_in_the_same_pass(
+    tokens: torch.dtype, residual: torch.dtype, branch: torch.dtype, r: int
+) -> None:
+    x, h, down, up, gate = inputs(tokens, residual, 16, 205, 384, r)
+    beside = torch.randn_like(x).to(branch).requires_grad_()
+    out = ops.stochastic_adapter(x, h, down, up, gate, 0.1, branch=beside)
+    doubles = [t.detach().double() for t in (x, h, down, up, gate)]
+    want = reference.stochastic_adapter(*doubles, 0.1, beside.detach().double())
+    assert relative_error(out, want) <= TOLERANCE[residual if tokens == residual else tokens]
+    assert torch.equal(out[gate == 0], (x + beside)[gate == 0])
+    grad = torch.randn_like(x)
+    got_x, got_beside = torch.autograd.grad(out, (x, beside), grad)
+    assert torch.equal(got_x, grad)
+    assert torch.equal(got_beside, grad.to(branch))
+
+
 def test_the_same_bits_every_time() -> None:
     x, h, down, up, gate = inputs(BF16, F32, 32, 205, 384, 128)
     runs = []
@@ -72,14 +92,14 @@ def test_the_same_bits_every_time() -> None:
 def test_a_graph_replays_with_another_gate() -> None:
     x, h, down, up, gate = (t.detach() for t in inputs(BF16, BF16, 16, 50, 384, 128))
     operator = torch.ops.puma.stochastic_adapter
-    operator(x, h, down, up, gate, 0.1, False)
+    operator(x, h, down, up, gate, None, 0.1, False)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = operator(x, h, down, up, gate, 0.1, False)[0]
+        captured = operator(x, h, down, up, gate, None, 0.1, False)[0]
     for kept in (0, 1, 9, 16):
         gate.copy_(torch.arange(16, device="cuda") < kept)
         graph.replay()
-        assert torch.equal(captured, operator(x, h, down, up, gate, 0.1, False)[0])
+        assert torch.equal(captured, operator(x, h, down, up, gate, None, 0.1, False)[0])
 
 
 def test_nothing_waits_for_the_device() -> None:
@@ -122,7 +142,7 @@ def test_more_than_2_to_the_31_elements() -> None:
     down, up = (torch.randn(*shape, device="cuda").to(BF16) for shape in ((c, r), (r, c)))
     gate = torch.zeros(b, device="cuda")
     gate[[0, b - 1]] = 1
-    out, hidden = torch.ops.puma.stochastic_adapter(residual, tokens, down, up, gate, 0.1, True)
+    out, hidden = torch.ops.puma.stochastic_adapter(residual, tokens, down, up, gate, None, 0.1, True)
     assert tokens.numel() > 2**31
     assert out[0].any()
     assert torch.equal(out[b - 1], out[0])

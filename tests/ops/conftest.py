@@ -1,10 +1,15 @@
 """Inputs for the operators, and every device that this machine has."""
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+
+# Makes adapter_formula importable: pytest's importlib mode adds no folder to the path.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 

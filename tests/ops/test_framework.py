@@ -41,10 +41,10 @@ def test_opcheck_adapter(device: str, dtype: torch.dtype, adapter_inputs: Callab
     """All samples are kept: rows of `hidden` behind the kept ones are undefined, so they cannot be compared."""
     inputs = adapter_inputs(3, 5, 8, 4, dtype)
     gate = torch.full((3,), 2.0, device=device, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-    torch.library.opcheck(OPS.stochastic_adapter.default, (*inputs, gate, 0.1, True))
+    torch.library.opcheck(OPS.stochastic_adapter.default, (*inputs, gate, None, 0.1, True))
     detached = [t.detach() for t in inputs]
-    torch.library.opcheck(OPS.stochastic_adapter.default, (*detached, None, 0.1, False))
-    hidden = OPS.stochastic_adapter.default(*detached, gate, 0.1, True)[1]
+    torch.library.opcheck(OPS.stochastic_adapter.default, (*detached, None, None, 0.1, False))
+    hidden = OPS.stochastic_adapter.default(*detached, gate, None, 0.1, True)[1]
     for need_tokens, need_weights in ((True, True), (False, True), (True, False)):
         torch.library.opcheck(
             OPS.stochastic_adapter_backward.default,

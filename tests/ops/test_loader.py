@@ -38,6 +38,14 @@ def test_innermost_cause_is_shown() -> None:
     assert loader.true_cause(caught.value) == "OSError: undefined symbol: xyz"
 
 
+def test_a_library_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after `git pull` without a new build: its operators may take other arguments."""
+    monkeypatch.setattr(loader, "SCHEMAS", loader.SCHEMAS + 1)
+    state, module = loader.load_cpu_library()
+    assert (state.loaded, module) == (False, None)
+    assert "compiled from other sources" in state.reason
+
+
 @pytest.fixture
 def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "KERNEL_DEVICES", frozenset())

@@ -1,9 +1,10 @@
-"""The stochastic adapter against its formula, written out again here in float64."""
+"""The stochastic adapter against its formula."""
 
 from collections.abc import Callable
 
 import pytest
 import torch
+from adapter_formula import DTYPES, OP, SHAPES, TOLERANCE, by_hand, gates, relu_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -11,55 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from puma_plugin.ops import reference, stochastic_adapter
-
-OP = torch.ops.puma.stochastic_adapter.default
-TOLERANCE = {torch.float64: 1e-13, torch.float32: 3e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
-DTYPES = [  # of the residual, of the rest
-    (torch.float64, torch.float64),
-    (torch.float32, torch.float32),
-    (torch.bfloat16, torch.bfloat16),
-    (torch.float16, torch.float16),
-    (torch.float32, torch.bfloat16),
-    (torch.float32, torch.float16),
-]
-SHAPES = [
-    (5, 7, 24, 6),
-    (1, 1, 1, 1),
-    (3, 13, 33, 5),
-    (6, 1, 16, 16),
-    (3, 300, 384, 8),
-    (2, 9, 8, 20),
-    (0, 4, 8, 2),
-    (3, 0, 8, 2),
-]
-
-
-def gates(kind: str, samples: int, device: str) -> Tensor | None:
-    if kind == "none":
-        return None
-    pattern = {"mixed": [0.0, 2.0, 2.0, 0.0, 2.0, 0.5], "all kept": [2.0], "none kept": [0.0]}[kind]
-    return torch.tensor([pattern[i % len(pattern)] for i in range(samples)], device=device)
-
-
-def by_hand(inputs: list[Tensor], gate: Tensor | None, scale: float, mask: Tensor | None = None) -> Tensor:
-    """The formula in float64. With ``mask`` the ReLU passes what another run's ReLU passed, so that a value that rounds
-    to either side of 0 counts as no difference."""
-    residual, tokens, down, up = (t.double() for t in inputs)
-    before = torch.einsum("bnc,cr->bnr", tokens, down)
-    hidden = before.clamp(min=0) if mask is None else before * mask
-    weight = torch.ones(len(residual), device=residual.device) if gate is None else gate
-    return residual + torch.einsum("b,bnr,rc->bnc", weight.double() * scale, hidden, up)
-
-
-def relu_mask(inputs: list[Tensor], gate: Tensor | None) -> Tensor:
-    """(B, N, r): where the operator's own ReLU was active, from the activations it saves; 0 in dropped samples."""
-    _, tokens, down, _ = inputs
-    exact = torch.float64 if tokens.dtype == torch.float64 else torch.float32
-    hidden = OP(*inputs, gate if gate is None else gate.to(exact), 0.1, True)[1]
-    mask = torch.zeros(*tokens.shape[:2], down.shape[1], dtype=torch.float64, device=tokens.device)
-    kept = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device) if gate is None else gate != 0
-    mask[kept] = (hidden[: int(kept.sum()) * tokens.shape[1]] > 0).double().view(int(kept.sum()), *mask.shape[1:])
-    return mask
 
 
 @pytest.mark.parametrize("kind", ["none", "mixed", "all kept", "none kept"])
@@ -201,10 +153,10 @@ def test_out_is_never_the_residual(device: str, adapter_inputs: Callable[..., li
 
 def test_hidden_holds_the_kept_samples_at_the_front(device: str, adapter_inputs: Callable[..., list[Tensor]]) -> None:
     inputs = [t.detach() for t in adapter_inputs(4, 3, 8, 5, torch.float64)]
-    hidden = OP(*inputs, torch.tensor([0.0, 2.0, 0.0, 2.0], device=device, dtype=torch.float64), 0.1, True)[1]
+    hidden = OP(*inputs, torch.tensor([0.0, 2.0, 0.0, 2.0], device=device, dtype=torch.float64), None, 0.1, True)[1]
     assert hidden.shape == (12, 5)
     torch.testing.assert_close(hidden[:6].view(2, 3, 5), (inputs[1][[1, 3]] @ inputs[2]).clamp(min=0))
-    assert OP(*inputs, None, 0.1, False)[1].shape == (0, 5)
+    assert OP(*inputs, None, None, 0.1, False)[1].shape == (0, 5)
 
 
 class Calls(TorchDispatchMode):
@@ -331,7 +283,7 @@ def test_second_derivative_is_refused_with_the_way_out(
 def test_gradient_of_a_call_that_saved_nothing_is_refused(
     device: str, adapter_inputs: Callable[..., list[Tensor]]
 ) -> None:
-    out, _ = OP(*adapter_inputs(2, 3, 8, 4, torch.float32), None, 0.1, False)
+    out, _ = OP(*adapter_inputs(2, 3, 8, 4, torch.float32), None, None, 0.1, False)
     with pytest.raises(RuntimeError, match="save_hidden=False"):
         out.sum().backward()
 
