@@ -15,7 +15,7 @@ from puma_plugin.experiments.jobs import Job, run_job
 from puma_plugin.experiments.machine import available_cores
 from puma_plugin.experiments.methods import Method
 from puma_plugin.experiments.pool import run_tasks
-from puma_plugin.experiments.separate import make_run
+from puma_plugin.experiments.separate import make_run, small_distributions
 from puma_plugin.experiments.splits import Splits, load_splits
 from puma_plugin.experiments.training import choose_device
 from puma_plugin.utils import json_ready
@@ -98,6 +98,7 @@ class Comparison:
             if job.finished() is None:
                 kinds.setdefault((job.method.key, job.purpose), job)
         splits: dict[str, Splits] = {}
+        sentences: dict[str, None] = {}
         for job in kinds.values():
             data = repr(job.config.data)
             if data not in splits:
@@ -112,6 +113,9 @@ class Comparison:
                 make_run(job.config, splits[data], minimum_steps=job.minimum_steps).prepare()
             except (ValueError, ImportError) as error:
                 raise ValueError(f"{job.method.label}: {error}") from error
+            sentences.update(dict.fromkeys(small_distributions(job.config, splits[data])))
+        for sentence in sentences:
+            self.console.print(sentence, highlight=False, markup=False)
 
     def run(self, jobs: Sequence[Job], title: str) -> list[dict[str, Any]]:
         """The jobs' records, in order: kept ones are read, the others run."""

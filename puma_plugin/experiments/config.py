@@ -265,7 +265,8 @@ class TrainConfig:
         data, model, loss, optimizer: see their classes.
         epochs: passes over the joined training sets.
         global_batch_size: images per optimizer step, of all processes together, whatever their number; the loss sees
-            them all. Each process takes an equal share.
+            them all. Each process takes an equal share. At most as many as there are training images; only a separate
+            model of a smaller distribution has all of its images in each batch instead.
         max_batch_per_process: images that a process passes through the network at once in training; null: its whole
             share. A larger share goes through in pieces, whose activations are computed a second time (activation
             checkpointing): less memory, one forward pass more, the same result for every loss.

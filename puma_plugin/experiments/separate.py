@@ -22,8 +22,9 @@ from puma_plugin.experiments.weights import load_weights, save_weights
 class SeparateRun:
     """The methods and figures of :class:`~puma_plugin.experiments.training.Run` for one model per distribution.
 
-    Every distribution is embedded by the model that was trained on it, so embeddings of different distributions cannot
-    be compared: the joint figures of an evaluation (unified, leak) mean nothing.
+    A distribution of fewer training images than `global_batch_size` has them all in every batch; see
+    :func:`small_distributions`. Every distribution is embedded by the model that was trained on it, so embeddings of
+    different distributions cannot be compared: the joint figures of an evaluation (unified, leak) mean nothing.
 
     Args:
         config: the settings, with `model.method` separate.
@@ -80,7 +81,10 @@ class SeparateRun:
     def prepare(self) -> None:
         """Try to make every trainer, so that what cannot work is known before anything is written."""
         for name in self.splits.names:
-            self._make(name, None).prepare()
+            try:
+                self._make(name, None).prepare()
+            except ValueError as error:
+                raise ValueError(f"the model of {name}: {error}") from error
 
     def train(self) -> None:
         """Train one model after the other; those with a finished checkpoint are only loaded."""
@@ -165,6 +169,18 @@ def without_joint(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def _with_place(progress: Progress, place: dict[str, Any], content: dict[str, Any]) -> None:
     progress({**content, "validation": None, **place})
+
+
+def small_distributions(config: TrainConfig, splits: Splits) -> list[str]:
+    """A sentence for every distribution whose separate model gets smaller batches than `global_batch_size`."""
+    if config.model.method != "separate":
+        return []
+    return [
+        f"{name}: {len(images)} training images, fewer than global_batch_size {config.global_batch_size}, so that each "
+        "batch of its own model has them all"
+        for name, images in splits.train.items()
+        if len(images) < config.global_batch_size
+    ]
 
 
 AnyRun = Run | SeparateRun

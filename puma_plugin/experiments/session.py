@@ -21,7 +21,7 @@ from puma_plugin.experiments.methods import METHODS
 from puma_plugin.experiments.pool import Event
 from puma_plugin.experiments.processes import connected
 from puma_plugin.experiments.report import ReportPictures, write_report
-from puma_plugin.experiments.separate import AnyRun, make_run, without_joint
+from puma_plugin.experiments.separate import AnyRun, make_run, small_distributions, without_joint
 from puma_plugin.experiments.splits import Splits, load_splits, load_test
 from puma_plugin.experiments.summary import EXPLANATION, bootstrapped, curves, flat_scores, method_rows
 from puma_plugin.experiments.visuals import embedding_maps, members_of, query_rows
@@ -89,6 +89,8 @@ def train(config: TrainConfig, resume: bool, command: str, console: Console) -> 
             torch.set_num_threads(config.threads)
         splits = processes.from_first(lambda: load_splits(config.data))
         _describe(splits, shown)
+        for sentence in small_distributions(config, splits):
+            shown.print(sentence, highlight=False, markup=False)
         with JobDisplay(shown, {"run": METHODS[config.model.method].label}, "Training") as display:
             display(Event("start", "run"))
             run = make_run(

@@ -275,15 +275,20 @@ class Run:
         return self._batch_size(sum(len(part) for part in self.splits.train.values())) // self.processes.world_size
 
     def _batch_size(self, images: int) -> int:
-        """Images of all processes per step; a training set that is smaller is one batch."""
-        size, world = min(self.config.global_batch_size, images), self.processes.world_size
-        m = images_per_class(self.config.loss)
-        if m is not None and size == images:
-            size -= size % m
+        """Images of all processes per step: the setting; for a separate model of fewer images, all of them."""
+        config, world, names = self.config, self.processes.world_size, ", ".join(self.splits.train)
+        size, m = config.global_batch_size, images_per_class(config.loss) or 1
+        if size > images and config.model.method != "separate":
+            raise ValueError(
+                f"global_batch_size is {size}, but there are {images} training images ({names}); set it to "
+                f"{max(images - images % math.lcm(m, world), 1)} or less, or give more images"
+            )
+        if size > images:
+            size = max(images - images % m, m)
         if size % world:
             raise ValueError(
-                f"a batch of {size} images (global_batch_size {self.config.global_batch_size}, {images} training "
-                f"images) cannot be shared equally by {world} processes; set global_batch_size to "
+                f"a batch of {size} images (global_batch_size {config.global_batch_size}, {images} training images of "
+                f"{names}) cannot be shared equally by {world} processes; set global_batch_size to "
                 f"{max(size - size % world, world)}"
             )
         return size

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from puma_plugin.experiments.config import DataConfig, ModelConfig, TrainConfig
+from puma_plugin.experiments.config import DataConfig, LossConfig, ModelConfig, TrainConfig
 from puma_plugin.experiments.dry_run import RandomImages, Size
-from puma_plugin.experiments.separate import SeparateRun, harmonic_mean, make_run, without_joint
+from puma_plugin.experiments.separate import SeparateRun, harmonic_mean, make_run, small_distributions, without_joint
 from puma_plugin.experiments.splits import Splits
 from puma_plugin.experiments.training import Run
 
@@ -60,6 +60,38 @@ def test_small_distributions_get_more_epochs() -> None:
     run = SeparateRun(config(), splits(), minimum_steps=4)
     run.train()
     assert [part.steps for part in run.runs.values()] == [4, 4]
+
+
+def test_a_distribution_smaller_than_the_batch_is_said_and_has_all_its_images_in_each() -> None:
+    larger = replace(config(), global_batch_size=12)
+    assert small_distributions(larger, splits()) == [
+        "b: 9 training images, fewer than global_batch_size 12, so that each batch of its own model has them all"
+    ]
+    run = SeparateRun(larger, splits())
+    run.train()
+    sizes = {name: part.trainer.sampler.batch_size for name, part in run.runs.items() if part.trainer is not None}
+    assert sizes == {"first one": 12, "b": 9}
+    # Jointly the 25 images are enough.
+    joint = replace(larger, model=replace(larger.model, method="full"))
+    Run(joint, splits()).prepare()
+    assert small_distributions(joint, splits()) == []
+
+
+def test_joint_batch_larger_than_the_training_set() -> None:
+    joint = replace(config(), model=replace(config().model, method="full"), global_batch_size=26)
+    with pytest.raises(ValueError, match=r"global_batch_size is 26, but there are 25 training images \(first one, b\)"):
+        Run(joint, splits()).prepare()
+    pairs = replace(joint, loss=LossConfig("TripletMarginLoss"), global_batch_size=28)
+    with pytest.raises(ValueError, match="set it to 24 or less"):
+        Run(pairs, splits()).prepare()
+
+
+def test_what_a_separate_model_refuses_names_its_distribution() -> None:
+    # Batches of 8 images, 4 of a class, of two classes; "b" is given one.
+    pairs = replace(config(), loss=LossConfig("TripletMarginLoss"))
+    one_class = replace(splits(), train={**splits().train, "b": RandomImages(Size(1, 9), 1)})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="the model of b: "):
+        SeparateRun(pairs, one_class).prepare()
 
 
 def test_all_models_are_one_file(tmp_path: Path) -> None:
