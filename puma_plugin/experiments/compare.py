@@ -26,7 +26,7 @@ def compare(config: CompareConfig, command: str, console: Console) -> dict[str, 
 
     Raises:
         ValueError: a row that a training run would refuse, before any training.
-        RuntimeError: a run failed; finished ones are kept.
+        TaskError: a run failed; finished ones are kept.
     """
     start = time.monotonic()
     methods = expand(config)

@@ -9,16 +9,17 @@ from typing import Any
 
 from rich.console import Console
 
-from puma_plugin.experiments.config import ComparisonConfig
+from puma_plugin.experiments.config import ComparisonConfig, DataConfig
 from puma_plugin.experiments.display import JobDisplay
+from puma_plugin.experiments.identity import data_digest
 from puma_plugin.experiments.jobs import Job, run_job
 from puma_plugin.experiments.machine import available_cores
 from puma_plugin.experiments.methods import Method
-from puma_plugin.experiments.pool import run_tasks
+from puma_plugin.experiments.pool import TaskError, run_tasks
 from puma_plugin.experiments.separate import make_run, small_distributions
 from puma_plugin.experiments.splits import Splits, load_splits
 from puma_plugin.experiments.training import choose_device
-from puma_plugin.utils import json_ready
+from puma_plugin.utils import atomic_write, json_ready
 
 Display = Callable[..., AbstractContextManager[Any]]
 
@@ -40,10 +41,27 @@ class Comparison:
         alone = choose_device(config.train.device).type != "cpu"  # processes would share the GPU's memory
         free = 0 if alone else min(2, available_cores())
         self.workers = free if config.workers is None else config.workers
+        self._digests: dict[str, str | None] = {}
 
     def _job(self, method: Method, multiplier: float, data_seed: int, seed: int, **changes: Any) -> Job:
         config = method.configure(self.config.train, multiplier, data_seed, seed)
-        return Job(method, multiplier, "test", config, self.config.separate_minimum_steps, self.config.out, **changes)
+        return Job(
+            method,
+            multiplier,
+            "test",
+            config,
+            self.config.separate_minimum_steps,
+            self.config.out,
+            data_files=self._data_files(config.data),
+            **changes,
+        )
+
+    def _data_files(self, data: DataConfig) -> str | None:
+        """The digest of the data's files as they were when it was first asked for, in all jobs of this comparison."""
+        places = (data.kind, data.root, data.folders, data.names, data.manifest, data.few_shot, data.known_bad)
+        if repr(places) not in self._digests:
+            self._digests[repr(places)] = data_digest(data)
+        return self._digests[repr(places)]
 
     def rate_jobs(self) -> list[Job]:
         """The learning rate grid: every multiplier and tuning seed for every method that has a rate of its own."""
@@ -118,7 +136,11 @@ class Comparison:
             self.console.print(sentence, highlight=False, markup=False)
 
     def run(self, jobs: Sequence[Job], title: str) -> list[dict[str, Any]]:
-        """The jobs' records, in order: kept ones are read, the others run."""
+        """The jobs' records, in order: kept ones are read, the others run.
+
+        Raises:
+            TaskError: a job failed; says which, and where its traceback lies.
+        """
         kept = {job.key: record for job in jobs if (record := job.finished()) is not None}
         waiting = [job for job in jobs if job.key not in kept]
         if kept:
@@ -126,8 +148,22 @@ class Comparison:
         if waiting:
             names = {job.key: job.label for job in waiting}
             with JobDisplay(self.console, names, title, finished=len(kept)) as display:
-                kept.update(run_tasks(waiting, run_job, self.workers, display))
+                try:
+                    kept.update(run_tasks(waiting, run_job, self.workers, display))
+                except TaskError as error:
+                    raise self._named(error, waiting) from error
         return [kept[job.key] for job in jobs]
+
+    def _named(self, error: TaskError, jobs: Sequence[Job]) -> TaskError:
+        """The failure with the job's label for its key, its traceback in a file."""
+        job = next((job for job in jobs if job.key == error.key), None)
+        message = str(error) if job is None else str(error).replace(job.key, job.label, 1)
+        if job is not None and error.log:
+            with atomic_write(job.log) as temporary:
+                temporary.write_text(error.log, encoding="utf-8")
+            message += f"; the traceback is in {job.log}"
+        message += f"; finished jobs are kept in {self.config.out}, the same command goes on from there"
+        return TaskError(message, error.key, error.log)
 
     def choose_rates(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The best multiplier per method by mean R@1 on the tuning domain's held-out classes, with all scores."""

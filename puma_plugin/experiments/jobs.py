@@ -3,7 +3,6 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ import torch
 import puma_plugin
 from puma_plugin.datasets.embedded.backbone import WEIGHTS
 from puma_plugin.experiments.config import TrainConfig
+from puma_plugin.experiments.identity import file_digest
 from puma_plugin.experiments.methods import Method
 from puma_plugin.experiments.overrides import with_defaults
 from puma_plugin.experiments.pool import Progress
@@ -35,6 +35,7 @@ class Job:
         minimum_steps: optimizer steps at least (separate models of small distributions).
         folder: where results go.
         keep_model: also keep embeddings, prompt weights and trained weights, for the report.
+        data_files: :func:`~puma_plugin.experiments.identity.data_digest` of the data.
     """
 
     method: Method
@@ -44,6 +45,7 @@ class Job:
     minimum_steps: int
     folder: str
     keep_model: bool = False
+    data_files: str | None = None
 
     @property
     def key(self) -> str:
@@ -68,10 +70,17 @@ class Job:
         digest = hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()
         return self.path(f"-{digest[:12]}.ckpt")
 
+    @property
+    def log(self) -> Path:
+        """Where the traceback of a failure is kept."""
+        return self.path(".log")
+
     def settings(self) -> dict[str, Any]:
         """Everything the result depends on; a kept result is used only if this is unchanged."""
         config = asdict(self.config)
         del config["out"]
+        model = self.config.model
+        weights = WEIGHTS if model.backbone == "embedded" else Path(model.weights).expanduser()
         return {
             "method": self.method.key,
             "multiplier": self.multiplier,
@@ -80,7 +89,8 @@ class Job:
             "minimum_steps": self.minimum_steps,
             "version": puma_plugin.__version__,
             "torch": torch.__version__,
-            "backbone": _digest(WEIGHTS) if self.config.model.backbone == "embedded" else None,
+            "backbone": file_digest(weights),
+            "data_files": self.data_files,
         }
 
     def finished(self) -> dict[str, Any] | None:
@@ -105,17 +115,13 @@ class Job:
         if kept.get("method") == "separate" and config["model"]["method"] == "full":
             # Separate models were named by the row alone before model.method knew them.
             config["model"]["method"] = "separate"
-        return {**kept, "config": config}
-
-
-@lru_cache
-def _digest(path: Path) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+        return {"data_files": None, **kept, "config": config}
 
 
 def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     """Run one job, keep its record as JSON, and return it."""
     progress({"stage": "images"})
+    settings = job.settings()  # of the weight file as it is now
     splits = load_splits(job.config.data)
     try:
         record = _run(job, splits, progress)
@@ -131,11 +137,11 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
         "multiplier": job.multiplier,
         "purpose": job.purpose,
         **record,
-        "settings": job.settings(),
+        "settings": settings,
     }
     write_json(job.path(), record, indent=None)
     # Also those of other settings, and of separate models.
-    for left in job.path().parent.glob(f"{job.key}-*.ckpt"):
+    for left in (job.log, *job.path().parent.glob(f"{job.key}-*.ckpt")):
         left.unlink(missing_ok=True)
     return record
 

@@ -3,9 +3,10 @@
 import multiprocessing
 import os
 import queue
+import re
 import signal
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,11 +25,31 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Event:
-    """Something a worker reports: "start", "progress", "done" or "failed"."""
+    """Something a worker reports: "start" (with its process id), "progress", "done" or "failed" (the traceback)."""
 
     kind: str
     key: str
     content: Any = None
+
+
+class TaskError(ChildProcessError):
+    """A task failed, or the process that ran it died.
+
+    Attributes:
+        key: the task's, or None where a process died before it said what it was at.
+        log: the traceback, empty for a process that died.
+    """
+
+    def __init__(self, message: str, key: str | None, log: str = "") -> None:
+        super().__init__(message)
+        self.key, self.log = key, log
+
+    @classmethod
+    def of(cls, key: str, log: str) -> "TaskError":
+        """From the traceback of what the task raised."""
+        # The last line is the exception's, with its module before the class.
+        cause = re.sub(r"^(?:[A-Za-z_]\w*\.)+(?=[A-Z])", "", log.strip().splitlines()[-1])
+        return cls(f"{key} failed: {cause}", key, log)
 
 
 def _work(run: Callable[[Any, Progress], Any], tasks: Any, events: Any) -> None:
@@ -49,7 +70,7 @@ def _work(run: Callable[[Any, Progress], Any], tasks: Any, events: Any) -> None:
                 os._exit(1)  # the parent was killed: nobody waits for the result
             events.put(Event("progress", key, content))
 
-        events.put(Event("start", key))
+        events.put(Event("start", key, os.getpid()))
         try:
             events.put(Event("done", key, run(task, progress)))
         except Exception:
@@ -87,14 +108,17 @@ def run_tasks(
         on_event: called in this process for every :class:`Event`.
 
     Raises:
-        RuntimeError: when a task fails or a worker dies; the other workers are ended first.
+        TaskError: when a task fails or a worker dies; the other workers are ended first.
     """
     if workers == 0:
         results = {}
         for task in tasks:
             key = task.key
-            on_event(Event("start", key))
-            results[key] = run(task, partial(_forward, on_event, key))
+            on_event(Event("start", key, os.getpid()))
+            try:
+                results[key] = run(task, partial(_forward, on_event, key))
+            except Exception as error:
+                raise TaskError.of(key, traceback.format_exc()) from error
             on_event(Event("done", key, results[key]))
         return results
     return _run_in_processes(tasks, run, min(workers, len(tasks)), on_event)
@@ -110,16 +134,19 @@ def _run_in_processes(
     # Not daemons: those may have no children, and a task may load its images in processes of its own.
     processes = [context.Process(target=_work, args=(run, waiting, events)) for _ in range(workers)]
     results: dict[str, Any] = {}
+    at_work: dict[int, str] = {}  # process id -> key of its last task
     try:
         # The thread count is read when the worker imports its numerical libraries, so it goes through the environment.
         with _environment(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1"):
             for process in processes:
                 process.start()
         while len(results) < len(tasks):
-            event = _next_event(events, processes)
+            event = _next_event(events, processes, at_work)
             on_event(event)
+            if event.kind == "start":
+                at_work[event.content] = event.key
             if event.kind == "failed":
-                raise RuntimeError(f"{event.key} failed:\n{event.content}")
+                raise TaskError.of(event.key, event.content)
             if event.kind == "done":
                 results[event.key] = event.content
         return results
@@ -132,14 +159,16 @@ def _run_in_processes(
                 process.kill()
 
 
-def _next_event(events: Any, processes: Sequence[BaseProcess]) -> Event:
+def _next_event(events: Any, processes: Sequence[BaseProcess], at_work: Mapping[int, str]) -> Event:
     while True:
         try:
             return events.get(timeout=1.0)
         except queue.Empty:
             dead = [process for process in processes if process.exitcode not in (None, 0)]
             if dead:
-                raise RuntimeError(
-                    f"a worker process ended with exit code {dead[0].exitcode} (out of memory, or killed); finished "
-                    "jobs are kept, so the same command continues"
+                key = at_work.get(dead[0].pid or 0)
+                raise TaskError(
+                    f"{key or 'a task'} failed: its process ended with exit code {dead[0].exitcode} (out of memory, or "
+                    "killed)",
+                    key,
                 ) from None

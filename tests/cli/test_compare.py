@@ -98,6 +98,47 @@ def test_finished_runs_are_kept_and_a_wider_grid_adds_to_them(folder: Path, caps
     assert added == {f"test-linear_model.embedding_size-8-data0-seed{seed}.json" for seed in (0, 1)}
 
 
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_failed_run_is_one_sentence_and_changed_images_begin_anew(
+    workers: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A training image is broken: what needs the test images only has finished, and is kept."""
+    images = {(f"c{number // 4}", number): Image.new("RGB", (40, 40), (10 * number, 99, 99)) for number in range(16)}
+    for (name, number), image in images.items():
+        (tmp_path / "data" / "a" / name).mkdir(parents=True, exist_ok=True)
+        image.save(tmp_path / "data" / "a" / name / f"{number}.png")
+    broken = tmp_path / "data" / "a" / "c0" / "0.png"
+    broken.write_bytes(b"no picture")
+    data = f"{{root: {tmp_path / 'data'}, validation_fraction: 0.0, augmentation: none, image_size: 64, workers: 0}}"
+    lines = [
+        "seeds: [0]",
+        "train:",
+        f"  data: {data}",
+        "  model: {backbone: test_vit, weights: none, embedding_size: 8}",
+        "  epochs: 1",
+        "  global_batch_size: 8",
+        "  device: cpu",
+        "  threads: 1",
+    ]
+    (tmp_path / "grid.yaml").write_text("\n".join(lines))
+    out, log = tmp_path / "out", tmp_path / "out" / "jobs" / "test-linear-data0-seed0.log"
+    arguments = ["compare", str(tmp_path / "grid.yaml"), "--out", str(out), "--workers", workers]
+    assert main([*arguments, "--methods", "[frozen]"]) == 0
+    capsys.readouterr()
+    assert main([*arguments, "--methods", "[frozen, linear]"]) == 2
+    said = capsys.readouterr()
+    assert "1 of 2 are finished already" in said.out
+    assert said.err.startswith("puma compare: error: Linear head · data 0 · seed 0 failed: DatasetError: a (test): ")
+    assert said.err.count("\n") == 1
+    assert f"the traceback is in {log}" in said.err
+    assert f"finished jobs are kept in {out}" in said.err
+    assert "Traceback" in log.read_text(encoding="utf-8")
+    images["c0", 0].save(broken)
+    assert main([*arguments, "--methods", "[frozen, linear]"]) == 0
+    assert "finished already" not in capsys.readouterr().out
+    assert not log.exists()
+
+
 def test_other_data_and_rates_on_held_out_classes(tmp_path: Path) -> None:
     """Image folders, two rates: the better one on the held-out training classes is used."""
     for distribution, channel in (("a", 0), ("b", 1)):

@@ -114,6 +114,7 @@ def test_jobs_kept_by_an_earlier_version_are_read(tmp_path: Path) -> None:
         settings = json.loads(json.dumps(job.settings()))
         for part, name in (("model", "lora_rank"), ("model", "blocks"), ("loss", "miner"), ("optimizer", "clip")):
             del settings["config"][part][name]
+        del settings["data_files"]
         settings["config"]["batch_size"] = settings["config"].pop("global_batch_size")
         if job.method.key == "separate":
             settings["config"]["model"]["method"] = "full"

@@ -52,3 +52,19 @@ def test_a_stopped_job_goes_on(tmp_path: Path) -> None:
     assert 1 not in steps
     assert record["result"] == whole["result"]
     assert json.loads(stopped.path().read_text(encoding="utf-8")) == record
+
+
+def test_kept_results_know_the_files_they_depend_on(tmp_path: Path) -> None:
+    weights = tmp_path / "backbone.pth"
+    weights.write_bytes(b"first")
+    first = job(tmp_path)
+    model = ModelConfig("test_vit", str(weights), "linear")
+    first = replace(first, config=replace(first.config, model=model), data_files="abc")
+    first.path().parent.mkdir()
+    first.path().write_text(json.dumps({"settings": first.settings()}))
+    assert first.finished() is not None
+    assert replace(first, data_files="abd").finished() is None
+    weights.write_bytes(b"other")
+    assert first.finished() is None
+    weights.write_bytes(b"first")
+    assert first.finished() is not None
