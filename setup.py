@@ -40,7 +40,8 @@ os.environ.setdefault("MAX_JOBS", str(toolkit.default_jobs(len(os.sched_getaffin
 from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension  # noqa: E402  (needs CUDA_HOME)
 
 TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # torch 2.10
-CXX = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-fno-trapping-math", f"-ffile-prefix-map={ROOT}=.", TARGET]
+CXX = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", f"-ffile-prefix-map={ROOT}=.", TARGET]
+CXX += ["-fno-trapping-math", "-fno-math-errno"]  # or loops with a square root stay scalar
 NVCC = ["-O3", "-std=c++17", "-Xcompiler", "-fvisibility=hidden", "-Xcompiler", f"-ffile-prefix-map={ROOT}=.", TARGET]
 NVCC += ["-DUSE_CUDA", "--expt-relaxed-constexpr"]
 LINK = ["-Wl,-s", "-Wl,--exclude-libs,ALL"]

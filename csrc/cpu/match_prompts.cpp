@@ -20,6 +20,38 @@ std::unique_ptr<T[]> buffer(int64_t elements) {
   return std::unique_ptr<T[]>(new T[elements]);
 }
 
+constexpr int64_t WORTH_A_THREAD = 1 << 19;  // multiply-adds
+constexpr int64_t ROW_BLOCK = 32;            // samples whose rows stay in the cache together
+
+// Calls body(first row, rows) for blocks of rows; `work` is the multiply-adds of one row.
+template <class F>
+void for_each_row_block(int64_t rows, int64_t work, const F& body) {
+  const int64_t grain = std::max<int64_t>(1, WORTH_A_THREAD / work);
+  torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+    for (; begin < end; begin += ROW_BLOCK) body(begin, std::min(ROW_BLOCK, end - begin));
+  });
+}
+
+template <class T>
+void square(T* __restrict out, const T* __restrict values, int64_t elements) {
+  for (int64_t i = 0; i < elements; ++i) out[i] = values[i] * values[i];
+}
+
+// In double, as several sums: one after the other each addition would wait for the last.
+template <class T>
+double dot(const T* a, const T* b, int64_t elements) {
+  constexpr int LANES = 8;
+  double sums[LANES] = {};
+  int64_t i = 0;
+  for (; i + LANES <= elements; i += LANES) {
+    for (int lane = 0; lane < LANES; ++lane) sums[lane] += static_cast<double>(a[i + lane]) * b[i + lane];
+  }
+  double total = 0;
+  for (const double sum : sums) total += sum;
+  for (; i < elements; ++i) total += static_cast<double>(a[i]) * b[i];
+  return total;
+}
+
 // What both directions need of the pool: focus S, unit keys U, S*U, S^2 (all (M, C)) and |keys| (M,).
 template <class T>
 struct Pool {
@@ -40,9 +72,8 @@ Pool<T> prepare(const Tensor& keys, const Tensor& attention) {
   p.focus = const_data<T>(p.focus_tensor);
   const T* const key = const_data<T>(keys);
   for (int64_t m = 0; m < pool; ++m) {
-    double sum = 0;
-    for (int64_t c = 0; c < width; ++c) sum += static_cast<double>(key[m * width + c]) * key[m * width + c];
-    p.norm[m] = std::max(static_cast<T>(std::sqrt(sum)), std::numeric_limits<T>::min());
+    const double squared = dot(key + m * width, key + m * width, width);
+    p.norm[m] = std::max(static_cast<T>(std::sqrt(squared)), std::numeric_limits<T>::min());
     const T inverse = 1 / p.norm[m];
     for (int64_t c = 0, i = m * width; c < width; ++c, ++i) {
       p.unit[i] = key[i] * inverse;
@@ -51,16 +82,6 @@ Pool<T> prepare(const Tensor& keys, const Tensor& attention) {
     }
   }
   return p;
-}
-
-template <class T>
-std::unique_ptr<T[]> squared(const T* values, int64_t elements) {
-  auto out = buffer<T>(elements);
-  T* const to = out.get();
-  torch::stable::parallel_for(0, elements, 1 << 16, [=](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) to[i] = values[i] * values[i];
-  });
-  return out;
 }
 
 template <class T>
@@ -74,16 +95,23 @@ std::tuple<Tensor, Tensor, Tensor> forward(
 
   const Pool<T> p = prepare<T>(keys, attention);
   const T* const q = const_data<T>(query);
-  const auto q_square = squared(q, samples * width);
-  T* const w = mutable_data<T>(weights);
-  T* const inverse = mutable_data<T>(inverse_norm);
-  multiply_right_transposed(w, q, p.product.get(), samples, pool, width);
-  multiply_right_transposed(inverse, q_square.get(), p.square.get(), samples, pool, width);
-  for (int64_t i = 0; i < samples * pool; ++i) {
-    inverse[i] = 1 / std::sqrt(std::max(inverse[i], std::numeric_limits<T>::min()));
-    w[i] *= inverse[i];
-  }
-  multiply(mutable_data<T>(prompt), w, const_data<T>(prompts), samples, pool, length * width);
+  const T* const pool_prompts = const_data<T>(prompts);
+  T* const out = mutable_data<T>(prompt);
+  T* const all_weights = mutable_data<T>(weights);
+  T* const all_inverse = mutable_data<T>(inverse_norm);
+  for_each_row_block(samples, pool * (length + 2) * width, [&](int64_t first, int64_t rows) {
+    const auto q_square = buffer<T>(rows * width);
+    T* const w = all_weights + first * pool;
+    T* const inverse = all_inverse + first * pool;
+    square(q_square.get(), q + first * width, rows * width);
+    multiply_right_transposed(w, q + first * width, p.product.get(), rows, pool, width);
+    multiply_right_transposed(inverse, q_square.get(), p.square.get(), rows, pool, width);
+    for (int64_t i = 0; i < rows * pool; ++i) {
+      inverse[i] = 1 / std::sqrt(std::max(inverse[i], std::numeric_limits<T>::min()));
+      w[i] *= inverse[i];
+    }
+    multiply(out + first * length * width, w, pool_prompts, rows, pool, length * width);
+  });
   return {prompt, weights, inverse_norm};
 }
 
@@ -111,51 +139,77 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   const T* const w = const_data<T>(weights);
   const T* const inverse = const_data<T>(inverse_norm);
 
-  // Gradient of the weights, then of the numerator and of the squared norm, in place.
-  const auto numerator = buffer<T>(cells), norm_squared = buffer<T>(cells);
-  if (grad_prompt.has_value()) {
-    const T* const g = const_data<T>(*grad_prompt);
-    multiply_right_transposed(numerator.get(), g, const_data<T>(prompts), samples, pool, features);
-    multiply_left_transposed(gp, w, g, samples, pool, features);
-  } else {
-    std::fill_n(numerator.get(), cells, T{0});
-    std::fill_n(gp, pool * features, T{0});
-  }
+  const T* const g = grad_prompt.has_value() ? const_data<T>(*grad_prompt) : nullptr;
   const T* const gw = grad_weights.has_value() ? const_data<T>(*grad_weights) : nullptr;
-  const T clamped = 1 / std::sqrt(std::numeric_limits<T>::min());
-  for (int64_t i = 0; i < cells; ++i) {
-    const T total = numerator[i] + (gw == nullptr ? T{0} : gw[i]);
-    norm_squared[i] = inverse[i] < clamped ? T(-0.5) * total * w[i] * inverse[i] * inverse[i] : T{0};
-    numerator[i] = total * inverse[i];
-  }
+  const T* const pool_prompts = const_data<T>(prompts);
+  T* const gq = need_query ? mutable_data<T>(grad_query) : nullptr;
 
-  const auto q_square = squared(q, samples * width);
-  const auto product = buffer<T>(pool * width), square = buffer<T>(pool * width);  // gradients of S*U and of S^2
-  multiply_left_transposed(product.get(), numerator.get(), q, samples, pool, width);
-  multiply_left_transposed(square.get(), norm_squared.get(), q_square.get(), samples, pool, width);
+  // Of each sample: the gradient of its weights, then of the numerators and of the squared norms, in place.
+  const auto numerators = buffer<T>(cells), norms_squared = buffer<T>(cells);
+  const T clamped = 1 / std::sqrt(std::numeric_limits<T>::min());
+  for_each_row_block(samples, pool * ((g == nullptr ? 1 : length) + 2) * width, [&](int64_t first, int64_t rows) {
+    const int64_t begin = first * pool, end = (first + rows) * pool;
+    T* const numerator = numerators.get();
+    T* const norm_squared = norms_squared.get();
+    if (g != nullptr) {
+      multiply_right_transposed(numerator + begin, g + first * features, pool_prompts, rows, pool, features);
+    } else {
+      std::fill(numerator + begin, numerator + end, T{0});
+    }
+    for (int64_t i = begin; i < end; ++i) {
+      const T total = numerator[i] + (gw == nullptr ? T{0} : gw[i]);
+      norm_squared[i] = inverse[i] < clamped ? T(-0.5) * total * w[i] * inverse[i] * inverse[i] : T{0};
+      numerator[i] = total * inverse[i];
+    }
+    if (!need_query) return;
+    const auto through_norm = buffer<T>(rows * width);
+    multiply(gq + first * width, numerator + begin, p.product.get(), rows, pool, width);
+    multiply(through_norm.get(), norm_squared + begin, p.square.get(), rows, pool, width);
+    for (int64_t i = 0; i < rows * width; ++i) gq[first * width + i] += 2 * q[first * width + i] * through_norm[i];
+  });
+
+  // Of the pool: of the prompts, of S*U and of S^2, all sums over the samples. Threads share blocks of their columns.
+  const auto product = buffer<T>(pool * width), through_square = buffer<T>(pool * width);
+  const auto q_square = buffer<T>(samples * width);
+  const int64_t blocks = (width + COLUMN_BLOCK - 1) / COLUMN_BLOCK;
+  const int64_t prompt_blocks = (features + COLUMN_BLOCK - 1) / COLUMN_BLOCK;
+  const int64_t grain = std::max<int64_t>(1, WORTH_A_THREAD / (samples * pool * std::min(width, COLUMN_BLOCK)));
+  torch::stable::parallel_for(0, 2 * blocks + prompt_blocks, grain, [&](int64_t first, int64_t last) {
+    for (int64_t task = first; task < last; ++task) {
+      const bool of_product = task < blocks, of_square = !of_product && task < 2 * blocks;
+      const int64_t block = of_product ? task : of_square ? task - blocks : task - 2 * blocks;
+      const int64_t columns = of_product || of_square ? width : features;
+      const int64_t begin = block * COLUMN_BLOCK, end = std::min(begin + COLUMN_BLOCK, columns);
+      if (of_product) {
+        multiply_left_transposed(product.get(), numerators.get(), q, samples, pool, width, begin, end);
+      } else if (of_square) {
+        for (int64_t i = begin; i < samples * width; i += width) square(q_square.get() + i, q + i, end - begin);
+        multiply_left_transposed(
+            through_square.get(), norms_squared.get(), q_square.get(), samples, pool, width, begin, end);
+      } else if (g != nullptr) {
+        multiply_left_transposed(gp, w, g, samples, pool, features, begin, end);
+      } else {
+        for (int64_t m = 0; m < pool; ++m) std::fill(gp + m * features + begin, gp + m * features + end, T{0});
+      }
+    }
+  });
+
   T* const gk = mutable_data<T>(grad_keys);
   T* const ga = mutable_data<T>(grad_attention);
   for (int64_t m = 0; m < pool; ++m) {
-    double along_focus = 0, along_unit = 0;
-    for (int64_t c = 0, i = m * width; c < width; ++c, ++i) {
-      ga[i] = product[i] * p.unit[i] + 2 * p.focus[i] * square[i];
+    const int64_t start = m * width;
+    for (int64_t i = start; i < start + width; ++i) {
+      ga[i] = product[i] * p.unit[i] + 2 * p.focus[i] * through_square[i];
       gk[i] = product[i] * p.focus[i];
-      along_focus += static_cast<double>(p.focus[i]) * ga[i];
-      along_unit += static_cast<double>(p.unit[i]) * gk[i];
     }
+    const T along_focus = static_cast<T>(dot(p.focus + start, ga + start, width));
+    T along_unit = static_cast<T>(dot(p.unit.get() + start, gk + start, width));
     if (p.norm[m] <= std::numeric_limits<T>::min()) along_unit = 0;  // the norm was clamped: a constant
     const T inverse_key = 1 / p.norm[m];
-    for (int64_t c = 0, i = m * width; c < width; ++c, ++i) {
-      ga[i] = p.focus[i] * (ga[i] - static_cast<T>(along_focus));
-      gk[i] = (gk[i] - p.unit[i] * static_cast<T>(along_unit)) * inverse_key;
+    for (int64_t i = start; i < start + width; ++i) {
+      ga[i] = p.focus[i] * (ga[i] - along_focus);
+      gk[i] = (gk[i] - p.unit[i] * along_unit) * inverse_key;
     }
-  }
-  if (need_query) {
-    T* const gq = mutable_data<T>(grad_query);
-    const auto through_norm = buffer<T>(samples * width);
-    multiply(gq, numerator.get(), p.product.get(), samples, pool, width);
-    multiply(through_norm.get(), norm_squared.get(), p.square.get(), samples, pool, width);
-    for (int64_t i = 0; i < samples * width; ++i) gq[i] += 2 * q[i] * through_norm[i];
   }
   return {grad_query, grad_keys, grad_attention, grad_prompts};
 }

@@ -2,8 +2,6 @@
 // per instruction set.
 #include "prompt_products.h"
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 
 #pragma GCC diagnostic ignored "-Wpsabi"  // vectors wider than the default instruction set's never cross a call
@@ -15,8 +13,6 @@ namespace {
 #define PUMA_UNROLL _Pragma("GCC unroll 16")
 
 constexpr int TILE_ROWS = 4;
-constexpr int64_t BLOCK = 384;               // columns taken together, a multiple of every tile's width
-constexpr int64_t WORTH_A_THREAD = 1 << 21;  // multiply-adds
 
 // A vector of that many bytes; memory need not be aligned to it.
 template <class T, int bytes>
@@ -68,8 +64,8 @@ PUMA_INLINE void product_rows(
 template <class T, int bytes, int J>
 PUMA_INLINE void product_columns(
     T* out, Strided<T> left, const T* right, int64_t rows, int64_t depth, int64_t begin, int64_t end, int64_t stride) {
-  for (; begin < end; begin += BLOCK) {
-    const int64_t stop = std::min(begin + BLOCK, end);
+  for (; begin < end; begin += COLUMN_BLOCK) {
+    const int64_t stop = std::min(begin + COLUMN_BLOCK, end);
     int64_t i = 0;
     for (; i + TILE_ROWS <= rows; i += TILE_ROWS) {
       const Strided<T> here{left.data + i * left.row, left.row, left.column};
@@ -131,13 +127,13 @@ PUMA_INLINE void dot_rows(T* out, const T* left, const T* right, int64_t pool, i
 }
 
 template <class T, int bytes, int J>
-PUMA_INLINE void dots_between(
-    T* out, const T* left, const T* right, int64_t begin, int64_t end, int64_t pool, int64_t columns) {
-  int64_t i = begin;
-  for (; i + TILE_ROWS <= end; i += TILE_ROWS) {
+PUMA_INLINE void all_dots(
+    T* out, const T* left, const T* right, int64_t rows, int64_t pool, int64_t columns) {
+  int64_t i = 0;
+  for (; i + TILE_ROWS <= rows; i += TILE_ROWS) {
     dot_rows<T, bytes, TILE_ROWS, J>(out + i * pool, left + i * columns, right, pool, columns);
   }
-  for (; i < end; ++i) dot_rows<T, bytes, 1, J>(out + i * pool, left + i * columns, right, pool, columns);
+  for (; i < rows; ++i) dot_rows<T, bytes, 1, J>(out + i * pool, left + i * columns, right, pool, columns);
 }
 
 // The loops above for one instruction set.
@@ -145,7 +141,7 @@ template <class T>
 struct Kernels {
   void (*product)(
       T* out, Strided<T> left, const T* right, int64_t rows, int64_t depth, int64_t begin, int64_t end, int64_t stride);
-  void (*dots)(T* out, const T* left, const T* right, int64_t begin, int64_t end, int64_t pool, int64_t columns);
+  void (*dots)(T* out, const T* left, const T* right, int64_t rows, int64_t pool, int64_t columns);
 };
 
 // VECTORS: as many as let TILE_ROWS * VECTORS sums and what they are made of fit the registers.
@@ -158,8 +154,8 @@ struct Kernels {
   }                                                                                                                  \
   template <class T>                                                                                                 \
   __VA_ARGS__ void dots_##NAME(                                                                                      \
-      T* out, const T* left, const T* right, int64_t begin, int64_t end, int64_t pool, int64_t columns) {            \
-    dots_between<T, BYTES, VECTORS>(out, left, right, begin, end, pool, columns);                                    \
+      T* out, const T* left, const T* right, int64_t rows, int64_t pool, int64_t columns) {                          \
+    all_dots<T, BYTES, VECTORS>(out, left, right, rows, pool, columns);                                              \
   }
 
 PUMA_KERNELS(portable, 16, 2)
@@ -169,7 +165,7 @@ PUMA_KERNELS(avx512, 64, 4, __attribute__((target("avx512f"))))
 #endif
 
 template <class T>
-Kernels<T> kernels() {
+Kernels<T> best_kernels() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f")) return {&product_avx512<T>, &dots_avx512<T>};
@@ -178,42 +174,34 @@ Kernels<T> kernels() {
   return {&product_portable<T>, &dots_portable<T>};
 }
 
-// out (rows, columns) = left (rows, depth) @ right (depth, columns): threads share the columns.
 template <class T>
-void product(T* out, Strided<T> left, const T* right, int64_t rows, int64_t depth, int64_t columns) {
-  const int64_t blocks = (columns + BLOCK - 1) / BLOCK;
-  const int64_t grain = std::max<int64_t>(1, WORTH_A_THREAD / (rows * depth * BLOCK));
-  torch::stable::parallel_for(0, blocks, grain, [=](int64_t begin, int64_t end) {
-    static const Kernels<T> chosen = kernels<T>();
-    chosen.product(out, left, right, rows, depth, begin * BLOCK, std::min(end * BLOCK, columns), columns);
-  });
+const Kernels<T>& kernels() {
+  static const Kernels<T> chosen = best_kernels<T>();
+  return chosen;
 }
 
 }  // namespace
 
 template <class T>
 void multiply(T* out, const T* left, const T* right, int64_t rows, int64_t pool, int64_t columns) {
-  product<T>(out, {left, pool, 1}, right, rows, pool, columns);
+  kernels<T>().product(out, {left, pool, 1}, right, rows, pool, 0, columns, columns);
 }
 
 template <class T>
-void multiply_left_transposed(T* out, const T* left, const T* right, int64_t rows, int64_t pool, int64_t columns) {
-  product<T>(out, {left, 1, pool}, right, pool, rows, columns);
+void multiply_left_transposed(
+    T* out, const T* left, const T* right, int64_t rows, int64_t pool, int64_t columns, int64_t begin, int64_t end) {
+  kernels<T>().product(out, {left, 1, pool}, right, pool, rows, begin, end, columns);
 }
 
 template <class T>
 void multiply_right_transposed(T* out, const T* left, const T* right, int64_t rows, int64_t pool, int64_t columns) {
-  const int64_t tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
-  const int64_t grain = std::max<int64_t>(1, WORTH_A_THREAD / (TILE_ROWS * pool * columns));
-  torch::stable::parallel_for(0, tiles, grain, [=](int64_t begin, int64_t end) {
-    static const Kernels<T> chosen = kernels<T>();
-    chosen.dots(out, left, right, begin * TILE_ROWS, std::min(end * TILE_ROWS, rows), pool, columns);
-  });
+  kernels<T>().dots(out, left, right, rows, pool, columns);
 }
 
-#define PUMA_PRODUCTS(T)                                                                                     \
-  template void multiply<T>(T*, const T*, const T*, int64_t, int64_t, int64_t);                              \
-  template void multiply_left_transposed<T>(T*, const T*, const T*, int64_t, int64_t, int64_t);              \
+#define PUMA_PRODUCTS(T)                                                                                        \
+  template void multiply<T>(T*, const T*, const T*, int64_t, int64_t, int64_t);                                 \
+  template void multiply_left_transposed<T>(                                                                    \
+      T*, const T*, const T*, int64_t, int64_t, int64_t, int64_t, int64_t);                                     \
   template void multiply_right_transposed<T>(T*, const T*, const T*, int64_t, int64_t, int64_t);
 
 PUMA_PRODUCTS(float)

@@ -5,6 +5,7 @@ more than a small call itself. Eager code goes past it; under functorch the wrap
 """
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -17,6 +18,14 @@ below_autograd = torch._C._AutoDispatchBelowAutograd
 def is_plain() -> bool:
     """Whether this is eager code: nothing traces it and no functorch transform is active."""
     return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+
+
+def in_backward() -> AbstractContextManager[None]:
+    """What the backward of eager code calls operators in.
+
+    With ``create_graph`` the autograd wrapper has to see the call: it refuses a second derivative.
+    """
+    return nullcontext() if torch.is_grad_enabled() else below_autograd()
 
 
 def refuse_tangents(name: str, tensors: Iterable[Tensor | None]) -> None:

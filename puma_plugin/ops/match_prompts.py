@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from puma_plugin.ops import loader, reference
-from puma_plugin.ops.eager import refuse_tangents
+from puma_plugin.ops.eager import below_autograd, in_backward, is_plain, refuse_tangents
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -43,8 +43,13 @@ def match_prompts(query: Tensor, keys: Tensor, attention: Tensor, prompts: Tenso
         with torch.autocast(device_type, enabled=False):
             return reference.match_prompts(query, keys, attention, prompts)
     refuse_tangents("match_prompts", (query, keys, attention, prompts))
-    prompt, weights, _ = torch.ops.puma.match_prompts.default(query, keys, attention, prompts)
-    return prompt, weights
+    inputs = query, keys, attention, prompts
+    if not is_plain():
+        return torch.ops.puma.match_prompts.default(*inputs)[:2]
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+        return _MatchPrompts.apply(*inputs)
+    with below_autograd():
+        return torch.ops.puma.match_prompts.default(*inputs)[:2]
 
 
 def _validate(query: Tensor, keys: Tensor, attention: Tensor, prompts: Tensor) -> None:
@@ -112,12 +117,35 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _backward(ctx, grad_prompt: Tensor | None, grad_weights: Tensor | None, _: None):  # type: ignore[no-untyped-def]
+    return _gradients(ctx, grad_prompt, grad_weights)
+
+
+def _gradients(ctx, grad_prompt: Tensor | None, grad_weights: Tensor | None):  # type: ignore[no-untyped-def]
     if grad_prompt is None and grad_weights is None:
         return None, None, None, None
     gradients = torch.ops.puma.match_prompts_backward.default(
         grad_prompt, grad_weights, *ctx.saved_tensors, ctx.needs_input_grad[0]
     )
     return tuple(gradient if needed else None for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=True))
+
+
+class _MatchPrompts(torch.autograd.Function):
+    """The operator's autograd for eager code, see `eager`."""
+
+    @staticmethod
+    def forward(  # type: ignore[no-untyped-def]
+        ctx, query: Tensor, keys: Tensor, attention: Tensor, prompts: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        with below_autograd():
+            prompt, weights, inverse_norm = torch.ops.puma.match_prompts.default(query, keys, attention, prompts)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(query, keys, attention, prompts, weights, inverse_norm)
+        return prompt, weights
+
+    @staticmethod
+    def backward(ctx, grad_prompt: Tensor | None, grad_weights: Tensor | None):  # type: ignore[no-untyped-def]
+        with in_backward():
+            return _gradients(ctx, grad_prompt, grad_weights)
 
 
 def _double_backward(ctx, *grads: Tensor | None):  # type: ignore[no-untyped-def]

@@ -1,13 +1,12 @@
 """Python face of the stochastic adapter: validation, autocast, fake kernels, autograd around the compiled operator."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from puma_plugin.ops import loader, reference
-from puma_plugin.ops.eager import below_autograd, is_plain, refuse_tangents
+from puma_plugin.ops.eager import below_autograd, in_backward, is_plain, refuse_tangents
 
 # A function and its input that give the tokens once more.
 Recompute = tuple[Callable[[Tensor], Tensor], Tensor]
@@ -275,8 +274,7 @@ class _StochasticAdapter(torch.autograd.Function):
             device_type, dtype, enabled = ctx.autocast
             with torch.no_grad(), torch.autocast(device_type, dtype, enabled=enabled):
                 saved = (ctx.function(saved[0]).to(saved[1].dtype), *saved[1:])
-        # With create_graph the wrapper has to see the call: it refuses a second derivative.
-        with nullcontext() if torch.is_grad_enabled() else below_autograd():
+        with in_backward():
             gradients = _gradients(ctx.needs_input_grad, grad, saved, ctx.scale)
         return *gradients, None, _branch_gradient(ctx, grad), None, None, None
 

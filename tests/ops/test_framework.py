@@ -117,3 +117,38 @@ def test_fake_and_meta_tensors_have_the_real_shapes() -> None:
     assert inputs[2].grad.shape == (8, 4)
     prompt, weights = match_prompts(*(torch.zeros(s, device="meta") for s in ((2, 8), (5, 8), (5, 8), (5, 3, 8))))
     assert (prompt.shape, weights.shape) == ((2, 3, 8), (2, 5))
+
+
+def adapter_of(weight: Tensor) -> Tensor:
+    tokens = torch.linspace(-1, 1, 24, device=weight.device).view(1, 3, 8)
+    return stochastic_adapter(tokens, tokens, weight, weight.mT)
+
+
+def prompt_of(weight: Tensor) -> Tensor:
+    """``weight`` (8, 4) as the transposed keys, logits and prompts of a pool of 4."""
+    query = torch.linspace(-1, 1, 16, device=weight.device).view(2, 8)
+    return match_prompts(query, weight.mT, weight.mT, weight.mT[:, None])[0]
+
+
+@pytest.mark.parametrize("operator", [adapter_of, prompt_of])
+def test_functorch_maps_but_does_not_differentiate(device: str, operator: Callable[[Tensor], Tensor]) -> None:
+    weights = torch.randn(5, 8, 4, device=device)
+    mapped = torch.func.vmap(operator)(weights)
+    torch.testing.assert_close(mapped, torch.stack([operator(weight) for weight in weights]))
+    with pytest.raises(RuntimeError, match="functorch"):
+        torch.func.grad(lambda weight: operator(weight).sum())(weights[0])
+    with pytest.raises(NotImplementedError, match=r"no forward-mode derivative; use puma_plugin\.ops\.reference"):
+        torch.func.jvp(operator, (weights[0],), (weights[1],))
+
+
+@pytest.mark.parametrize("operator", [adapter_of, prompt_of])
+def test_eager_code_goes_past_the_autograd_wrapper(device: str, operator: Callable[[Tensor], Tensor]) -> None:
+    weight = torch.randn(8, 4, device=device, requires_grad=True)
+    node = operator(weight).grad_fn
+    while node is not None and not node.name().startswith("_"):  # views of the result come first
+        node = node.next_functions[0][0]
+    assert node is not None
+    assert node.name() in ("_StochasticAdapterBackward", "_MatchPromptsBackward")
+    assert operator(weight.detach()).grad_fn is None
+    with torch.no_grad():
+        assert not operator(weight).requires_grad
