@@ -85,7 +85,8 @@ def _row(
     tail = "".join(f", {word}" for word in words)
     key = _key("_".join([base.key, *words]))
     settings = {**base.settings, **loss_settings, **changes}
-    return Method(key, base.label + tail, base.note, base.phrase + tail, settings, rate_of)
+    phrase = f"{base.phrase} ({', '.join(words)})" if words else base.phrase
+    return Method(key, base.label + tail, base.note, phrase, settings, rate_of)
 
 
 def _ablations(config: CompareConfig, row: Method) -> list[Method]:

@@ -16,7 +16,8 @@ from puma_plugin.experiments.jobs import Job
 from puma_plugin.experiments.machine import provenance
 from puma_plugin.experiments.methods import METHODS, Method
 from puma_plugin.experiments.recorded import load_recorded
-from puma_plugin.experiments.report import ReportPictures, percent, write_report
+from puma_plugin.experiments.report import ReportPictures, write_report
+from puma_plugin.experiments.report_tables import percent
 from puma_plugin.experiments.splits import load_splits
 from puma_plugin.experiments.summary import (
     EXPLANATION,

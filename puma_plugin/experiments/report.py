@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from puma_plugin.evaluation.result import short_name
 from puma_plugin.experiments.figures import curve_chart, map_chart, method_chart, prompt_chart
 from puma_plugin.experiments.pictures import Query, query_html
 from puma_plugin.experiments.report_style import CSS
+from puma_plugin.experiments.report_tables import distribution_table, evaluation_sections, grid_table, main_table
 from puma_plugin.utils import atomic_write
 
 
@@ -35,126 +35,11 @@ class ReportPictures:
     pareto: str = ""
 
 
-def percent(value: float | None, digits: int = 1) -> str:
-    """A fraction as percent, or a dash where there is none."""
-    return "-" if value is None else f"{100 * value:.{digits}f}"
-
-
-def _cell(interval: Mapping[str, Any] | None, shade: float | None = None) -> str:
-    if interval is None or interval["mean"] is None:
-        return "<td>-</td>"
-    bounds = ""
-    if interval["low"] is not None:
-        bounds = f"<small>{percent(interval['low'])} to {percent(interval['high'])}</small>"
-    style = "" if shade is None else f' style="background: rgba(var(--tint), {shade:.2f})"'
-    return f"<td{style}>{percent(interval['mean'])}{bounds}</td>"
-
-
-def _row_class(row: Mapping[str, Any], accent: str) -> str:
-    names = [name for name, on in (("accent", row["key"] == accent), ("recorded", row.get("recorded"))) if on]
-    return f' class="{" ".join(names)}"' if names else ""
-
-
-def _name(row: Mapping[str, Any], notes: bool = True) -> str:
-    parts = ("recorded" if row.get("recorded") else "", row.get("note", "") if notes else "")
-    note = "; ".join(part for part in parts if part)
-    return f"<th>{escape(row['label'])}{f'<small>{escape(note)}</small>' if note else ''}</th>"
-
-
-def count(value: int | None) -> str:
-    """A number of weights in words of four characters or so."""
-    if value is None:
-        return "-"
-    return f"{value / 1e6:.2f} M" if value >= 1e6 else f"{value / 1e3:.1f} k" if value >= 1e3 else str(value)
-
-
-def _main_table(rows: Sequence[Mapping[str, Any]], accent: str) -> str:
-    columns = (("harmonic", "harmonic"), ("unified", "unified"), ("worst", "worst"), ("leak", "leak"))
-    head = "".join(f"<th>{label}</th>" for _, label in columns)
-    body = []
-    for row in rows:
-        cells = "".join(_cell(row["scores"].get(key)) for key, _ in columns)
-        seconds = "-" if not row.get("seconds") else f"{row['seconds']:.0f}"
-        body.append(
-            f"<tr{_row_class(row, accent)}>{_name(row)}{cells}<td>{count(row['trainable'])}</td><td>{seconds}</td></tr>"
-        )
-    return (
-        f'<div class="scroll"><table><thead><tr><th>method</th>{head}<th>trainable<br>weights</th>'
-        f"<th>seconds<br>to train</th></tr></thead><tbody>{''.join(body)}</tbody></table></div>"
-    )
-
-
-def _distribution_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str], accent: str) -> str:
-    means = {
-        name: [row["per_distribution"][name]["mean"] for row in rows if name in row["per_distribution"]]
-        for name in names
-    }
-    head = "".join(f"<th>{escape(name)}</th>" for name in names)
-    body = []
-    for row in rows:
-        cells = []
-        for name in names:
-            interval = row["per_distribution"].get(name)
-            shade = None
-            if interval is not None and interval["mean"] is not None:
-                low, high = min(means[name]), max(means[name])
-                shade = 0.0 if high - low < 1e-9 else 0.28 * (interval["mean"] - low) / (high - low)
-            cells.append(_cell(interval, shade))
-        body.append(f"<tr{_row_class(row, accent)}>{_name(row, notes=False)}{''.join(cells)}</tr>")
-    return (
-        f'<div class="scroll"><table class="dense"><thead><tr><th>method</th>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
-    )
-
-
-def _metric_table(result: Mapping[str, Any], intervals: Mapping[str, Mapping[str, float | None]]) -> str:
-    """Every metric of a single evaluation: a row for each distribution, mean and gallery."""
-    rows = [(name, f"per_distribution.{name}", metrics) for name, metrics in result["per_distribution"].items()]
-    for part in ("harmonic_mean", "arithmetic_mean", "worst", "unified"):
-        # Separate models have no joint gallery.
-        rows += [(part.replace("_", " "), part, result[part])] if result[part] is not None else []
-    present = {metric for _, _, metrics in rows for metric in metrics}
-    recalls = sorted((name for name in present if name.startswith("recall_at_")), key=lambda name: int(name[10:]))
-    columns = [*recalls, "map_at_r", "r_precision"]
-    head = "".join(f"<th>{escape(short_name(name))}</th>" for name in columns)
-    body = ""
-    for label, place, metrics in rows:
-        cells = ""
-        for name in columns:
-            own = intervals.get(f"{place}.{name}", {"low": None, "high": None})
-            cells += _cell({**own, "mean": metrics[name]} if name in metrics else None)
-        body += f"<tr><th>{escape(label)}</th>{cells}</tr>"
-    return (
-        f'<div class="scroll"><table class="dense"><thead><tr><th></th>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-        '<p class="note">In percent. R@k: queries with a hit among their k nearest. MAP@R and R-precision look '
-        "at the R nearest, R being the number of a query's positives.</p>"
-    )
-
-
 def _cards(cards: Sequence[Mapping[str, str]]) -> str:
     inner = "".join(
         f'<div class="card"><b>{escape(card["figure"])}</b><span>{escape(card["text"])}</span></div>' for card in cards
     )
     return f'<div class="cards">{inner}</div>' if cards else ""
-
-
-def _grid_table(rates: Mapping[str, Any], labels: Mapping[str, str]) -> str:
-    grid = rates["multipliers"]
-    head = "".join(f"<th>{multiplier:g}&times;</th>" for multiplier in grid)
-    body = []
-    for key, scores in rates["scores"].items():
-        cells = []
-        for multiplier in grid:
-            mark = multiplier == rates["chosen"][key]
-            text = percent(scores[f"{multiplier:g}"])
-            cells.append(f"<td><b>{text}</b></td>" if mark else f"<td>{text}</td>")
-        body.append(f"<tr><th>{escape(labels.get(key, key))}</th>{''.join(cells)}</tr>")
-    return (
-        f'<div class="scroll"><table><thead><tr><th>method</th>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
-        f'<p class="note">{escape(rates["explanation"])}</p>'
-    )
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
@@ -184,7 +69,7 @@ def _sections(metrics: Mapping[str, Any], pictures: ReportPictures) -> list[tupl
         ]
     )
     findings = "".join(f"<li>{escape(sentence)}</li>" for sentence in metrics["findings"])
-    result = (f"<ul>{findings}</ul>" if findings else "") + _main_table(rows, accent)
+    result = (f"<ul>{findings}</ul>" if findings else "") + main_table(rows, accent)
     result += f'<p class="note">{escape(metrics["explanation"])}</p>'
     if len(rows) > 1:
         hollow = " Hollow points are from the recorded run." if any(row.get("recorded") for row in rows) else ""
@@ -198,18 +83,15 @@ def _sections(metrics: Mapping[str, Any], pictures: ReportPictures) -> list[tupl
         sections.append(
             ("cost", "Score and cost", f"<figure>{pictures.pareto}<figcaption>{note}</figcaption></figure>")
         )
-    sections.append(
-        (
-            "distributions",
-            "Per distribution",
-            "<p>R@1 in percent of each distribution's queries against its own gallery. The stronger the tint, the "
-            f"better among the methods.</p>{_distribution_table(rows, names, accent)}",
-        )
-    )
     runs = metrics.get("runs", [])
     if len(runs) == 1 and "intervals" in runs[0]:
-        table = _metric_table(runs[0]["result"], runs[0]["intervals"])
-        sections.append(("metrics", "Every metric", table))
+        sections += evaluation_sections(runs[0], metrics.get("baseline"))
+    else:
+        intro = (
+            "<p>R@1 in percent of each distribution's queries against its own gallery. The stronger the tint, the "
+            "better among the methods.</p>"
+        )
+        sections.append(("distributions", "Per distribution", intro + distribution_table(rows, names, accent)))
     if metrics.get("curves"):
         curve = curve_chart(metrics["curves"], labels.get(accent, accent))
         sections.append(
@@ -226,8 +108,8 @@ def _sections(metrics: Mapping[str, Any], pictures: ReportPictures) -> list[tupl
             for index, item in enumerate(pictures.maps)
         )
         note = (
-            "A t-SNE map of a sample of the test images, all of them classes never seen in training. The map keeps "
-            "neighbourhoods; distances between far groups mean nothing."
+            "A t-SNE map of a sample of the test images. The map keeps neighbourhoods; distances between far groups "
+            "mean nothing."
         )
         sections.append(("map", "Embedding map", f'<div class="maps">{maps}</div><p class="note">{note}</p>'))
     if pictures.prompt_weights is not None:
@@ -244,7 +126,7 @@ def _sections(metrics: Mapping[str, Any], pictures: ReportPictures) -> list[tupl
         )
         sections.append(("neighbours", "Nearest neighbours", intro + query_html(pictures.queries)))
     if metrics.get("learning_rates"):
-        sections.append(("rates", "Learning rates", _grid_table(metrics["learning_rates"], labels)))
+        sections.append(("rates", "Learning rates", grid_table(metrics["learning_rates"], labels)))
     settings = json.dumps(metrics["settings"], indent=2, default=str)
     run = _facts(metrics["facts"]) + f"<details><summary>All settings</summary><pre>{escape(settings)}</pre></details>"
     sections.append(("run", "This run", run))

@@ -245,7 +245,7 @@ def _metrics(
     return {
         "schema": 1,
         "title": f"{METHODS[method].label} on {len(splits.names)} distributions",
-        "lead": f"{config.model.backbone}; {classes} test classes of {', '.join(splits.names)}.",
+        "lead": f"Backbone {config.model.backbone}; {classes} test classes of {', '.join(splits.names)}.",
         "command": command,
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "seconds": round(seconds, 1),

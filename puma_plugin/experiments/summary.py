@@ -147,7 +147,9 @@ def differences(
 def _sentence(reference: str, phrase: str, interval: Mapping[str, Any]) -> str:
     mean = 100 * interval["mean"]
     way = "above" if mean >= 0 else "below"
-    text = f"{reference}'s harmonic R@1 is {abs(mean):.1f} points {way} {phrase}"
+    # "PUMA's", but not "frozen features's".
+    own = f"Harmonic R@1 of {reference}" if " " in reference else f"{reference}'s harmonic R@1"
+    text = f"{own} is {abs(mean):.1f} points {way} {phrase}"
     if interval["low"] is None:
         return f"{text} in this single run; one run does not resolve differences of a point or two."
     whole = Interval(**interval)

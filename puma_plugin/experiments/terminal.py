@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from puma_plugin.experiments.report import count, percent
+from puma_plugin.experiments.report_tables import count, percent
 
 
 def _figure(interval: Mapping[str, Any] | None) -> str:

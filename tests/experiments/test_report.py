@@ -11,7 +11,8 @@ from PIL import Image
 
 from puma_plugin.experiments.figures import _front
 from puma_plugin.experiments.pictures import Neighbour, Query, data_uri
-from puma_plugin.experiments.report import EmbeddingMap, ReportPictures, percent, render_report, write_report
+from puma_plugin.experiments.report import EmbeddingMap, ReportPictures, render_report, write_report
+from puma_plugin.experiments.report_tables import percent
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 NAMES = ["glyph", "digit"]
@@ -189,6 +190,50 @@ def test_no_intervals_without_bounds() -> None:
     single["per_distribution"] = {name: interval(0.5, None) for name in NAMES}
     page = Page(render_report(metrics(methods=[single]), ReportPictures()))
     assert " to " not in page.text.split("While training")[0].split("Per distribution")[0].replace("seconds to", "")
+
+
+def test_a_single_evaluation_shows_every_metric_and_the_baseline() -> None:
+    def figures(value: float) -> dict:
+        return {"recall_at_1": value, "recall_at_10": value + 0.2, "map_at_r": value / 2}
+
+    own = {"glyph": figures(0.5), "digit": {"recall_at_1": 0.7}}
+    result = {"per_distribution": own, "harmonic_mean": figures(0.6), "arithmetic_mean": figures(0.6)}
+    result |= {"worst": figures(0.5), "unified": None}
+    places = {**{f"per_distribution.{name}": of for name, of in own.items()}, "harmonic_mean": result["harmonic_mean"]}
+    places |= {name: result[name] for name in ("arithmetic_mean", "worst")}
+    intervals = {
+        f"{place}.{metric}": {"value": value, "low": value - 0.05, "high": None if place == "worst" else value + 0.1}
+        for place, metrics in places.items()
+        for metric, value in metrics.items()
+    }
+    for name, interval in intervals.items():
+        if name.startswith("worst"):
+            interval["low"] = None
+    differences = {
+        "per_distribution.digit.recall_at_1": {"value": 0.031, "low": 0.01, "high": 0.05},
+        "harmonic_mean.recall_at_1": {"value": -0.02, "low": -0.04, "high": 0.004},
+        "worst.recall_at_1": {"value": 0.01, "low": None, "high": None},
+    }
+    baseline = {"path": "runs/<other>", "paired": True, "confidence": 0.95, "differences": differences}
+    text = render_report(
+        metrics(runs=[{"result": result, "intervals": intervals}], baseline=baseline), ReportPictures()
+    )
+    page = Page(text)
+    sections = [value for tag, name, value in page.attributes if (tag, name) == ("section", "id")]
+    assert sections[:3] == ["result", "metrics", "baseline"]
+    assert "distributions" not in sections  # every metric holds them
+    table = text.partition('<section id="metrics">')[2].partition("</section>")[0]
+    assert "<th>R@1</th><th>R@10</th><th>MAP@R</th></tr>" in table
+    assert "<th>glyph</th><td>50.0<small>45.0 to 60.0</small></td><td>70.0<small>65.0 to 80.0</small></td>" in table
+    assert "<th>digit</th><td>70.0<small>65.0 to 80.0</small></td><td>-</td><td>-</td>" in table
+    assert "<th>worst</th><td>50.0</td><td>70.0</td><td>25.0</td>" in table
+    assert "<th>unified</th>" not in table
+    table = text.partition('<section id="baseline">')[2].partition("</section>")[0]
+    assert "<th>digit</th><td><b>+3.1</b><small>+1.0 to +5.0</small></td>" in table
+    assert "<th>harmonic mean</th><td>-2.0<small>-4.0 to +0.4</small></td>" in table
+    assert "<th>worst</th><td>+1.0</td>" in table
+    assert "<th>glyph</th>" not in table
+    assert "less runs/&lt;other&gt;, in points" in table
 
 
 def test_is_written_whole(tmp_path) -> None:

@@ -86,6 +86,15 @@ def test_unresolved_and_single_runs_are_called_so() -> None:
     assert "5.0 points above a linear head in this single run" in sentence
 
 
+def test_no_clumsy_genitives() -> None:
+    pair = [record("puma", 0, 0, 0.55), record("frozen", 0, 0, 0.50, trainable=0)]
+    rows = method_rows(pair, ORDER)
+    (sentence,) = findings(rows, differences(pair, ORDER, "frozen"), ORDER, "frozen")
+    assert sentence.startswith("Harmonic R@1 of frozen features is 5.0 points below PUMA in this single run")
+    (sentence,) = findings(rows, differences(pair, ORDER, "puma"), ORDER, "puma")
+    assert sentence.startswith("PUMA's harmonic R@1 is 5.0 points above frozen features in this single run")
+
+
 def test_recorded_rows_are_not_compared_with_own_ones() -> None:
     rows = method_rows([item for item in RECORDS if item["method"] != "full"], ORDER)
     rows += [{**row, "recorded": True} for row in method_rows(RECORDS, named(("full",)))]
