@@ -121,11 +121,11 @@ def _run(workload: Workload, mode: str, contestant: str) -> None:
 
 
 def _current(device: str) -> int:
-    return torch.cuda.memory_allocated() if device == "cuda" else _resident("VmRSS")
+    return torch.cuda.memory_allocated() if device == "cuda" else resident("VmRSS")
 
 
 def _peak(device: str) -> int:
-    return torch.cuda.max_memory_allocated() if device == "cuda" else _resident("VmHWM")
+    return torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")
 
 
 def _reset_peak(device: str) -> None:
@@ -135,7 +135,8 @@ def _reset_peak(device: str) -> None:
         RESET.write_text("5", encoding="ascii")
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
+    """Bytes of this process: VmRSS now, VmHWM at most since the start or the last reset."""
     for line in STATUS.read_text(encoding="ascii").splitlines():
         if line.startswith(field):
             return int(line.split()[1]) * 1024

@@ -4,7 +4,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from puma_plugin.cli.parsing import make_parser, packaged_config, parse
 from puma_plugin.experiments.config import DemoConfig
@@ -44,25 +43,30 @@ def run(config: DemoConfig, everything: bool, ablations: bool, fresh: bool, comm
     from rich.console import Console
 
     from puma_plugin.experiments.comparison import Comparison
-    from puma_plugin.experiments.methods import ABLATION_KEYS, DEMO_KEYS, MAIN_KEYS, named
+    from puma_plugin.experiments.methods import ABLATION_KEYS, DEMO_KEYS, MAIN_KEYS, METHODS, named
     from puma_plugin.experiments.publish import Finished, publish
     from puma_plugin.experiments.recorded import recorded_rates
     from puma_plugin.experiments.terminal import show_table
 
     start = time.monotonic()
     console = Console()
-    if fresh:
-        for path in (Path(config.out) / "jobs").glob("*"):
-            path.unlink()
     methods = named((*MAIN_KEYS, *(ABLATION_KEYS if ablations else ())) if everything else DEMO_KEYS)
+    if unknown := sorted(set(config.rates) - set(METHODS)):
+        raise ValueError(f"rates holds {unknown[0]!r}; give some of {', '.join(METHODS)}")
     comparison = Comparison(config, methods, console)
+    rates = None
+    chosen = {**{method.key: 1.0 for method in methods}, **recorded_rates(), **config.rates}
+    seeds = (config.data_seeds, config.seeds) if everything else (config.data_seeds[:1], config.seeds[:1])
     try:
-        rates = None
-        chosen = {**{method.key: 1.0 for method in methods}, **recorded_rates(), **config.rates}
+        planned = [*(comparison.rate_jobs() if everything else ()), *comparison.test_jobs(chosen, *seeds)]
+        with console.status("checking the settings"):
+            comparison.check(planned)
+        if fresh:  # after the check, so that a mistake in an argument costs nothing
+            for job in planned:
+                job.forget()
         if everything:
             rates = comparison.choose_rates(comparison.run(comparison.rate_jobs(), "Learning rates"))
             chosen = rates["chosen"]
-        seeds = (config.data_seeds, config.seeds) if everything else (config.data_seeds[:1], config.seeds[:1])
         jobs = comparison.test_jobs(chosen, *seeds)
         records = comparison.run(jobs, "Training")
     except KeyboardInterrupt:

@@ -3,7 +3,6 @@
 import os
 
 import numpy as np
-from torchvision.datasets import StanfordCars
 
 from puma_plugin.datasets.benchmark_dataset import (
     BenchmarkDataset,
@@ -75,6 +74,9 @@ def _read_original(folder: str) -> _Parsed:
 
 
 def _read_torchvision(folder: str) -> _Parsed:
+    # Imported here, as it takes a second and 170 MB that other datasets need not pay.
+    from torchvision.datasets import StanfordCars
+
     annotations = os.path.join(folder, "devkit", "cars_train_annos.mat")
     keys, classes, names = [], [], []
     with reading("Cars196", annotations, os.path.join(folder, "cars_test_annos_withlabels.mat")):

@@ -3,7 +3,6 @@
 import os
 
 import numpy as np
-from torchvision.datasets import FGVCAircraft as TorchvisionFGVCAircraft
 
 from puma_plugin.datasets.benchmark_dataset import (
     BenchmarkDataset,
@@ -33,6 +32,9 @@ class FGVCAircraft(BenchmarkDataset):
     @classmethod
     def list_images(cls, location: Location, split: Split) -> Listing:
         """See :class:`BenchmarkDataset`."""
+        # Imported here, as it takes a second and 170 MB that other datasets need not pay.
+        from torchvision.datasets import FGVCAircraft as TorchvisionFGVCAircraft
+
         folder = location.folder
         keys, found = [], []
         with reading("FGVCAircraft", *(os.path.join(folder, name) for name in _LISTS)):

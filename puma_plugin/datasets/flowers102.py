@@ -3,7 +3,6 @@
 import os
 
 import numpy as np
-from torchvision.datasets import Flowers102 as TorchvisionFlowers102
 
 from puma_plugin.datasets.benchmark_dataset import (
     BenchmarkDataset,
@@ -40,6 +39,9 @@ class Flowers102(BenchmarkDataset):
     @classmethod
     def list_images(cls, location: Location, split: Split) -> Listing:
         """See :class:`BenchmarkDataset`."""
+        # Imported here, as it takes a second and 170 MB that other datasets need not pay.
+        from torchvision.datasets import Flowers102 as TorchvisionFlowers102
+
         path = os.path.join(location.folder, "imagelabels.mat")
         content = read_mat("Flowers102", path, "labels")
         with reading("Flowers102", path):

@@ -147,10 +147,11 @@ def _parquet_rows(file: str) -> Iterator[Row]:
             f"manifest {file} is a Parquet file, which needs pyarrow: pip install pyarrow, or save the manifest as CSV"
         ) from error
     try:
-        table = parquet.ParquetFile(file)
+        # Read in pieces: a row group, which may be the whole table, need not be in memory at once.
+        table = parquet.ParquetFile(file, buffer_size=1 << 20)
         columns = [name for name in table.schema_arrow.names if name in _COLUMNS]
         yield tuple(columns or table.schema_arrow.names)
-        for batch in table.iter_batches(batch_size=65536, columns=columns):
+        for batch in table.iter_batches(batch_size=16384, columns=columns):
             values = [
                 [None if value is None else str(value) for value in column.to_pylist()] for column in batch.columns
             ]

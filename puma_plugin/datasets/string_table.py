@@ -1,6 +1,7 @@
 """Many strings in two flat buffers."""
 
 import os
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import overload
@@ -21,10 +22,15 @@ class StringTable(Sequence[str]):
     """
 
     def __init__(self, strings: Iterable[str] = (), prefix: str = "") -> None:
-        encoded = [os.fsencode(string) for string in strings]
-        self._offsets: NDArray[np.int64] = np.zeros(len(encoded) + 1, np.int64)
-        np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)), out=self._offsets[1:])
-        self._bytes = b"".join(encoded)
+        # One growing buffer: a million short bytes objects would take more than twice its memory.
+        joined, lengths = bytearray(), array("q")
+        for string in strings:
+            encoded = os.fsencode(string)
+            joined += encoded
+            lengths.append(len(encoded))
+        self._offsets: NDArray[np.int64] = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(np.asarray(lengths, np.int64), out=self._offsets[1:])
+        self._bytes = bytes(joined)
         self._prefix = prefix
 
     def __len__(self) -> int:

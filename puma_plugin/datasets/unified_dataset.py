@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
-from torchvision.transforms.functional import pil_to_tensor
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -327,6 +326,9 @@ def _to_rgb(image: Any) -> Any:
 
 def _to_tensor(image: Any) -> Tensor:
     if isinstance(image, Image.Image):
+        # Imported here, as it takes a second and 170 MB that listing images need not pay.
+        from torchvision.transforms.functional import pil_to_tensor
+
         return pil_to_tensor(image).float() / 255
     if not isinstance(image, Tensor):
         raise ValueError(f"images must be PIL images, uint8 arrays or tensors, got {type(image)}: give a transform")

@@ -420,6 +420,8 @@ class DemoConfig(ComparisonConfig):
     def __post_init__(self) -> None:
         _require(self.train.data.kind == "embedded", "train.data.kind must be embedded: the demo brings its own images")
         super().__post_init__()
+        for name, rate in self.rates.items():
+            _require(rate > 0, f"rates gives {rate} for {name}; multipliers must be positive")
         for name in ("map_images", "queries", "neighbours"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; give 1 or more")
 

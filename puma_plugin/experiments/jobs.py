@@ -75,6 +75,12 @@ class Job:
         """Where the traceback of a failure is kept."""
         return self.path(".log")
 
+    def forget(self) -> None:
+        """Remove what is kept of this job, whatever its settings were."""
+        for pattern in (f"{self.key}.*", f"{self.key}-*.ckpt"):
+            for path in self.path().parent.glob(pattern):
+                path.unlink(missing_ok=True)
+
     def settings(self) -> dict[str, Any]:
         """Everything the result depends on; a kept result is used only if this is unchanged."""
         config = asdict(self.config)

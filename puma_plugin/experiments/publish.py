@@ -105,6 +105,8 @@ def build_metrics(finished: Finished) -> dict[str, Any]:
             f" Rows marked as recorded are not from this run: {recorded['description']}, on "
             f"{recorded['machine']['cpu']} with torch {recorded['versions']['torch']}, {recorded['date']}."
         )
+        if metrics["interval_method"] is None:
+            metrics["explanation"] += f" Below their figures: {recorded['interval_method']}"
     return {"title": "PUMA on eight image distributions", "lead": _LEAD, **metrics, "cards": _cards(rows)}
 
 

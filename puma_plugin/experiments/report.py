@@ -72,7 +72,11 @@ def _sections(metrics: Mapping[str, Any], pictures: ReportPictures) -> list[tupl
     result = (f"<ul>{findings}</ul>" if findings else "") + main_table(rows, accent)
     result += f'<p class="note">{escape(metrics["explanation"])}</p>'
     if len(rows) > 1:
-        hollow = " Hollow points are from the recorded run." if any(row.get("recorded") for row in rows) else ""
+        hollow = (
+            " Hollow points, with 95 % intervals, are from the recorded run."
+            if any(row.get("recorded") for row in rows)
+            else ""
+        )
         result += f"<figure>{chart}<figcaption>{escape(metrics['interval_note'] + hollow)}</figcaption></figure>"
     sections.append(("result", "Result", result))
     if pictures.pareto:

@@ -136,3 +136,23 @@ def test_changed_settings_are_not_mixed_with_kept_results(demo: tuple[Path, Any]
     assert finished("--train.global_batch_size", "32") == 0
     assert finished("--rates", '{"puma": 0.3}') == 2
     assert finished("--train.model.drop", "0.25") == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--train.loss.name", "NoSuchLoss"], "loss.name is 'NoSuchLoss'"),
+        (["--rates", '{"pumma": 1.0}'], "rates holds 'pumma'; give some of frozen"),
+        (["--rates", '{"puma": 0.0}'], "multipliers must be positive"),
+        (["--ablations"], "--ablations needs --all"),
+    ],
+)
+def test_a_mistake_in_a_fresh_demo_removes_nothing(
+    wrong: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "jobs" / "test-puma-data0-seed0.json"
+    kept.parent.mkdir()
+    kept.write_text("{}")
+    assert main(["demo", *SMALL, "--fresh", "--out", str(tmp_path), *wrong]) == 2
+    assert message in capsys.readouterr().err
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [kept]

@@ -1,10 +1,6 @@
 """Folders of class folders: splits, queries and galleries, errors, scale."""
 
-import json
 import os
-import subprocess
-import sys
-import textwrap
 
 import pytest
 import torchvision
@@ -117,52 +113,3 @@ def test_unreadable_image(tmp_path, trees):
         ImageFolder(tmp_path, "train")[1]
     with pytest.warns(UserWarning, match="1 of 3"):
         assert len(ImageFolder(tmp_path, "train", bad_images="skip")) == 2
-
-
-_MEASURE = textwrap.dedent(
-    """
-    import json, resource, sys, time
-    from puma_plugin.datasets.image_folder import ImageFolder
-    from puma_plugin.datasets.unified_dataset import UnifiedDataset
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start, start_cpu = time.perf_counter(), time.process_time()
-    root, count = sys.argv[1], int(sys.argv[2])
-    parts = {f"d{i}": ImageFolder(f"{root}/d{i}", "train") for i in range(count)}
-    listed = time.perf_counter() - start
-    joined = UnifiedDataset(parts)
-    total, cpu = time.perf_counter() - start, time.process_time() - start_cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"items": len(joined), "classes": joined.num_classes, "listed_s": listed, "joined_s": total,
-                      "cpu_s": cpu, "before_mb": before / 1024, "peak_mb": peak / 1024}))
-    """
-)
-
-
-def _measure(root, distributions, classes, per_class):
-    for d in range(distributions):
-        for c in range(classes):
-            folder = root / f"d{d}" / "train" / f"class_{c:05d}"
-            folder.mkdir(parents=True)
-            for i in range(per_class):
-                os.close(os.open(folder / f"image_{i:08d}.jpg", os.O_CREAT))
-    run = subprocess.run(
-        [sys.executable, "-c", _MEASURE, str(root), str(distributions)], capture_output=True, text=True, check=True
-    )
-    return json.loads(run.stdout)
-
-
-def test_many_distributions(tmp_path):
-    figures = _measure(tmp_path, 10, 20, 20)
-    assert figures["items"] == 4000
-    assert figures["classes"] == 200
-
-
-@pytest.mark.slow
-def test_a_million_files_in_fifty_distributions(tmp_path):
-    figures = _measure(tmp_path, 50, 200, 100)
-    print(figures)
-    assert figures["items"] == 1_000_000
-    assert figures["classes"] == 10_000
-    # Processor time, as other work on the machine must not decide; on an idle machine the wall clock shows the same.
-    assert figures["cpu_s"] < 20
-    assert figures["peak_mb"] < 1024

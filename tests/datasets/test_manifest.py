@@ -1,7 +1,6 @@
 """CSV and Parquet manifests."""
 
 import sys
-import time
 
 import pytest
 
@@ -187,20 +186,3 @@ def test_parquet_without_pyarrow(images, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ImportError, match=r"m.parquet is a Parquet file, which needs pyarrow: pip install pyarrow"):
         ManifestDataset(images / "m.parquet")
-
-
-@pytest.mark.slow
-def test_a_million_rows(tmp_path):
-    """Reading alone; the files do not exist."""
-    with open(tmp_path / "m.csv", "w") as lines:
-        lines.write("path,label,split,distribution\n")
-        for i in range(1_000_000):
-            lines.write(f"d{i % 50}/class_{i // 100}/image_{i:08d}.jpg,class_{i // 100},train,d{i % 50}\n")
-    start = time.process_time()
-    table = read_manifest(tmp_path / "m.csv")
-    took = time.process_time() - start
-    print(f"{took:.1f} s of processor time")
-    assert took < 20
-    assert len(table.keys) == 1_000_000
-    assert len(table.distribution_names) == 50
-    assert table.keys.nbytes < 60e6

@@ -68,3 +68,18 @@ def test_kept_results_know_the_files_they_depend_on(tmp_path: Path) -> None:
     assert first.finished() is None
     weights.write_bytes(b"first")
     assert first.finished() is not None
+
+
+def test_forgetting_a_job_leaves_the_files_of_others(tmp_path: Path) -> None:
+    own = job(tmp_path)
+    folder = own.path().parent
+    folder.mkdir()
+    # Also those of other settings, and of separate models.
+    gone = [own.path(".json"), own.path(".npz"), own.path(".safetensors"), own.checkpoint]
+    gone += [own.path("-0123456789ab.ckpt"), own.path("-0123456789ab-part3.ckpt")]
+    stay = [replace(own, config=replace(own.config, seed=10)).path(), folder / "notes.txt"]
+    stay += [replace(own, purpose="rate").path()]
+    for path in (*gone, *stay):
+        path.write_text("{}")
+    own.forget()
+    assert sorted(folder.iterdir()) == sorted(stay)
