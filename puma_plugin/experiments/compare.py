@@ -10,7 +10,8 @@ from rich.console import Console
 from puma_plugin.experiments.comparison import Comparison
 from puma_plugin.experiments.config import CompareConfig
 from puma_plugin.experiments.figures import pareto_chart, write_pareto
-from puma_plugin.experiments.grid import expand, reference_of
+from puma_plugin.experiments.grid import expand, not_varied, reference_of
+from puma_plugin.experiments.methods import METHODS
 from puma_plugin.experiments.publish import Finished, common_metrics
 from puma_plugin.experiments.report import ReportPictures, write_report
 from puma_plugin.experiments.summary import Unit
@@ -30,6 +31,9 @@ def compare(config: CompareConfig, command: str, console: Console) -> dict[str, 
     """
     start = time.monotonic()
     methods = expand(config)
+    for key, names in not_varied(config).items():
+        if names:
+            console.print(f"{METHODS[key].label}: not varied, as it changes nothing: {', '.join(names)}", markup=False)
     comparison = Comparison(config, methods, console)
     rates = None
     chosen = {method.rate_key: config.grid[0] for method in methods}

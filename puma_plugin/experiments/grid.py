@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import product
 from typing import Any
 
@@ -12,6 +12,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from puma_plugin.experiments.config import CompareConfig, TrainConfig
 from puma_plugin.experiments.methods import METHODS, Method
 from puma_plugin.experiments.overrides import override
+from puma_plugin.experiments.unused import is_unused
 
 _LONGEST_KEY = 120
 
@@ -19,22 +20,24 @@ _LONGEST_KEY = 120
 def expand(config: CompareConfig) -> list[Method]:
     """The rows, each with its settings checked.
 
-    What is not trained has no loss: it gets one row for all losses. An ablated value that is the row's own already
-    gives no row.
+    What changes nothing gives no row of its own: losses where nothing is trained, a setting that the method does not
+    look at (see :func:`not_varied`), an ablated value that is the row's own already.
 
     Raises:
-        ValueError: an unknown method, a row that is there twice, or a setting or value of the wrong type or range.
+        ValueError: an unknown method, a row that is there twice, a setting that no method looks at, or a setting or
+            value of the wrong type or range.
     """
     unknown = [key for key in config.methods if key not in METHODS]
     if unknown:
         raise ValueError(f"methods holds {unknown[0]!r}; give some of {', '.join(METHODS)}")
-    rows: list[Method] = []
-    for key, changes in product(config.methods, _combinations(config.combine)):
-        losses: Sequence[str] = config.losses if METHODS[key].trained else ()
-        for loss in losses or [""]:
-            row = _row(METHODS[key], loss if len(losses) > 1 else "", _loss(config.train, loss), changes)
-            rows.append(row)
-            rows += _ablations(config, row)
+    without_effect = not_varied(config)
+    for name in (*config.combine, *config.ablate):
+        if all(name in names for names in without_effect.values()):
+            raise ValueError(
+                f"{name} is to be varied, but changes nothing for {', '.join(config.methods)}; leave it out, or add a "
+                "method that looks at it"
+            )
+    rows = [row for key in config.methods for row in _rows_of(config, key)]
     labels: dict[str, str] = {}
     for row in rows:
         if row.key in labels:
@@ -54,9 +57,45 @@ def expand(config: CompareConfig) -> list[Method]:
     return rows
 
 
+def not_varied(config: CompareConfig) -> dict[str, list[str]]:
+    """Method -> the settings of `combine` and `ablate` that change nothing for it, whatever their value."""
+    found = {}
+    for key in config.methods:
+        own = METHODS[key].settings
+        found[key] = [
+            name
+            for name, values in (*config.combine.items(), *config.ablate.items())
+            # Beside every combination of the others, as some settings matter with certain values of others only.
+            if all(
+                is_unused(override(config.train, {**own, **changes, name: value}), name)
+                for changes in _combinations(config.combine)
+                for value in values
+            )
+        ]
+    return found
+
+
 def reference_of(config: CompareConfig) -> str:
     """The row that the others are compared with: the reference method's first."""
-    return expand(replace(config, methods=[config.reference or config.methods[0]]))[0].key
+    return _rows_of(config, config.reference or config.methods[0])[0].key
+
+
+def _rows_of(config: CompareConfig, key: str) -> list[Method]:
+    """The rows of one method; combinations that differ in nothing it looks at are one row."""
+    base = METHODS[key]
+    rows: list[Method] = []
+    made: list[dict[str, Any]] = []
+    for changes in _combinations(config.combine):
+        whole = override(config.train, {**base.settings, **changes})
+        effective = {name: value for name, value in changes.items() if not is_unused(whole, name)}
+        if effective != changes and effective in made:
+            continue
+        made.append(effective)
+        losses: Sequence[str] = config.losses if base.trained else ()
+        for loss in losses or [""]:
+            row = _row(base, loss if len(losses) > 1 else "", _loss(config.train, loss), effective)
+            rows += [row, *_ablations(config, row)]
+    return rows
 
 
 def _combinations(values: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
@@ -94,7 +133,8 @@ def _ablations(config: CompareConfig, row: Method) -> list[Method]:
     found = []
     for name, values in config.ablate.items():
         for value in values:
-            if override(config.train, {**row.settings, name: value}) != own:
+            changed = override(config.train, {**row.settings, name: value})
+            if changed != own and not is_unused(changed, name):
                 found.append(_row(row, "", {}, {name: value}, rate_of=row.rate_key))
     return found
 

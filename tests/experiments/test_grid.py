@@ -7,7 +7,7 @@ import pytest
 
 from puma_plugin.cli.parsing import make_parser, packaged_config, parse
 from puma_plugin.experiments.config import CompareConfig, DataConfig, LossConfig, ModelConfig, TrainConfig
-from puma_plugin.experiments.grid import expand, reference_of
+from puma_plugin.experiments.grid import expand, not_varied, reference_of
 from puma_plugin.experiments.methods import METHODS
 from puma_plugin.experiments.overrides import override
 
@@ -70,9 +70,56 @@ def test_combinations_and_ablations() -> None:
     assert override(config.train, rows[2].settings).loss.arguments == {"margin": 0.3, "ema": "global"}
 
 
+def test_no_row_for_what_changes_nothing() -> None:
+    config = grid(
+        methods=["frozen", "full", "adaptformer", "puma"],
+        combine={"model.drop": [0.0, 0.5], "global_batch_size": [32]},
+        ablate={"model.adapter_dim": [8], "optimizer.lr": [1e-3], "data.test_fraction": [0.4]},
+        reference="full",
+    )
+    assert not_varied(config) == {
+        "frozen": ["model.drop", "global_batch_size", "model.adapter_dim", "optimizer.lr"],
+        "full": ["model.drop", "model.adapter_dim"],
+        "adaptformer": ["model.drop"],
+        "puma": [],
+    }
+    assert [row.key for row in expand(config)] == [
+        "frozen",
+        "frozen_data.test_fraction-0.4",
+        "full_global_batch_size-32",
+        "full_global_batch_size-32_optimizer.lr-0.001",
+        "full_global_batch_size-32_data.test_fraction-0.4",
+        *(
+            f"adaptformer_global_batch_size-32{tail}"
+            for tail in ("", "_model.adapter_dim-8", "_optimizer.lr-0.001", "_data.test_fraction-0.4")
+        ),
+        *(
+            f"puma_model.drop-{drop}_global_batch_size-32{tail}"
+            for drop in ("0", "0.5")
+            for tail in ("", "_model.adapter_dim-8", "_optimizer.lr-0.001", "_data.test_fraction-0.4")
+        ),
+    ]
+    assert reference_of(config) == "full_global_batch_size-32"
+
+
+def test_settings_that_matter_with_certain_values_of_others() -> None:
+    """Without a pool there is no prompt whose length could be varied."""
+    config = grid(combine={"model.pool_size": [0, 8], "model.prompt_length": [1, 4]})
+    assert not_varied(config) == {"puma": []}
+    assert [row.key for row in expand(config)] == [
+        "puma_model.pool_size-0",
+        "puma_model.pool_size-8_model.prompt_length-1",
+        "puma_model.pool_size-8_model.prompt_length-4",
+    ]
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        (
+            {"methods": ["full", "lora"], "ablate": {"model.drop": [0.0]}},
+            "model.drop is to be varied, but changes nothing for full, lora",
+        ),
         ({"methods": ["magic"]}, "methods holds 'magic'"),
         ({"methods": ["puma", "puma"]}, "give each once"),
         ({"methods": []}, "methods is empty"),
