@@ -5,7 +5,7 @@
 
 #include <string>
 
-#include "cpu/vector.h"
+#include "cpu/simd.h"
 
 namespace py = pybind11;
 
@@ -18,6 +18,7 @@ constexpr int kSchemas = 2;
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "CPU operators of puma_plugin (registered in torch.ops.puma) and facts about this build.";
+  puma::instruction_set();  // a wrong PUMA_CPU_CAPABILITY is an error here, not in the first kernel
   m.def(
       "build_info",
       [] {

@@ -4,21 +4,12 @@
 
 #include <algorithm>
 
-#pragma GCC diagnostic ignored "-Wpsabi"  // vectors wider than the default instruction set's never cross a call
+#include "simd.h"
 
 namespace puma {
 namespace {
 
-#define PUMA_INLINE inline __attribute__((always_inline))
-#define PUMA_UNROLL _Pragma("GCC unroll 16")
-
 constexpr int TILE_ROWS = 4;
-
-// A vector of that many bytes; memory need not be aligned to it.
-template <class T, int bytes>
-struct Vector {
-  typedef T type __attribute__((vector_size(bytes), aligned(alignof(T)), may_alias));
-};
 
 // A matrix whose element (i, k) lies at data[i * row + k * column].
 template <class T>
@@ -160,18 +151,19 @@ struct Kernels {
 
 PUMA_KERNELS(portable, 16, 2)
 #if defined(__x86_64__)
-PUMA_KERNELS(avx2, 32, 3, __attribute__((target("avx2,fma"))))
-PUMA_KERNELS(avx512, 64, 4, __attribute__((target("avx512f"))))
+PUMA_KERNELS(avx2, 32, 3, PUMA_AVX2)
+PUMA_KERNELS(avx512, 64, 4, PUMA_AVX512)
 #endif
 
 template <class T>
 Kernels<T> best_kernels() {
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f")) return {&product_avx512<T>, &dots_avx512<T>};
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {&product_avx2<T>, &dots_avx2<T>};
-#endif
+  return choose<Kernels<T>>(
+      {&product_portable<T>, &dots_portable<T>}, {&product_avx2<T>, &dots_avx2<T>},
+      {&product_avx512<T>, &dots_avx512<T>});
+#else
   return {&product_portable<T>, &dots_portable<T>};
+#endif
 }
 
 template <class T>

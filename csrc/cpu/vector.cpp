@@ -2,19 +2,17 @@
 
 #include <cstring>
 
+#include "simd.h"
+
 // One clone per instruction set, picked by the dynamic loader: a binary built anywhere runs everywhere.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__gnu_linux__)
 #define PUMA_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#define PUMA_HAS_CLONES 1
 #else
 #define PUMA_CLONES
-#define PUMA_HAS_CLONES 0
 #endif
 
 namespace puma {
 namespace {
-
-#define PUMA_INLINE inline __attribute__((always_inline))
 
 PUMA_INLINE uint32_t bits_of(float value) {
   uint32_t bits;
@@ -127,14 +125,5 @@ PUMA_ADD_BRANCH(float, float, bf16)
 PUMA_ADD_BRANCH(float, bf16, bf16)
 PUMA_ADD_BRANCH(float, float, fp16)
 PUMA_ADD_BRANCH(float, fp16, fp16)
-
-const char* cpu_capability() {
-#if PUMA_HAS_CLONES
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f")) return "avx512";
-  if (__builtin_cpu_supports("avx2")) return "avx2";
-#endif
-  return "default";
-}
 
 }  // namespace puma

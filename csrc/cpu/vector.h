@@ -1,4 +1,4 @@
-// Element-wise loops around the GEMMs, compiled for several instruction sets and chosen at run time. Memory never
+// Element-wise loops around the GEMMs, compiled for several instruction sets; the dynamic loader takes the best. Memory never
 // overlaps unless it is the same.
 #pragma once
 
@@ -54,8 +54,5 @@ void convert(T* out, const accumulate_t<T>* in, int64_t n);
 // sum += in.
 template <class T>
 void accumulate(accumulate_t<T>* sum, const T* in, int64_t n);
-
-// Instruction set that the loops above run with on this machine.
-const char* cpu_capability();
 
 }  // namespace puma

@@ -1,23 +1,25 @@
 """Every retrieval metric of a set of embeddings over several distributions, from one pass."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
 from puma_plugin.evaluation.arguments import as_column, check_block_size, check_ks, names_by_number, split_labels
+from puma_plugin.evaluation.gallery_part import GalleryPart
+from puma_plugin.evaluation.ordering import IntArray, merge_neighbours
 from puma_plugin.evaluation.paper_code import overlapping_classes, own_numbers, position_keys
 from puma_plugin.evaluation.result import RetrievalResult
-from puma_plugin.evaluation.scores import QueryScores
-from puma_plugin.evaluation.search import IntArray, Searcher, as_unit_rows, merge_neighbours
+from puma_plugin.evaluation.scores import BoolArray, QueryScores
+from puma_plugin.evaluation.scoring import Scoring, blocks_by_depth
+from puma_plugin.evaluation.search import as_unit_rows
 
-BoolArray = npt.NDArray[np.bool_]
 Protocol = Literal["honest", "paper-code"]
 PROTOCOLS: tuple[Protocol, ...] = ("honest", "paper-code")
-# Neighbours found at once: bounds the memory where searches are deep.
-_BLOCK_NEIGHBOURS = 1 << 20
+# As many queries at once cost faiss little more than a few.
+_REFERENCE_GROUP = 1024
 
 
 def evaluate_retrieval(
@@ -39,11 +41,12 @@ def evaluate_retrieval(
     """Evaluate retrieval jointly over all distributions and within each (metrics of arXiv 2309.08944, section 4).
 
     Each query is compared once with every gallery item: its own distribution's and the others' are searched apart, and
-    the joint order is the merged one. Neighbours are ranked by faiss' squared L2 distance of the unit rows in float32,
-    which is what pml's AccuracyCalculator ranks by; at equal distance the item that stands earlier in the gallery comes
-    first. Where pml's AccuracyCalculator defines the same metric, the values agree. The distances of identical rows,
-    and of very many items, may differ by the matrix product's rounding alone, and their order then follows it, in pml's
-    search as in this one.
+    the joint order is the merged one. Neighbours are ranked by squared L2 distance of the unit rows in float32, which
+    is what pml's AccuracyCalculator ranks by; at equal distance the item that stands earlier in the gallery comes
+    first. Where pml's AccuracyCalculator defines the same metric, the values agree. Where two distances differ by no
+    more than rounding, and the scores hang on their order, the query is searched again as pml does it, by faiss on the
+    CPU. How faiss rounds depends on how many rows are compared at once, so that among very many items single queries
+    may still be scored otherwise.
 
     Args:
         embeddings: (N, D) float array or tensor, L2-normalised here (rows that are so already stay bit for bit).
@@ -115,6 +118,10 @@ def evaluate_retrieval(
     lone = _count_positives(classes, queries, gallery, query_keys, gallery_keys)[1] == 0
     own_distribution = distributions[queries]
     leaked = np.zeros(len(queries), dtype=np.bool_)
+    depths = np.maximum(np.maximum(own.relevant, joint.relevant), ks[-1])
+    scoring = Scoring(queries, distributions, classes, joint_classes, depths, own, joint, leaked, rows.shape[1])
+    part = partial(GalleryPart, rows, query_keys, gallery_keys)
+    open_joint: list[IntArray] = []
     with tqdm(total=len(queries), desc="search", disable=not progress, leave=False) as bar:
         for name, d in members.items():
             asking = np.flatnonzero(own_distribution == d)
@@ -125,30 +132,29 @@ def evaluate_retrieval(
                     f"distribution {name!r} has {len(asking)} queries and {len(near)} gallery items; it needs at least "
                     "one of each: mend query_mask/gallery_mask or leave the distribution out"
                 )
-            near_searcher, far_searcher = (Searcher(rows[part], gallery_keys[part]) for part in (near, far))
-            depths = np.maximum(np.maximum(own.relevant, joint.relevant)[asking], ks[-1])
-            farthest = own_ks[name][-1]
-            for chosen in _by_depth(depths, block_size):
-                block = asking[chosen]
-                items, keys = rows[queries[block]], query_keys[queries[block]]
-                depth = int(depths[chosen].max())
-                distances, found = near_searcher.search(items, depth, keys)
-                nearest = distances, _items(near, found)
-                distances, found = far_searcher.search(items, depth, keys)
-                others = distances, _items(far, found)
-                hits = _hits(classes, queries[block], nearest[1])
-                own.add(block, hits)
-                # A large k is searched for only where no nearer neighbour is a hit.
-                open_ = (own.relevant[block] > 0) & (farthest > depth)
-                missed = np.flatnonzero(open_ & ~hits.any(axis=1))
-                step = max(1, _BLOCK_NEIGHBOURS // farthest)
-                for part in (missed[start : start + step] for start in range(0, len(missed), step)):
-                    _, found = near_searcher.search(items[part], farthest, keys[part])
-                    own.add_recalls(block[part], _hits(classes, queries[block[part]], _items(near, found)))
-                _, merged = merge_neighbours(nearest, others, depth)
-                joint.add(block, _hits(joint_classes, queries[block], merged))
-                leaked[block] = (merged[:, 0] >= 0) & (distributions[merged[:, 0]] != d)
+            near_part, far_part = part(near, len(asking)), part(far, len(asking))
+            undecided: tuple[list[IntArray], list[IntArray]] = ([], [])  # in the own gallery and in the joint one
+            for block in blocks_by_depth(asking, depths, block_size):
+                found = near_part.find(queries[block], int(depths[block].max()) + 1)
+                undecided[0].append(block[scoring.score_own(block, found, near_part, own_ks[name][-1])])
+                # What is farther than that many of the own distribution is not among the nearest of all.
+                last = np.take_along_axis(found[0], depths[block][:, None], axis=1)[:, 0]
+                others = far_part.find(queries[block], found[0].shape[1], np.nextafter(last, np.float32(np.inf)))
+                merged = merge_neighbours(found, others, found[0].shape[1])
+                undecided[1].append(block[scoring.score_joint(block, merged)])
                 bar.update(len(block))
+            # Whose scores may be due to rounding is searched again in the way that decides, if that was another.
+            if near_part.is_reference and far_part.is_reference:
+                continue
+            open_joint += undecided[1]
+            near_part = part(near, len(asking), reference=True)
+            for block in blocks_by_depth(np.concatenate(undecided[0]), depths, block_size, _REFERENCE_GROUP):
+                found = near_part.find(queries[block], int(depths[block].max()) + 1)
+                scoring.score_own(block, found, near_part, own_ks[name][-1])
+        if open_joint:
+            again, whole = np.concatenate(open_joint), part(gallery, len(queries), reference=True)
+            for block in blocks_by_depth(again, depths, block_size, _REFERENCE_GROUP):
+                scoring.score_joint(block, whole.find(queries[block], int(depths[block].max()) + 1))
 
     mine = {name: own_distribution == d for name, d in members.items()}
     return RetrievalResult(
@@ -178,26 +184,6 @@ def _own_ks(
         raise ValueError(f"distribution_ks names {unknown}, but the distributions are {names}")
     checked = {name: check_ks(values, f"distribution_ks[{name!r}]") for name, values in further.items()}
     return {name: check_ks((*ks, *checked.get(name, ())), "ks") for name in names}
-
-
-def _items(part: IntArray, found: IntArray) -> IntArray:
-    """Positions in a part of the gallery -> positions among all items; -1 stays."""
-    return np.where(found >= 0, part[found], -1) if len(part) else found
-
-
-def _hits(classes: IntArray, queries: IntArray, found: IntArray) -> BoolArray:
-    return (classes[found] == classes[queries][:, None]) & (found >= 0)
-
-
-def _by_depth(depths: IntArray, block_size: int) -> list[IntArray]:
-    """Group queries of like search depth, so that one class of many items does not make every search deep."""
-    order = np.argsort(depths, kind="stable")
-    rounded = np.ceil(np.log2(depths[order])).astype(np.int64)
-    blocks = []
-    for group in np.split(order, np.flatnonzero(np.diff(rounded)) + 1):
-        size = max(1, min(block_size, _BLOCK_NEIGHBOURS // int(depths[group].max())))
-        blocks += [group[start : start + size] for start in range(0, len(group), size)]
-    return blocks
 
 
 def _count_positives(

@@ -1,18 +1,21 @@
-"""Exact nearest neighbours by faiss, with the query itself excluded by item id and a stated order of ties."""
+"""Exact nearest neighbours, with the query itself excluded by item id and a stated order of ties."""
 
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import torch
 
 from puma_plugin.evaluation.arguments import as_column, check_block_size
+from puma_plugin.evaluation.ordering import FloatArray, IntArray, Neighbours, settle_ties
+from puma_plugin.ops import loader
 
-FloatArray = npt.NDArray[np.float32]
-IntArray = npt.NDArray[np.int64]
-
-# faiss computes the distances of fewer queries than this in another way, which rounds differently.
-_SAME_ROUNDING_FROM = 20
+# faiss computes the distances of fewer queries than this pair by pair, else by a matrix product of blocks with so many
+# gallery rows at most.
+_FAISS_PAIRWISE = 20
+_FAISS_BLOCK = 1024
+# A product of fewer multiplications than this is summed in another order (found by trial with faiss' wheel).
+_SMALL_PRODUCT = 1 << 27
 # More neighbours than this are not offered by faiss on a GPU.
 _GPU_MAX_K = 2048
 # Rows whose squared length is 1 to this are unit rows already: normalising again would only change their rounding.
@@ -69,7 +72,7 @@ def nearest_neighbours(
     gallery_ids: Any = None,
     *,
     block_size: int = 4096,
-) -> tuple[FloatArray, IntArray]:
+) -> Neighbours:
     """Find the ``k`` gallery rows most similar (cosine) to each query; exact, in blocks of queries.
 
     Args:
@@ -95,7 +98,8 @@ def nearest_neighbours(
     if (query_ids is None) != (gallery_ids is None):
         raise ValueError("give query_ids and gallery_ids together: they exclude a query from its own neighbours")
     ids = as_column(query_ids, len(query_rows), "query_ids", np.int64, None)
-    searcher = Searcher(gallery_rows, as_column(gallery_ids, len(gallery_rows), "gallery_ids", np.int64, None))
+    own_ids = as_column(gallery_ids, len(gallery_rows), "gallery_ids", np.int64, None)
+    searcher = make_searcher(gallery_rows, own_ids, len(query_rows))
     similarities = np.empty((len(query_rows), k), dtype=np.float32)
     indices = np.empty((len(query_rows), k), dtype=np.int64)
     lengths = np.einsum("nd,nd->n", gallery_rows, gallery_rows)
@@ -107,89 +111,119 @@ def nearest_neighbours(
     return similarities, indices
 
 
-class Searcher:
-    """A gallery of unit rows, ready to be searched, on all GPUs that faiss sees (each holds a share) or on the CPU.
+class FaissSearcher:
+    """A gallery of unit rows, searched by faiss' flat L2 index on the CPU, as pml's AccuracyCalculator does.
 
-    Distances are those of faiss' flat L2 index: squared, float32. For unit rows their order is that of the cosine, and
-    pml's AccuracyCalculator ranks by the same. Equal distances are ordered by position in the gallery: on the CPU the
-    L2 index does this itself (the inner product index reverses them), otherwise see :func:`settle_ties`.
+    For unit rows the order is that of the cosine. Equal distances are ordered by position in the gallery: this index
+    does so itself (the inner product index reverses them).
+
+    Args:
+        gallery: (G, D) unit rows.
+        ids: (G,) item ids or None.
+        num_queries: how many queries there are in all. The matrix product rounds large and small blocks differently;
+            small ones are filled up, so that distances come out as they do when all are asked at once.
     """
 
-    def __init__(self, gallery: FloatArray, ids: IntArray | None) -> None:
-        if ids is not None and len(ids) != len(gallery):
-            raise ValueError(f"gallery_ids has {len(ids)} entries for {len(gallery)} gallery rows")
-        self.size = len(gallery)
+    def __init__(self, gallery: FloatArray, ids: IntArray | None, num_queries: int) -> None:
         self.ids = ids
         # An id that occurs several times costs a query that many places.
         self.copies = 0 if ids is None or len(ids) == 0 else int(np.unique(ids, return_counts=True)[1].max())
         self.index = load_faiss().IndexFlatL2(gallery.shape[1])
         self.index.add(gallery)
-        self.gpu_index = _on_gpus(self.index)
+        products = max(1, min(len(gallery), _FAISS_BLOCK) * gallery.shape[1])
+        self.least_queries = max(_FAISS_PAIRWISE, min(num_queries, _SMALL_PRODUCT // products + 1))
 
-    def search(self, queries: FloatArray, k: int, query_ids: IntArray | None) -> tuple[FloatArray, IntArray]:
-        """Squared distances and positions (Q, k) of the nearest rows, those with the query's own id left out.
+    def search(
+        self, queries: FloatArray, k: int, query_ids: IntArray | None, limits: FloatArray | None = None
+    ) -> Neighbours:
+        """Squared distances (Q, k) float32 and positions of the nearest rows, those of the query's own id left out.
 
-        Where fewer than k rows are left, the distance is infinite and the position -1.
+        Where fewer than k rows are left, the distance is infinite and the position -1. ``limits`` (Q,) allows to leave
+        out rows that are not nearer; faiss makes no use of that.
         """
-        wanted = min(k + (self.copies if query_ids is not None else 0), self.size)
+        wanted = min(k + (self.copies if query_ids is not None else 0), self.index.ntotal)
         if wanted == 0 or len(queries) == 0:
             return np.full((len(queries), k), np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
         asked = queries
-        if len(queries) < _SAME_ROUNDING_FROM:
-            asked = np.resize(queries, (_SAME_ROUNDING_FROM, queries.shape[1]))
-        if self.gpu_index is not None and wanted < min(_GPU_MAX_K, self.size):
-            distances, indices = settle_ties(self.gpu_index, self.index, asked, wanted)
-        else:
-            distances, indices = self.index.search(asked, wanted)
-        distances, indices = distances[: len(queries)], indices[: len(queries)]
+        if len(queries) < self.least_queries:
+            asked = np.zeros((self.least_queries, queries.shape[1]), np.float32)
+            asked[: len(queries)] = queries
+        distances, positions = self.find(asked, wanted)
+        distances, positions = distances[: len(queries)], positions[: len(queries)]
         if query_ids is not None:
             assert self.ids is not None
-            own = self.ids[indices] == query_ids[:, None]
+            own = self.ids[positions] == query_ids[:, None]
             # A stable sort of the flags moves the query's own rows to the end and keeps the order of the others.
             order = np.argsort(own, axis=1, kind="stable")[:, :k]
-            indices = np.take_along_axis(np.where(own, -1, indices), order, axis=1)
+            positions = np.take_along_axis(np.where(own, -1, positions), order, axis=1)
             distances = np.take_along_axis(np.where(own, np.float32(np.inf), distances), order, axis=1)
-        missing = max(k - indices.shape[1], 0)
+        missing = max(k - positions.shape[1], 0)
         if missing:
-            indices = np.pad(indices, ((0, 0), (0, missing)), constant_values=-1)
+            positions = np.pad(positions, ((0, 0), (0, missing)), constant_values=-1)
             distances = np.pad(distances, ((0, 0), (0, missing)), constant_values=np.inf)
-        return distances[:, :k], indices[:, :k]
+        return distances[:, :k], positions[:, :k]
+
+    def find(self, queries: FloatArray, k: int) -> Neighbours:
+        """The index' own search: all rows, at most as many as there are."""
+        found: Neighbours = self.index.search(queries, k)
+        return found
 
 
-def settle_ties(index: Any, reference: Any, queries: FloatArray, k: int) -> tuple[FloatArray, IntArray]:
-    """Search an index that leaves the order of equal distances open, and order them by position.
+class FaissGpuSearcher(FaissSearcher):
+    """The same on all GPUs that faiss sees, each with a share of the rows. Rounds differently in the last places."""
 
-    One neighbour more is asked for. If its distance equals that of the k-th, it is open which of the equals were found;
-    such queries are asked again of ``reference``, an index that orders equals by position.
+    def __init__(self, gallery: FloatArray, ids: IntArray | None, num_queries: int) -> None:
+        super().__init__(gallery, ids, num_queries)
+        faiss = load_faiss()
+        options = faiss.GpuMultipleClonerOptions()
+        options.shard = True
+        self.gpu_index = faiss.index_cpu_to_gpu_multiple_py(_gpu_resources(), self.index, options)
+
+    def find(self, queries: FloatArray, k: int) -> Neighbours:
+        if k >= min(_GPU_MAX_K, self.index.ntotal):
+            return super().find(queries, k)
+        return settle_ties(self.gpu_index, self.index, queries, k)
+
+
+class CompiledSearcher:
+    """The same by the compiled operator on the CPU. Rounds differently in the last places.
+
+    A row's distance does not depend on where it stands or what is asked beside it, so equal rows are at equal distance.
+    """
+
+    def __init__(self, gallery: FloatArray, ids: IntArray | None) -> None:
+        self.ids = ids
+        self.packed = torch.ops.puma.pack_gallery(torch.from_numpy(gallery))
+
+    def search(
+        self, queries: FloatArray, k: int, query_ids: IntArray | None, limits: FloatArray | None = None
+    ) -> Neighbours:
+        """As of :class:`FaissSearcher`; rows that are not nearer than their query's limit are left out."""
+        ids = (None, None) if query_ids is None else (query_ids, self.ids)
+        columns = (None if column is None else torch.from_numpy(column) for column in (*ids, limits))
+        distances, positions = torch.ops.puma.nearest_neighbours(torch.from_numpy(queries), *self.packed, k, *columns)
+        return distances.numpy(), positions.numpy()
+
+
+Searcher = FaissSearcher | CompiledSearcher
+
+
+def make_searcher(gallery: FloatArray, ids: IntArray | None, num_queries: int) -> Searcher:
+    """The fastest search there is: on GPUs, in the compiled operator, or by faiss on the CPU.
 
     Args:
-        index, reference: faiss indices of the same rows, more than k.
-        queries: (Q, D).
-        k: how many neighbours.
+        gallery: (G, D) unit rows.
+        ids: (G,) item ids, which a query's own is compared with, or None.
+        num_queries: how many queries there are in all.
     """
-    distances, indices = index.search(queries, k + 1)
-    order = np.lexsort((indices, distances), axis=-1)
-    distances, indices = np.take_along_axis(distances, order, axis=1), np.take_along_axis(indices, order, axis=1)
-    open_ = np.flatnonzero(distances[:, k] == distances[:, k - 1])
-    distances, indices = distances[:, :k], indices[:, :k]
-    if len(open_):
-        distances[open_], indices[open_] = reference.search(queries[open_], k)
-    return distances, indices
-
-
-def merge_neighbours(
-    first: tuple[FloatArray, IntArray], second: tuple[FloatArray, IntArray], k: int
-) -> tuple[FloatArray, IntArray]:
-    """The k nearest of two lists (distances, positions) of the same queries, ties by position; the lists are sorted."""
-    distances = np.concatenate([first[0], second[0]], axis=1)
-    indices = np.concatenate([first[1], second[1]], axis=1)
-    # The stable sort merges two sorted runs in linear time, but leaves equals of the first list in front.
-    order = np.argsort(distances, axis=1, kind="stable")
-    ranked = np.take_along_axis(distances, order, axis=1)
-    equal = ((ranked[:, 1:] == ranked[:, :-1]) & np.isfinite(ranked[:, 1:])).any(axis=1)
-    for row in np.flatnonzero(equal):
-        order[row] = np.lexsort((indices[row], distances[row]))
-    return ranked[:, :k], np.take_along_axis(indices, order[:, :k], axis=1)
+    load_faiss()  # the compiled search could do without it for long: say at the door that it is missing
+    if ids is not None and len(ids) != len(gallery):
+        raise ValueError(f"gallery_ids has {len(ids)} entries for {len(gallery)} gallery rows")
+    if len(gallery) >= len(_gpu_resources()) > 0:
+        return FaissGpuSearcher(gallery, ids, num_queries)
+    if loader.CPU_LIBRARY.loaded:
+        return CompiledSearcher(gallery, ids)
+    return FaissSearcher(gallery, ids, num_queries)
 
 
 @lru_cache(maxsize=1)
@@ -199,14 +233,3 @@ def _gpu_resources() -> list[Any]:
     if not hasattr(faiss, "StandardGpuResources"):
         return []
     return [faiss.StandardGpuResources() for _ in range(faiss.get_num_gpus())]
-
-
-def _on_gpus(index: Any) -> Any:
-    """A copy of a flat index on the GPUs, each with a share of the rows; None without GPUs or rows."""
-    resources = _gpu_resources()
-    if not resources or index.ntotal < len(resources):
-        return None
-    faiss = load_faiss()
-    options = faiss.GpuMultipleClonerOptions()
-    options.shard = True
-    return faiss.index_cpu_to_gpu_multiple_py(resources, index, options)

@@ -14,8 +14,11 @@ from pytorch_metric_learning.utils import accuracy_calculator
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
 from puma_plugin.evaluation import RetrievalResult, evaluate_retrieval, nearest_neighbours
+from puma_plugin.evaluation.ordering import merge_neighbours, rounding_matters, settle_ties
 from puma_plugin.evaluation.paper_code import overlapping_classes
-from puma_plugin.evaluation.search import as_unit_rows, merge_neighbours, settle_ties
+from puma_plugin.evaluation.retrieval import PROTOCOLS, Protocol
+from puma_plugin.evaluation.search import CompiledSearcher, FaissSearcher, as_unit_rows, make_searcher
+from puma_plugin.ops import loader
 
 
 def clustered(seed: int, sizes: list[list[int]], width: int = 12, spread: float = 0.8) -> tuple[np.ndarray, np.ndarray]:
@@ -342,6 +345,43 @@ def test_equals_pml_to_the_last_bit_of_the_ranking_on_thousands_of_items() -> No
         ours = result.unified if gallery == "unified" else result.per_distribution[gallery]
         for name, metric in zip(names, ("recall_at_1", "r_precision", "map_at_r"), strict=True):
             assert ours[metric] == pytest.approx(expected[name], abs=1e-12), (gallery, name)
+
+
+@pytest.mark.parametrize("spread", [1.5, 1e-3, 0.0])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_compiled_search_scores_as_faiss_does(
+    monkeypatch: pytest.MonkeyPatch, protocol: Protocol, spread: float
+) -> None:
+    # From well spread embeddings to collapsed ones, where rounding orders nearly everything.
+    rng = np.random.default_rng(5)
+    _, labels = clustered(5, [[9] * 40, [60] * 5, [2] * 90])
+    rows = rng.standard_normal((1, 24)) + spread * rng.standard_normal((len(labels), 24))
+    further = {"distribution 0": (1, 100, 300)}
+    compiled = evaluate_retrieval(rows, labels, distribution_ks=further, protocol=protocol)
+    assert type(make_searcher(np.eye(2, dtype=np.float32), None, 2)) is CompiledSearcher
+    monkeypatch.setattr(loader, "CPU_LIBRARY", loader.LibraryState("_C", False))
+    assert type(make_searcher(np.eye(2, dtype=np.float32), None, 2)) is FaissSearcher
+    assert evaluate_retrieval(rows, labels, distribution_ks=further, protocol=protocol) == compiled
+
+
+def test_rounding_matters_where_the_order_of_close_neighbours_does() -> None:
+    step, hit, miss = 1e-6, True, False
+    distances = np.float32([[0.5, 0.5 + step, 0.7, 0.9, 0.9 + step], [0.5, 0.6, 0.7, np.inf, np.inf]])[[0, 0, 0, 0, 1]]
+    marks = np.array(
+        [
+            [hit, hit, miss, hit, miss],  # the close ones are both hits, or beyond the three that count
+            [hit, miss, miss, miss, miss],  # a hit and a miss that may be the other way round
+            [hit, hit, miss, miss, miss],  # four count: it is open which of the last two is the fourth
+            [hit, hit, miss, hit, miss],  # five count: as before
+            [hit, miss, hit, miss, miss],  # nothing is close where the gallery has ended
+        ]
+    )
+    found = rounding_matters(distances, marks, np.array([3, 3, 4, 5, 3]), 16)
+    assert found.tolist() == [False, True, True, True, False]
+    # Wider rows are rounded more often.
+    far = np.float32([[0.5, 0.5 + 5e-6]])
+    assert rounding_matters(far, np.array([[hit, miss]]), 2, 16).tolist() == [False]
+    assert rounding_matters(far, np.array([[hit, miss]]), 2, 1024).tolist() == [True]
 
 
 def test_unit_rows_are_kept_bit_for_bit() -> None:

@@ -23,6 +23,39 @@ def test_cpu_library_is_loaded() -> None:
     assert "torch_headers" in loader.CPU_MODULE.build_info()
 
 
+def run(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", script]
+    # A test in a process of its own finds the package where this one did.
+    paths = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
+    variables = {**os.environ, "PYTHONPATH": paths, **environment}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=variables, cwd=PACKAGE.parent)
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_kernels_of_every_instruction_set(capability: str) -> None:
+    # Other vector widths, tiles and rests than those that this machine would take by itself.
+    here = Path(__file__).parent
+    files = [str(here / name) for name in ("test_match_prompts.py", "test_nearest_neighbours.py")]
+    script = f"""
+import sys
+from puma_plugin.ops import loader
+if not loader.CPU_LIBRARY.loaded:
+    sys.exit(loader.CPU_LIBRARY.reason)
+assert loader.CPU_MODULE.cpu_capability() == {capability!r}
+import pytest
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", "-k", "not gradcheck", *{files!r}]))
+"""
+    found = run(script, PUMA_CPU_CAPABILITY=capability)
+    if "no more than this machine has" in found.stderr:
+        pytest.skip(f"this machine has no {capability}")
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_an_unknown_instruction_set_is_refused_with_the_known_ones() -> None:
+    found = run("import puma_plugin.ops.loader as l; print(l.CPU_LIBRARY.reason)", PUMA_CPU_CAPABILITY="sse9")
+    assert "PUMA_CPU_CAPABILITY must be default, avx2 or avx512" in found.stdout
+
+
 @pytest.mark.parametrize(
     ("version", "old"), [("2.9.1+cu128", True), ("2.10.0", False), ("2.10.0a0+git1", False), ("3.0", False)]
 )

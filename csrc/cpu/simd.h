@@ -1,0 +1,43 @@
+// What loops written with GCC's vector extension share. Vectors wider than the default instruction set's never cross a
+// call, so -Wpsabi has nothing to warn of.
+#pragma once
+
+#include <cstdint>
+
+#pragma GCC diagnostic ignored "-Wpsabi"
+
+#define PUMA_INLINE inline __attribute__((always_inline))
+#define PUMA_UNROLL _Pragma("GCC unroll 16")
+#define PUMA_AVX2 __attribute__((target("avx2,fma")))
+#define PUMA_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl")))
+
+namespace puma {
+
+// A vector of that many bytes; memory need not be aligned to it.
+template <class T, int bytes>
+struct Vector {
+  typedef T type __attribute__((vector_size(bytes), aligned(alignof(T)), may_alias));
+};
+
+enum class InstructionSet { portable, avx2, avx512 };
+
+// The best that this machine has, or a lesser one that PUMA_CPU_CAPABILITY names: default, avx2 or avx512.
+InstructionSet instruction_set();
+
+// Its name, as PUMA_CPU_CAPABILITY spells it.
+const char* cpu_capability();
+
+// Of three versions of a kernel the one to run.
+template <class Kernel>
+Kernel choose(Kernel portable, Kernel avx2, Kernel avx512) {
+  switch (instruction_set()) {
+    case InstructionSet::avx512:
+      return avx512;
+    case InstructionSet::avx2:
+      return avx2;
+    default:
+      return portable;
+  }
+}
+
+}  // namespace puma

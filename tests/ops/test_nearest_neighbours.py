@@ -1,0 +1,104 @@
+"""The compiled search against the distances of every pair in float64."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from puma_plugin.ops import loader
+
+pytestmark = pytest.mark.skipif(not loader.CPU_LIBRARY.loaded, reason="the search has no plain-PyTorch form")
+PANEL = 48
+
+
+def unit_rows(count: int, width: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(count, width, generator=generator), dim=1)
+
+
+def search(queries: Tensor, gallery: Tensor, k: int, ids: tuple[Tensor, Tensor] | None = None,
+           limits: Tensor | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
+    packed = torch.ops.puma.pack_gallery(gallery)
+    distances, positions = torch.ops.puma.nearest_neighbours(queries, *packed, k, *(ids or (None, None)), limits)
+    assert distances.dtype == torch.float32
+    assert positions.dtype == torch.int64
+    return distances, positions
+
+
+def all_distances(queries: Tensor, gallery: Tensor) -> Tensor:
+    return (queries.double()[:, None] - gallery.double()[None]).square().sum(dim=2)
+
+
+# Around a tile's 8 queries and a panel's 48 items; k up to all items, also beyond twice the room for candidates.
+SIZES = [(1, 1, 1, 1), (7, 47, 3, 5), (8, 48, 16, 48), (9, 49, 37, 10), (130, 500, 20, 3), (300, 97, 8, 97)]
+
+
+@pytest.mark.parametrize(("queries", "items", "width", "k"), SIZES)
+def test_finds_what_all_distances_say(queries: int, items: int, width: int, k: int) -> None:
+    asked, gallery = unit_rows(queries, width, 1), unit_rows(items, width, 2)
+    distances, positions = search(asked, gallery, k)
+    exact = all_distances(asked, gallery)
+    torch.testing.assert_close(distances.double(), exact.sort(dim=1).values[:, :k], atol=2e-6, rtol=0)
+    torch.testing.assert_close(distances.double(), exact.gather(1, positions), atol=2e-6, rtol=0)
+    assert all(len(set(row)) == k for row in positions.tolist())
+
+
+def test_equal_distances_come_by_position_wherever_the_rows_stand() -> None:
+    # 12 different rows that occur again and again, over several panels and blocks of queries.
+    rows = unit_rows(12, 19, 3)[torch.randint(0, 12, (700,), generator=torch.Generator().manual_seed(4))]
+    distances, positions = search(rows, rows, 150)
+    for line, places in zip(distances.tolist(), positions.tolist(), strict=True):
+        assert list(zip(line, places, strict=True)) == sorted(zip(line, places, strict=True))
+    for place in range(0, 700, 97):
+        same = (rows == rows[place]).all(dim=1).nonzero()[:, 0].tolist()
+        assert positions[place, : len(same)].tolist() == same
+        assert distances[place, : len(same)].unique().numel() == 1
+
+
+def test_own_ids_are_left_out_and_missing_places_marked() -> None:
+    rows = unit_rows(5, 6, 5)
+    ids = torch.tensor([7, 7, 8, 9, -1])
+    distances, positions = search(rows, rows, 6, (ids, ids))
+    found = [sorted(place for place in row if place >= 0) for row in positions.tolist()]
+    assert found == [[2, 3, 4], [2, 3, 4], [0, 1, 3, 4], [0, 1, 2, 4], [0, 1, 2, 3]]
+    assert torch.equal(positions < 0, distances.isinf())
+    assert (positions[:, -1] == -1).all()
+
+
+def test_limits_leave_out_what_is_not_nearer() -> None:
+    rows = unit_rows(200, 10, 6)
+    unlimited, _ = search(rows, rows, 200)
+    limits = unlimited[:, 30].clone()  # the 31st: 30 are nearer
+    distances, positions = search(rows, rows, 60, limits=limits)
+    assert (positions[:, :30] >= 0).all()
+    assert (positions[:, 30:] == -1).all()
+    assert torch.equal(distances[:, :30], unlimited[:, :30])
+
+
+def test_nothing_to_ask_or_to_find() -> None:
+    rows = unit_rows(3, 4, 7)
+    assert search(rows[:0], rows, 2)[1].shape == (0, 2)
+    assert search(rows, rows[:0], 2)[1].tolist() == [[-1, -1]] * 3
+
+
+def test_threads_and_neighbours_in_the_batch_change_nothing() -> None:
+    rows = unit_rows(333, 24, 8)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = search(rows, rows, 40)
+        torch.set_num_threads(3)
+        several = search(rows, rows, 40)
+    finally:
+        torch.set_num_threads(threads)
+    alone = search(rows[200:201], rows, 40)
+    for first, second, single in zip(one, several, alone, strict=True):
+        assert torch.equal(first, second)
+        assert torch.equal(first[200:201], single)
+
+
+def test_a_gallery_of_another_width_is_refused() -> None:
+    rows = unit_rows(4, 6, 9)
+    with pytest.raises(RuntimeError, match="queries' width"):
+        search(rows[:, :5].contiguous(), rows, 1)
+    with pytest.raises(RuntimeError, match="k >= 1"):
+        search(rows, rows, 0)
