@@ -33,7 +33,8 @@ def compare(config: CompareConfig, command: str, console: Console) -> dict[str, 
     methods = expand(config)
     for key, names in not_varied(config).items():
         if names:
-            console.print(f"{METHODS[key].label}: not varied, as it changes nothing: {', '.join(names)}", markup=False)
+            sentence = f"{METHODS[key].label}: not varied, as it changes nothing: {', '.join(names)}"
+            console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     comparison = Comparison(config, methods, console)
     rates = None
     chosen = {method.rate_key: config.grid[0] for method in methods}

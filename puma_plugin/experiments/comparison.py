@@ -133,7 +133,7 @@ class Comparison:
                 raise ValueError(f"{job.method.label}: {error}") from error
             sentences.update(dict.fromkeys(small_distributions(job.config, splits[data])))
         for sentence in sentences:
-            self.console.print(sentence, highlight=False, markup=False)
+            self.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
     def run(self, jobs: Sequence[Job], title: str) -> list[dict[str, Any]]:
         """The jobs' records, in order: kept ones are read, the others run.

@@ -98,10 +98,17 @@ def connected(device: str, timeout: float) -> Iterator[Processes]:
     if target.type == "cuda":
         torch.cuda.set_device(target)
     patience = timedelta(seconds=timeout)
-    store, rank, world_size = next(dist.rendezvous("env://", timeout=patience))
-    backend = "cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo"
-    group_store = dist.PrefixStore("group", store)
-    dist.init_process_group(backend, store=group_store, rank=rank, world_size=world_size, timeout=patience)
+    try:
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=patience))
+        backend = "cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo"
+        group_store = dist.PrefixStore("group", store)
+        dist.init_process_group(backend, store=group_store, rank=rank, world_size=world_size, timeout=patience)
+    except dist.DistError as error:
+        raise TimeoutError(
+            f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} could not join the others within "
+            f"process_timeout, {timeout:g} seconds ({str(error).strip().splitlines()[0]}); look whether all have "
+            f"started, and whether {os.environ['MASTER_ADDR']} can be reached from every machine"
+        ) from error
     processes = Processes.current()
     board = _Board(dist.PrefixStore("board", store), processes, timeout)
     try:

@@ -90,7 +90,7 @@ def train(config: TrainConfig, resume: bool, command: str, console: Console) -> 
         splits = processes.from_first(lambda: load_splits(config.data))
         _describe(splits, shown)
         for sentence in small_distributions(config, splits):
-            shown.print(sentence, highlight=False, markup=False)
+            shown.print(sentence, highlight=False, markup=False, soft_wrap=True)
         with JobDisplay(shown, {"run": METHODS[config.model.method].label}, "Training") as display:
             display(Event("start", "run"))
             run = make_run(
