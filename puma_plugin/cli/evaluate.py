@@ -9,7 +9,8 @@ from puma_plugin.experiments.config import EvaluateConfig
 _DESCRIPTION = (
     "Evaluates model.safetensors of a training run on the test classes of the configured datasets, which need not be "
     "those of the training. Writes metrics.json and report.html into --out. Intervals in metrics.json are bootstrapped "
-    "over the test classes; --baseline prints which differences from another evaluation are outside them."
+    "over the test classes; --baseline prints which differences from another evaluation are outside them. "
+    "Several GPUs: torchrun --nproc-per-node=N -m puma_plugin evaluate ...; the figures are those of one process."
 )
 
 

@@ -55,9 +55,7 @@ class Scoring:
         self.joint.add(block, hits[:, :depth])
         foreign = (found[1] >= 0) & (self.distributions[found[1]] != self.distributions[items][:, None])
         self.leaked[block] = foreign[:, 0]
-        return rounding_matters(found[0], hits, depths, self.width) | rounding_matters(
-            found[0], foreign, 1, self.width
-        )
+        return rounding_matters(found[0], hits, depths, self.width) | rounding_matters(found[0], foreign, 1, self.width)
 
 
 def hits_of(classes: IntArray, queries: IntArray, found: IntArray) -> BoolArray:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from puma_plugin.datasets import BENCHMARK, read_manifest
+from puma_plugin.datasets import BENCHMARK, DatasetError, read_manifest
 from puma_plugin.datasets.image_files import is_image_name, scan_images
 from puma_plugin.experiments.config import DataConfig
 from puma_plugin.experiments.sources import open_sources
@@ -21,7 +21,7 @@ def data_digest(config: DataConfig) -> str | None:
         Hexadecimal digits; None for the embedded benchmark, which has no files.
 
     Raises:
-        ValueError: a folder or a manifest cannot be read.
+        ValueError: the root or the manifest cannot be read. A distribution that is not there only changes the digest.
     """
     if config.kind == "embedded" and config.few_shot is None:
         return None
@@ -68,7 +68,15 @@ def _files(config: DataConfig) -> Iterator[tuple[str, str]]:
     for source in open_sources(config):
         folder, accept = source.place, is_image_name
         if config.kind == "benchmark":
-            folder, accept = BENCHMARK[source.name].locate(source.place).folder, _is_file
+            accept = _is_file
+            try:
+                folder = BENCHMARK[source.name].locate(source.place).folder
+            except DatasetError:
+                folder = ""
+        if not os.path.isdir(folder):
+            # Loading says what is wrong, of all distributions together.
+            yield source.name, folder
+            continue
         for key in scan_images(folder, accept=accept):
             yield f"{source.name}/{key}", os.path.join(folder, key)
 

@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from puma_plugin.experiments.config import DataConfig
 from puma_plugin.experiments.identity import data_digest, file_digest
+from puma_plugin.experiments.splits import load_splits
 
 
 def set_time(path: Path, seconds: int) -> None:
@@ -69,6 +71,22 @@ def test_benchmark_counts_its_annotations_too(layouts, tmp_path: Path) -> None:
     assert data_digest(config) == before
     set_time(tmp_path / "CUB_200_2011" / "images.txt", 1_000_000)
     assert data_digest(config) != before
+
+
+def test_what_is_not_there_is_said_by_loading_for_all_distributions_together(
+    data: Path, tmp_path: Path, layouts
+) -> None:
+    config = DataConfig(folders={"a": str(data / "a"), "lost": str(data / "lost")})
+    assert data_digest(config) != data_digest(DataConfig(folders={"a": str(data / "a")}))
+    with pytest.raises(ValueError, match="lost"):
+        load_splits(config)
+    layouts.make_cub(tmp_path)
+    benchmark = DataConfig(kind="benchmark", root=str(tmp_path))
+    assert data_digest(benchmark) != data_digest(replace(benchmark, names=["CUB"]))
+    with pytest.raises(
+        ValueError, match=r"(?s)Cars196: not found.*StanfordOnlineProducts: not found.*InShop: not found"
+    ):
+        load_splits(benchmark)
 
 
 def test_small_files_count_by_their_content(data: Path, tmp_path: Path) -> None:
