@@ -21,21 +21,39 @@ struct Block {
 
 struct Plan {
   int64_t tokens_per_sample;
+  bool few_sizes;
   std::vector<double> factor;   // per sample: gate * scale
   std::vector<Block> kept;      // cache-sized
   std::vector<Block> dropped;   // whole runs of dropped samples
 };
 
-// Bytes of one (rows, C) operand. Two of them share the second-level cache; a product of half types costs so much before
-// it starts that fewer, larger ones win though they leave that cache.
+// Bytes of one (rows, C) operand. Two of them share the second-level cache; a product of half types costs so much
+// before it starts that fewer, larger ones win though they leave that cache.
 template <class T>
 constexpr int64_t kBlockBytes = (sizeof(T) == 2 ? 3072 : 384) * 1024;
+
+// oneDNN, which multiplies half types, builds a program for each product and number of rows that it meets, and keeps it
+// (half a MiB). Random gates of so many samples would show it many numbers.
+constexpr int64_t kManySamples = 64;
 
 void add_run(std::vector<Block>& blocks, int64_t row, int64_t rows, int64_t packed, int64_t block_rows) {
   const int64_t count = (rows + block_rows - 1) / block_rows;
   for (int64_t i = 0; i < count; ++i) {  // equal shares: no small rest
     const int64_t begin = rows * i / count, end = rows * (i + 1) / count;
     blocks.push_back({row + begin, end - begin, packed + begin});
+  }
+}
+
+// The same at the borders of samples, in powers of two of them: few sizes.
+void add_samples(
+    std::vector<Block>& blocks, int64_t row, int64_t samples, int64_t tokens, int64_t packed, int64_t block_rows) {
+  while (samples > 0) {
+    int64_t count = 1;
+    while (2 * count <= samples && 2 * count * tokens <= block_rows) count *= 2;
+    add_run(blocks, row, count * tokens, packed, block_rows);
+    row += count * tokens;
+    packed += count * tokens;
+    samples -= count;
   }
 }
 
@@ -46,7 +64,8 @@ Plan make_plan(const std::optional<Tensor>& gate, double scale, int64_t samples,
   const int64_t share = samples * tokens / (4 * torch::stable::get_num_threads());
   const int64_t block_rows =
       std::max<int64_t>(16, std::min<int64_t>(share, kBlockBytes<T> / (width * static_cast<int64_t>(sizeof(T)))));
-  Plan plan{tokens, std::vector<double>(samples, static_cast<Gate>(scale)), {}, {}};
+  const bool few_sizes = sizeof(T) == 2 && gate.has_value() && samples >= kManySamples;
+  Plan plan{tokens, few_sizes, std::vector<double>(samples, static_cast<Gate>(scale)), {}, {}};
   std::optional<Tensor> held;
   const Gate* gates = nullptr;
   if (gate.has_value()) {
@@ -65,7 +84,11 @@ Plan make_plan(const std::optional<Tensor>& gate, double scale, int64_t samples,
     while (end < samples && keeps(end) == keeps(b)) ++end;
     const int64_t rows = (end - b) * tokens;
     if (keeps(b)) {
-      add_run(plan.kept, b * tokens, rows, packed, block_rows);
+      if (few_sizes && end - b < samples) {
+        add_samples(plan.kept, b * tokens, end - b, tokens, packed, block_rows);
+      } else {
+        add_run(plan.kept, b * tokens, rows, packed, block_rows);
+      }
       packed += rows;
     } else {
       plan.dropped.push_back({b * tokens, rows, 0});
@@ -85,6 +108,15 @@ void for_each_part(int64_t elements, const F& body) {
   torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) body(part, parts);
   });
+}
+
+// Index of the first kept block of a part; parts have about equally many rows.
+int64_t first_block(const Plan& plan, int64_t part, int64_t parts) {
+  if (plan.kept.empty()) return 0;
+  const int64_t bound = (plan.kept.back().packed + plan.kept.back().rows) * part / parts;
+  const auto found = std::partition_point(
+      plan.kept.begin(), plan.kept.end(), [=](const Block& block) { return block.packed + block.rows / 2 < bound; });
+  return found - plan.kept.begin();
 }
 
 int64_t most_rows(const std::vector<Block>& blocks) {
@@ -182,12 +214,12 @@ std::tuple<Tensor, Tensor> forward(
   const Branch<R, T> branch(branch_tensor, samples * length * width);
   const Tensor down_matrix = matrix(const_data<T>(down), width, rank);
   const Tensor up_matrix = matrix(const_data<T>(up), rank, width);
-  const int64_t count = plan.kept.size(), rows = most_rows(plan.kept);
+  const int64_t rows = most_rows(plan.kept);
 
   for_each_part(samples * length * width, [&](int64_t part, int64_t parts) {
     const auto product = scratch<T>(rows * width);
     const auto unsaved = scratch<T>(save_hidden ? 0 : rows * rank);
-    for (int64_t i = count * part / parts; i < count * (part + 1) / parts; ++i) {
+    for (int64_t i = first_block(plan, part, parts); i < first_block(plan, part + 1, parts); ++i) {
       const Block& block = plan.kept[i];
       T* const h = save_hidden ? hidden_data + block.packed * rank : unsaved.get();
       const Tensor h_matrix = matrix(h, block.rows, rank);
@@ -205,6 +237,14 @@ std::tuple<Tensor, Tensor> forward(
     });
   });
   return {out, hidden};
+}
+
+// A contiguous matrix, transposed. A copy, where there are to be few programs: to oneDNN the backward's products then
+// are those of the forward.
+template <class T>
+Tensor transposed_operand(const Tensor& matrix, const Plan& plan) {
+  const Tensor view = transposed(const_data<T>(matrix), matrix.size(0), matrix.size(1));
+  return plan.few_sizes ? torch::stable::contiguous(view) : view;
 }
 
 // Sums of one thread over its blocks. Half types are summed in float: each block's product is rounded once, then added.
@@ -255,20 +295,20 @@ std::tuple<Tensor, Tensor, Tensor> backward(
   const T* const tokens_data = const_data<T>(tokens);
   const T* const hidden_data = const_data<T>(hidden);
   T* const grad_tokens_data = mutable_data<T>(grad_tokens);
-  const Tensor down_transposed = transposed(const_data<T>(down), width, rank);
-  const Tensor up_transposed = transposed(const_data<T>(up), rank, width);
-  const int64_t count = plan.kept.size(), rows = most_rows(plan.kept);
+  const Tensor down_transposed = transposed_operand<T>(down, plan);
+  const Tensor up_transposed = transposed_operand<T>(up, plan);
+  const int64_t rows = most_rows(plan.kept);
   const int64_t threads = torch::stable::get_num_threads();
   std::vector<std::optional<WeightSum<T>>> down_sums(threads), up_sums(threads);
 
   for_each_part(samples * length * width, [&](int64_t part, int64_t parts) {
-    const int64_t first_block = count * part / parts, last_block = count * (part + 1) / parts;
+    const int64_t begin = first_block(plan, part, parts), end = first_block(plan, part + 1, parts);
     if (need_tokens) {
       for_each_dropped(plan, width, part, parts, [&](int64_t offset, int64_t n) {
         std::memset(static_cast<void*>(grad_tokens_data + offset), 0, static_cast<size_t>(n) * sizeof(T));
       });
     }
-    if (first_block == last_block) return;
+    if (begin == end) return;
     const auto delta = scratch<T>(rows * rank);
     const auto scaled_hidden = scratch<T>(need_weights ? rows * rank : 0);
     const auto narrow_grad = scratch<T>(std::is_same_v<R, T> ? 0 : rows * width);
@@ -276,7 +316,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(
       down_sums[part].emplace(width, rank);
       up_sums[part].emplace(rank, width);
     }
-    for (int64_t i = first_block; i < last_block; ++i) {
+    for (int64_t i = begin; i < end; ++i) {
       const Block& block = plan.kept[i];
       const T* g = nullptr;
       if constexpr (std::is_same_v<R, T>) {

@@ -217,6 +217,33 @@ def test_two_threads_give_one_threads_result(adapter_inputs: Callable[..., list[
     assert all(torch.equal(a, b) for a, b in zip(results[1], results[2], strict=True))
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("residual_dtype", "dtype"), DTYPES, ids=str)
+def test_many_samples_with_random_gates(
+    device: str,
+    residual_dtype: torch.dtype,
+    dtype: torch.dtype,
+    threads: int,
+    adapter_inputs: Callable[..., list[Tensor]],
+    error: Callable[[Tensor, Tensor], float],
+) -> None:
+    """Runs of one to many kept samples, more than fit into one block: each row is computed once, in its place."""
+    samples = 150
+    inputs = adapter_inputs(samples, 29, 256, 12, dtype, residual_dtype)
+    gate = (torch.rand(samples) < 0.8).float().to(device) * 1.25
+    try:
+        torch.set_num_threads(threads)
+        out = stochastic_adapter(*inputs, gate)
+        grad = torch.randn(out.shape, device=device, dtype=residual_dtype)
+        got_grads = torch.autograd.grad(out, inputs, grad)
+    finally:
+        torch.set_num_threads(1)
+    expected = by_hand(inputs, gate, 0.1, relu_mask(inputs, gate))
+    assert error(out, expected) <= TOLERANCE[dtype]
+    for got, wanted in zip(got_grads, torch.autograd.grad(expected, inputs, grad.double()), strict=True):
+        assert error(got, wanted) <= TOLERANCE[dtype]
+
+
 def test_half_weight_gradients_are_summed_in_float32(device: str) -> None:
     """4,000 samples add 1/512 to a sum of 1: bfloat16 sums would stay at 1, as 1/512 is below half its last place."""
     samples = 4000
