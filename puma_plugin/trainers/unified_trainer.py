@@ -402,6 +402,9 @@ class UnifiedTrainer(MetricLossOnly):
     def _diverged(self, what: str) -> NonFiniteLossError:
         ids = getattr(self.dataset, "item_ids", None)
         positions = self.batch_positions
+        if isinstance(self.sampler, MultiDistributionSampler):
+            # Of all processes, not of this one's share.
+            positions = self.sampler.global_batch(self._pass, self._consumed - 1).tolist()
         numbers = [int(ids[p]) for p in positions] if ids is not None else list(positions)
         describe = getattr(self.dataset, "describe", str)
         kept = ""

@@ -253,6 +253,16 @@ def test_one_message_for_what_every_process_finds(settings: Path, tmp_path: Path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
+def test_diverging_run_names_the_images_of_all_processes_once(settings: Path, tmp_path: Path) -> None:
+    running = start(settings, tmp_path / "run", 2, "--optimizer.lr", "1e30", "--optimizer.clip", "null")
+    text = running.communicate(timeout=300)[0]
+    assert running.returncode != 0
+    assert text.count("puma train: error: training diverged in epoch 2") == text.count("puma train: error") == 1
+    listed = text.partition("Items of the batch: ")[2].partition(". ")[0].split(", ")
+    assert len(set(listed)) == len(listed) == 24
+
+
 @pytest.mark.parametrize(
     ("command", "more"), [("compare", ["compare"]), ("demo", []), ("train", ["--dry-run", "--data.kind", "embedded"])]
 )
