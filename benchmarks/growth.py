@@ -1,4 +1,4 @@
-"""Time and memory of the evaluation as it grows, each size and contestant once, in a process of its own.
+"""Time and memory of the evaluation as it grows, each size and contestant in processes of its own.
 
 ``python -m benchmarks.growth ITEMS`` evaluates ITEMS embeddings with the paper's class sizes (138000 for the paper's
 full scale), ``--contestant pml`` with pytorch-metric-learning's calculator instead; prints JSON.
@@ -53,6 +53,11 @@ def growth_plans(settings: Settings) -> list[tuple[EvaluationCase, str]]:
 def pml_bytes(items: int) -> int:
     """About what pml's calculator takes for so many items with the paper's classes."""
     return round(PML_BYTES * items * 15_937 * min(items / 147_026, 1.0))
+
+
+def repeats(items: int) -> int:
+    """How often a size is measured: short runs several times."""
+    return max(1, min(5, 100_000 // items))
 
 
 def measure_apart(case: EvaluationCase, contestant: str) -> Growth:
