@@ -4,7 +4,6 @@ That wrapper can be traced (``torch.compile``, ``torch.export``), but it is Pyth
 more than a small call itself. Eager code goes past it; under functorch the wrapper says what it cannot do.
 """
 
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -28,7 +27,7 @@ def in_backward() -> AbstractContextManager[None]:
     return nullcontext() if torch.is_grad_enabled() else below_autograd()
 
 
-def refuse_tangents(name: str, tensors: Iterable[Tensor | None]) -> None:
+def refuse_tangents(name: str, *tensors: Tensor | None) -> None:
     """The operators have no forward mode; without this check tangents would silently be lost.
 
     Raises:

@@ -1,5 +1,7 @@
 """Python face of prompt matching: validation, autocast, fake kernels and autograd around the compiled operator."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -7,6 +9,10 @@ from puma_plugin.ops import loader, reference
 from puma_plugin.ops.eager import below_autograd, in_backward, is_plain, refuse_tangents
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+# Looked up once. They are called only where the library is loaded.
+_operator: Any = loader.CPU_LIBRARY.loaded and torch.ops.puma.match_prompts.default
+_backward_operator: Any = loader.CPU_LIBRARY.loaded and torch.ops.puma.match_prompts_backward.default
 
 
 def match_prompts(query: Tensor, keys: Tensor, attention: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,14 +48,14 @@ def match_prompts(query: Tensor, keys: Tensor, attention: Tensor, prompts: Tenso
         loader.report_fallback(device_type)
         with torch.autocast(device_type, enabled=False):
             return reference.match_prompts(query, keys, attention, prompts)
-    refuse_tangents("match_prompts", (query, keys, attention, prompts))
+    refuse_tangents("match_prompts", query, keys, attention, prompts)
     inputs = query, keys, attention, prompts
     if not is_plain():
-        return torch.ops.puma.match_prompts.default(*inputs)[:2]
+        return _operator(*inputs)[:2]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
         return _MatchPrompts.apply(*inputs)
     with below_autograd():
-        return torch.ops.puma.match_prompts.default(*inputs)[:2]
+        return _operator(*inputs)[:2]
 
 
 def _validate(query: Tensor, keys: Tensor, attention: Tensor, prompts: Tensor) -> None:
@@ -123,9 +129,7 @@ def _backward(ctx, grad_prompt: Tensor | None, grad_weights: Tensor | None, _: N
 def _gradients(ctx, grad_prompt: Tensor | None, grad_weights: Tensor | None):  # type: ignore[no-untyped-def]
     if grad_prompt is None and grad_weights is None:
         return None, None, None, None
-    gradients = torch.ops.puma.match_prompts_backward.default(
-        grad_prompt, grad_weights, *ctx.saved_tensors, ctx.needs_input_grad[0]
-    )
+    gradients = _backward_operator(grad_prompt, grad_weights, *ctx.saved_tensors, ctx.needs_input_grad[0])
     return tuple(gradient if needed else None for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=True))
 
 
@@ -137,7 +141,7 @@ class _MatchPrompts(torch.autograd.Function):
         ctx, query: Tensor, keys: Tensor, attention: Tensor, prompts: Tensor
     ) -> tuple[Tensor, Tensor]:
         with below_autograd():
-            prompt, weights, inverse_norm = torch.ops.puma.match_prompts.default(query, keys, attention, prompts)
+            prompt, weights, inverse_norm = _operator(query, keys, attention, prompts)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(query, keys, attention, prompts, weights, inverse_norm)
         return prompt, weights

@@ -1,6 +1,7 @@
 """Python face of the stochastic adapter: validation, autocast, fake kernels, autograd around the compiled operator."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,10 @@ _Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 HALF_DTYPES = (torch.bfloat16, torch.float16)
+
+# Looked up once. They are called only where the library is loaded.
+_operator: Any = loader.CPU_LIBRARY.loaded and torch.ops.puma.stochastic_adapter.default
+_backward_operator: Any = loader.CPU_LIBRARY.loaded and torch.ops.puma.stochastic_adapter_backward.default
 
 
 def stochastic_adapter(
@@ -57,16 +62,15 @@ def stochastic_adapter(
         NotImplementedError: forward-mode differentiation.
     """
     device_type = residual.device.type
-    if isinstance(scale, Tensor):
-        up, scale = _fold_scale(up, scale), 1.0
-    else:
-        _check_scale(scale)
+    if not isinstance(scale, float) or scale - scale != 0:
+        up, scale = _resolve_scale(up, scale)
     if device_type != "meta" and torch.is_autocast_enabled(device_type) and tokens.dtype is not torch.float64:
         dtype = torch.get_autocast_dtype(device_type)
         tokens, down, up = tokens.to(dtype), down.to(dtype), up.to(dtype)
     _validate(residual, tokens, down, up, gate)
-    if gate is not None:
-        gate = gate.to(torch.float64 if tokens.dtype is torch.float64 else torch.float32)
+    exact = torch.float64 if tokens.dtype is torch.float64 else torch.float32
+    if gate is not None and gate.dtype is not exact:
+        gate = gate.to(exact)
     if branch is not None:
         _validate_branch(residual, branch)
         if branch.dtype is not tokens.dtype:
@@ -74,55 +78,55 @@ def stochastic_adapter(
     if device_type not in loader.KERNEL_DEVICES:
         loader.report_fallback(device_type)
         return reference.stochastic_adapter(residual, tokens, down, up, gate, scale, branch)
-    refuse_tangents("stochastic_adapter", (residual, tokens, down, up, gate, branch))
+    refuse_tangents("stochastic_adapter", residual, tokens, down, up, gate, branch)
     save_hidden = torch.is_grad_enabled() and (tokens.requires_grad or down.requires_grad or up.requires_grad)
     if not is_plain():
-        return torch.ops.puma.stochastic_adapter.default(residual, tokens, down, up, gate, branch, scale, save_hidden)[
-            0
-        ]
+        return _operator(residual, tokens, down, up, gate, branch, scale, save_hidden)[0]
     passes_gradient = residual.requires_grad or (branch is not None and branch.requires_grad)
     if save_hidden or (passes_gradient and torch.is_grad_enabled()):
         out: Tensor = _StochasticAdapter.apply(residual, tokens, down, up, gate, branch, scale, save_hidden, recompute)
         return out
     with below_autograd():
-        return torch.ops.puma.stochastic_adapter.default(residual, tokens, down, up, gate, branch, scale, False)[0]
+        return _operator(residual, tokens, down, up, gate, branch, scale, False)[0]
 
 
-def _fold_scale(up: Tensor, scale: Tensor) -> Tensor:
-    """``scale * up``, so that autograd outside the kernel gives the scale its gradient."""
-    if scale.numel() != 1:
-        raise ValueError(f"scale must be a number or a tensor with one element, got shape {tuple(scale.shape)}")
-    return up * scale.reshape(()).to(up.dtype)
-
-
-def _check_scale(scale: float) -> None:
+def _resolve_scale(up: Tensor, scale: float | Tensor) -> tuple[Tensor, float]:
+    """A tensor goes into ``up``, so that autograd outside the kernel gives it its gradient."""
+    if isinstance(scale, Tensor):
+        if scale.numel() != 1:
+            raise ValueError(f"scale must be a number or a tensor with one element, got shape {tuple(scale.shape)}")
+        return up * scale.reshape(()).to(up.dtype), 1.0
     if isinstance(scale, bool) or not isinstance(scale, float | int):
         raise TypeError(f"scale must be a number or a tensor with one element, got {scale!r}")
     if scale - scale != 0:  # infinite or NaN; unlike math.isfinite this can be traced
         raise ValueError(f"scale must be finite, got {scale}")
+    return up, scale
 
 
 def _validate(residual: Tensor, tokens: Tensor, down: Tensor, up: Tensor, gate: Tensor | None) -> None:
-    shape = residual.shape
-    if residual.dim() != 3:
+    # Each attribute is read once: next to a small call they count.
+    shape, down_shape, up_shape = residual.shape, down.shape, up.shape
+    if len(shape) != 3:
         raise ValueError(f"residual must have shape (B, N, C), got {tuple(shape)}")
+    samples, _, width = shape
     if tokens.shape != shape:
         raise ValueError(f"tokens must have residual's shape {tuple(shape)}, got {tuple(tokens.shape)}")
-    if down.dim() != 2 or down.shape[0] != shape[2]:
-        raise ValueError(f"down must have shape (C, r) with C = {shape[2]}, got {tuple(down.shape)}")
-    if down.shape[0] < 1 or down.shape[1] < 1:
-        raise ValueError(f"C and r must be at least 1, got down of shape {tuple(down.shape)}")
-    if up.dim() != 2 or up.shape[0] != down.shape[1] or up.shape[1] != shape[2]:
-        raise ValueError(f"up must have shape (r, C) = {(down.shape[1], shape[2])}, got {tuple(up.shape)}")
+    if len(down_shape) != 2 or down_shape[0] != width:
+        raise ValueError(f"down must have shape (C, r) with C = {width}, got {tuple(down_shape)}")
+    rank = down_shape[1]
+    if width < 1 or rank < 1:
+        raise ValueError(f"C and r must be at least 1, got down of shape {tuple(down_shape)}")
+    if len(up_shape) != 2 or up_shape[0] != rank or up_shape[1] != width:
+        raise ValueError(f"up must have shape (r, C) = {(rank, width)}, got {tuple(up_shape)}")
     dtype = tokens.dtype
     if dtype not in DTYPES:
         raise TypeError(f"tokens must be float32, float64, bfloat16 or float16, got {dtype}")
-    if down.dtype != dtype or up.dtype != dtype:
+    if down.dtype is not dtype or up.dtype is not dtype:
         raise TypeError(
             f"down and up must have tokens' dtype {dtype}, got {down.dtype} and {up.dtype}; "
             "cast them, or run under torch.autocast"
         )
-    if residual.dtype != dtype and not (residual.dtype == torch.float32 and dtype in HALF_DTYPES):
+    if residual.dtype is not dtype and not (residual.dtype is torch.float32 and dtype in HALF_DTYPES):
         raise TypeError(
             f"residual must have tokens' dtype {dtype}, or float32 next to half types, got {residual.dtype}; cast it"
         )
@@ -134,8 +138,8 @@ def _validate(residual: Tensor, tokens: Tensor, down: Tensor, up: Tensor, gate: 
         )
     if gate is None:
         return
-    if gate.dim() != 1 or gate.shape[0] != shape[0]:
-        raise ValueError(f"gate must have shape (B,) with B = {shape[0]}, got {tuple(gate.shape)}")
+    if gate.dim() != 1 or gate.shape[0] != samples:
+        raise ValueError(f"gate must have shape (B,) with B = {samples}, got {tuple(gate.shape)}")
     if not gate.dtype.is_floating_point:
         raise TypeError(f"gate must be floating point (0 drops a sample, 1/(1-p) keeps it), got {gate.dtype}")
     if gate.device != device:
@@ -204,9 +208,7 @@ def _gradients(needed: Sequence[bool], grad: Tensor, saved: Sequence[Tensor | No
     need_residual, need_tokens, need_down, need_up = needed[:4]
     grad_tokens = grad_down = grad_up = None
     if need_tokens or need_down or need_up:
-        grad_tokens, grad_down, grad_up = torch.ops.puma.stochastic_adapter_backward.default(
-            grad, *saved, scale, need_tokens, need_down or need_up
-        )
+        grad_tokens, grad_down, grad_up = _backward_operator(grad, *saved, scale, need_tokens, need_down or need_up)
     return (
         grad if need_residual else None,
         grad_tokens if need_tokens else None,
@@ -246,11 +248,9 @@ class _StochasticAdapter(torch.autograd.Function):
         recompute: Recompute | None,
     ) -> Tensor:
         with below_autograd():
-            out, hidden = torch.ops.puma.stochastic_adapter.default(
-                residual, tokens, down, up, gate, branch, scale, save_hidden
-            )
+            out, hidden = _operator(residual, tokens, down, up, gate, branch, scale, save_hidden)
         ctx.set_materialize_grads(False)
-        ctx.scale, ctx.save_hidden, ctx.function = scale, save_hidden, None
+        ctx.scale, ctx.function = scale, None
         ctx.branch_dtype = None if branch is None else branch.dtype
         if save_hidden:
             kept = tokens
