@@ -4,6 +4,7 @@ import contextlib
 import gc
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ T = TypeVar("T")
 # Seconds in which processes that fail together hear of each other, and in which the one that speaks has spoken: the
 # launcher ends all as soon as one has ended.
 _GRACE = 2.0
+# Seconds after which the store that they hear of each other by is taken for dead.
+_STORE_PATIENCE = 10.0
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -127,13 +130,15 @@ def _leave_word_to_another() -> NoReturn:
 
 
 class _Board:
-    """Where processes that fail tell the others why. It is the launcher's store, which needs none of them to answer."""
+    """Where processes that fail tell the others why. It is the store of the launcher, or else of the first process."""
 
     def __init__(self, store: dist.Store, processes: Processes, timeout: float) -> None:
         self.store = store
-        self.processes = processes
+        self.rank = processes.rank
+        self.ranks = range(processes.world_size)
         self.timeout = timeout
-        store.set(f"place {processes.rank}", f"pid {os.getpid()} on {socket.gethostname()}")
+        place = f"pid {os.getpid()} on {socket.gethostname()}"
+        store.set(f"place {self.rank}", place)
 
     def speak_for_all(self, error: Exception) -> None:
         """Return if this process is the one that reports its own error.
@@ -143,29 +148,44 @@ class _Board:
             SystemExit: another one speaks.
         """
         lost = isinstance(error, dist.DistError) or "gloo" in str(error)
-        rank = self.processes.rank
-        self.store.set(f"failed {rank}", "" if lost else f"{type(error).__name__} {error}")
-        time.sleep(_GRACE)
-        failed = self._failed()
-        own = failed.pop(rank)
-        causes = {other: text for other, text in failed.items() if text}
-        if lost and causes:
+        own = "" if lost else f"{type(error).__name__} {error}"
+        heard: list[tuple[dict[int, str], dict[int, str]]] = []
+        # In a thread, as a store whose process is stopped would keep this one waiting for ever.
+        thread = threading.Thread(target=lambda: heard.append(self._exchange(own)), daemon=True)
+        thread.start()
+        thread.join(_GRACE + _STORE_PATIENCE)
+        if not heard:
+            if lost:
+                raise TimeoutError(self._silence("0")) from error
+            return
+        failed, silent = heard[0]
+        if lost and any(failed.values()):
             _leave_word_to_another()
-        if any(other < rank and text == own for other, text in failed.items()):
+        if any(other < self.rank and text == own for other, text in failed.items()):
             _leave_word_to_another()
+        if lost and silent:
+            who = ", ".join(f"{rank} ({place})" for rank, place in silent.items())
+            raise TimeoutError(self._silence(who)) from error
         if lost:
-            raise TimeoutError(self._silence(sorted({*failed, rank}), error)) from error
+            cause = str(error).strip().splitlines()[0]
+            raise TimeoutError(f"the processes lost each other ({cause}); look at the network") from error
 
-    def _failed(self) -> dict[int, str]:
-        """Process -> its error, empty where it lost another; of those that have failed."""
-        keys = {rank: f"failed {rank}" for rank in range(self.processes.world_size)}
-        return {rank: self.store.get(key).decode() for rank, key in keys.items() if self.store.check([key])}
+    def _exchange(self, own: str) -> tuple[dict[int, str], dict[int, str]]:
+        """Tell this process' error; the errors of all that failed (empty: lost another), the places of the others."""
+        self.store.set(f"failed {self.rank}", own)
+        time.sleep(_GRACE)
+        failed = {
+            rank: self.store.get(f"failed {rank}").decode()
+            for rank in self.ranks
+            if self.store.check([f"failed {rank}"])
+        }
+        return failed, {
+            rank: self.store.get(f"place {rank}").decode()
+            for rank in self.ranks
+            if rank not in failed and self.store.check([f"place {rank}"])
+        }
 
-    def _silence(self, failed: list[int], error: Exception) -> str:
-        silent = [rank for rank in range(self.processes.world_size) if rank not in failed]
-        if not silent:
-            return f"the processes lost each other ({str(error).strip().splitlines()[0]}); look at the network"
-        who = ", ".join(f"{rank} ({self.store.get(f'place {rank}').decode()})" for rank in silent)
+    def _silence(self, who: str) -> str:
         return (
             f"no answer from process {who} within process_timeout, {self.timeout:g} seconds: it hangs (a stuck disk or "
             "data loader), was stopped, or works for that long alone; start again (`puma train` with --resume), in the "
