@@ -61,10 +61,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if command in _ALONE:
             require_one_process(f"puma {command}", _ALONE[command])
-        return _run(importlib.import_module(f"puma_plugin.cli.{command}"), command, rest)
+        code = _run(importlib.import_module(f"puma_plugin.cli.{command}"), command, rest)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print(f"\npuma {command}: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # The reader of our output, such as `head`, has seen enough. Nothing must be flushed to it at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, TypeError, OSError, ImportError) as error:
         if os.environ.get("PUMA_TRACEBACK") == "1":
             raise

@@ -14,6 +14,7 @@ from puma_plugin.datasets.catalogue import Facts
 from puma_plugin.datasets.distribution_dataset import BadImages, DistributionDataset, Split, check_split
 from puma_plugin.datasets.errors import DatasetError, DatasetNotFoundError
 from puma_plugin.datasets.listing import Listing
+from puma_plugin.datasets.whereabouts import absent, whereabouts
 
 
 @dataclass(frozen=True)
@@ -101,20 +102,23 @@ class BenchmarkDataset(DistributionDataset):
         root = os.path.abspath(os.path.expanduser(os.fspath(root)))
         places = list(cls._places(root))
         for folder, layout in places:
-            if all(os.path.exists(os.path.join(folder, entry)) for entry in layout.required):
+            if not absent(folder, layout):
                 return Location(folder, layout)
         title = cls.facts.name
         if not os.path.isdir(root):
             raise DatasetNotFoundError(f"{title}: {root} is no folder; give the folder that holds the datasets")
+        hint = whereabouts(root, cls.layouts, cls.facts.source, cls._is_foreign)
         named = [(folder, layout) for folder, layout in places if os.path.basename(folder) in layout.folders]
         if named:
-            folder, layout = min(named, key=lambda place: len(_absent(*place)))
-            absent = ", ".join(_absent(folder, layout))
-            raise DatasetError(f"{title}: {folder} lacks {absent}; unpack the archive again:\n{cls.facts.how_to_get()}")
+            folder, layout = min(named, key=lambda place: len(absent(*place)))
+            lacking = ", ".join(absent(folder, layout))
+            advice = hint or "unpack the archive again"
+            raise DatasetError(f"{title}: {folder} lacks {lacking}; {advice}:\n{cls.facts.how_to_get()}")
         names = ", ".join(dict.fromkeys(name for layout in cls.layouts for name in layout.folders))
         raise DatasetNotFoundError(
-            f"{title}: not found in {root} (looked for folders called {names}); lay it out so:\n"
-            f"{cls.facts.how_to_get()}"
+            f"{title}: not found in {root} (looked for folders called {names}); {hint or 'lay it out so'}:\n"
+            f"{cls.facts.how_to_get()}",
+            hint,
         )
 
     @classmethod
@@ -124,8 +128,14 @@ class BenchmarkDataset(DistributionDataset):
                 folder = os.path.join(root, name)
                 if os.path.isdir(folder):
                     yield folder, layout
-            if not layout.fixed_name or os.path.basename(root) in layout.folders:
+            if os.path.basename(root) in layout.folders or not (layout.fixed_name or cls._is_foreign(root)):
                 yield root, layout
+
+    @classmethod
+    def _is_foreign(cls, folder: str) -> bool:
+        """Whether the folder is called as another dataset's: CUB and NABirds have lists of the same names."""
+        others = (dataset for dataset in BenchmarkDataset.__subclasses__() if dataset is not cls)
+        return any(os.path.basename(folder) in layout.folders for dataset in others for layout in dataset.layouts)
 
     @property
     def first_class(self) -> int:
@@ -144,12 +154,9 @@ class BenchmarkDataset(DistributionDataset):
         if expected is not None and found != expected:
             raise DatasetError(
                 f"{self.facts.name} ({split}): {found:,} classes are listed in {self.location.folder}, {expected:,} "
-                "are published; unpack the archive again, or pass check_counts=False for a reduced copy"
+                "are published; unpack the archive again, or pass check_counts=False (--data.check_counts false) for a "
+                "reduced copy"
             )
-
-
-def _absent(folder: str, layout: Layout) -> list[str]:
-    return [entry for entry in layout.required if not os.path.exists(os.path.join(folder, entry))]
 
 
 def first_classes(listing: Listing, classes: np.ndarray, first: int, split: Split) -> Listing:

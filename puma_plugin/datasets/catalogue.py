@@ -55,7 +55,7 @@ CATALOGUE: dict[str, Facts] = {
             {"train": Counts(100, 5864), "test": Counts(100, 5924)},
             11788,
             "https://www.vision.caltech.edu/datasets/cub_200_2011/ (CUB_200_2011.tgz)",
-            ("tar xzf CUB_200_2011.tgz -C ROOT      -> ROOT/CUB_200_2011/{images,images.txt,image_class_labels.txt}",),
+            ("tar xzf CUB_200_2011.tgz -C ROOT -> ROOT/CUB_200_2011/{images,images.txt,image_class_labels.txt}",),
         ),
         Facts(
             "Cars196",
@@ -66,9 +66,9 @@ CATALOGUE: dict[str, Facts] = {
             "offline, copies of the files are easily found under these names)",
             (
                 "tar xzf car_ims.tgz -C ROOT/cars196   -> ROOT/cars196/{cars_annos.mat,car_ims/000001.jpg,...}",
-                "or torchvision's folder               -> ROOT/stanford_cars/{devkit,cars_train,cars_test,"
+                "or torchvision's folder              -> ROOT/stanford_cars/{devkit,cars_train,cars_test,"
                 "cars_test_annos_withlabels.mat}",
-                "or the copy in class folders           -> "
+                "or the copy in class folders         -> "
                 "ROOT/cars196/{names.csv,anno_train.csv,anno_test.csv,car_data}",
             ),
         ),

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from puma_plugin.datasets.benchmark import BENCHMARK, benchmark_names
 from puma_plugin.datasets.benchmark_dataset import BenchmarkDataset, Location
@@ -17,6 +18,10 @@ from puma_plugin.datasets.manifest import Manifest, list_manifest_split, read_ma
 from puma_plugin.datasets.verify_report import BadFile, DatasetReport, SplitCount, VerifyReport
 
 Progress = Callable[[str, int, int], None]
+_OWN_LAYOUTS = (
+    "  lay it out as ROOT/NAME/CLASS/*.jpg, to be split by classes, or as ROOT/NAME/{train,test}/CLASS/*.jpg (query\n"
+    "  and gallery may stand for test); a manifest has the columns path, label and, if wanted, split and distribution"
+)
 
 
 def verify_datasets(
@@ -65,6 +70,11 @@ def verify_own(
     readers = _own_readers(path)
     if not readers:
         raise DatasetError(f"{path} holds no distribution; give a folder of them, one subfolder each, or a manifest")
+    if os.path.isdir(path) and not any(subfolders(os.path.join(path, name)) for name in readers):
+        raise DatasetError(
+            f"{path} holds no folder with class folders in it, so it looks like a single distribution, whose folders "
+            f"are its classes; give the folder above, {os.path.dirname(path)}"
+        )
     reports = [_verify_own(path, name, read, open_images, workers, progress) for name, read in readers.items()]
     return VerifyReport(path, reports)
 
@@ -94,22 +104,24 @@ def _verify_own(
     workers: int | None,
     progress: Progress | None,
 ) -> DatasetReport:
-    report = DatasetReport(name, name, "  the layouts are those of ImageFolder and ManifestDataset", True, path)
+    folder = path if os.path.isfile(path) else os.path.join(path, name)
+    report = DatasetReport(name, name, _OWN_LAYOUTS, True, folder)
+    faults: dict[str, list[str]] = {}  # what is wrong -> with which splits
     listings: dict[str, Listing] = {}
     splits: tuple[Split, ...] = ("train", "test")
     for split in splits:
         try:
             listing = listings[split] = read(split)
         except DatasetError as error:
-            report.problems.append(str(error))
+            faults.setdefault(str(error).removeprefix(f"{name} ({split}): "), []).append(split)
             continue
         report.splits[split] = SplitCount(len(listing.class_names), len(listing), None, None)
+        if len(listing.class_names) == 1:
+            report.problems.append(f"{split}: one class only, {listing.class_names[0]!r}; add classes, two are needed")
         lone = listing.short_classes(2)
         if len(lone):
-            report.problems.append(
-                f"{split}: {len(lone):,} classes have one image, the first is {listing.class_names[lone[0]]!r}; add "
-                "images, or remove the classes"
-            )
+            report.problems.append(f"{_lone(split, listing, lone)}; add images, or remove such classes")
+    report.problems += [f"{', '.join(which)}: {fault}" for fault, which in faults.items()]
     _check_files(listings, report, open_images, workers, progress)
     return report
 
@@ -120,11 +132,12 @@ def _verify(
     report = DatasetReport(dataset.facts.name, dataset.facts.title, dataset.facts.how_to_get())
     try:
         location = dataset.locate(root)
-    except DatasetNotFoundError:
+    except DatasetNotFoundError as error:
+        report.hint = error.hint
         return report
     except DatasetError as error:
         report.found = True
-        report.problems.append(str(error).splitlines()[0])
+        report.problems.append(str(error).splitlines()[0].rstrip(":"))
         return report
     report.found, report.folder, report.layout = True, location.folder, location.layout.name
     listings: dict[str, Listing] = {}
@@ -145,16 +158,33 @@ def _compare(dataset: type[BenchmarkDataset], listings: dict[str, Listing], repo
     for split, listing in listings.items():
         published = dataset.facts.splits[split]
         report.splits[split] = SplitCount(len(listing.class_names), len(listing), published.classes, published.images)
-        for what, found, expected in (
-            ("classes", len(listing.class_names), published.classes),
-            ("images", len(listing), published.images),
-        ):
-            if expected is not None and found != expected:
-                text = f"{split}: {found:,} {what} are listed, {expected:,} are published"
-                (report.problems if published.certain or what == "images" else report.notes).append(text)
+        classes = len(listing.class_names)
+        if classes != published.classes:
+            text = f"{split}: {classes:,} classes are listed, {published.classes:,} are published"
+            if published.certain:
+                advice = "unpack the archive again, or train a reduced copy with --data.check_counts false"
+                report.problems.append(f"{text}; {advice}")
+            else:
+                report.notes.append(text)
+        if published.images is not None and len(listing) != published.images:
+            report.problems.append(_other_images(f"{split}: {len(listing):,}", published.images))
     total = sum(map(len, listings.values()))
-    if total != dataset.facts.total:
-        report.problems.append(f"{total:,} images are listed in all, {dataset.facts.total:,} are published")
+    # Said once: with a split that differs the sum does too.
+    if total != dataset.facts.total and all(published.images is None for published in dataset.facts.splits.values()):
+        report.problems.append(_other_images(f"{total:,}", dataset.facts.total, " in all"))
+
+
+def _other_images(found: str, published: int, where: str = "") -> str:
+    return (
+        f"{found} images are listed{where}, {published:,} are published; figures of a run could not be compared with "
+        "others', so unpack the archive again"
+    )
+
+
+def _lone(split: str, listing: Listing, lone: NDArray[np.int64]) -> str:
+    first = listing.class_names[lone[0]]
+    many = f"{len(lone):,} classes have one image, the first is {first!r}"
+    return f"{split}: {many if len(lone) > 1 else f'class {first!r} has one image'}"
 
 
 def _find_lone(listings: dict[str, Listing], report: DatasetReport) -> None:
@@ -163,10 +193,7 @@ def _find_lone(listings: dict[str, Listing], report: DatasetReport) -> None:
             continue
         lone = listing.short_classes(2)
         if len(lone):
-            report.notes.append(
-                f"{split}: {len(lone):,} classes have one image, the first is {listing.class_names[lone[0]]!r}; "
-                "nothing can be retrieved for it"
-            )
+            report.notes.append(f"{_lone(split, listing, lone)}; nothing can be retrieved for it")
     if "query" in listings:
         without = sorted(set(listings["query"].class_names) - set(listings["gallery"].class_names))
         if without:

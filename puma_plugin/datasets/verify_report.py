@@ -40,6 +40,7 @@ class DatasetReport:
         unreadable: images that cannot be decoded (only looked for on request).
         surplus: images below the dataset's image folders that are in no list (they are never used).
         opened: how many images were decoded.
+        hint: where it may be, if it was not found.
     """
 
     name: str
@@ -55,6 +56,7 @@ class DatasetReport:
     unreadable: list[BadFile] = field(default_factory=list)
     surplus: list[str] = field(default_factory=list)
     opened: int = 0
+    hint: str = ""
 
     @property
     def ok(self) -> bool:
@@ -110,11 +112,13 @@ class VerifyReport:
 def _dataset_lines(report: DatasetReport, most: int, required: bool) -> list[str]:
     title = report.title if report.title == report.name else f"{report.title} ({report.name})"
     if not report.found:
-        return [f"{'MISSING' if required else '  --   '} {title}", report.how_to_get]
+        hint = [f"  {report.hint}"] if report.hint else []
+        return [f"{'MISSING' if required else '  --   '} {title}", *hint, report.how_to_get]
     lines = [f"{'  ok   ' if report.ok else ' FAILS '} {title}"]
     if report.folder:
         opened = f", {report.opened:,} images opened" if report.opened else ""
-        lines.append(f"  {report.folder} [{report.layout}]{opened}")
+        layout = f" [{report.layout}]" if report.layout else ""
+        lines.append(f"  {report.folder}{layout}{opened}")
     for split, count in report.splits.items():
         classes = _against(count.classes, count.published_classes)
         images = _against(count.images, count.published_images)
@@ -125,7 +129,7 @@ def _dataset_lines(report: DatasetReport, most: int, required: bool) -> list[str
     lines += [f"  note: {text}" for text in report.notes]
     lines += _file_lines("in no list, never used", report.surplus, most)
     if report.missing or report.unreadable:
-        lines.append("  to mend it, copy the images again, or train with bad_images: skip")
+        lines.append("  to mend it, copy the images again, or train with --data.bad_images skip")
     if not report.ok:
         lines.append(report.how_to_get)
     return lines
@@ -135,7 +139,8 @@ def _file_lines(what: str, files: list[str], most: int) -> list[str]:
     if not files:
         return []
     more = ["    ..."] if len(files) > most else []
-    return [f"  {what}: {len(files):,} images", *(f"    {file}" for file in files[:most]), *more]
+    images = "image" if len(files) == 1 else "images"
+    return [f"  {what}: {len(files):,} {images}", *(f"    {file}" for file in files[:most]), *more]
 
 
 def _against(found: int, published: int | None) -> str:

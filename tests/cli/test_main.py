@@ -88,3 +88,13 @@ def test_exit_code_of_the_process() -> None:
     finished = puma("train")
     assert finished.returncode == 2
     assert "Traceback" not in finished.stderr
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    command = [sys.executable, "-m", "puma_plugin", "datasets", "list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1

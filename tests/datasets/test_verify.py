@@ -75,16 +75,19 @@ def test_reduced_copies_are_told(benchmark_tree):
     assert all(part.found for part in report.datasets)
     assert not any(part.missing or part.unreadable for part in report.datasets)
     cub = _of(report, "CUB")
+    apart = "; figures of a run could not be compared with others', so unpack the archive again"
     assert cub.problems == [
-        "train: 200 images are listed, 5,864 are published",
-        "test: 200 images are listed, 5,924 are published",
-        "400 images are listed in all, 11,788 are published",
+        f"train: 200 images are listed, 5,864 are published{apart}",
+        f"test: 200 images are listed, 5,924 are published{apart}",
     ]
     in_shop = _of(report, "InShop")
     assert list(in_shop.splits) == ["train", "query", "gallery"]
-    assert "train: 3 classes are listed, 3,997 are published" in in_shop.problems
+    assert in_shop.problems[0] == (
+        "train: 3 classes are listed, 3,997 are published; unpack the archive again, or train a reduced copy with "
+        "--data.check_counts false"
+    )
     assert "query: 3 classes are listed, 3,985 are published" in in_shop.notes
-    assert _of(report, "StanfordDogs").problems == ["240 images are listed in all, 20,580 are published"]
+    assert _of(report, "StanfordDogs").problems == [f"240 images are listed in all, 20,580 are published{apart}"]
     assert _of(report, "Cars196").layout == "original"
     assert all(part.surplus == [] for part in report.datasets)
 
@@ -110,11 +113,11 @@ def test_missing_unreadable_and_surplus(tmp_path, trees, capsys):
     assert main(["verify", str(tmp_path), "--open-images", "--workers", "2", "--report", str(report)]) == 1
     out = capsys.readouterr().out
     assert "8,188 images opened" in out
-    assert "missing: 1 images" in out
+    assert "missing: 1 image\n" in out
     assert "unreadable: 2 images" in out
     assert str(base / truths[8000].path) in out
     assert "in no list, never used: 2 images" in out
-    assert "or train with bad_images: skip" in out
+    assert "or train with --data.bad_images skip" in out
     content = json.loads(report.read_text())
     assert not content["ok"]
     flowers = next(part for part in content["datasets"] if part["name"] == "Flowers102")
@@ -125,6 +128,61 @@ def test_missing_unreadable_and_surplus(tmp_path, trees, capsys):
         "published_classes": 51,
         "published_images": 3493,
     }
+
+
+def _advice(root, name):
+    """What is said about a dataset that is not where it should be."""
+    report = _of(verify_datasets(root), name)
+    assert not report.ok
+    return report.hint or " ".join(report.problems)
+
+
+def test_a_root_too_high_or_too_low_is_told(tmp_path, trees):
+    data = tmp_path / "all" / "data"
+    trees.cub(data)
+    trees.nabirds(data)
+    cub, nabirds = data / "CUB_200_2011", data / "nabirds"
+    above = tmp_path / "all"
+    assert _advice(above, "CUB") == f"it seems to be in {cub}; give {data}, or move it to {above}"
+    assert _advice(above, "NABirds") == f"it seems to be in {nabirds}; give {data}, or move it to {above}"
+    for root in (cub / "images", cub / "images" / "001.Bird_1"):
+        assert _advice(root, "CUB") == f"{root} is a part of it; give {data}, the folder that holds the datasets"
+        # Its lists are called as those of NABirds.
+        assert _advice(root, "NABirds") == ""
+    # A dataset's own folder is no other's.
+    assert [part.name for part in verify_datasets(cub).datasets if part.found] == ["CUB"]
+    assert [part.name for part in verify_datasets(nabirds).datasets if part.found] == ["NABirds"]
+    with pytest.raises(ValueError, match=f"CUB: not found in .* it seems to be in {cub}; give {data}"):
+        load_benchmark(above, names=["CUB"])
+
+
+def test_other_names_and_folders_within_folders_are_told(tmp_path, trees):
+    trees.aircraft(tmp_path)
+    (tmp_path / "fgvc-aircraft-2013b").rename(tmp_path / "planes")
+    right = tmp_path / "fgvc-aircraft-2013b"
+    assert _advice(tmp_path, "FGVCAircraft") == f"it seems to be in {tmp_path}/planes; move it to {right}"
+    trees.cars_torchvision(tmp_path)
+    (tmp_path / "stanford_cars").rename(tmp_path / "cars196")
+    advice = _advice(tmp_path, "Cars196")
+    assert (
+        f"{tmp_path}/cars196 lacks cars_annos.mat, car_ims; it seems to be in {tmp_path}/cars196; move it to" in advice
+    )
+    assert advice.endswith(f"{tmp_path}/stanford_cars")
+    trees.cub(tmp_path / "CUB_200_2011")
+    assert f"it seems to be in {tmp_path}/CUB_200_2011/CUB_200_2011; give {tmp_path}/CUB_200" in _advice(
+        tmp_path, "CUB"
+    )
+
+
+def test_archives_that_are_still_packed_are_told(tmp_path, trees):
+    trees.in_shop(tmp_path)
+    images = tmp_path / "Inshop_Clothes" / "Img"
+    (images / "img").rename(tmp_path / "elsewhere")
+    for archive in (images / "img.zip", tmp_path / "nabirds.tar.gz", tmp_path / "holiday.zip"):
+        archive.write_bytes(b"")
+    assert _advice(tmp_path, "InShop").endswith(f"lacks Img/img; not unpacked yet: {images}/img.zip")
+    assert _advice(tmp_path, "NABirds") == f"not unpacked yet: {tmp_path}/nabirds.tar.gz"
+    assert _advice(tmp_path, "CUB") == ""
 
 
 def test_incomplete_folder_is_a_problem_not_an_absence(tmp_path, trees, capsys):
@@ -149,7 +207,7 @@ def test_lone_and_leaking_classes(tmp_path, trees):
     lists = tmp_path / "Stanford_Online_Products" / "Ebay_test.txt"
     lists.write_text("".join(lists.read_text().splitlines(keepends=True)[:-1]))
     notes = _of(verify_datasets(tmp_path), "StanfordOnlineProducts").notes
-    assert notes == ["test: 1 classes have one image, the first is 'coffee_maker 10'; nothing can be retrieved for it"]
+    assert notes == ["test: class 'coffee_maker 10' has one image; nothing can be retrieved for it"]
 
     trees.in_shop(tmp_path)
     path = tmp_path / "Inshop_Clothes/Eval/list_eval_partition.txt"
@@ -236,7 +294,7 @@ def test_the_whole_benchmark_in_full_size(tmp_path, trees, capsys):
 @pytest.fixture
 def own(tmp_path, trees):
     for number, key in enumerate(
-        ["good/a", "good/b", "split/train/a", "split/train/b", "split/test/c", "split/test/d"]
+        [*(f"good/{name}" for name in "abcd"), "split/train/a", "split/train/b", "split/test/c", "split/test/d"]
     ):
         for i in range(3):
             trees.write_jpeg(tmp_path / "own" / key / f"{i}.jpg", number)
@@ -249,34 +307,46 @@ def test_own_folders(own, trees, capsys):
     assert "ready: good, split" in out
     assert "train   2 classes, 6 images" in out
 
-    trees.write_jpeg(own / "lone" / "a" / "0.jpg", 1)
-    trees.write_jpeg(own / "lone" / "b" / "0.jpg", 1)
+    for name in "abcd":
+        trees.write_jpeg(own / "lone" / name / "0.jpg", 1)
+        if name != "c":
+            trees.write_jpeg(own / "lone" / name / "1.jpg", 1)
+    trees.write_jpeg(own / "few" / "a" / "0.jpg", 1)
+    trees.write_jpeg(own / "few" / "b" / "0.jpg", 1)
     (own / "nothing").mkdir()
     (own / "good" / "b" / "1.jpg").write_bytes(b"")
     assert main(["verify", str(own), "--own", "--open-images", "--report", str(own / "r.json")]) == 1
     out = capsys.readouterr().out
-    assert "ready: split; would fail: good, lone, nothing" in out
-    assert "train: 1 classes have one image, the first is 'a'; add images" in out
-    assert f"nothing (train): {own}/nothing holds no subfolders" in out
+    assert "ready: split; would fail: few, good, lone, nothing" in out
+    assert "problem: test: class 'c' has one image; add images" in out
+    assert "problem: train: one class only, 'a'; add classes, two are needed" in out
+    # Said once for both splits, with the distribution's own folder above.
+    assert f"problem: train, test: {own}/nothing holds no subfolders; put each class into a subfolder" in out
+    assert f"  {own}/nothing\n" in out
+    assert "lay it out as ROOT/NAME/CLASS/*.jpg" in out
     assert f"{own}/good/b/1.jpg (UnidentifiedImageError" in out
-    with pytest.warns(UserWarning, match="1 of 3"):
-        kept = ImageFolder(own / "good", "test", bad_images="skip", known_bad=own / "r.json")
-    assert list(kept.item_keys) == ["b/0.jpg", "b/2.jpg"]
+    with pytest.warns(UserWarning, match="1 of 6"):
+        kept = ImageFolder(own / "good", "train", bad_images="skip", known_bad=own / "r.json")
+    assert list(kept.item_keys) == ["a/0.jpg", "a/1.jpg", "a/2.jpg", "b/0.jpg", "b/2.jpg"]
 
 
 def test_own_manifest(own, capsys):
     lines = ["path,label,split,distribution"]
-    lines += [f"good/{c}/{i}.jpg,{c},{s},x" for c, s in (("a", "train"), ("b", "test")) for i in range(3)]
+    lines += [
+        f"good/{c}/{i}.jpg,{c},{s},x" for c, s in zip("abcd", 2 * ("train", "test"), strict=True) for i in range(3)
+    ]
     lines += [f"split/train/{c}/{i}.jpg,{c},train,y" for c in "ab" for i in range(4)]
     (own / "all.csv").write_text("\n".join(lines))
     assert main(["verify", str(own / "all.csv"), "--own"]) == 1
     out = capsys.readouterr().out
     assert "ready: x; would fail: y" in out
-    assert "problem: y (test): manifest" in out
+    assert "problem: test: manifest" in out
     assert "missing: 2 images" in out
 
 
 def test_own_errors(own):
+    with pytest.raises(DatasetError, match=f"{own}/good holds .* looks like a single distribution.*give .*{own}$"):
+        main(["verify", str(own / "good"), "--own"])
     with pytest.raises(DatasetError, match="nowhere does not exist; give a folder with one subfolder per distribution"):
         main(["verify", str(own / "nowhere"), "--own"])
     with pytest.raises(DatasetError, match="holds no distribution"):
