@@ -103,7 +103,7 @@ def test_wrong_class_count(layouts, data: Path, tmp_path: Path, say: Say) -> Non
     layouts.make_cub(tmp_path / "benchmark", classes=150)
     line = say("--data.kind", "benchmark", "--data.root", str(tmp_path / "benchmark"), "--data.names", '["CUB"]')
     assert f"CUB (test): 50 classes are listed in {tmp_path}/benchmark/CUB_200_2011, 100 are published" in line
-    assert "check_counts=False for a reduced copy" in line
+    assert "check_counts=False (--data.check_counts false) for a reduced copy" in line
 
 
 _LIMITED = """
