@@ -34,6 +34,8 @@ from puma_plugin.trainers import BatchShare, UnifiedTrainer
 ALONE = Processes()
 AMP = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 Progress = Callable[[dict[str, Any]], None]
+# What the CPU's allocator says, and the stable ABI, through which our operators allocate.
+_NO_MEMORY = ("allocate memory", "aoti_torch_empty")
 
 
 class Collate:
@@ -321,12 +323,15 @@ class Run:
         try:
             yield
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+            text = str(error)
+            if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not any(
+                sign in text for sign in _NO_MEMORY
+            ):
                 raise
             now = min(getattr(self.config, setting) or images, images)
             raise ValueError(
                 f"{now} images at once do not fit into the memory of {self.device} "
-                f"({str(error).strip().splitlines()[0][:200]}); set {setting} to {max(now // 2, 1)} or less, which "
+                f"({text.strip().splitlines()[0][:200]}); set {setting} to {max(now // 2, 1)} or less, which "
                 "changes the time but not the result"
             ) from error
 
