@@ -54,7 +54,7 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} OMP_NUM_THREADS=4
 
 if PUMA_CUDA=1 TORCH_CUDA_ARCH_LIST=$architecture step build 200 "$python" setup.py build_ext --inplace; then
   step info 30 "$python" -m puma_plugin.cli.main info
-  step tests 200 "$python" -m pytest tests/ops tests/cuda_host/test_device.py -q -x -m "not slow" -p no:cacheprovider
+  step tests 200 "$python" -m pytest tests/ops tests/cuda_host/test_device.py tests/evaluation/test_gpu_search.py -q -x -m "not slow" -p no:cacheprovider
 
   if command -v compute-sanitizer >/dev/null; then
     # Without torch's caching allocator every tensor is its own allocation, so that its bounds are seen.
