@@ -145,10 +145,9 @@ def test_functorch_maps_but_does_not_differentiate(device: str, operator: Callab
 def test_eager_code_goes_past_the_autograd_wrapper(device: str, operator: Callable[[Tensor], Tensor]) -> None:
     weight = torch.randn(8, 4, device=device, requires_grad=True)
     node = operator(weight).grad_fn
-    while node is not None and not node.name().startswith("_"):  # views of the result come first
+    while node is not None and not type(node).__name__.startswith("_"):  # views of the result come first
         node = node.next_functions[0][0]
-    assert node is not None
-    assert node.name() in ("_StochasticAdapterBackward", "_MatchPromptsBackward")
+    assert type(node).__name__ in ("_StochasticAdapterBackward", "_MatchPromptsBackward")
     assert operator(weight.detach()).grad_fn is None
     with torch.no_grad():
         assert not operator(weight).requires_grad
