@@ -33,7 +33,7 @@ PUMA_INLINE void tile_part(
     PUMA_UNROLL for (int j = 0; j < J; ++j) {
       // Doubling is exact: a fused multiply-add rounds the same.
       V distance = (own[i] + *reinterpret_cast<const V*>(lengths + j * W)) - 2 * sum[i][j];
-      distance = distance > 0 ? distance : V{};
+      distance = distance < 0 ? V{} : distance;  // NaN stays, and is nearer than nothing
       *reinterpret_cast<V*>(&tile.distance[row + i][column + j * W]) = distance;
       *reinterpret_cast<Flags*>(&tile.nearer[row + i][column + j * W]) =
           __builtin_convertvector(distance < limits[i], Flags);

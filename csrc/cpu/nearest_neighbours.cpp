@@ -93,6 +93,9 @@ void add_items(
 }
 
 std::tuple<Tensor, Tensor> pack_gallery(const Tensor& gallery) {
+  STD_TORCH_CHECK(
+      gallery.dim() == 2 && gallery.scalar_type() == ScalarType::Float,
+      "puma::pack_gallery: a gallery of shape (G, C) in float32");
   const int64_t items = gallery.size(0), width = gallery.size(1), count = (items + PANEL - 1) / PANEL;
   const Tensor panels = empty<3>({count, width, PANEL}, ScalarType::Float);
   const Tensor lengths = empty<1>({count * PANEL}, ScalarType::Float);
@@ -101,16 +104,30 @@ std::tuple<Tensor, Tensor> pack_gallery(const Tensor& gallery) {
   return {panels, lengths};
 }
 
+// Whether there is no column, or one of this type with so many entries.
+bool fits(const std::optional<Tensor>& column, ScalarType dtype, int64_t least, int64_t most) {
+  return !column.has_value() || (column->scalar_type() == dtype && column->is_contiguous() && column->dim() == 1 &&
+                                 column->size(0) >= least && column->size(0) <= most);
+}
+
 std::tuple<Tensor, Tensor> nearest_neighbours(
     const Tensor& queries, const Tensor& panels, const Tensor& lengths, int64_t k,
     const std::optional<Tensor>& query_ids, const std::optional<Tensor>& gallery_ids,
     const std::optional<Tensor>& limits) {
-  const int64_t count = queries.size(0), width = queries.size(1);
   STD_TORCH_CHECK(
-      k >= 1 && panels.size(1) == width && panels.size(2) == PANEL && lengths.size(0) == panels.size(0) * PANEL &&
-          lengths.size(0) < (int64_t{1} << 32) && query_ids.has_value() == gallery_ids.has_value(),
-      "puma::nearest_neighbours: k >= 1, a gallery from pack_gallery of the queries' width and fewer than 2^32 items, "
-      "and ids for both or none");
+      queries.dim() == 2 && queries.scalar_type() == ScalarType::Float && queries.is_contiguous(),
+      "puma::nearest_neighbours: contiguous queries of shape (Q, C) in float32");
+  const int64_t count = queries.size(0), width = queries.size(1), places = lengths.size(0);
+  STD_TORCH_CHECK(
+      k >= 1 && panels.size(1) == width && panels.size(2) == PANEL && places == panels.size(0) * PANEL &&
+          places < (int64_t{1} << 32),
+      "puma::nearest_neighbours: k >= 1 and a gallery from pack_gallery of the queries' width and fewer than 2^32 items");
+  STD_TORCH_CHECK(
+      query_ids.has_value() == gallery_ids.has_value() && fits(query_ids, ScalarType::Long, count, count) &&
+          fits(gallery_ids, ScalarType::Long, places - PANEL + 1, places) &&
+          fits(limits, ScalarType::Float, count, count),
+      "puma::nearest_neighbours: an int64 id of each query and gallery item, or none of both; a float32 limit of each "
+      "query, or none");
   const Tensor distances = empty<2>({count, k}, ScalarType::Float), positions = empty<2>({count, k}, ScalarType::Long);
   const float* const query_data = const_data<float>(queries);
   const int64_t* const asking = query_ids.has_value() ? const_data<int64_t>(*query_ids) : nullptr;
@@ -128,29 +145,29 @@ std::tuple<Tensor, Tensor> nearest_neighbours(
   torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
     DistanceTile tile;
     std::vector<Smallest> nearest;
-    std::vector<float> own, limits;
+    std::vector<float> own, below;
     for (int64_t block = begin; block < end; ++block) {
       const int64_t first_query = count * block / blocks, rows = count * (block + 1) / blocks - first_query;
       const float* const block_queries = query_data + first_query * width;
       own.resize(rows);
-      limits.assign(rows, std::numeric_limits<float>::infinity());
+      below.assign(rows, std::numeric_limits<float>::infinity());
       for (int64_t i = 0; i < rows; ++i) {
         own[i] = squared_length(block_queries + i * width, width);
-        if (limit_data != nullptr) limits[i] = limit_data[first_query + i];
+        if (limit_data != nullptr) below[i] = limit_data[first_query + i];
         if (static_cast<int64_t>(nearest.size()) == i) nearest.emplace_back(depth);
-        nearest[i].restart(limits[i]);
+        nearest[i].restart(below[i]);
       }
       for (int64_t panel = 0; panel < packed.count; ++panel) {
         for (int64_t row = 0; row < rows; row += TILE_QUERIES) {
           const int64_t tile_rows = std::min(TILE_QUERIES, rows - row);
           distance_tile(
-              tile, packed, panel, block_queries + row * width, own.data() + row, limits.data() + row, tile_rows);
+              tile, packed, panel, block_queries + row * width, own.data() + row, below.data() + row, tile_rows);
           for (int64_t i = 0; i < tile_rows; ++i) {
             if (!tile.any[i]) continue;
             Smallest& mine = nearest[row + i];
             const int64_t own_id = ids == nullptr ? 0 : asking[first_query + row + i];
             add_items(mine, tile.distance[i], tile.nearer[i], panel * PANEL, ids, own_id);
-            limits[row + i] = mine.limit();
+            below[row + i] = mine.limit();
           }
         }
       }

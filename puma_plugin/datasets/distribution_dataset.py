@@ -40,7 +40,7 @@ class DistributionDataset(Dataset[tuple[Any, int]]):
         listing: which images, with their classes.
         name: the distribution's name, used in messages.
         split: "train" or "test"; "query" and "gallery" are the two parts of a test set that has them, and the whole
-            test set of one that has not.
+            test set of one that has not. None: all images, which are not split, or not yet.
         transform: applied to the RGB image when an item is read.
         bad_images: "raise": a missing file raises here, an unreadable one when it is read. "skip": every image is
             opened once here and the missing or unreadable ones are left out, counted in ``num_skipped`` and listed in
@@ -67,7 +67,7 @@ class DistributionDataset(Dataset[tuple[Any, int]]):
         self,
         listing: Listing,
         name: str,
-        split: Split = "train",
+        split: Split | None = "train",
         transform: Callable[[Image.Image], Any] | None = None,
         bad_images: BadImages = "raise",
         known_bad: Collection[str] | str | os.PathLike[str] | None = None,
@@ -77,7 +77,8 @@ class DistributionDataset(Dataset[tuple[Any, int]]):
             raise ValueError(f"bad_images is {bad_images!r}; give 'raise' or 'skip'")
         if known_bad is not None and bad_images == "raise":
             raise ValueError("known_bad is given with bad_images='raise'; pass bad_images='skip' too")
-        check_split(split)
+        if split is not None:
+            check_split(split)
         self.name = name
         self.split = split
         self.transform = transform
@@ -93,7 +94,7 @@ class DistributionDataset(Dataset[tuple[Any, int]]):
     @property
     def label(self) -> str:
         """Name and split, as messages put it."""
-        return f"{self.name} ({self.split})"
+        return self.name if self.split is None else f"{self.name} ({self.split})"
 
     @property
     def num_skipped(self) -> int:

@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from puma_plugin.evaluation.asked_together import Among
 from puma_plugin.evaluation.ordering import FloatArray, IntArray, Neighbours
-from puma_plugin.evaluation.search import FaissSearcher, make_searcher
+from puma_plugin.evaluation.search import FaissSearcher, Searcher, make_searcher
 
 
 class GalleryPart:
@@ -14,8 +15,9 @@ class GalleryPart:
         query_keys: (N,) of the items as queries.
         gallery_keys: (N,) of the items in the gallery; a query never finds an item of its own key.
         items: (G,) the gallery items of this part.
-        num_queries: how many queries there are in all.
-        reference: search by faiss on the CPU, whose rounding decides, instead of the fastest way.
+        together: None: search in the fastest way. (Q,) ascending, all queries of this part: search by faiss on the CPU
+            as if all of them were asked at once (see :class:`Among`), as pml's AccuracyCalculator does; its rounding
+            decides.
     """
 
     def __init__(
@@ -24,18 +26,19 @@ class GalleryPart:
         query_keys: IntArray,
         gallery_keys: IntArray,
         items: IntArray,
-        num_queries: int,
-        reference: bool = False,
+        together: IntArray | None = None,
     ) -> None:
-        self.rows, self.query_keys, self.items = rows, query_keys, items
-        make = FaissSearcher if reference else make_searcher
-        self.searcher = make(rows[items], gallery_keys[items], num_queries)
-        self.is_reference = type(self.searcher) is FaissSearcher
+        self.rows, self.query_keys, self.items, self.together = rows, query_keys, items, together
+        make = make_searcher if together is None else FaissSearcher
+        self.searcher: Searcher = make(rows[items], gallery_keys[items])
 
     def find(self, queries: IntArray, k: int, limits: FloatArray | None = None) -> Neighbours:
         """Squared distances and items (Q, k) nearest to each query; infinity and -1 where fewer are left.
 
         Items that are not nearer than the query's limit (Q,) may be left out.
         """
-        distances, found = self.searcher.search(self.rows[queries], k, self.query_keys[queries], limits)
+        among = None
+        if self.together is not None:
+            among = Among(np.searchsorted(self.together, queries), len(self.together))
+        distances, found = self.searcher.search(self.rows[queries], k, self.query_keys[queries], limits, among)
         return distances, np.where(found >= 0, self.items[found], -1) if len(self.items) else found

@@ -18,8 +18,9 @@ from puma_plugin.evaluation.search import as_unit_rows
 
 Protocol = Literal["honest", "paper-code"]
 PROTOCOLS: tuple[Protocol, ...] = ("honest", "paper-code")
-# As many queries at once cost faiss little more than a few.
-_REFERENCE_GROUP = 1024
+# Queries and neighbours of a reference search at once: it costs the less, the more queries it gets.
+_REFERENCE_QUERIES = 1 << 13
+_REFERENCE_NEIGHBOURS = 1 << 22
 
 
 def evaluate_retrieval(
@@ -43,10 +44,10 @@ def evaluate_retrieval(
     Each query is compared once with every gallery item: its own distribution's and the others' are searched apart, and
     the joint order is the merged one. Neighbours are ranked by squared L2 distance of the unit rows in float32, which
     is what pml's AccuracyCalculator ranks by; at equal distance the item that stands earlier in the gallery comes
-    first. Where pml's AccuracyCalculator defines the same metric, the values agree. Where two distances differ by no
+    first. Where pml's AccuracyCalculator defines the same metric, the values agree: where two distances differ by no
     more than rounding, and the scores hang on their order, the query is searched again as pml does it, by faiss on the
-    CPU. How faiss rounds depends on how many rows are compared at once, so that among very many items single queries
-    may still be scored otherwise.
+    CPU. faiss rounds as it does for pml up to 8,192 queries of a gallery and 4,096 items of a class; beyond that, it is
+    asked fewer queries at once and may round a last bit otherwise, which can change the scores of single queries.
 
     Args:
         embeddings: (N, D) float array or tensor, L2-normalised here (rows that are so already stay bit for bit).
@@ -118,7 +119,7 @@ def evaluate_retrieval(
     lone = _count_positives(classes, queries, gallery, query_keys, gallery_keys)[1] == 0
     own_distribution = distributions[queries]
     leaked = np.zeros(len(queries), dtype=np.bool_)
-    depths = np.maximum(np.maximum(own.relevant, joint.relevant), ks[-1])
+    depths = np.minimum(np.maximum(np.maximum(own.relevant, joint.relevant), ks[-1]), len(gallery))
     scoring = Scoring(queries, distributions, classes, joint_classes, depths, own, joint, leaked, rows.shape[1])
     part = partial(GalleryPart, rows, query_keys, gallery_keys)
     open_joint: list[IntArray] = []
@@ -132,7 +133,7 @@ def evaluate_retrieval(
                     f"distribution {name!r} has {len(asking)} queries and {len(near)} gallery items; it needs at least "
                     "one of each: mend query_mask/gallery_mask or leave the distribution out"
                 )
-            near_part, far_part = part(near, len(asking)), part(far, len(asking))
+            near_part, far_part = part(near), part(far)
             undecided: tuple[list[IntArray], list[IntArray]] = ([], [])  # in the own gallery and in the joint one
             for block in blocks_by_depth(asking, depths, block_size):
                 found = near_part.find(queries[block], int(depths[block].max()) + 1)
@@ -143,17 +144,18 @@ def evaluate_retrieval(
                 merged = merge_neighbours(found, others, found[0].shape[1])
                 undecided[1].append(block[scoring.score_joint(block, merged)])
                 bar.update(len(block))
-            # Whose scores may be due to rounding is searched again in the way that decides, if that was another.
-            if near_part.is_reference and far_part.is_reference:
-                continue
+            # Whose scores may be due to rounding is searched again in the way that decides.
             open_joint += undecided[1]
-            near_part = part(near, len(asking), reference=True)
-            for block in blocks_by_depth(np.concatenate(undecided[0]), depths, block_size, _REFERENCE_GROUP):
+            open_own = np.concatenate(undecided[0])
+            if len(open_own):
+                near_part = part(near, together=queries[asking])
+            for block in _reference_blocks(open_own, depths):
                 found = near_part.find(queries[block], int(depths[block].max()) + 1)
                 scoring.score_own(block, found, near_part, own_ks[name][-1])
-        if open_joint:
-            again, whole = np.concatenate(open_joint), part(gallery, len(queries), reference=True)
-            for block in blocks_by_depth(again, depths, block_size, _REFERENCE_GROUP):
+        again = np.concatenate(open_joint)
+        if len(again):
+            whole = part(gallery, together=queries)
+            for block in _reference_blocks(again, depths):
                 scoring.score_joint(block, whole.find(queries[block], int(depths[block].max()) + 1))
 
     mine = {name: own_distribution == d for name, d in members.items()}
@@ -173,6 +175,10 @@ def evaluate_retrieval(
             for name, mask in mine.items()
         },
     )
+
+
+def _reference_blocks(queries: IntArray, depths: IntArray) -> list[IntArray]:
+    return blocks_by_depth(queries, depths, _REFERENCE_QUERIES, _REFERENCE_QUERIES, _REFERENCE_NEIGHBOURS)
 
 
 def _own_ks(

@@ -36,7 +36,9 @@ class Scoring:
         items, depths, depth = self.queries[block], self.depths[block], found[0].shape[1] - 1
         hits = hits_of(self.classes, items, found[1])
         self.own.add(block, hits[:, :depth])
-        open_ = rounding_matters(found[0], hits, depths, self.width)
+        farthest = min(farthest, len(part.items))
+        # Recalls of a larger k than a query's depth hang on as many neighbours as there are here.
+        open_ = rounding_matters(found[0], hits, np.maximum(depths, min(farthest, depth)), self.width)
         # A large k is searched for only where no nearer neighbour is a hit.
         deeper = (self.own.relevant[block] > 0) & (farthest > depth)
         missed = np.flatnonzero(deeper & ~hits[:, :depth].any(axis=1))
@@ -62,10 +64,13 @@ def hits_of(classes: IntArray, queries: IntArray, found: IntArray) -> BoolArray:
     return (classes[found] == classes[queries][:, None]) & (found >= 0)
 
 
-def blocks_by_depth(queries: IntArray, depths: IntArray, block_size: int, least: int = 256) -> list[IntArray]:
+def blocks_by_depth(
+    queries: IntArray, depths: IntArray, block_size: int, least: int = 256, neighbours: int = BLOCK_NEIGHBOURS
+) -> list[IntArray]:
     """Group queries of like search depth, so that one class of many items does not make every search deep.
 
-    Fewer than ``least`` are searched as deep as the next ones rather than by themselves.
+    Fewer than ``least`` are searched as deep as the next ones rather than by themselves. A group has no more than
+    ``block_size`` queries and ``neighbours`` neighbours.
     """
     if len(queries) == 0:
         return []
@@ -77,7 +82,7 @@ def blocks_by_depth(queries: IntArray, depths: IntArray, block_size: int, least:
         if stop - start < least and stop < len(order):
             continue
         group = queries[order[start:stop]]
-        size = max(1, min(block_size, BLOCK_NEIGHBOURS // int(depths[order[stop - 1]])))
+        size = max(1, min(block_size, neighbours // int(depths[order[stop - 1]])))
         blocks += [group[first : first + size] for first in range(0, len(group), size)]
         start = stop
     return blocks

@@ -7,17 +7,14 @@ import numpy as np
 import torch
 
 from puma_plugin.evaluation.arguments import as_column, check_block_size
+from puma_plugin.evaluation.asked_together import Among
 from puma_plugin.evaluation.ordering import FloatArray, IntArray, Neighbours, settle_ties
 from puma_plugin.ops import loader
 
-# faiss computes the distances of fewer queries than this pair by pair, else by a matrix product of blocks with so many
-# gallery rows at most.
-_FAISS_PAIRWISE = 20
-_FAISS_BLOCK = 1024
-# A product of fewer multiplications than this is summed in another order (found by trial with faiss' wheel).
-_SMALL_PRODUCT = 1 << 27
 # More neighbours than this are not offered by faiss on a GPU.
 _GPU_MAX_K = 2048
+# The compiled search cannot be interrupted; about a second's work of one core.
+_PRODUCTS_AT_ONCE = 1 << 35
 # Rows whose squared length is 1 to this are unit rows already: normalising again would only change their rounding.
 _UNIT = 4 * np.finfo(np.float32).eps
 
@@ -99,9 +96,11 @@ def nearest_neighbours(
         raise ValueError("give query_ids and gallery_ids together: they exclude a query from its own neighbours")
     ids = as_column(query_ids, len(query_rows), "query_ids", np.int64, None)
     own_ids = as_column(gallery_ids, len(gallery_rows), "gallery_ids", np.int64, None)
-    searcher = make_searcher(gallery_rows, own_ids, len(query_rows))
+    searcher = make_searcher(gallery_rows, own_ids)
     similarities = np.empty((len(query_rows), k), dtype=np.float32)
     indices = np.empty((len(query_rows), k), dtype=np.int64)
+    if len(gallery_rows) == 0:
+        raise ValueError("gallery has no rows, so there is nothing to find; give at least one")
     lengths = np.einsum("nd,nd->n", gallery_rows, gallery_rows)
     for start in range(0, len(query_rows), block_size):
         rows = slice(start, start + block_size)
@@ -120,36 +119,36 @@ class FaissSearcher:
     Args:
         gallery: (G, D) unit rows.
         ids: (G,) item ids or None.
-        num_queries: how many queries there are in all. The matrix product rounds large and small blocks differently;
-            small ones are filled up, so that distances come out as they do when all are asked at once.
     """
 
-    def __init__(self, gallery: FloatArray, ids: IntArray | None, num_queries: int) -> None:
+    def __init__(self, gallery: FloatArray, ids: IntArray | None) -> None:
         self.ids = ids
         # An id that occurs several times costs a query that many places.
         self.copies = 0 if ids is None or len(ids) == 0 else int(np.unique(ids, return_counts=True)[1].max())
         self.index = load_faiss().IndexFlatL2(gallery.shape[1])
         self.index.add(gallery)
-        products = max(1, min(len(gallery), _FAISS_BLOCK) * gallery.shape[1])
-        self.least_queries = max(_FAISS_PAIRWISE, min(num_queries, _SMALL_PRODUCT // products + 1))
 
     def search(
-        self, queries: FloatArray, k: int, query_ids: IntArray | None, limits: FloatArray | None = None
+        self,
+        queries: FloatArray,
+        k: int,
+        query_ids: IntArray | None,
+        limits: FloatArray | None = None,
+        among: Among | None = None,
     ) -> Neighbours:
         """Squared distances (Q, k) float32 and positions of the nearest rows, those of the query's own id left out.
 
         Where fewer than k rows are left, the distance is infinite and the position -1. ``limits`` (Q,) allows to leave
-        out rows that are not nearer; faiss makes no use of that.
+        out rows that are not nearer; faiss makes no use of that. ``among``: round as if these queries were asked
+        together with others.
         """
         wanted = min(k + (self.copies if query_ids is not None else 0), self.index.ntotal)
         if wanted == 0 or len(queries) == 0:
             return np.full((len(queries), k), np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
-        asked = queries
-        if len(queries) < self.least_queries:
-            asked = np.zeros((self.least_queries, queries.shape[1]), np.float32)
-            asked[: len(queries)] = queries
-        distances, positions = self.find(asked, wanted)
-        distances, positions = distances[: len(queries)], positions[: len(queries)]
+        if among is None:
+            distances, positions = self.find(queries, wanted)
+        else:
+            distances, positions = self._find_among(queries, wanted, among)
         if query_ids is not None:
             assert self.ids is not None
             own = self.ids[positions] == query_ids[:, None]
@@ -163,6 +162,18 @@ class FaissSearcher:
             distances = np.pad(distances, ((0, 0), (0, missing)), constant_values=np.inf)
         return distances[:, :k], positions[:, :k]
 
+    def _find_among(self, queries: FloatArray, k: int, among: Among) -> Neighbours:
+        distances, positions = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+        blocks = load_faiss().cvar
+        products = min(self.index.ntotal, blocks.distance_compute_blas_database_bs) * queries.shape[1]
+        for chosen, rows, size in among.layers(blocks.distance_compute_blas_query_bs, products, k):
+            # What is not a number is nearer than nothing: these rows cost their products only.
+            asked = np.full((size, queries.shape[1]), np.nan, np.float32)
+            asked[rows] = queries[chosen]
+            found = self.find(asked, k)
+            distances[chosen], positions[chosen] = found[0][rows], found[1][rows]
+        return distances, positions
+
     def find(self, queries: FloatArray, k: int) -> Neighbours:
         """The index' own search: all rows, at most as many as there are."""
         found: Neighbours = self.index.search(queries, k)
@@ -172,8 +183,8 @@ class FaissSearcher:
 class FaissGpuSearcher(FaissSearcher):
     """The same on all GPUs that faiss sees, each with a share of the rows. Rounds differently in the last places."""
 
-    def __init__(self, gallery: FloatArray, ids: IntArray | None, num_queries: int) -> None:
-        super().__init__(gallery, ids, num_queries)
+    def __init__(self, gallery: FloatArray, ids: IntArray | None) -> None:
+        super().__init__(gallery, ids)
         faiss = load_faiss()
         options = faiss.GpuMultipleClonerOptions()
         options.shard = True
@@ -194,36 +205,50 @@ class CompiledSearcher:
     def __init__(self, gallery: FloatArray, ids: IntArray | None) -> None:
         self.ids = ids
         self.packed = torch.ops.puma.pack_gallery(torch.from_numpy(gallery))
+        self.step = max(256, _PRODUCTS_AT_ONCE // max(1, gallery.size))
 
     def search(
-        self, queries: FloatArray, k: int, query_ids: IntArray | None, limits: FloatArray | None = None
+        self,
+        queries: FloatArray,
+        k: int,
+        query_ids: IntArray | None,
+        limits: FloatArray | None = None,
+        among: Among | None = None,
     ) -> Neighbours:
-        """As of :class:`FaissSearcher`; rows that are not nearer than their query's limit are left out."""
-        ids = (None, None) if query_ids is None else (query_ids, self.ids)
-        columns = (None if column is None else torch.from_numpy(column) for column in (*ids, limits))
-        distances, positions = torch.ops.puma.nearest_neighbours(torch.from_numpy(queries), *self.packed, k, *columns)
-        return distances.numpy(), positions.numpy()
+        """As of :class:`FaissSearcher`; rows that are not nearer than their query's limit are left out.
+
+        ``among`` makes no difference here.
+        """
+        distances, positions = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+        gallery_ids = None if query_ids is None or self.ids is None else torch.from_numpy(self.ids)
+        for start in range(0, len(queries), self.step):
+            rows = slice(start, start + self.step)
+            asked, ids, below = (
+                None if column is None else torch.from_numpy(column[rows]) for column in (queries, query_ids, limits)
+            )
+            found = torch.ops.puma.nearest_neighbours(asked, *self.packed, k, ids, gallery_ids, below)
+            distances[rows], positions[rows] = found[0].numpy(), found[1].numpy()
+        return distances, positions
 
 
 Searcher = FaissSearcher | CompiledSearcher
 
 
-def make_searcher(gallery: FloatArray, ids: IntArray | None, num_queries: int) -> Searcher:
+def make_searcher(gallery: FloatArray, ids: IntArray | None) -> Searcher:
     """The fastest search there is: on GPUs, in the compiled operator, or by faiss on the CPU.
 
     Args:
         gallery: (G, D) unit rows.
         ids: (G,) item ids, which a query's own is compared with, or None.
-        num_queries: how many queries there are in all.
     """
     load_faiss()  # the compiled search could do without it for long: say at the door that it is missing
     if ids is not None and len(ids) != len(gallery):
         raise ValueError(f"gallery_ids has {len(ids)} entries for {len(gallery)} gallery rows")
     if len(gallery) >= len(_gpu_resources()) > 0:
-        return FaissGpuSearcher(gallery, ids, num_queries)
+        return FaissGpuSearcher(gallery, ids)
     if loader.CPU_LIBRARY.loaded:
         return CompiledSearcher(gallery, ids)
-    return FaissSearcher(gallery, ids, num_queries)
+    return FaissSearcher(gallery, ids)
 
 
 @lru_cache(maxsize=1)

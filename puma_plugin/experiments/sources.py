@@ -48,7 +48,7 @@ def _reading(config: DataConfig) -> dict[str, Any]:
 
 
 def _whole(read: Callable[[], Listing], name: str, config: DataConfig) -> DistributionDataset:
-    return DistributionDataset(read(), name, "test", min_images=config.min_images, **_reading(config))
+    return DistributionDataset(read(), name, None, min_images=config.min_images, **_reading(config))
 
 
 def _folders(config: DataConfig) -> list[Source]:

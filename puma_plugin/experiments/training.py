@@ -239,6 +239,7 @@ class Run:
             images_per_class(config.loss),
             balance="proportional" if config.sampling == "proportional" else "uniform",
             seed=config.seed,
+            distribution_names=dataset.distribution_names,
         )
         self.steps = config.epochs * len(sampler)
         loss = make_loss(config.loss, dataset.num_classes, config.model.embedding_size).to(self.device)

@@ -1,7 +1,7 @@
 """Batches over several distributions: proportional, uniform or in between; m per class; resumable; by rank."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -56,6 +56,8 @@ class MultiDistributionSampler(BatchSampler):
         seed: names the order.
         rank, world_size: default: those of torch.distributed, or 0 and 1.
         drop_last: leave out an incomplete last batch (a plain shuffle only has one).
+        distribution_names: name of distribution 0, 1, ... for error messages, such as
+            ``UnifiedDataset.distribution_names``; default: the numbers.
 
     Raises:
         ValueError: labels of another form, a batch the settings cannot fill, a class with fewer than m items, a
@@ -76,6 +78,7 @@ class MultiDistributionSampler(BatchSampler):
         rank: int | None = None,
         world_size: int | None = None,
         drop_last: bool = True,
+        distribution_names: Sequence[str] | None = None,
     ) -> None:
         classes, distributions = _read_labels(labels)
         super().__init__(range(len(classes)), batch_size, drop_last)
@@ -100,7 +103,7 @@ class MultiDistributionSampler(BatchSampler):
         self._neighbours: IntArray | None = None
         self._class_items: ClassItems | None = None
         if not self._plain:
-            self._prepare(classes, distributions)
+            self._prepare(classes, distributions, distribution_names)
         self._permutation: tuple[int, IntArray] | None = None
         self._counts: tuple[int, IntArray, IntArray] | None = None
         self._next = (0, 0)
@@ -123,14 +126,17 @@ class MultiDistributionSampler(BatchSampler):
         if not 0 <= self.seed < 1 << 63:
             raise ValueError(f"seed must lie in 0..2^63 - 1, got {self.seed}")
 
-    def _prepare(self, classes: IntArray, distributions: IntArray) -> None:
+    def _prepare(self, classes: IntArray, distributions: IntArray, names: Sequence[str] | None) -> None:
         """Set up what each distribution hands out (its items, or its classes) and how many places it gets."""
         numbers, item_counts = np.unique(distributions, return_counts=True)
+        if names is not None and numbers[-1] >= len(names):
+            raise ValueError(f"labels name distribution {numbers[-1]}, but there are {len(names)} distribution_names")
+        called = [str(number) if names is None else repr(names[number]) for number in numbers.tolist()]
         first_of_class = np.unique(classes, return_index=True)[1]
         home = np.searchsorted(numbers, distributions[first_of_class])
         class_counts = np.bincount(home, minlength=len(numbers))
         if (self.m or self.one_distribution_per_batch) and (class_counts < 2).any():
-            alone = numbers[class_counts < 2].tolist()
+            alone = ", ".join(called[d] for d in np.flatnonzero(class_counts < 2))
             raise ValueError(
                 f"distributions {alone} have one class only, so that their classes cannot be told apart: leave them "
                 "out, or use m=None without one_distribution_per_batch"
@@ -146,7 +152,7 @@ class MultiDistributionSampler(BatchSampler):
             d = int(short[0])
             unit = "items" if self.m is None else f"classes of m={self.m} items"
             raise ValueError(
-                f"a batch of {self.batch_size} takes up to {most[d]} {unit} of distribution {numbers[d]}, which has "
+                f"a batch of {self.batch_size} takes up to {most[d]} {unit} of distribution {called[d]}, which has "
                 f"{units[d]}: lower batch_size, choose a balance nearer to proportional"
                 + ("" if self.m is None else ", or raise m")
             )

@@ -128,7 +128,7 @@ def test_failed_run_is_one_sentence_and_changed_images_begin_anew(
     assert main([*arguments, "--methods", "[frozen, linear]"]) == 2
     said = capsys.readouterr()
     assert "1 of 2 are finished already" in said.out
-    assert said.err.startswith("puma compare: error: Linear head · data 0 · seed 0 failed: DatasetError: a (test): ")
+    assert said.err.startswith("puma compare: error: Linear head · data 0 · seed 0 failed: DatasetError: a: ")
     assert said.err.count("\n") == 1
     assert f"the traceback is in {log}" in said.err
     assert f"finished jobs are kept in {out}" in said.err

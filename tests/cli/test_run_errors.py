@@ -67,7 +67,7 @@ def test_empty_class(data: Path, say: Say) -> None:
 def test_class_with_one_image(data: Path, say: Say) -> None:
     write_image(data / "set1" / "class7" / "only.png", 99)
     line = say()
-    assert f"set1 (test): class 'class7' has 1 image ({data / 'set1' / 'class7' / 'only.png'}), 2 are needed" in line
+    assert f"set1: class 'class7' has 1 image ({data / 'set1' / 'class7' / 'only.png'}), 2 are needed" in line
     assert "add images, remove the class, or pass min_images=1" in line
 
 
@@ -75,7 +75,7 @@ def test_missing_file(data: Path, tmp_path: Path, say: Say) -> None:
     rows = [f"{path.relative_to(data)},{path.parent.name}" for path in sorted((data / "set0").rglob("*.png"))]
     (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows, "set0/class0/lost.png,class0"]))
     line = say("--data.kind", "manifest", "--data.manifest", str(tmp_path / "list.csv"))
-    assert f"list (test): 1 of 19 files are missing, the first is {data}/set0/class0/lost.png" in line
+    assert f"list: 1 of 19 files are missing, the first is {data}/set0/class0/lost.png" in line
     assert "bad_images='skip'" in line
 
 
@@ -84,7 +84,8 @@ def test_unreadable_image(data: Path, say: Say, workers: str) -> None:
     bad = data / "set0" / "class0" / "0.png"
     bad.write_bytes(b"no picture")
     line = say("--data.workers", workers, "--global_batch_size", "18", "--data.validation_fraction", "0", started=True)
-    assert f"set0 (test): {bad} cannot be read as an image" in line
+    # An image of a class that is trained on: the message speaks of no test.
+    assert f"set0: {bad} cannot be read as an image" in line
     assert "replace the file, or pass bad_images='skip'" in line
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pytorch_metric_learning.utils import accuracy_calculator
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
-from puma_plugin.evaluation import RetrievalResult, evaluate_retrieval, nearest_neighbours
+from puma_plugin.evaluation import RetrievalResult, asked_together, evaluate_retrieval, nearest_neighbours
 from puma_plugin.evaluation.ordering import merge_neighbours, rounding_matters, settle_ties
 from puma_plugin.evaluation.paper_code import overlapping_classes
 from puma_plugin.evaluation.retrieval import PROTOCOLS, Protocol
@@ -347,6 +347,71 @@ def test_equals_pml_to_the_last_bit_of_the_ranking_on_thousands_of_items() -> No
             assert ours[metric] == pytest.approx(expected[name], abs=1e-12), (gallery, name)
 
 
+def hard_to_order(kind: str, count: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows whose distances differ in their last bits, if at all."""
+    if kind == "copies":
+        rows = rng.standard_normal((max(2, count // 5), width))[rng.integers(0, max(2, count // 5), count)]
+    elif kind == "collapsed":
+        rows = rng.standard_normal(width) + 1e-4 * rng.standard_normal((count, width))
+    elif kind == "one direction":  # rounding errors of equal numbers do not cancel
+        rows = np.ones(width) + 1e-3 * rng.standard_normal((count, width))
+    else:
+        rows = rng.standard_normal((max(2, count // 8), width))[rng.integers(0, max(2, count // 8), count)]
+        rows += 1e-5 * rng.standard_normal((count, width))
+    rows[rng.integers(0, count, count // 20)] = 0
+    return as_unit_rows(rows, "rows")
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    kind=st.sampled_from(["copies", "collapsed", "one direction", "near copies"]),
+    seed=st.integers(0, 2**32 - 1),
+    count=st.sampled_from([5, 19, 20, 131, 537, 900]),
+    width=st.sampled_from([1, 3, 16, 100, 257, 512, 1000, 2048]),
+)
+def test_equals_pml_where_rounding_decides_the_order(kind: str, seed: int, count: int, width: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows, classes = hard_to_order(kind, count, width, rng), rng.integers(0, max(2, count // 6), count)
+    labels = np.stack([classes, classes % 2], axis=1)
+    if len(np.unique(labels[:, 1])) < 2:
+        return
+    result = evaluate_retrieval(rows, labels, block_size=int(rng.choice([50, 4096])))
+    names = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
+    calculator = AccuracyCalculator(include=names, k="max_bin_count", device=torch.device("cpu"))
+    galleries = {"unified": np.ones(count, bool), **{f"distribution {d}": labels[:, 1] == d for d in range(2)}}
+    for gallery, mask in galleries.items():
+        ours = result.unified if gallery == "unified" else result.per_distribution[gallery]
+        if math.isnan(ours["recall_at_1"]):
+            continue
+        expected = calculator.get_accuracy(torch.from_numpy(rows[mask]), torch.from_numpy(labels[mask, 0]))
+        for name, metric in zip(names, ("recall_at_1", "r_precision", "map_at_r"), strict=True):
+            assert ours[metric] == pytest.approx(expected[name], abs=1e-12), (gallery, name)
+
+
+@pytest.mark.parametrize("together", [8192, 10])
+def test_more_queries_than_are_asked_together(monkeypatch: pytest.MonkeyPatch, together: int) -> None:
+    # Coordinates of +-1 in 16 dimensions are exact, however they are summed: many ties, no rounding.
+    monkeypatch.setattr(asked_together, "MOST_TOGETHER", together)
+    rng = np.random.default_rng(together)
+    rows = rng.choice([-1.0, 1.0], size=(30, 16))[rng.integers(0, 30, 300)]
+    labels = np.stack([rng.integers(0, 20, 300), np.zeros(300, int)], axis=1)
+    same = labels[:, None, 0] == labels[None, :, 0]
+    recall, r_precision, map_at_r, _ = recount(rows, same, np.eye(300, dtype=bool), 8)
+    unified = evaluate_retrieval(rows, labels).unified
+    assert unified["recall_at_8"] == pytest.approx(np.mean(recall), abs=1e-12)
+    assert unified["r_precision"] == pytest.approx(np.mean(r_precision), abs=1e-12)
+    assert unified["map_at_r"] == pytest.approx(np.mean(map_at_r), abs=1e-12)
+
+
+def test_k_beyond_the_gallery_costs_no_more_than_the_gallery() -> None:
+    rows, labels = clustered(2, SIZES)
+    huge = 10**15
+    result = evaluate_retrieval(rows, labels, ks=(1, huge), distribution_ks={"distribution 1": (10 * huge,)})
+    assert result.unified[f"recall_at_{huge}"] == 1
+    assert result.per_distribution["distribution 1"][f"recall_at_{10 * huge}"] == 1
+    assert result.unified["map_at_r"] == evaluate_retrieval(rows, labels, ks=(1,)).unified["map_at_r"]
+
+
 @pytest.mark.parametrize("spread", [1.5, 1e-3, 0.0])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_the_compiled_search_scores_as_faiss_does(
@@ -358,9 +423,9 @@ def test_the_compiled_search_scores_as_faiss_does(
     rows = rng.standard_normal((1, 24)) + spread * rng.standard_normal((len(labels), 24))
     further = {"distribution 0": (1, 100, 300)}
     compiled = evaluate_retrieval(rows, labels, distribution_ks=further, protocol=protocol)
-    assert type(make_searcher(np.eye(2, dtype=np.float32), None, 2)) is CompiledSearcher
+    assert type(make_searcher(np.eye(2, dtype=np.float32), None)) is CompiledSearcher
     monkeypatch.setattr(loader, "CPU_LIBRARY", loader.LibraryState("_C", False))
-    assert type(make_searcher(np.eye(2, dtype=np.float32), None, 2)) is FaissSearcher
+    assert type(make_searcher(np.eye(2, dtype=np.float32), None)) is FaissSearcher
     assert evaluate_retrieval(rows, labels, distribution_ks=further, protocol=protocol) == compiled
 
 
@@ -477,6 +542,8 @@ def test_errors_at_the_door() -> None:
         nearest_neighbours(rows, rows, 1, block_size=-1)
     with pytest.raises(ValueError, match="distribution_names"):
         evaluate_retrieval(rows, labels, distribution_names=["a"])
+    with pytest.raises(ValueError, match="gallery has no rows"):
+        nearest_neighbours(rows, rows[:0], 1)
     with pytest.raises(ValueError, match="same width"):
         nearest_neighbours(rows, rows[:, :4], 1)
     with pytest.raises(ValueError, match="together"):

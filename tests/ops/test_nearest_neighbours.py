@@ -102,3 +102,31 @@ def test_a_gallery_of_another_width_is_refused() -> None:
         search(rows[:, :5].contiguous(), rows, 1)
     with pytest.raises(RuntimeError, match="k >= 1"):
         search(rows, rows, 0)
+
+
+def test_columns_that_do_not_fit_are_refused() -> None:
+    rows = unit_rows(60, 6, 10)
+    ids = torch.arange(60)
+    with pytest.raises(RuntimeError, match="id of each query and gallery item"):
+        search(rows, rows, 1, (ids, ids[:48]))
+    with pytest.raises(RuntimeError, match="id of each query and gallery item"):
+        search(rows, rows, 1, (ids[:59], ids))
+    with pytest.raises(RuntimeError, match="int64 id"):
+        search(rows, rows, 1, (ids.int(), ids.int()))
+    with pytest.raises(RuntimeError, match="limit of each query"):
+        search(rows, rows, 1, limits=torch.zeros(59))
+    with pytest.raises(RuntimeError, match="float32"):
+        search(rows.double(), rows, 1)
+    with pytest.raises(RuntimeError, match="float32"):
+        search(rows, rows.double(), 1)
+
+
+def test_rows_that_are_not_finite_find_and_are_found_by_nothing() -> None:
+    rows = unit_rows(50, 4, 11)
+    rows[7, 2] = torch.nan
+    rows[9, 0] = torch.inf
+    distances, positions = search(rows, rows, 50)
+    assert distances[[7, 9]].isinf().all()
+    assert (positions[[7, 9]] == -1).all()
+    finite = [place for place in range(50) if place not in (7, 9)]
+    assert all(sorted(row) == [-1, -1, *finite] for row in positions[finite].tolist())

@@ -380,5 +380,16 @@ def test_a_distribution_of_one_class_cannot_be_compared_within_itself() -> None:
     labels = make_labels([[4] * 5, [8]])
     MultiDistributionSampler(labels, 4, balance=2.0)
     for arguments in ({"m": 2}, {"one_distribution_per_batch": True}):
-        with pytest.raises(ValueError, match=r"\[1\] have one class only"):
+        with pytest.raises(ValueError, match="distributions 1 have one class only"):
             MultiDistributionSampler(labels, 4, **arguments)
+
+
+def test_errors_name_the_distribution_where_its_name_is_known() -> None:
+    names = ["birds", "cars"]
+    with pytest.raises(ValueError, match="distributions 'cars' have one class only"):
+        MultiDistributionSampler(make_labels([[4] * 5, [8]]), 4, m=2, distribution_names=names)
+    labels = make_labels([[4] * 5, [2] * 3])
+    with pytest.raises(ValueError, match="12 items of distribution 'cars', which has 6"):
+        MultiDistributionSampler(labels, 24, balance="uniform", distribution_names=names)
+    with pytest.raises(ValueError, match="there are 1 distribution_names"):
+        MultiDistributionSampler(labels, 4, balance="uniform", distribution_names=names[:1])
