@@ -22,7 +22,7 @@ def rows_and_labels(spread: float) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("spread", [0.0, 1.5])
 def test_scores_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch, spread: float) -> None:
     rows, labels = rows_and_labels(spread)
-    assert type(make_searcher(rows, None, 1)) is FaissGpuSearcher
+    assert type(make_searcher(rows, None)) is FaissGpuSearcher
     on_gpu = evaluate_retrieval(rows, labels, distribution_ks={"distribution 0": (1, 900)})
     monkeypatch.setattr("puma_plugin.evaluation.search.make_searcher", FaissSearcher)
     monkeypatch.setattr("puma_plugin.evaluation.gallery_part.make_searcher", FaissSearcher)
