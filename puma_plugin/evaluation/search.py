@@ -32,7 +32,7 @@ def load_faiss() -> Any:
 
 
 def as_unit_rows(values: Any, name: str) -> FloatArray:
-    """Return ``values`` (N, D) as contiguous float32 rows of length 1.
+    """Return ``values`` (N, D) as contiguous, writable float32 rows of length 1.
 
     Rows that have this length already are kept bit for bit; zero rows stay zero.
 
@@ -40,7 +40,7 @@ def as_unit_rows(values: Any, name: str) -> FloatArray:
     """
     if hasattr(values, "detach"):
         values = values.detach().to("cpu").float().numpy()
-    rows = np.asarray(values, dtype=np.float32, order="C")
+    rows = np.require(values, np.float32, ["C", "W"])  # torch warns of memory that must not be written to
     if rows.ndim != 2 or rows.shape[1] == 0:
         raise ValueError(f"{name} must have shape (N, D) with D >= 1, got {rows.shape}")
     squares = np.einsum("nd,nd->n", rows, rows)

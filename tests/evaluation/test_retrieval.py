@@ -2,7 +2,9 @@
 
 import json
 import math
+import subprocess
 import sys
+from pathlib import Path
 
 import faiss
 import numpy as np
@@ -548,6 +550,22 @@ def test_errors_at_the_door() -> None:
         nearest_neighbours(rows, rows[:, :4], 1)
     with pytest.raises(ValueError, match="together"):
         nearest_neighbours(rows, rows, 1, query_ids=np.arange(len(rows)))
+
+
+def test_rows_of_a_read_only_file_are_searched_without_a_warning(tmp_path: Path) -> None:
+    rows = as_unit_rows(clustered(1, SIZES)[0], "rows")
+    np.save(tmp_path / "rows.npy", rows)
+    script = (
+        "import sys, numpy as np\n"
+        "from puma_plugin.evaluation import nearest_neighbours\n"
+        "rows = np.load(sys.argv[1], mmap_mode='r')\n"
+        "print(nearest_neighbours(rows, rows, 1)[1][:, 0].tolist())"
+    )
+    # torch warns once per process: in one of its own.
+    command = [sys.executable, "-c", script, str(tmp_path / "rows.npy")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "not writable" not in done.stderr
+    assert json.loads(done.stdout) == list(range(len(rows)))
 
 
 def test_missing_places_are_marked() -> None:
