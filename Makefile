@@ -36,7 +36,7 @@ test-oldest:
 	.venv-oldest/bin/python -m pip install --quiet "torch==2.10.*" "torchvision==0.25.*" "setuptools>=77,<82" wheel ninja pybind11 numpy
 	.venv-oldest/bin/python -m pip install --quiet --no-build-isolation --force-reinstall --no-deps .
 	.venv-oldest/bin/python -m pip install --quiet --no-build-isolation ".[dev,$(FAISS)]"
-	.venv-oldest/bin/pytest -n auto -m "not slow" tests/ops tests/models tests/losses tests/regularizers
+	.venv-oldest/bin/pytest -n auto -m "not slow" tests/ops tests/models tests/losses tests/regularizers tests/evaluation
 
 lint: install
 	$(BIN)/ruff check .
