@@ -28,7 +28,8 @@ class GalleryPart:
         items: IntArray,
         together: IntArray | None = None,
     ) -> None:
-        self.rows, self.query_keys, self.items, self.together = rows, query_keys, items, together
+        self.rows, self.query_keys, self.size, self.together = rows, query_keys, len(items), together
+        self.items = np.append(items, -1)  # the last is position -1: none
         make = make_searcher if together is None else FaissSearcher
         self.searcher: Searcher = make(rows[items], gallery_keys[items])
 
@@ -41,4 +42,4 @@ class GalleryPart:
         if self.together is not None:
             among = Among(np.searchsorted(self.together, queries), len(self.together))
         distances, found = self.searcher.search(self.rows[queries], k, self.query_keys[queries], limits, among)
-        return distances, np.where(found >= 0, self.items[found], -1) if len(self.items) else found
+        return distances, self.items[found]

@@ -33,16 +33,21 @@ def settle_ties(index: Any, reference: Any, queries: FloatArray, k: int) -> Neig
 
 
 def merge_neighbours(first: Neighbours, second: Neighbours, k: int) -> Neighbours:
-    """The k nearest of two lists (distances, positions) of the same queries, ties by position; the lists are sorted."""
-    distances = np.concatenate([first[0], second[0]], axis=1)
-    indices = np.concatenate([first[1], second[1]], axis=1)
-    # The stable sort merges two sorted runs in linear time, but leaves equals of the first list in front.
-    order = np.argsort(distances, axis=1, kind="stable")
-    ranked = np.take_along_axis(distances, order, axis=1)
-    equal = ((ranked[:, 1:] == ranked[:, :-1]) & np.isfinite(ranked[:, 1:])).any(axis=1)
-    for row in np.flatnonzero(equal):
-        order[row] = np.lexsort((indices[row], distances[row]))
-    return ranked[:, :k], np.take_along_axis(indices, order[:, :k], axis=1)
+    """The k nearest of two lists (distances, positions) of the same queries, ties by position.
+
+    Distances are not negative, positions below 2^31; -1 at distance infinity is no neighbour.
+    """
+    keys = np.concatenate([_keys(*first), _keys(*second)], axis=1)
+    keys.sort(axis=1)
+    keys = keys[:, :k]
+    distances = (keys >> np.uint64(32)).astype(np.uint32).view(np.float32)
+    return distances, keys.astype(np.uint32).view(np.int32).astype(np.int64)
+
+
+def _keys(distances: FloatArray, positions: IntArray) -> npt.NDArray[np.uint64]:
+    """One number for both: the bits of distances that are not negative are ordered as they are."""
+    bits = (distances + np.float32(0)).view(np.uint32).astype(np.uint64)  # no negative zeros
+    return (bits << np.uint64(32)) | positions.astype(np.uint32)
 
 
 def rounding_matters(
@@ -63,7 +68,7 @@ def rounding_matters(
         (Q,) bool.
     """
     with np.errstate(invalid="ignore"):  # of infinite distances, where the gallery ends
-        close = np.diff(distances.astype(np.float64), axis=1) <= _rounding(width)
+        close = np.diff(distances, axis=1) <= np.float32(_rounding(width))  # small differences are exact
     depths = np.broadcast_to(np.asarray(depths), len(distances))[:, None]
     last = np.arange(1, distances.shape[1])[None]
     differs = marks[:, 1:] != marks[:, :-1]

@@ -120,7 +120,8 @@ def evaluate_retrieval(
     own_distribution = distributions[queries]
     leaked = np.zeros(len(queries), dtype=np.bool_)
     depths = np.minimum(np.maximum(np.maximum(own.relevant, joint.relevant), ks[-1]), len(gallery))
-    scoring = Scoring(queries, distributions, classes, joint_classes, depths, own, joint, leaked, rows.shape[1])
+    own_column, joint_column = np.append(classes, -1), np.append(joint_classes, -1)
+    scoring = Scoring(queries, distributions, own_column, joint_column, depths, own, joint, leaked, rows.shape[1])
     part = partial(GalleryPart, rows, query_keys, gallery_keys)
     open_joint: list[IntArray] = []
     with tqdm(total=len(queries), desc="search", disable=not progress, leave=False) as bar:

@@ -35,12 +35,13 @@ class QueryScores:
         self.add_recalls(block, hits)
         relevant = self.relevant[block]
         hits = hits[:, : int(relevant.max(initial=0))]
-        rank = np.arange(1, hits.shape[1] + 1)
-        hits = hits & (rank <= relevant[:, None])
+        rows, columns = np.nonzero(hits & (np.arange(hits.shape[1]) < relevant[:, None]))
+        found = np.bincount(rows, minlength=len(block))
+        # The n-th hit of a query, at rank `columns + 1`: precision there is n / rank.
+        number = np.arange(1, len(rows) + 1) - (np.cumsum(found) - found)[rows]
         divisor = np.maximum(relevant, 1)
-        self.r_precision[block] = hits.sum(axis=1) / divisor
-        precision = np.cumsum(hits, axis=1) / rank
-        self.map_at_r[block] = (precision * hits).sum(axis=1) / divisor
+        self.r_precision[block] = found / divisor
+        self.map_at_r[block] = np.bincount(rows, weights=number / (columns + 1), minlength=len(block)) / divisor
 
     def add_recalls(self, block: IntArray, hits: BoolArray) -> None:
         """The recalls alone, from as many neighbours as there are columns."""

@@ -18,7 +18,8 @@ class Scoring:
 
     Blocks are numbers of queries. Their neighbours, distances and items (len(block), K), are one more than the largest
     of their ``depths`` (Q,), which tell how many neighbours a query's scores hang on. The result is True for queries
-    whose scores may be due to the rounding of the distances.
+    whose scores may be due to the rounding of the distances. The last of ``classes`` and ``joint_classes`` (N + 1,) is
+    the class of item -1, which is none.
     """
 
     queries: IntArray
@@ -36,7 +37,7 @@ class Scoring:
         items, depths, depth = self.queries[block], self.depths[block], found[0].shape[1] - 1
         hits = hits_of(self.classes, items, found[1])
         self.own.add(block, hits[:, :depth])
-        farthest = min(farthest, len(part.items))
+        farthest = min(farthest, part.size)
         # Recalls of a larger k than a query's depth hang on as many neighbours as there are here.
         open_ = rounding_matters(found[0], hits, np.maximum(depths, min(farthest, depth)), self.width)
         # A large k is searched for only where no nearer neighbour is a hit.
@@ -55,13 +56,16 @@ class Scoring:
         items, depths, depth = self.queries[block], self.depths[block], found[0].shape[1] - 1
         hits = hits_of(self.joint_classes, items, found[1])
         self.joint.add(block, hits[:, :depth])
-        foreign = (found[1] >= 0) & (self.distributions[found[1]] != self.distributions[items][:, None])
+        open_ = rounding_matters(found[0], hits, depths, self.width)
+        distances, nearest = found[0][:, :2], found[1][:, :2]
+        foreign = (nearest >= 0) & (self.distributions[nearest] != self.distributions[items][:, None])
         self.leaked[block] = foreign[:, 0]
-        return rounding_matters(found[0], hits, depths, self.width) | rounding_matters(found[0], foreign, 1, self.width)
+        return open_ | rounding_matters(distances, foreign, 1, self.width)
 
 
 def hits_of(classes: IntArray, queries: IntArray, found: IntArray) -> BoolArray:
-    return (classes[found] == classes[queries][:, None]) & (found >= 0)
+    hits: BoolArray = classes[found] == classes[queries][:, None]
+    return hits
 
 
 def blocks_by_depth(
