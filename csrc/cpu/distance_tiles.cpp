@@ -2,6 +2,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <limits>
 
 #include "simd.h"
@@ -103,11 +104,18 @@ float squared_length(const float* row, int64_t width) {
 void pack_panels(float* columns, float* lengths, const float* rows, int64_t items, int64_t width) {
   const int64_t count = (items + PANEL - 1) / PANEL;
   torch::stable::parallel_for(0, count, 16, [=](int64_t begin, int64_t end) {
-    for (int64_t item = begin * PANEL; item < end * PANEL; ++item) {
-      float* const out = columns + item / PANEL * width * PANEL + item % PANEL;
-      const float* const row = rows + item * width;
-      for (int64_t c = 0; c < width; ++c) out[c * PANEL] = item < items ? row[c] : 0;
-      lengths[item] = item < items ? squared_length(row, width) : std::numeric_limits<float>::infinity();
+    for (int64_t panel = begin; panel < end; ++panel) {
+      const int64_t first = panel * PANEL, here = std::min(PANEL, items - first);
+      const float* const panel_rows = rows + first * width;
+      float* const out = columns + first * width;
+      for (int64_t c = 0; c < width; ++c) {
+        for (int64_t i = 0; i < here; ++i) out[c * PANEL + i] = panel_rows[i * width + c];
+        for (int64_t i = here; i < PANEL; ++i) out[c * PANEL + i] = 0;
+      }
+      for (int64_t i = 0; i < PANEL; ++i) {
+        lengths[first + i] =
+            i < here ? squared_length(panel_rows + i * width, width) : std::numeric_limits<float>::infinity();
+      }
     }
   });
 }

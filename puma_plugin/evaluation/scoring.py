@@ -9,7 +9,7 @@ from puma_plugin.evaluation.ordering import IntArray, Neighbours, rounding_matte
 from puma_plugin.evaluation.scores import BoolArray, QueryScores
 
 # Neighbours found at once: bounds the memory where searches are deep.
-BLOCK_NEIGHBOURS = 1 << 20
+BLOCK_NEIGHBOURS = 1 << 17
 
 
 @dataclass(frozen=True)

@@ -219,16 +219,16 @@ class CompiledSearcher:
 
         ``among`` makes no difference here.
         """
-        distances, positions = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+        parts = []
         gallery_ids = None if query_ids is None or self.ids is None else torch.from_numpy(self.ids)
-        for start in range(0, len(queries), self.step):
+        for start in range(0, max(len(queries), 1), self.step):
             rows = slice(start, start + self.step)
             asked, ids, below = (
                 None if column is None else torch.from_numpy(column[rows]) for column in (queries, query_ids, limits)
             )
-            found = torch.ops.puma.nearest_neighbours(asked, *self.packed, k, ids, gallery_ids, below)
-            distances[rows], positions[rows] = found[0].numpy(), found[1].numpy()
-        return distances, positions
+            parts.append(torch.ops.puma.nearest_neighbours(asked, *self.packed, k, ids, gallery_ids, below))
+        distances, positions = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+        return distances.numpy(), positions.numpy()
 
 
 Searcher = FaissSearcher | CompiledSearcher
