@@ -174,7 +174,9 @@ def growth(results: Results) -> Figure | None:
     for axes, lines, label in zip(panels, (seconds, peaks), ("seconds", "GB above the embeddings"), strict=True):
         for name, points in lines.items():
             xs, ys = zip(*sorted(points), strict=True)
-            axes.plot(xs, ys, "o-", color=COLOURS.get(name, OTHER_COLOUR), label=name, markersize=3, linewidth=1)
-        axes.set(xlabel="items (each is query and gallery item)", ylabel=label, xlim=(0, None), ylim=(0, None))
+            thousands = [x / 1000 for x in xs]
+            colour = COLOURS.get(name, OTHER_COLOUR)
+            axes.plot(thousands, ys, "o-", color=colour, label=name, markersize=3, linewidth=1)
+        axes.set(xlabel="thousand items (each is query and gallery item)", ylabel=label, xlim=(0, None), ylim=(0, None))
         axes.legend(fontsize=7)
     return figure
