@@ -20,7 +20,7 @@ _UNIT = 4 * np.finfo(np.float32).eps
 
 
 def load_faiss() -> Any:
-    """Import faiss; ImportError with the extra to install where it is missing."""
+    """Import faiss; ImportError with the extra to install where it is missing, or why it cannot be loaded."""
     try:
         import faiss
     except ImportError as error:
@@ -28,6 +28,8 @@ def load_faiss() -> Any:
             "exact nearest-neighbour search needs faiss, which is not installed: "
             'pip install "puma_plugin[faiss-cpu]" (or "puma_plugin[faiss-gpu]", which also searches on the CPU)'
         ) from error
+    except RuntimeError as error:  # of the GPU wheel, where its CUDA libraries are missing
+        raise ImportError(f"faiss is installed but cannot be loaded: {error}") from error
     return faiss
 
 

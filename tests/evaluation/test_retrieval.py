@@ -578,3 +578,12 @@ def test_missing_faiss_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ImportError, match=r"puma_plugin\[faiss-cpu\]"):
         nearest_neighbours(np.eye(2), np.eye(2), 1)
+
+
+def test_a_broken_faiss_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # As the GPU wheel does where its CUDA libraries are missing.
+    (tmp_path / "faiss.py").write_text("raise RuntimeError('nvidia-cuda-runtime-cu12 is missing')")
+    monkeypatch.delitem(sys.modules, "faiss")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match="cannot be loaded: nvidia-cuda-runtime-cu12 is missing"):
+        nearest_neighbours(np.eye(2), np.eye(2), 1)
