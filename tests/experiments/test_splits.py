@@ -136,7 +136,7 @@ def test_manifest_of_several_distributions(tmp_path: Path, write_classes) -> Non
     with pytest.raises(ValueError, match=r"data.split is folders, but .*lists.csv does not hold"):
         load_splits(DataConfig(split="folders", **settings))
     (tmp_path / "images" / "cats" / "b" / "01.png").unlink()
-    with pytest.raises(ValueError, match=r"cats \(test\): 1 of 12 files are missing, the first is .*cats/b/01.png"):
+    with pytest.raises(ValueError, match=r"cats: 1 of 12 files are missing, the first is .*cats/b/01.png"):
         load_splits(DataConfig(**settings))
 
 
@@ -211,7 +211,7 @@ def test_every_class_can_be_the_test_of_an_evaluation(tmp_path: Path, write_clas
 def test_a_class_with_one_image(tmp_path: Path, write_classes) -> None:
     write_classes(tmp_path / "cars", {"a": 3, "b": 1, "c": 3, "d": 3})
     config = {"folders": {"cars": str(tmp_path / "cars")}, "validation_fraction": 0.0}
-    with pytest.raises(ValueError, match=r"cars \(test\): class 'b' has 1 image \(.*cars/b/00.png\), 2 are needed"):
+    with pytest.raises(ValueError, match=r"cars: class 'b' has 1 image \(.*cars/b/00.png\), 2 are needed"):
         load_splits(DataConfig(**config))
     assert len(load_splits(DataConfig(min_images=1, **config)).train["cars"]) == 4
 
