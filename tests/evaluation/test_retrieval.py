@@ -2,11 +2,7 @@
 
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
-import faiss
 import numpy as np
 import pytest
 import torch
@@ -16,7 +12,6 @@ from pytorch_metric_learning.utils import accuracy_calculator
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
 from puma_plugin.evaluation import RetrievalResult, asked_together, evaluate_retrieval, nearest_neighbours
-from puma_plugin.evaluation.ordering import merge_neighbours, rounding_matters, settle_ties
 from puma_plugin.evaluation.paper_code import overlapping_classes
 from puma_plugin.evaluation.retrieval import PROTOCOLS, Protocol
 from puma_plugin.evaluation.search import CompiledSearcher, FaissSearcher, as_unit_rows, make_searcher
@@ -131,16 +126,6 @@ def test_ties_are_ordered_by_gallery_position_as_in_pml(seed: int, size: int, le
     )
     assert result.unified["recall_at_1"] == pytest.approx(expected["precision_at_1"], abs=1e-12)
     assert result.unified["r_precision"] == pytest.approx(expected["r_precision"], abs=1e-12)
-
-
-def test_ties_beyond_the_reservoir_limit_of_faiss() -> None:
-    rng = np.random.default_rng(3)
-    rows = rng.choice([-1.0, 1.0], size=(40, 16)).astype(np.float32)[rng.integers(0, 40, 3000)]
-    _, found = nearest_neighbours(rows[:30], rows, 300)
-    exact = rows[:30] @ rows.T
-    for query in range(30):
-        expected = sorted(range(3000), key=lambda i, q=query: (-exact[q, i], i))[:300]
-        assert found[query].tolist() == expected
 
 
 def test_a_hit_needs_the_distribution_and_the_paper_code_protocol_does_not() -> None:
@@ -431,70 +416,6 @@ def test_the_compiled_search_scores_as_faiss_does(
     assert evaluate_retrieval(rows, labels, distribution_ks=further, protocol=protocol) == compiled
 
 
-def test_rounding_matters_where_the_order_of_close_neighbours_does() -> None:
-    step, hit, miss = 1e-6, True, False
-    distances = np.float32([[0.5, 0.5 + step, 0.7, 0.9, 0.9 + step], [0.5, 0.6, 0.7, np.inf, np.inf]])[[0, 0, 0, 0, 1]]
-    marks = np.array(
-        [
-            [hit, hit, miss, hit, miss],  # the close ones are both hits, or beyond the three that count
-            [hit, miss, miss, miss, miss],  # a hit and a miss that may be the other way round
-            [hit, hit, miss, miss, miss],  # four count: it is open which of the last two is the fourth
-            [hit, hit, miss, hit, miss],  # five count: as before
-            [hit, miss, hit, miss, miss],  # nothing is close where the gallery has ended
-        ]
-    )
-    found = rounding_matters(distances, marks, np.array([3, 3, 4, 5, 3]), 16)
-    assert found.tolist() == [False, True, True, True, False]
-    # Wider rows are rounded more often.
-    far = np.float32([[0.5, 0.5 + 5e-6]])
-    assert rounding_matters(far, np.array([[hit, miss]]), 2, 16).tolist() == [False]
-    assert rounding_matters(far, np.array([[hit, miss]]), 2, 1024).tolist() == [True]
-
-
-def test_unit_rows_are_kept_bit_for_bit() -> None:
-    unit = torch.nn.functional.normalize(torch.randn(500, 24)).numpy()
-    assert np.array_equal(as_unit_rows(unit, "rows"), unit)
-    mixed = np.concatenate([unit, 3 * unit, np.zeros((1, 24), np.float32), np.full((1, 24), 1e30, np.float32)])
-    lengths = np.linalg.norm(as_unit_rows(mixed, "rows").astype(float), axis=1)
-    np.testing.assert_allclose(lengths[:-2], 1, atol=3e-7)
-    assert lengths[-2] == 0
-    assert lengths[-1] == pytest.approx(1)
-
-
-@pytest.mark.parametrize("shards", [2, 3])
-def test_an_index_that_orders_ties_differently_is_put_right(shards: int) -> None:
-    # Shares of the rows, as on several GPUs; the inner product's order of equals is not by position.
-    rng = np.random.default_rng(shards)
-    rows = rng.choice([-1.0, 1.0], size=(12, 16)).astype(np.float32)[rng.integers(0, 12, 400)]
-    reference = faiss.IndexFlatL2(16)
-    reference.add(rows)
-    sharded = faiss.IndexShards(16, False, True)
-    for part in np.array_split(rows[::-1], shards):
-        sharded.add_shard(flat := faiss.IndexFlatL2(16))
-        flat.add(np.ascontiguousarray(part))
-    reversed_ids = faiss.IndexIDMap(faiss.IndexFlatL2(16))
-    reversed_ids.add_with_ids(np.ascontiguousarray(rows[::-1]), np.arange(400)[::-1].copy())
-    for k in (1, 7, 150):
-        expected = reference.search(rows[:30], k)
-        assert not np.array_equal(reversed_ids.search(rows[:30], k)[1], expected[1])
-        for found, wanted in zip(settle_ties(reversed_ids, reference, rows[:30], k), expected, strict=True):
-            np.testing.assert_array_equal(found, wanted)
-    backwards = faiss.IndexFlatL2(16)
-    backwards.add(np.ascontiguousarray(rows[::-1]))
-    for found, wanted in zip(
-        settle_ties(sharded, backwards, rows[:30], 50), backwards.search(rows[:30], 50), strict=True
-    ):
-        np.testing.assert_array_equal(found, wanted)
-
-
-def test_merged_neighbours_are_ordered_by_distance_and_position() -> None:
-    first = np.array([[0.1, 0.4, np.inf]], np.float32), np.array([[5, 2, -1]])
-    second = np.array([[0.1, 0.2, 0.4]], np.float32), np.array([[3, 9, 1]])
-    distances, positions = merge_neighbours(first, second, 5)
-    assert positions.tolist() == [[3, 5, 9, 1, 2]]
-    np.testing.assert_array_equal(distances, np.float32([[0.1, 0.1, 0.2, 0.4, 0.4]]))
-
-
 def test_block_size_does_not_change_anything() -> None:
     rows, labels = clustered(11, SIZES)
     assert evaluate_retrieval(rows, labels, block_size=7) == evaluate_retrieval(rows, labels)
@@ -550,40 +471,3 @@ def test_errors_at_the_door() -> None:
         nearest_neighbours(rows, rows[:, :4], 1)
     with pytest.raises(ValueError, match="together"):
         nearest_neighbours(rows, rows, 1, query_ids=np.arange(len(rows)))
-
-
-def test_rows_of_a_read_only_file_are_searched_without_a_warning(tmp_path: Path) -> None:
-    rows = as_unit_rows(clustered(1, SIZES)[0], "rows")
-    np.save(tmp_path / "rows.npy", rows)
-    script = (
-        "import sys, numpy as np\n"
-        "from puma_plugin.evaluation import nearest_neighbours\n"
-        "rows = np.load(sys.argv[1], mmap_mode='r')\n"
-        "print(nearest_neighbours(rows, rows, 1)[1][:, 0].tolist())"
-    )
-    # torch warns once per process: in one of its own.
-    command = [sys.executable, "-c", script, str(tmp_path / "rows.npy")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "not writable" not in done.stderr
-    assert json.loads(done.stdout) == list(range(len(rows)))
-
-
-def test_missing_places_are_marked() -> None:
-    similarities, indices = nearest_neighbours(np.eye(2), np.eye(2), 3, [0, 1], [0, 1])
-    assert indices.tolist() == [[1, -1, -1], [0, -1, -1]]
-    assert similarities[0].tolist() == [0.0, -np.inf, -np.inf]
-
-
-def test_missing_faiss_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(ImportError, match=r"puma_plugin\[faiss-cpu\]"):
-        nearest_neighbours(np.eye(2), np.eye(2), 1)
-
-
-def test_a_broken_faiss_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    # As the GPU wheel does where its CUDA libraries are missing.
-    (tmp_path / "faiss.py").write_text("raise RuntimeError('nvidia-cuda-runtime-cu12 is missing')")
-    monkeypatch.delitem(sys.modules, "faiss")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ImportError, match="cannot be loaded: nvidia-cuda-runtime-cu12 is missing"):
-        nearest_neighbours(np.eye(2), np.eye(2), 1)

@@ -1,0 +1,70 @@
+"""The public search: ties, rows as they come, and what it says where something is missing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from puma_plugin.evaluation import nearest_neighbours
+from puma_plugin.evaluation.search import as_unit_rows
+
+
+def test_ties_beyond_the_reservoir_limit_of_faiss() -> None:
+    rng = np.random.default_rng(3)
+    rows = rng.choice([-1.0, 1.0], size=(40, 16)).astype(np.float32)[rng.integers(0, 40, 3000)]
+    _, found = nearest_neighbours(rows[:30], rows, 300)
+    exact = rows[:30] @ rows.T
+    for query in range(30):
+        expected = sorted(range(3000), key=lambda i, q=query: (-exact[q, i], i))[:300]
+        assert found[query].tolist() == expected
+
+
+def test_unit_rows_are_kept_bit_for_bit() -> None:
+    unit = torch.nn.functional.normalize(torch.randn(500, 24)).numpy()
+    assert np.array_equal(as_unit_rows(unit, "rows"), unit)
+    mixed = np.concatenate([unit, 3 * unit, np.zeros((1, 24), np.float32), np.full((1, 24), 1e30, np.float32)])
+    lengths = np.linalg.norm(as_unit_rows(mixed, "rows").astype(float), axis=1)
+    np.testing.assert_allclose(lengths[:-2], 1, atol=3e-7)
+    assert lengths[-2] == 0
+    assert lengths[-1] == pytest.approx(1)
+
+
+def test_rows_of_a_read_only_file_are_searched_without_a_warning(tmp_path: Path) -> None:
+    rows = as_unit_rows(np.random.default_rng(1).standard_normal((60, 12)), "rows")
+    np.save(tmp_path / "rows.npy", rows)
+    script = (
+        "import sys, numpy as np\n"
+        "from puma_plugin.evaluation import nearest_neighbours\n"
+        "rows = np.load(sys.argv[1], mmap_mode='r')\n"
+        "print(nearest_neighbours(rows, rows, 1)[1][:, 0].tolist())"
+    )
+    # torch warns once per process: in one of its own.
+    command = [sys.executable, "-c", script, str(tmp_path / "rows.npy")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "not writable" not in done.stderr
+    assert json.loads(done.stdout) == list(range(len(rows)))
+
+
+def test_missing_places_are_marked() -> None:
+    similarities, indices = nearest_neighbours(np.eye(2), np.eye(2), 3, [0, 1], [0, 1])
+    assert indices.tolist() == [[1, -1, -1], [0, -1, -1]]
+    assert similarities[0].tolist() == [0.0, -np.inf, -np.inf]
+
+
+def test_missing_faiss_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ImportError, match=r"puma_plugin\[faiss-cpu\]"):
+        nearest_neighbours(np.eye(2), np.eye(2), 1)
+
+
+def test_a_broken_faiss_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # As the GPU wheel does where its CUDA libraries are missing.
+    (tmp_path / "faiss.py").write_text("raise RuntimeError('nvidia-cuda-runtime-cu12 is missing')")
+    monkeypatch.delitem(sys.modules, "faiss")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match="cannot be loaded: nvidia-cuda-runtime-cu12 is missing"):
+        nearest_neighbours(np.eye(2), np.eye(2), 1)
