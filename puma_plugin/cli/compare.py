@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from puma_plugin.cli.parsing import find_config, make_parser, parse
-from puma_plugin.experiments.config import CompareConfig
+from puma_plugin.experiments.comparison_config import CompareConfig
 
 _DESCRIPTION = (
     "Trains and evaluates every row of a grid (methods, losses, any other settings; several seeds) on the configured "

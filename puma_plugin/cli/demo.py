@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from puma_plugin.cli.parsing import make_parser, packaged_config, parse
-from puma_plugin.experiments.config import DemoConfig
+from puma_plugin.experiments.comparison_config import DemoConfig
 
 _DESCRIPTION = (
     "Generates eight image distributions, trains PUMA on all of them jointly within minutes, compares it with frozen "

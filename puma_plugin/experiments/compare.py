@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from puma_plugin.experiments.comparison import Comparison
-from puma_plugin.experiments.config import CompareConfig
+from puma_plugin.experiments.comparison_config import CompareConfig
 from puma_plugin.experiments.figures import pareto_chart, write_pareto
 from puma_plugin.experiments.grid import expand, not_varied, reference_of
 from puma_plugin.experiments.methods import METHODS

@@ -9,7 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
-from puma_plugin.experiments.config import ComparisonConfig, DataConfig
+from puma_plugin.experiments.comparison_config import ComparisonConfig
+from puma_plugin.experiments.config import DataConfig
 from puma_plugin.experiments.display import JobDisplay
 from puma_plugin.experiments.identity import data_digest
 from puma_plugin.experiments.jobs import Job, run_job

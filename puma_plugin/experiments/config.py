@@ -11,7 +11,8 @@ ModelMethod = Literal[
 ]
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """ValueError with the message where the condition does not hold."""
     if not condition:
         raise ValueError(message)
 
@@ -88,45 +89,45 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         self._check_kind()
-        _require(
+        require(
             self.kind == "embedded" or self.domain == "benchmark",
             f"data.domain is {self.domain} with data.kind {self.kind}; only the embedded benchmark has a tuning domain",
         )
-        _require(0.0 < self.test_fraction < 1.0, f"data.test_fraction is {self.test_fraction}; it must be in (0, 1)")
-        _require(
+        require(0.0 < self.test_fraction < 1.0, f"data.test_fraction is {self.test_fraction}; it must be in (0, 1)")
+        require(
             0.0 <= self.validation_fraction < 1.0,
             f"data.validation_fraction is {self.validation_fraction}; it must be in [0, 1)",
         )
-        _require(
+        require(
             self.known_bad is None or self.bad_images == "skip",
             "data.known_bad is given with data.bad_images raise; set data.bad_images to skip, or remove it",
         )
-        _require(self.min_images >= 1, f"data.min_images is {self.min_images}; give 1 or more")
-        _require(
+        require(self.min_images >= 1, f"data.min_images is {self.min_images}; give 1 or more")
+        require(
             self.names is None or len(set(self.names)) == len(self.names) > 0,
             f"data.names is {self.names}; give different names, one or more, or null for all",
         )
-        _require(self.shots is None or self.shots >= 1, f"data.shots is {self.shots}; give 1 or more, or null for all")
-        _require(0.0 < self.crop_scale <= 1.0, f"data.crop_scale is {self.crop_scale}; it must be in (0, 1]")
-        _require(0.0 < self.crop_fraction <= 1.0, f"data.crop_fraction is {self.crop_fraction}; it must be in (0, 1]")
-        _require(self.workers >= 0, f"data.workers is {self.workers}; give 0 or more")
+        require(self.shots is None or self.shots >= 1, f"data.shots is {self.shots}; give 1 or more, or null for all")
+        require(0.0 < self.crop_scale <= 1.0, f"data.crop_scale is {self.crop_scale}; it must be in (0, 1]")
+        require(0.0 < self.crop_fraction <= 1.0, f"data.crop_fraction is {self.crop_fraction}; it must be in (0, 1]")
+        require(self.workers >= 0, f"data.workers is {self.workers}; give 0 or more")
         for name, values in (("mean", self.mean), ("std", self.std)):
-            _require(
+            require(
                 values is None or len(values) == 3, f"data.{name} is {values}; give three numbers, one per channel"
             )
 
     def _check_kind(self) -> None:
         """Each kind of data has what it needs and nothing that it would ignore."""
-        _require(
+        require(
             self.kind != "image_folders" or bool(self.folders) != (self.root is not None),
             "data.folders is empty; name at least one distribution, as in `folders: {birds: /data/birds}`, or give "
             "data.root, a folder that holds a folder per distribution (one of the two)",
         )
-        _require(
+        require(
             self.kind != "benchmark" or self.root is not None,
             "data.root is missing; give the folder that holds the datasets, see `puma datasets list`",
         )
-        _require(
+        require(
             self.kind != "manifest" or self.manifest is not None,
             "data.manifest is missing; give a CSV or Parquet file with the columns path and label",
         )
@@ -137,7 +138,7 @@ class DataConfig:
             "manifest": ("manifest", "root", "names"),
         }
         for name in ("folders", "root", "names", "manifest"):
-            _require(
+            require(
                 name in needed[self.kind] or not getattr(self, name),
                 f"data.{name} is given with data.kind {self.kind}, which has none; remove it, or set another data.kind",
             )
@@ -179,17 +180,17 @@ class ModelConfig:
     embedding_size: int = 128
 
     def __post_init__(self) -> None:
-        _require(0.0 <= self.drop < 1.0, f"model.drop is {self.drop}; it is a probability in [0, 1)")
+        require(0.0 <= self.drop < 1.0, f"model.drop is {self.drop}; it is a probability in [0, 1)")
         for name in ("adapter_dim", "embedding_size", "prompt_length", "lora_rank"):
             value = getattr(self, name)
-            _require(value >= 1, f"model.{name} is {value}; give 1 or more")
-        _require(self.pool_size >= 0, f"model.pool_size is {self.pool_size}; give 0 (no pool) or more")
-        _require(self.lora_alpha > 0, f"model.lora_alpha is {self.lora_alpha}; it must be positive")
-        _require(
+            require(value >= 1, f"model.{name} is {value}; give 1 or more")
+        require(self.pool_size >= 0, f"model.pool_size is {self.pool_size}; give 0 (no pool) or more")
+        require(self.lora_alpha > 0, f"model.lora_alpha is {self.lora_alpha}; it must be positive")
+        require(
             bool(self.blocks is None or self.blocks or (self.method == "puma" and self.pool_size)),
             f"model.blocks is empty and method {self.method} has no prompts, so nothing would be trained; give blocks",
         )
-        _require(bool(self.backbone), "model.backbone is empty; give a timm model name, or embedded")
+        require(bool(self.backbone), "model.backbone is empty; give a timm model name, or embedded")
 
 
 @dataclass
@@ -216,8 +217,8 @@ class LossConfig:
     images_per_class: int | None = None
 
     def __post_init__(self) -> None:
-        _require(bool(self.name), "loss.name is empty; give the name of a loss")
-        _require(
+        require(bool(self.name), "loss.name is empty; give the name of a loss")
+        require(
             self.images_per_class is None or self.images_per_class >= 1,
             f"loss.images_per_class is {self.images_per_class}; give 1 or more, or null for what the loss needs",
         )
@@ -250,11 +251,11 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         for name in ("lr", "factor", "proxy_lr"):
             value = getattr(self, name)
-            _require(value > 0, f"optimizer.{name} is {value}; it must be positive")
-        _require(self.weight_decay >= 0, f"optimizer.weight_decay is {self.weight_decay}; give 0 or more")
-        _require(self.clip is None or self.clip > 0, f"optimizer.clip is {self.clip}; give a positive number, or null")
-        _require(self.step_epochs >= 1, f"optimizer.step_epochs is {self.step_epochs}; give 1 or more")
-        _require(self.warmup_epochs >= 0, f"optimizer.warmup_epochs is {self.warmup_epochs}; give 0 or more")
+            require(value > 0, f"optimizer.{name} is {value}; it must be positive")
+        require(self.weight_decay >= 0, f"optimizer.weight_decay is {self.weight_decay}; give 0 or more")
+        require(self.clip is None or self.clip > 0, f"optimizer.clip is {self.clip}; give a positive number, or null")
+        require(self.step_epochs >= 1, f"optimizer.step_epochs is {self.step_epochs}; give 1 or more")
+        require(self.warmup_epochs >= 0, f"optimizer.warmup_epochs is {self.warmup_epochs}; give 0 or more")
 
 
 @dataclass
@@ -306,17 +307,17 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "global_batch_size", "validate_every", "evaluation_batch_size"):
             value = getattr(self, name)
-            _require(value >= 1, f"{name} is {value}; give 1 or more")
-        _require(
+            require(value >= 1, f"{name} is {value}; give 1 or more")
+        require(
             self.max_batch_per_process is None or self.max_batch_per_process >= 1,
             f"max_batch_per_process is {self.max_batch_per_process}; give 1 or more, or null for the whole share",
         )
-        _require(self.threads is None or self.threads >= 1, f"threads is {self.threads}; give 1 or more, or null")
-        _require(
+        require(self.threads is None or self.threads >= 1, f"threads is {self.threads}; give 1 or more, or null")
+        require(
             self.process_timeout > 0, f"process_timeout is {self.process_timeout}; give a positive number of seconds"
         )
         embedded = self.model.backbone == "embedded"
-        _require(
+        require(
             not embedded or self.model.weights in ("pretrained", "none"),
             f"model.weights is {self.model.weights!r} with the embedded backbone; give pretrained or none",
         )
@@ -340,142 +341,8 @@ class EvaluateConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(
+        require(
             1 in self.ks and all(k >= 1 for k in self.ks),
             f"ks is {self.ks}; give whole numbers from 1, and 1 among them, as in --ks '[1, 10, 100]': "
             "the report's main figures are R@1",
-        )
-
-
-@dataclass
-class ComparisonConfig:
-    """What every comparison has: a common recipe, learning rates to try, seeds, and where results go.
-
-    Attributes:
-        train: what all rows have in common.
-        grid: multipliers of the learning rate to try, the same for every row; a single one is taken as it is.
-        tuning_seeds: runs of the grid for each rate, each seed that of the training and of the data; their mean
-            decides, because one run can be lucky at a rate at which the next one collapses. On the embedded benchmark
-            they are judged on its tuning domain, which shares no class with any test; elsewhere on the training classes
-            that `train.data.validation_fraction` holds out.
-        data_seeds, seeds: data seeds and training seeds; every pair is run.
-        separate_seeds: of `seeds`, so many for the separate models, one training per distribution; null for all.
-        separate_minimum_steps: optimizer steps that each of the separate models gets at least.
-        workers: single-threaded processes; null takes the available cores, at most 2, and on a GPU this process.
-        out: folder for results; a second start continues what is there.
-    """
-
-    train: TrainConfig
-    grid: list[float] = field(default_factory=lambda: [1.0])
-    tuning_seeds: list[int] = field(default_factory=lambda: [0, 1])
-    data_seeds: list[int] = field(default_factory=lambda: [0])
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    separate_seeds: int | None = None
-    separate_minimum_steps: int = 80
-    workers: int | None = None
-    out: str = "runs/compare"
-
-    def __post_init__(self) -> None:
-        for name in ("grid", "data_seeds", "seeds", "tuning_seeds"):
-            values = getattr(self, name)
-            _require(
-                bool(values) and len(set(values)) == len(values),
-                f"{name} is {values}; give different values, one or more",
-            )
-        _require(all(value > 0 for value in self.grid), f"grid is {self.grid}; multipliers must be positive")
-        _require(
-            self.train.data.domain == "benchmark",
-            "train.data.domain is tuning; leave it at benchmark: the comparison takes the other for its grid by itself",
-        )
-        _require(self.workers is None or self.workers >= 0, f"workers is {self.workers}; give 0 or more, or null")
-        _require(
-            self.separate_seeds is None or self.separate_seeds >= 1,
-            f"separate_seeds is {self.separate_seeds}; give 1 or more, or null for all",
-        )
-        _require(
-            self.separate_minimum_steps >= 1,
-            f"separate_minimum_steps is {self.separate_minimum_steps}; give 1 or more",
-        )
-
-
-@dataclass
-class DemoConfig(ComparisonConfig):
-    """The comparison on the embedded benchmark (`puma demo`); `--all` tries the grid and runs every pair of seeds.
-
-    Attributes:
-        rates: method -> multiplier of the learning rate in the short demo; those not given are the recorded full run's.
-            `--all` chooses its own.
-        map_images: test images in the embedding map.
-        queries, neighbours: queries per distribution in the report, and neighbours shown for each.
-    """
-
-    rates: dict[str, float] = field(default_factory=dict)
-    grid: list[float] = field(default_factory=lambda: [0.25, 0.5, 1.0, 2.0, 4.0])
-    data_seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    map_images: int = 1600
-    queries: int = 3
-    neighbours: int = 8
-    out: str = "runs/demo"
-
-    def __post_init__(self) -> None:
-        _require(self.train.data.kind == "embedded", "train.data.kind must be embedded: the demo brings its own images")
-        super().__post_init__()
-        for name, rate in self.rates.items():
-            _require(rate > 0, f"rates gives {rate} for {name}; multipliers must be positive")
-        for name in ("map_images", "queries", "neighbours"):
-            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; give 1 or more")
-
-
-@dataclass
-class CompareConfig(ComparisonConfig):
-    """A grid of runs (`puma compare`): every method with every loss and every combination of other settings.
-
-    Attributes:
-        methods: values of `model.method`, or of the named ablations.
-        losses: values of `loss.name`; empty for that of `train`. A loss other than that of `train` has its usual
-            arguments and miner.
-        combine: dotted setting -> values, such as `optimizer.lr: [1e-4, 2e-4]`; every combination is a row.
-        ablate: dotted setting -> values; each value is a row of its own, which differs from the others in this only and
-            takes their learning rate. Methods for which a setting changes nothing get no rows for it, and a setting
-            that changes nothing for all of them is an error.
-        reference: the method to compare the others with; empty for the first one.
-    """
-
-    methods: list[str] = field(default_factory=lambda: ["puma"])
-    losses: list[str] = field(default_factory=list)
-    combine: dict[str, list[Any]] = field(default_factory=dict)
-    ablate: dict[str, list[Any]] = field(default_factory=dict)
-    reference: str = ""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("methods", "losses"):
-            values = getattr(self, name)
-            _require(len(set(values)) == len(values), f"{name} is {values}; give each once")
-        _require(bool(self.methods), "methods is empty; give at least one value of model.method")
-        _require(
-            not self.reference or self.reference in self.methods,
-            f"reference is {self.reference!r}; give one of the methods {self.methods}, or leave it out",
-        )
-        fixed = {"model.method", "loss.name", "seed", "data.seed", "out"}
-        for name in (*self.combine, *self.ablate):
-            _require(name not in fixed, f"{name} is no setting to vary here; use methods, losses, seeds and data_seeds")
-        _require(
-            len(self.grid) == 1 or self.train.data.kind == "embedded" or self.train.data.validation_fraction > 0,
-            f"grid is {self.grid}, but no training class is held out to judge the rates by; give "
-            "train.data.validation_fraction, such as 0.1, or a single rate",
-        )
-        data = self.train.data
-        drawn = data.kind == "embedded" or data.shuffle_classes or data.shots is not None
-        drawn = drawn or data.validation_fraction > 0
-        varied = any(name.startswith("data.") for name in (*self.combine, *self.ablate))
-        _require(
-            len(self.data_seeds) == 1 or drawn or varied,
-            f"data_seeds is {self.data_seeds}, but nothing of the data is drawn by a seed, so all would be the same "
-            "images; give one data seed and several seeds, or set train.data.shuffle_classes or train.data.shots",
-        )
-        _require(
-            len(self.grid) == 1 or not self.train.data.shuffle_classes,
-            f"grid is {self.grid} with train.data.shuffle_classes, so classes to tune on would be test classes of "
-            "another seed; turn one of them off",
         )

@@ -9,7 +9,8 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from puma_plugin.experiments.config import CompareConfig, TrainConfig
+from puma_plugin.experiments.comparison_config import CompareConfig
+from puma_plugin.experiments.config import TrainConfig
 from puma_plugin.experiments.methods import METHODS, Method
 from puma_plugin.experiments.overrides import override
 from puma_plugin.experiments.unused import is_unused

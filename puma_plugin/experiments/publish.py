@@ -11,7 +11,7 @@ import numpy as np
 
 from puma_plugin.experiments import intervals
 from puma_plugin.experiments.comparison import checkpoint_files, comparison_settings
-from puma_plugin.experiments.config import ComparisonConfig, DemoConfig
+from puma_plugin.experiments.comparison_config import ComparisonConfig, DemoConfig
 from puma_plugin.experiments.jobs import Job
 from puma_plugin.experiments.machine import provenance
 from puma_plugin.experiments.methods import METHODS, Method

@@ -122,7 +122,7 @@ def test_changed_settings_are_not_mixed_with_kept_results(demo: tuple[Path, Any]
 
     from puma_plugin.cli.parsing import make_parser, packaged_config, parse
     from puma_plugin.experiments.comparison import Comparison
-    from puma_plugin.experiments.config import DemoConfig
+    from puma_plugin.experiments.comparison_config import DemoConfig
     from puma_plugin.experiments.methods import named
 
     def finished(*more: str) -> int:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from puma_plugin.cli.parsing import make_parser, packaged_config, parse
 from puma_plugin.experiments.comparison import Comparison
-from puma_plugin.experiments.config import DemoConfig
+from puma_plugin.experiments.comparison_config import DemoConfig
 from puma_plugin.experiments.methods import ABLATION_KEYS, MAIN_KEYS, METHODS, named
 
 

@@ -8,7 +8,8 @@ import pytest
 import puma_plugin
 from puma_plugin.cli.parsing import make_parser, packaged_config, parse
 from puma_plugin.datasets import BENCHMARK
-from puma_plugin.experiments.config import DataConfig, DemoConfig, ModelConfig, OptimizerConfig, TrainConfig
+from puma_plugin.experiments.comparison_config import DemoConfig
+from puma_plugin.experiments.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 
 FOLDERS = {"a": "/data/a"}
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from puma_plugin.cli.parsing import make_parser, packaged_config, parse
-from puma_plugin.experiments.config import CompareConfig, DataConfig, LossConfig, ModelConfig, TrainConfig
+from puma_plugin.experiments.comparison_config import CompareConfig
+from puma_plugin.experiments.config import DataConfig, LossConfig, ModelConfig, TrainConfig
 from puma_plugin.experiments.grid import expand, not_varied, reference_of
 from puma_plugin.experiments.methods import METHODS
 from puma_plugin.experiments.overrides import override
