@@ -88,8 +88,7 @@ class EvaluationWorkload(Workload):
     def check(self, contestant: str, reference: dict[str, float]) -> dict[str, float]:
         values = self.metrics(contestant)
         errors = {name: abs(values[name] - reference[name]) for name in reference}
-        # Ties between similarities may fall either way: a few queries of thousands.
-        wrong = {name: (values[name], reference[name]) for name, error in errors.items() if error > 1e-3}
+        wrong = {name: (values[name], reference[name]) for name, error in errors.items() if error > 1e-12}
         if wrong:
             raise DisagreementError(f"(value, reference) of {wrong}")
         return errors

@@ -5,59 +5,98 @@ blocks and on where the query stands in its own, but not on the other queries be
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
-from puma_plugin.evaluation.ordering import IntArray
+from puma_plugin.evaluation.ordering import FloatArray, IntArray, Neighbours, merge_neighbours
+from puma_plugin.evaluation.rounding_marks import all_rounding_marks, rounding_marks
+from puma_plugin.evaluation.search import FaissSearcher, load_faiss
 
-# Among more queries than this the exact layout would take longer than it is worth.
-MOST_TOGETHER = 1 << 13
-# Neighbours that faiss finds at once, at most: bounds the memory.
-_MOST_NEIGHBOURS = 1 << 24
-# A product of fewer multiplications than this is summed in another order (found by trial with faiss' wheel).
-_SMALL_PRODUCT = 1 << 27
+# Neighbours that faiss finds at once, at most, unless a block of the gallery is more: bounds the memory.
+_MOST_NEIGHBOURS = 1 << 23
+# Queries of arrays that may do instead of all. Of far fewer, faiss might not find the distances by multiplication.
+_SMALLER = (1 << 10, 1 << 11)
 
 
-@dataclass(frozen=True)
-class Among:
-    """Which of how many queries are asked.
+class TogetherSearcher(FaissSearcher):
+    """A gallery of unit rows, searched by faiss on the CPU for some of ``total`` queries as if all were asked.
 
-    Attributes:
-        places: (Q,) distinct, of ``total``.
+    Args:
+        gallery: (G, D) unit rows.
+        ids: (G,) item ids or None.
         total: queries that would be asked at once.
     """
 
-    places: IntArray
-    total: int
+    def __init__(self, gallery: FloatArray, ids: IntArray | None, total: int) -> None:
+        super().__init__(gallery, ids)
+        self.total = total
 
-    def layers(self, block: int, products: int, k: int) -> Iterator[tuple[IntArray, IntArray, int]]:
-        """Which of the queries to ask next, at which rows of an otherwise empty array, and how many rows that has.
+    def search_at(self, places: IntArray, queries: FloatArray, k: int, query_ids: IntArray | None) -> Neighbours:
+        """As ``search``, for queries that stand at these distinct ``places`` (Q,) among all."""
+        return self.leave_out_own(lambda wanted: self._find_at(places, queries, wanted), k, query_ids)
 
-        Up to MOST_TOGETHER queries are rounded exactly as if all were asked. Those of several blocks share an array
-        where they stand at different rows of their blocks. Among more queries the array is just so long that products
-        are summed in the same order; where a query stands can then still change the last bit of some distances.
+    def _find_at(self, places: IntArray, queries: FloatArray, k: int) -> Neighbours:
+        distances, positions = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+        for chosen, rows, size in lay_out(places, self.total, *self.gallery.shape):
+            # What is not a number is nearer than nothing: these rows cost their products only.
+            asked = np.full((size, queries.shape[1]), np.nan, np.float32)
+            asked[rows] = queries[chosen]
+            distances[chosen], positions[chosen] = self._find_rows(asked, rows, k)
+        return distances, positions
 
-        Args:
-            block: queries that faiss multiplies at once.
-            products: multiplications per query in a block of the gallery.
-            k: neighbours wanted of each query. If a block's do not fit into memory, blocks are smaller.
-        """
-        block = max(1, min(block, _MOST_NEIGHBOURS // k))
-        if self.total > MOST_TOGETHER:
-            least = min(block, _SMALL_PRODUCT // products + 1)
-            for start in range(0, len(self.places), block):
-                chosen = np.arange(start, min(start + block, len(self.places)))
-                yield chosen, chosen - start, max(len(chosen), least)
-            return
-        whole = self.total // block * block
-        # The last block is shorter. It follows a whole one, if there is any: alone, a few queries are not multiplied.
-        first_of_last = min(whole, block)
-        rows = np.where(self.places < whole, self.places % block, first_of_last + self.places - whole)
-        order = np.argsort(rows, kind="stable")
-        ordered = rows[order]
-        layer = np.arange(len(rows)) - np.searchsorted(ordered, ordered)
-        for number in range(int(layer.max(initial=-1)) + 1):
-            chosen = order[layer == number]
-            size = first_of_last + self.total - whole if rows[chosen].max() >= first_of_last else block
-            yield chosen, rows[chosen], size
+    def _find_rows(self, asked: FloatArray, rows: IntArray, k: int) -> Neighbours:
+        """Deep searches go through the gallery in parts that consist of whole blocks."""
+        block = load_faiss().cvar.distance_compute_blas_database_bs
+        step = max(block, _MOST_NEIGHBOURS // len(asked) // block * block)
+        step = len(self.gallery) if k <= step else step
+        merged: Neighbours | None = None
+        for start in range(0, len(self.gallery), step):
+            part = self.gallery[start : start + step]
+            found = load_faiss().knn(asked, part, min(k, len(part)))
+            nearest = found[0][rows], found[1][rows] + start
+            merged = nearest if merged is None else merge_neighbours(merged, nearest, k)
+        assert merged is not None
+        return merged
+
+
+def lay_out(places: IntArray, total: int, items: int, width: int) -> Iterator[tuple[IntArray, IntArray, int]]:
+    """Which of the queries to ask next, at which rows of an otherwise empty array, and how many rows that has.
+
+    Args:
+        places: (Q,) distinct, of ``total``.
+        total: queries that would be asked at once.
+        items: in the gallery.
+        width: of queries and gallery rows.
+    """
+    settings = load_faiss().cvar
+    block: int = settings.distance_compute_blas_query_bs
+    if total <= block:
+        yield np.arange(len(places)), places, total
+        return
+    # Some whole blocks and the last one, as many as it takes for distances to be found by multiplication if those of
+    # all queries are.
+    before = min(total // block, -(-settings.distance_compute_blas_threshold // (block * width))) * block
+    last = total // block * block
+    long = before + total - last
+    own_rows = np.where(places < last, places % block, places - last + before)
+    distinct, of_distinct = np.unique(own_rows, return_inverse=True)
+    marks, group = np.unique(rounding_marks(distinct, long, items, width)[of_distinct], return_inverse=True)
+    needed = np.bincount(group)
+    best: tuple[int, int, list[IntArray]] | None = None
+    for size in sorted({*_SMALLER, block, long}):
+        if best is not None and size >= best[0]:
+            break
+        offered = all_rounding_marks(size, items, width)
+        rows = [np.flatnonzero(offered == mark) for mark in marks]
+        if all(map(len, rows)):
+            arrays = max(-(-n // len(r)) for n, r in zip(needed, rows, strict=True))
+            best = min(best or (arrays * size, size, rows), (arrays * size, size, rows), key=lambda found: found[0])
+    assert best is not None  # in the last one each finds its own row
+    _, size, rows = best
+    order = np.argsort(group, kind="stable")
+    rank = np.concatenate([np.arange(n) for n in needed])
+    capacity = np.repeat([len(r) for r in rows], needed)
+    row = np.concatenate([r[np.arange(n) % len(r)] for n, r in zip(needed, rows, strict=True)])
+    for number in range(int((rank // capacity).max()) + 1):
+        here = rank // capacity == number
+        yield order[here], row[here], size

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from puma_plugin.evaluation.asked_together import Among
+from puma_plugin.evaluation.asked_together import TogetherSearcher
 from puma_plugin.evaluation.ordering import FloatArray, IntArray, Neighbours
-from puma_plugin.evaluation.search import FaissSearcher, Searcher, make_searcher
+from puma_plugin.evaluation.search import make_searcher
 
 
 class GalleryPart:
@@ -16,8 +16,7 @@ class GalleryPart:
         gallery_keys: (N,) of the items in the gallery; a query never finds an item of its own key.
         items: (G,) the gallery items of this part.
         together: None: search in the fastest way. (Q,) ascending, all queries of this part: search by faiss on the CPU
-            as if all of them were asked at once (see :class:`Among`), as pml's AccuracyCalculator does; its rounding
-            decides.
+            as if all of them were asked at once, as pml's AccuracyCalculator does; its rounding decides.
     """
 
     def __init__(
@@ -30,16 +29,20 @@ class GalleryPart:
     ) -> None:
         self.rows, self.query_keys, self.size, self.together = rows, query_keys, len(items), together
         self.items = np.append(items, -1)  # the last is position -1: none
-        make = make_searcher if together is None else FaissSearcher
-        self.searcher: Searcher = make(rows[items], gallery_keys[items])
+        gallery, keys = rows[items], gallery_keys[items]
+        self.searcher = (
+            make_searcher(gallery, keys) if together is None else TogetherSearcher(gallery, keys, len(together))
+        )
 
     def find(self, queries: IntArray, k: int, limits: FloatArray | None = None) -> Neighbours:
         """Squared distances and items (Q, k) nearest to each query; infinity and -1 where fewer are left.
 
         Items that are not nearer than the query's limit (Q,) may be left out.
         """
-        among = None
-        if self.together is not None:
-            among = Among(np.searchsorted(self.together, queries), len(self.together))
-        distances, found = self.searcher.search(self.rows[queries], k, self.query_keys[queries], limits, among)
-        return distances, self.items[found]
+        rows, keys = self.rows[queries], self.query_keys[queries]
+        if isinstance(self.searcher, TogetherSearcher):
+            assert self.together is not None
+            found = self.searcher.search_at(np.searchsorted(self.together, queries), rows, k, keys)
+        else:
+            found = self.searcher.search(rows, k, keys, limits)
+        return found[0], self.items[found[1]]

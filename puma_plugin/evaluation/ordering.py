@@ -1,5 +1,6 @@
 """The order of neighbours: merged lists, equal distances, and what rounding can do to it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,26 +10,28 @@ FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 # Distances (Q, k), ascending, and positions.
 Neighbours = tuple[FloatArray, IntArray]
+# Finds a number of neighbours of each query.
+Search = Callable[[FloatArray, int], Neighbours]
 
 
-def settle_ties(index: Any, reference: Any, queries: FloatArray, k: int) -> Neighbours:
-    """Search an index that leaves the order of equal distances open, and order them by position.
+def settle_ties(search: Search, reference: Search, queries: FloatArray, k: int) -> Neighbours:
+    """Search in a way that leaves the order of equal distances open, and order them by position.
 
     One neighbour more is asked for. If its distance equals that of the k-th, it is open which of the equals were found;
-    such queries are asked again of ``reference``, an index that orders equals by position.
+    such queries are asked again of ``reference``, which orders equals by position.
 
     Args:
-        index, reference: faiss indices of the same rows, more than k.
+        search, reference: give the nearest of the same rows, more than k.
         queries: (Q, D).
         k: how many neighbours.
     """
-    distances, indices = index.search(queries, k + 1)
+    distances, indices = search(queries, k + 1)
     order = np.lexsort((indices, distances), axis=-1)
     distances, indices = np.take_along_axis(distances, order, axis=1), np.take_along_axis(indices, order, axis=1)
     open_ = np.flatnonzero(distances[:, k] == distances[:, k - 1])
     distances, indices = distances[:, :k], indices[:, :k]
     if len(open_):
-        distances[open_], indices[open_] = reference.search(queries[open_], k)
+        distances[open_], indices[open_] = reference(queries[open_], k)
     return distances, indices
 
 

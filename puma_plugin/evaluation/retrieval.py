@@ -46,8 +46,7 @@ def evaluate_retrieval(
     is what pml's AccuracyCalculator ranks by; at equal distance the item that stands earlier in the gallery comes
     first. Where pml's AccuracyCalculator defines the same metric, the values agree: where two distances differ by no
     more than rounding, and the scores hang on their order, the query is searched again as pml does it, by faiss on the
-    CPU. faiss rounds as it does for pml up to 8,192 queries of a gallery and 4,096 items of a class; beyond that, it is
-    asked fewer queries at once and may round a last bit otherwise, which can change the scores of single queries.
+    CPU, which then rounds as it does for pml.
 
     Args:
         embeddings: (N, D) float array or tensor, L2-normalised here (rows that are so already stay bit for bit).

@@ -1,5 +1,6 @@
 """Exact nearest neighbours, with the query itself excluded by item id and a stated order of ties."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -7,7 +8,6 @@ import numpy as np
 import torch
 
 from puma_plugin.evaluation.arguments import as_column, check_block_size
-from puma_plugin.evaluation.asked_together import Among
 from puma_plugin.evaluation.ordering import FloatArray, IntArray, Neighbours, settle_ties
 from puma_plugin.ops import loader
 
@@ -113,10 +113,10 @@ def nearest_neighbours(
 
 
 class FaissSearcher:
-    """A gallery of unit rows, searched by faiss' flat L2 index on the CPU, as pml's AccuracyCalculator does.
+    """A gallery of unit rows, searched by faiss on the CPU, by L2 distance as pml's AccuracyCalculator does.
 
-    For unit rows the order is that of the cosine. Equal distances are ordered by position in the gallery: this index
-    does so itself (the inner product index reverses them).
+    For unit rows the order is that of the cosine. Equal distances are ordered by position in the gallery: this search
+    does so itself (that by inner product reverses them).
 
     Args:
         gallery: (G, D) unit rows.
@@ -124,33 +124,25 @@ class FaissSearcher:
     """
 
     def __init__(self, gallery: FloatArray, ids: IntArray | None) -> None:
-        self.ids = ids
+        self.gallery, self.ids = gallery, ids
         # An id that occurs several times costs a query that many places.
         self.copies = 0 if ids is None or len(ids) == 0 else int(np.unique(ids, return_counts=True)[1].max())
-        self.index = load_faiss().IndexFlatL2(gallery.shape[1])
-        self.index.add(gallery)
 
     def search(
-        self,
-        queries: FloatArray,
-        k: int,
-        query_ids: IntArray | None,
-        limits: FloatArray | None = None,
-        among: Among | None = None,
+        self, queries: FloatArray, k: int, query_ids: IntArray | None, limits: FloatArray | None = None
     ) -> Neighbours:
         """Squared distances (Q, k) float32 and positions of the nearest rows, those of the query's own id left out.
 
         Where fewer than k rows are left, the distance is infinite and the position -1. ``limits`` (Q,) allows to leave
-        out rows that are not nearer; faiss makes no use of that. ``among``: round as if these queries were asked
-        together with others.
+        out rows that are not nearer; faiss makes no use of that.
         """
-        wanted = min(k + (self.copies if query_ids is not None else 0), self.index.ntotal)
-        if wanted == 0 or len(queries) == 0:
+        if len(queries) == 0 or len(self.gallery) == 0:
             return np.full((len(queries), k), np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
-        if among is None:
-            distances, positions = self.find(queries, wanted)
-        else:
-            distances, positions = self._find_among(queries, wanted, among)
+        return self.leave_out_own(lambda wanted: self.find(queries, wanted), k, query_ids)
+
+    def leave_out_own(self, find: Callable[[int], Neighbours], k: int, query_ids: IntArray | None) -> Neighbours:
+        """What ``find`` (called with a number of neighbours) gives, without rows of the query's own id, k of each."""
+        distances, positions = find(min(k + (self.copies if query_ids is not None else 0), len(self.gallery)))
         if query_ids is not None:
             assert self.ids is not None
             own = self.ids[positions] == query_ids[:, None]
@@ -164,21 +156,9 @@ class FaissSearcher:
             distances = np.pad(distances, ((0, 0), (0, missing)), constant_values=np.inf)
         return distances[:, :k], positions[:, :k]
 
-    def _find_among(self, queries: FloatArray, k: int, among: Among) -> Neighbours:
-        distances, positions = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
-        blocks = load_faiss().cvar
-        products = min(self.index.ntotal, blocks.distance_compute_blas_database_bs) * queries.shape[1]
-        for chosen, rows, size in among.layers(blocks.distance_compute_blas_query_bs, products, k):
-            # What is not a number is nearer than nothing: these rows cost their products only.
-            asked = np.full((size, queries.shape[1]), np.nan, np.float32)
-            asked[rows] = queries[chosen]
-            found = self.find(asked, k)
-            distances[chosen], positions[chosen] = found[0][rows], found[1][rows]
-        return distances, positions
-
     def find(self, queries: FloatArray, k: int) -> Neighbours:
-        """The index' own search: all rows, at most as many as there are."""
-        found: Neighbours = self.index.search(queries, k)
+        """Of all rows, at most as many as there are."""
+        found: Neighbours = load_faiss().knn(queries, self.gallery, k)
         return found
 
 
@@ -188,14 +168,15 @@ class FaissGpuSearcher(FaissSearcher):
     def __init__(self, gallery: FloatArray, ids: IntArray | None) -> None:
         super().__init__(gallery, ids)
         faiss = load_faiss()
-        options = faiss.GpuMultipleClonerOptions()
+        index, options = faiss.IndexFlatL2(gallery.shape[1]), faiss.GpuMultipleClonerOptions()
+        index.add(gallery)
         options.shard = True
-        self.gpu_index = faiss.index_cpu_to_gpu_multiple_py(_gpu_resources(), self.index, options)
+        self.index = faiss.index_cpu_to_gpu_multiple_py(_gpu_resources(), index, options)
 
     def find(self, queries: FloatArray, k: int) -> Neighbours:
-        if k >= min(_GPU_MAX_K, self.index.ntotal):
+        if k >= min(_GPU_MAX_K, len(self.gallery)):
             return super().find(queries, k)
-        return settle_ties(self.gpu_index, self.index, queries, k)
+        return settle_ties(self.index.search, super().find, queries, k)
 
 
 class CompiledSearcher:
@@ -210,17 +191,9 @@ class CompiledSearcher:
         self.step = max(256, _PRODUCTS_AT_ONCE // max(1, gallery.size))
 
     def search(
-        self,
-        queries: FloatArray,
-        k: int,
-        query_ids: IntArray | None,
-        limits: FloatArray | None = None,
-        among: Among | None = None,
+        self, queries: FloatArray, k: int, query_ids: IntArray | None, limits: FloatArray | None = None
     ) -> Neighbours:
-        """As of :class:`FaissSearcher`; rows that are not nearer than their query's limit are left out.
-
-        ``among`` makes no difference here.
-        """
+        """As of :class:`FaissSearcher`; rows that are not nearer than their query's limit are left out."""
         parts = []
         gallery_ids = None if query_ids is None or self.ids is None else torch.from_numpy(self.ids)
         for start in range(0, max(len(queries), 1), self.step):

@@ -112,9 +112,7 @@ class DataConfig:
         require(0.0 < self.crop_fraction <= 1.0, f"data.crop_fraction is {self.crop_fraction}; it must be in (0, 1]")
         require(self.workers >= 0, f"data.workers is {self.workers}; give 0 or more")
         for name, values in (("mean", self.mean), ("std", self.std)):
-            require(
-                values is None or len(values) == 3, f"data.{name} is {values}; give three numbers, one per channel"
-            )
+            require(values is None or len(values) == 3, f"data.{name} is {values}; give three numbers, one per channel")
 
     def _check_kind(self) -> None:
         """Each kind of data has what it needs and nothing that it would ignore."""

@@ -1,50 +1,74 @@
-"""Queries laid out among others as faiss would see them if all were asked."""
+"""Some of many queries get the distances that faiss finds when all are asked, to the last bit."""
 
 import faiss
 import numpy as np
 import pytest
 
-from puma_plugin.evaluation.asked_together import MOST_TOGETHER, Among
+from puma_plugin.evaluation import asked_together
+from puma_plugin.evaluation.asked_together import TogetherSearcher, lay_out
 
 
-def test_queries_of_several_blocks_share_an_array() -> None:
-    # 10 queries in blocks of 4: 0-3, 4-7 and the rest, 8 and 9.
-    layers = list(Among(np.array([1, 2, 5, 9]), 10).layers(block=4, products=1, k=1))
-    found = [(chosen.tolist(), rows.tolist(), size) for chosen, rows, size in layers]
-    # Queries 1 and 5 stand at the same row of their blocks; the rest follows a whole block.
-    assert found == [([0, 1, 3], [1, 2, 5], 6), ([2], [1], 4)]
+def unit_rows(count: int, width: int, seed: int, spread: float = 0.5) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal(width) + spread * rng.standard_normal((count, width))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-def test_fewer_queries_than_a_block_keep_their_places() -> None:
-    ((chosen, rows, size),) = Among(np.array([6, 0]), 7).layers(block=4096, products=1, k=1)
-    assert (rows[np.argsort(chosen)].tolist(), size) == ([6, 0], 7)
-    assert list(Among(np.array([], int), 7).layers(block=4, products=1, k=1)) == []
-
-
-def test_many_neighbours_make_smaller_blocks() -> None:
-    sizes = [size for _, _, size in Among(np.arange(40), 40).layers(block=4096, products=1, k=1 << 22)]
-    assert max(sizes) == 4
-    assert len(sizes) == 10
-
-
-def test_among_very_many_the_array_is_as_long_as_sums_need() -> None:
-    places = np.arange(0, 2 * MOST_TOGETHER, 7)
-    layers = list(Among(places, 2 * MOST_TOGETHER).layers(block=1000, products=1 << 18, k=3))
-    assert [size for _, _, size in layers] == [1000, 1000, 513]
-    assert np.concatenate([chosen for chosen, _, _ in layers]).tolist() == list(range(len(places)))
-
-
-@pytest.mark.parametrize(("total", "width"), [(12, 300), (537, 512), (5000, 64), (4100, 130)])
-def test_faiss_rounds_as_if_all_were_asked(total: int, width: int) -> None:
-    rng = np.random.default_rng(total)
-    rows = rng.standard_normal((total, width)).astype(np.float32)
-    index = faiss.IndexFlatL2(width)
-    index.add(rows[:700])
-    everything, _ = index.search(rows, 50)
+@pytest.mark.parametrize(
+    ("total", "items", "width"),
+    [
+        (12, 700, 300),
+        (537, 700, 512),
+        (4096, 1024, 40),
+        (4100, 1500, 130),  # the last block is 4 queries
+        (8192, 1023, 16),  # multiplied for the number of queries only
+        (9000, 2049, 64),
+        (20_000, 7, 31),
+    ],
+)
+@pytest.mark.parametrize("share", [0.003, 0.3])
+def test_distances_are_those_among_all(total: int, items: int, width: int, share: float) -> None:
+    rows = unit_rows(total + items, width, seed=total)
+    queries, gallery = rows[:total], rows[total:]
+    expected = faiss.knn(queries, gallery, min(items, 60))
+    rng = np.random.default_rng(items)
     # The last ones too, which stand in a block of their own.
-    places = np.union1d(rng.choice(total, total // 3, replace=False), np.arange(total - 3, total))
-    block, gallery = faiss.cvar.distance_compute_blas_query_bs, faiss.cvar.distance_compute_blas_database_bs
-    for chosen, at, size in Among(places, total).layers(block, gallery * width, 50):
-        asked = np.full((size, width), np.nan, np.float32)
-        asked[at] = rows[places[chosen]]
-        np.testing.assert_array_equal(index.search(asked, 50)[0][at], everything[places[chosen]])
+    places = np.union1d(rng.choice(total, int(share * total), replace=False), np.arange(total - 3, total))
+    searcher = TogetherSearcher(gallery, None, total)
+    found = searcher.search_at(places, queries[places], min(items, 60), None)
+    np.testing.assert_array_equal(found[0], expected[0][places])
+    np.testing.assert_array_equal(found[1], expected[1][places])
+
+
+def test_deep_searches_go_through_the_gallery_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = unit_rows(3000, 64, seed=1)
+    expected = faiss.knn(rows[:600], rows, 2500)
+    monkeypatch.setattr(asked_together, "_MOST_NEIGHBOURS", 1)
+    places = np.arange(5, 600, 7)
+    found = TogetherSearcher(rows, None, 600).search_at(places, rows[places], 2500, None)
+    np.testing.assert_array_equal(found[0], expected[0][places])
+    np.testing.assert_array_equal(found[1], expected[1][places])
+
+
+def test_the_own_item_is_left_out() -> None:
+    rows = unit_rows(50, 8, seed=2)
+    ids = np.arange(50) // 2  # two of each
+    distances, found = TogetherSearcher(rows, ids, 50).search_at(np.array([7, 9]), rows[[7, 9]], 49, ids[[7, 9]])
+    assert sorted(found[0].tolist()) == sorted([-1, *(i for i in range(50) if i not in (6, 7))])
+    assert np.isinf(distances[:, -1]).all()
+
+
+def test_up_to_a_block_queries_keep_their_places() -> None:
+    ((chosen, rows, size),) = lay_out(np.array([0, 6]), total=7, items=100, width=8)
+    assert (chosen.tolist(), rows.tolist(), size) == ([0, 1], [0, 6], 7)
+
+
+@pytest.mark.parametrize("total", [4097, 12_000])
+def test_of_several_blocks_each_query_has_a_row_of_its_own_in_one_array(total: int) -> None:
+    places = np.sort(np.random.default_rng(total).choice(total, 3000, replace=False))
+    asked = []
+    for chosen, rows, size in lay_out(places, total, items=1500, width=64):
+        assert len(np.unique(rows)) == len(rows) == len(chosen)
+        assert rows.max() < size
+        asked += chosen.tolist()
+    assert sorted(asked) == list(range(3000))

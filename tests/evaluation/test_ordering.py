@@ -23,12 +23,12 @@ def test_an_index_that_orders_ties_differently_is_put_right(shards: int) -> None
     for k in (1, 7, 150):
         expected = reference.search(rows[:30], k)
         assert not np.array_equal(reversed_ids.search(rows[:30], k)[1], expected[1])
-        for found, wanted in zip(settle_ties(reversed_ids, reference, rows[:30], k), expected, strict=True):
+        for found, wanted in zip(settle_ties(reversed_ids.search, reference.search, rows[:30], k), expected, strict=True):
             np.testing.assert_array_equal(found, wanted)
     backwards = faiss.IndexFlatL2(16)
     backwards.add(np.ascontiguousarray(rows[::-1]))
     for found, wanted in zip(
-        settle_ties(sharded, backwards, rows[:30], 50), backwards.search(rows[:30], 50), strict=True
+        settle_ties(sharded.search, backwards.search, rows[:30], 50), backwards.search(rows[:30], 50), strict=True
     ):
         np.testing.assert_array_equal(found, wanted)
 
