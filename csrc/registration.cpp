@@ -24,12 +24,14 @@ STABLE_TORCH_LIBRARY(puma, m) {
       "match_prompts_backward(Tensor? grad_prompt, Tensor? grad_weights, Tensor query, Tensor keys, Tensor attention, "
       "Tensor prompts, Tensor weights, Tensor inverse_norm, bool need_query) "
       "-> (Tensor grad_query, Tensor grad_keys, Tensor grad_attention, Tensor grad_prompts)");
-  // Exact search on the CPU, without gradients. pack_gallery lays rows (G, C) float32 out for it;
-  // nearest_neighbours gives squared L2 distances, ascending, and positions (Q, k) of the gallery rows nearest to each of
-  // queries (Q, C); equals by position. Rows with the query's own id (int64) are left out, and all whose distance is not
-  // below the query's limit (float32); where fewer than k are left, infinity and -1.
-  m.def("pack_gallery(Tensor gallery) -> (Tensor panels, Tensor lengths)");
+  // Exact search on the CPU, without gradients. pack_gallery makes what it needs beside the rows (G, C) float32;
+  // nearest_neighbours gives squared L2 distances, ascending, and places (Q, k) of the gallery rows nearest to each of
+  // queries (Q, C); equals by place, which is an int64 below 2^32, or the position. Searched are the rows from begin to
+  // end, or all others. Rows with the query's own id (int64) are left out, and all whose distance is not below the
+  // query's limit (float32); where fewer than k are left, infinity and -1.
+  m.def("pack_gallery(Tensor gallery) -> Tensor");
   m.def(
-      "nearest_neighbours(Tensor queries, Tensor panels, Tensor lengths, int k, Tensor? query_ids, "
-      "Tensor? gallery_ids, Tensor? limits) -> (Tensor distances, Tensor positions)");
+      "nearest_neighbours(Tensor queries, Tensor gallery, Tensor packed, int k, Tensor? query_ids, "
+      "Tensor? gallery_ids, Tensor? limits, Tensor? places, int begin, int end, bool outside) "
+      "-> (Tensor distances, Tensor places)");
 }

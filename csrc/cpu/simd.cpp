@@ -7,13 +7,13 @@
 namespace puma {
 namespace {
 
-constexpr const char* kNames[] = {"default", "avx2", "avx512"};
+constexpr const char* kNames[] = {"default", "avx2", "avx512", "avx512_vnni"};
 
 InstructionSet best() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
-    return InstructionSet::avx512;
+    return __builtin_cpu_supports("avx512vnni") ? InstructionSet::avx512_vnni : InstructionSet::avx512;
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return InstructionSet::avx2;
 #endif
@@ -27,7 +27,7 @@ InstructionSet wanted() {
     if (std::string(name) == kNames[i]) return static_cast<InstructionSet>(i);
   }
   throw std::runtime_error(
-      "PUMA_CPU_CAPABILITY must be default, avx2 or avx512 and no more than this machine has, which is " +
+      "PUMA_CPU_CAPABILITY must be default, avx2, avx512 or avx512_vnni and no more than this machine has, which is " +
       std::string(kNames[static_cast<int>(best())]) + "; got " + name);
 }
 

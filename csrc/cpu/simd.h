@@ -10,6 +10,7 @@
 #define PUMA_UNROLL _Pragma("GCC unroll 16")
 #define PUMA_AVX2 __attribute__((target("avx2,fma")))
 #define PUMA_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl")))
+#define PUMA_AVX512_VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
 
 namespace puma {
 
@@ -19,9 +20,10 @@ struct Vector {
   typedef T type __attribute__((vector_size(bytes), aligned(alignof(T)), may_alias));
 };
 
-enum class InstructionSet { portable, avx2, avx512 };
+enum class InstructionSet { portable, avx2, avx512, avx512_vnni };
 
-// The best that this machine has, or a lesser one that PUMA_CPU_CAPABILITY names: default, avx2 or avx512.
+// The best that this machine has, or a lesser one that PUMA_CPU_CAPABILITY names: default, avx2, avx512 or
+// avx512_vnni.
 InstructionSet instruction_set();
 
 // Its name, as PUMA_CPU_CAPABILITY spells it.
@@ -31,6 +33,7 @@ const char* cpu_capability();
 template <class Kernel>
 Kernel choose(Kernel portable, Kernel avx2, Kernel avx512) {
   switch (instruction_set()) {
+    case InstructionSet::avx512_vnni:
     case InstructionSet::avx512:
       return avx512;
     case InstructionSet::avx2:

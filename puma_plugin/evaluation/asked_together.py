@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from puma_plugin.evaluation.ordering import FloatArray, IntArray, Neighbours, merge_neighbours
-from puma_plugin.evaluation.rounding_marks import all_rounding_marks, rounding_marks
+from puma_plugin.evaluation.rounding_marks import rounding_marks
 from puma_plugin.evaluation.search import FaissSearcher, load_faiss
 
 # Neighbours that faiss finds at once, at most, unless a block of the gallery is more: bounds the memory.
@@ -24,11 +24,14 @@ class TogetherSearcher(FaissSearcher):
     Args:
         gallery: (G, D) unit rows.
         ids: (G,) item ids or None.
+        places: (G,) ascending, what stands for a row in results; default: its position.
         total: queries that would be asked at once.
     """
 
-    def __init__(self, gallery: FloatArray, ids: IntArray | None, total: int) -> None:
-        super().__init__(gallery, ids)
+    def __init__(
+        self, gallery: FloatArray, ids: IntArray | None, places: IntArray | None = None, *, total: int
+    ) -> None:
+        super().__init__(gallery, ids, places)
         self.total = total
 
     def search_at(self, places: IntArray, queries: FloatArray, k: int, query_ids: IntArray | None) -> Neighbours:
@@ -80,13 +83,13 @@ def lay_out(places: IntArray, total: int, items: int, width: int) -> Iterator[tu
     long = before + total - last
     own_rows = np.where(places < last, places % block, places - last + before)
     distinct, of_distinct = np.unique(own_rows, return_inverse=True)
-    marks, group = np.unique(rounding_marks(distinct, long, items, width)[of_distinct], return_inverse=True)
+    marks, group = np.unique(rounding_marks(long, items, width, distinct)[of_distinct], return_inverse=True)
     needed = np.bincount(group)
     best: tuple[int, int, list[IntArray]] | None = None
     for size in sorted({*_SMALLER, block, long}):
         if best is not None and size >= best[0]:
             break
-        offered = all_rounding_marks(size, items, width)
+        offered = rounding_marks(size, items, width)
         rows = [np.flatnonzero(offered == mark) for mark in marks]
         if all(map(len, rows)):
             arrays = max(-(-n // len(r)) for n, r in zip(needed, rows, strict=True))

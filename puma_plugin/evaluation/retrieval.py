@@ -1,14 +1,13 @@
 """Every retrieval metric of a set of embeddings over several distributions, from one pass."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from tqdm import tqdm
 
 from puma_plugin.evaluation.arguments import as_column, check_block_size, check_ks, names_by_number, split_labels
-from puma_plugin.evaluation.gallery_part import GalleryPart
+from puma_plugin.evaluation.galleries import Galleries
 from puma_plugin.evaluation.ordering import IntArray, merge_neighbours
 from puma_plugin.evaluation.paper_code import overlapping_classes, own_numbers, position_keys
 from puma_plugin.evaluation.result import RetrievalResult
@@ -121,19 +120,17 @@ def evaluate_retrieval(
     depths = np.minimum(np.maximum(np.maximum(own.relevant, joint.relevant), ks[-1]), len(gallery))
     own_column, joint_column = np.append(classes, -1), np.append(joint_classes, -1)
     scoring = Scoring(queries, distributions, own_column, joint_column, depths, own, joint, leaked, rows.shape[1])
-    part = partial(GalleryPart, rows, query_keys, gallery_keys)
+    galleries = Galleries(rows, query_keys, gallery_keys, gallery, distributions)
     open_joint: list[IntArray] = []
     with tqdm(total=len(queries), desc="search", disable=not progress, leave=False) as bar:
         for name, d in members.items():
             asking = np.flatnonzero(own_distribution == d)
-            inside = distributions[gallery] == d
-            near, far = gallery[inside], gallery[~inside]
-            if len(asking) == 0 or len(near) == 0:
+            near_part, far_part = galleries.part(d), galleries.part(d, outside=True)
+            if len(asking) == 0 or near_part.size == 0:
                 raise ValueError(
-                    f"distribution {name!r} has {len(asking)} queries and {len(near)} gallery items; it needs at least "
-                    "one of each: mend query_mask/gallery_mask or leave the distribution out"
+                    f"distribution {name!r} has {len(asking)} queries and {near_part.size} gallery items; it needs "
+                    "at least one of each: mend query_mask/gallery_mask or leave the distribution out"
                 )
-            near_part, far_part = part(near), part(far)
             undecided: tuple[list[IntArray], list[IntArray]] = ([], [])  # in the own gallery and in the joint one
             for block in blocks_by_depth(asking, depths, block_size):
                 found = near_part.find(queries[block], int(depths[block].max()) + 1)
@@ -148,13 +145,13 @@ def evaluate_retrieval(
             open_joint += undecided[1]
             open_own = np.concatenate(undecided[0])
             if len(open_own):
-                near_part = part(near, together=queries[asking])
+                near_part = galleries.as_pml(queries[asking], d)
             for block in _reference_blocks(open_own, depths):
                 found = near_part.find(queries[block], int(depths[block].max()) + 1)
                 scoring.score_own(block, found, near_part, own_ks[name][-1])
         again = np.concatenate(open_joint)
         if len(again):
-            whole = part(gallery, together=queries)
+            whole = galleries.as_pml(queries)
             for block in _reference_blocks(again, depths):
                 scoring.score_joint(block, whole.find(queries[block], int(depths[block].max()) + 1))
 

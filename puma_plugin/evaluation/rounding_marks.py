@@ -9,42 +9,44 @@ import numpy.typing as npt
 from puma_plugin.evaluation.ordering import FloatArray, IntArray
 from puma_plugin.evaluation.search import load_faiss
 
-# Where two products are summed in different orders, more than half of the distances measured here differ. There may be
-# only one item in a block for which two rows do so.
-_TRIALS = 4
-_COMPARED = 64  # of small blocks, by more trials
+# Where two products are summed in different orders, about four of five distances measured here differ. Items are
+# multiplied a power of two at a time: an odd number leaves one by itself, for which alone two rows may differ.
+_TRIALS, _TRIALS_OF_ODD = 2, 5
 
 
-def rounding_marks(rows: IntArray, size: int, items: int, width: int) -> IntArray:
+def rounding_marks(size: int, items: int, width: int, rows: IntArray | None = None) -> IntArray:
     """Mark rows of an array of queries: at rows of equal marks, in any array, a query is rounded alike.
 
     Args:
-        rows: (R,) ascending, less than ``size``.
         size: queries asked at once.
         items: in the gallery.
         width: of queries and gallery rows.
+        rows: (R,) ascending, less than ``size``; default: all, whose marks are remembered.
 
     Returns:
         (R,) numbers of no meaning but that.
     """
-    block: int = load_faiss().cvar.distance_compute_blas_database_bs
-    rng = np.random.default_rng(0)
-    trials = []
+    faiss = load_faiss()
+    block, threads = faiss.cvar.distance_compute_blas_database_bs, faiss.omp_get_max_threads()
     # The gallery is multiplied in blocks, of two shapes at most.
-    for shape in sorted({min(items, block), items % block or min(items, block)}):
-        for _ in range(max(_TRIALS, _COMPARED // shape)):
-            trials.append(_distances_by_row(rows, size, shape, width, rng))
-    return np.array([hash(row) for row in zip(*trials, strict=True)], dtype=np.int64)
+    shapes = sorted({min(items, block), items % block or min(items, block)})
+    if rows is None:
+        marks = [_marks_of_all(size, shape, width, threads) for shape in shapes]
+    else:
+        marks = [_marks(rows, size, shape, width) for shape in shapes]
+    return np.array([hash(row) for row in zip(*marks, strict=True)], dtype=np.int64)
 
 
 @lru_cache(maxsize=64)
-def _all_marks(size: int, items: int, width: int, threads: int) -> IntArray:
-    return rounding_marks(np.arange(size), size, items, width)
+def _marks_of_all(size: int, items: int, width: int, threads: int) -> list[int]:
+    return _marks(np.arange(size), size, items, width)
 
 
-def all_rounding_marks(size: int, items: int, width: int) -> IntArray:
-    """Marks (size,) of all rows; remembered."""
-    return _all_marks(size, items, width, load_faiss().omp_get_max_threads())
+def _marks(rows: IntArray, size: int, items: int, width: int) -> list[int]:
+    rng = np.random.default_rng(0)
+    trials = _TRIALS_OF_ODD if items % 2 else _TRIALS
+    distances = [_distances_by_row(rows, size, items, width, rng) for _ in range(trials)]
+    return [hash(row) for row in zip(*distances, strict=True)]
 
 
 def _distances_by_row(rows: IntArray, size: int, items: int, width: int, rng: np.random.Generator) -> list[bytes]:

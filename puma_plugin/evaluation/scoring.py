@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from puma_plugin.evaluation.gallery_part import GalleryPart
+from puma_plugin.evaluation.galleries import GalleryPart
 from puma_plugin.evaluation.ordering import IntArray, Neighbours, rounding_matters
 from puma_plugin.evaluation.scores import BoolArray, QueryScores
 

@@ -1,5 +1,6 @@
 """Exact nearest neighbours, with the query itself excluded by item id and a stated order of ties."""
 
+import copy
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -13,7 +14,7 @@ from puma_plugin.ops import loader
 
 # More neighbours than this are not offered by faiss on a GPU.
 _GPU_MAX_K = 2048
-# The compiled search cannot be interrupted; about a second's work of one core.
+# The compiled search cannot be interrupted; about a second's work of one core where products are of float32.
 _PRODUCTS_AT_ONCE = 1 << 35
 # Rows whose squared length is 1 to this are unit rows already: normalising again would only change their rounding.
 _UNIT = 4 * np.finfo(np.float32).eps
@@ -98,7 +99,7 @@ def nearest_neighbours(
         raise ValueError("give query_ids and gallery_ids together: they exclude a query from its own neighbours")
     ids = as_column(query_ids, len(query_rows), "query_ids", np.int64, None)
     own_ids = as_column(gallery_ids, len(gallery_rows), "gallery_ids", np.int64, None)
-    searcher = make_searcher(gallery_rows, own_ids)
+    searcher = searcher_type(len(gallery_rows))(gallery_rows, own_ids)
     similarities = np.empty((len(query_rows), k), dtype=np.float32)
     indices = np.empty((len(query_rows), k), dtype=np.int64)
     if len(gallery_rows) == 0:
@@ -121,19 +122,22 @@ class FaissSearcher:
     Args:
         gallery: (G, D) unit rows.
         ids: (G,) item ids or None.
+        places: (G,) ascending, what stands for a row in results; default: its position.
     """
 
-    def __init__(self, gallery: FloatArray, ids: IntArray | None) -> None:
+    def __init__(self, gallery: FloatArray, ids: IntArray | None, places: IntArray | None = None) -> None:
         self.gallery, self.ids = gallery, ids
+        # The last is position -1: none.
+        self.places = None if places is None else np.append(places, -1)
         # An id that occurs several times costs a query that many places.
         self.copies = 0 if ids is None or len(ids) == 0 else int(np.unique(ids, return_counts=True)[1].max())
 
     def search(
         self, queries: FloatArray, k: int, query_ids: IntArray | None, limits: FloatArray | None = None
     ) -> Neighbours:
-        """Squared distances (Q, k) float32 and positions of the nearest rows, those of the query's own id left out.
+        """Squared distances (Q, k) float32 and places of the nearest rows, those of the query's own id left out.
 
-        Where fewer than k rows are left, the distance is infinite and the position -1. ``limits`` (Q,) allows to leave
+        Where fewer than k rows are left, the distance is infinite and the place -1. ``limits`` (Q,) allows to leave
         out rows that are not nearer; faiss makes no use of that.
         """
         if len(queries) == 0 or len(self.gallery) == 0:
@@ -154,7 +158,8 @@ class FaissSearcher:
         if missing:
             positions = np.pad(positions, ((0, 0), (0, missing)), constant_values=-1)
             distances = np.pad(distances, ((0, 0), (0, missing)), constant_values=np.inf)
-        return distances[:, :k], positions[:, :k]
+        positions = positions[:, :k]
+        return distances[:, :k], positions if self.places is None else self.places[positions]
 
     def find(self, queries: FloatArray, k: int) -> Neighbours:
         """Of all rows, at most as many as there are."""
@@ -165,8 +170,8 @@ class FaissSearcher:
 class FaissGpuSearcher(FaissSearcher):
     """The same on all GPUs that faiss sees, each with a share of the rows. Rounds differently in the last places."""
 
-    def __init__(self, gallery: FloatArray, ids: IntArray | None) -> None:
-        super().__init__(gallery, ids)
+    def __init__(self, gallery: FloatArray, ids: IntArray | None, places: IntArray | None = None) -> None:
+        super().__init__(gallery, ids, places)
         faiss = load_faiss()
         index, options = faiss.IndexFlatL2(gallery.shape[1]), faiss.GpuMultipleClonerOptions()
         index.add(gallery)
@@ -183,47 +188,53 @@ class CompiledSearcher:
     """The same by the compiled operator on the CPU. Rounds differently in the last places.
 
     A row's distance does not depend on where it stands or what is asked beside it, so equal rows are at equal distance.
+
+    Args:
+        gallery: (G, D) unit rows.
+        ids: (G,) item ids or None.
+        places: (G,) what stands for a row in results, and orders equals; default: its position.
     """
 
-    def __init__(self, gallery: FloatArray, ids: IntArray | None) -> None:
-        self.ids = ids
-        self.packed = torch.ops.puma.pack_gallery(torch.from_numpy(gallery))
-        self.step = max(256, _PRODUCTS_AT_ONCE // max(1, gallery.size))
+    def __init__(self, gallery: FloatArray, ids: IntArray | None, places: IntArray | None = None) -> None:
+        self.ids, self.places = (None if column is None else torch.from_numpy(column) for column in (ids, places))
+        self.gallery = torch.from_numpy(gallery)
+        self.packed = torch.ops.puma.pack_gallery(self.gallery)
+        self.begin, self.end, self.outside = 0, len(gallery), False
+
+    def part(self, begin: int, end: int, outside: bool) -> "CompiledSearcher":
+        """Searches only the rows from ``begin`` to ``end``, or only those ``outside``."""
+        part = copy.copy(self)
+        part.begin, part.end, part.outside = begin, end, outside
+        return part
 
     def search(
         self, queries: FloatArray, k: int, query_ids: IntArray | None, limits: FloatArray | None = None
     ) -> Neighbours:
         """As of :class:`FaissSearcher`; rows that are not nearer than their query's limit are left out."""
         parts = []
-        gallery_ids = None if query_ids is None or self.ids is None else torch.from_numpy(self.ids)
-        for start in range(0, max(len(queries), 1), self.step):
-            rows = slice(start, start + self.step)
+        gallery_ids = None if query_ids is None else self.ids
+        step = max(256, _PRODUCTS_AT_ONCE // max(1, self.gallery.numel()))
+        for start in range(0, max(len(queries), 1), step):
+            rows = slice(start, start + step)
             asked, ids, below = (
                 None if column is None else torch.from_numpy(column[rows]) for column in (queries, query_ids, limits)
             )
-            parts.append(torch.ops.puma.nearest_neighbours(asked, *self.packed, k, ids, gallery_ids, below))
-        distances, positions = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
-        return distances.numpy(), positions.numpy()
+            columns = ids, gallery_ids, below, self.places
+            parts.append(
+                torch.ops.puma.nearest_neighbours(
+                    asked, self.gallery, self.packed, k, *columns, self.begin, self.end, self.outside
+                )
+            )
+        distances, places = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+        return distances.numpy(), places.numpy()
 
 
-Searcher = FaissSearcher | CompiledSearcher
-
-
-def make_searcher(gallery: FloatArray, ids: IntArray | None) -> Searcher:
-    """The fastest search there is: on GPUs, in the compiled operator, or by faiss on the CPU.
-
-    Args:
-        gallery: (G, D) unit rows.
-        ids: (G,) item ids, which a query's own is compared with, or None.
-    """
+def searcher_type(items: int) -> type[FaissGpuSearcher] | type[FaissSearcher] | type[CompiledSearcher]:
+    """The fastest search there is for so many items: on GPUs, in the compiled operator, or by faiss on the CPU."""
     load_faiss()  # the compiled search could do without it for long: say at the door that it is missing
-    if ids is not None and len(ids) != len(gallery):
-        raise ValueError(f"gallery_ids has {len(ids)} entries for {len(gallery)} gallery rows")
-    if len(gallery) >= len(_gpu_resources()) > 0:
-        return FaissGpuSearcher(gallery, ids)
-    if loader.CPU_LIBRARY.loaded:
-        return CompiledSearcher(gallery, ids)
-    return FaissSearcher(gallery, ids)
+    if items >= len(_gpu_resources()) > 0:
+        return FaissGpuSearcher
+    return CompiledSearcher if loader.CPU_LIBRARY.loaded else FaissSearcher
 
 
 @lru_cache(maxsize=1)

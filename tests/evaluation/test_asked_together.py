@@ -34,7 +34,7 @@ def test_distances_are_those_among_all(total: int, items: int, width: int, share
     rng = np.random.default_rng(items)
     # The last ones too, which stand in a block of their own.
     places = np.union1d(rng.choice(total, int(share * total), replace=False), np.arange(total - 3, total))
-    searcher = TogetherSearcher(gallery, None, total)
+    searcher = TogetherSearcher(gallery, None, total=total)
     found = searcher.search_at(places, queries[places], min(items, 60), None)
     np.testing.assert_array_equal(found[0], expected[0][places])
     np.testing.assert_array_equal(found[1], expected[1][places])
@@ -45,7 +45,7 @@ def test_deep_searches_go_through_the_gallery_in_parts(monkeypatch: pytest.Monke
     expected = faiss.knn(rows[:600], rows, 2500)
     monkeypatch.setattr(asked_together, "_MOST_NEIGHBOURS", 1)
     places = np.arange(5, 600, 7)
-    found = TogetherSearcher(rows, None, 600).search_at(places, rows[places], 2500, None)
+    found = TogetherSearcher(rows, None, total=600).search_at(places, rows[places], 2500, None)
     np.testing.assert_array_equal(found[0], expected[0][places])
     np.testing.assert_array_equal(found[1], expected[1][places])
 
@@ -53,7 +53,7 @@ def test_deep_searches_go_through_the_gallery_in_parts(monkeypatch: pytest.Monke
 def test_the_own_item_is_left_out() -> None:
     rows = unit_rows(50, 8, seed=2)
     ids = np.arange(50) // 2  # two of each
-    distances, found = TogetherSearcher(rows, ids, 50).search_at(np.array([7, 9]), rows[[7, 9]], 49, ids[[7, 9]])
+    distances, found = TogetherSearcher(rows, ids, total=50).search_at(np.array([7, 9]), rows[[7, 9]], 49, ids[[7, 9]])
     assert sorted(found[0].tolist()) == sorted([-1, *(i for i in range(50) if i not in (6, 7))])
     assert np.isinf(distances[:, -1]).all()
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from puma_plugin.evaluation import evaluate_retrieval, nearest_neighbours
-from puma_plugin.evaluation.search import FaissGpuSearcher, FaissSearcher, make_searcher
+from puma_plugin.evaluation.search import FaissGpuSearcher, FaissSearcher, searcher_type
 
 faiss = pytest.importorskip("faiss")
 pytestmark = pytest.mark.skipif(
@@ -22,10 +22,9 @@ def rows_and_labels(spread: float) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("spread", [0.0, 1.5])
 def test_scores_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch, spread: float) -> None:
     rows, labels = rows_and_labels(spread)
-    assert type(make_searcher(rows, None)) is FaissGpuSearcher
+    assert searcher_type(len(rows)) is FaissGpuSearcher
     on_gpu = evaluate_retrieval(rows, labels, distribution_ks={"distribution 0": (1, 900)})
-    monkeypatch.setattr("puma_plugin.evaluation.search.make_searcher", FaissSearcher)
-    monkeypatch.setattr("puma_plugin.evaluation.gallery_part.make_searcher", FaissSearcher)
+    monkeypatch.setattr("puma_plugin.evaluation.galleries.searcher_type", lambda items: FaissSearcher)
     assert evaluate_retrieval(rows, labels, distribution_ks={"distribution 0": (1, 900)}) == on_gpu
 
 

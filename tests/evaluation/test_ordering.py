@@ -23,7 +23,9 @@ def test_an_index_that_orders_ties_differently_is_put_right(shards: int) -> None
     for k in (1, 7, 150):
         expected = reference.search(rows[:30], k)
         assert not np.array_equal(reversed_ids.search(rows[:30], k)[1], expected[1])
-        for found, wanted in zip(settle_ties(reversed_ids.search, reference.search, rows[:30], k), expected, strict=True):
+        for found, wanted in zip(
+            settle_ties(reversed_ids.search, reference.search, rows[:30], k), expected, strict=True
+        ):
             np.testing.assert_array_equal(found, wanted)
     backwards = faiss.IndexFlatL2(16)
     backwards.add(np.ascontiguousarray(rows[::-1]))

@@ -15,7 +15,7 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from puma_plugin.evaluation import RetrievalResult, evaluate_retrieval, nearest_neighbours
 from puma_plugin.evaluation.paper_code import overlapping_classes
 from puma_plugin.evaluation.retrieval import PROTOCOLS, Protocol
-from puma_plugin.evaluation.search import CompiledSearcher, FaissSearcher, as_unit_rows, make_searcher
+from puma_plugin.evaluation.search import CompiledSearcher, FaissSearcher, as_unit_rows, searcher_type
 from puma_plugin.ops import loader
 
 
@@ -395,9 +395,9 @@ def test_the_compiled_search_scores_as_faiss_does(
     rows = rng.standard_normal((1, 24)) + spread * rng.standard_normal((len(labels), 24))
     further = {"distribution 0": (1, 100, 300)}
     compiled = evaluate_retrieval(rows, labels, distribution_ks=further, protocol=protocol)
-    assert type(make_searcher(np.eye(2, dtype=np.float32), None)) is CompiledSearcher
+    assert searcher_type(2) is CompiledSearcher
     monkeypatch.setattr(loader, "CPU_LIBRARY", loader.LibraryState("_C", False))
-    assert type(make_searcher(np.eye(2, dtype=np.float32), None)) is FaissSearcher
+    assert searcher_type(2) is FaissSearcher
     assert evaluate_retrieval(rows, labels, distribution_ks=further, protocol=protocol) == compiled
 
 

@@ -4,7 +4,7 @@ import faiss
 import numpy as np
 import pytest
 
-from puma_plugin.evaluation.rounding_marks import all_rounding_marks, rounding_marks
+from puma_plugin.evaluation.rounding_marks import rounding_marks
 
 
 @pytest.mark.parametrize(("items", "width"), [(1500, 128), (1024, 33), (7, 256)])
@@ -15,10 +15,10 @@ def test_equal_marks_mean_equal_distances(items: int, width: int) -> None:
     found: dict[int, bytes] = {}
     for size in (1024, 4100):
         distances, _ = faiss.knn(np.repeat(rows[:1], size, axis=0), rows[1:], items)
-        for mark, row in zip(all_rounding_marks(size, items, width).tolist(), distances, strict=True):
+        for mark, row in zip(rounding_marks(size, items, width).tolist(), distances, strict=True):
             assert found.setdefault(mark, row.tobytes()) == row.tobytes()
 
 
 def test_marks_of_some_rows_are_those_among_all() -> None:
     rows = np.array([0, 5, 6, 1021, 2999])
-    assert rounding_marks(rows, 3000, 1300, 96).tolist() == all_rounding_marks(3000, 1300, 96)[rows].tolist()
+    assert rounding_marks(3000, 1300, 96, rows).tolist() == rounding_marks(3000, 1300, 96)[rows].tolist()

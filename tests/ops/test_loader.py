@@ -19,7 +19,7 @@ def test_cpu_library_is_loaded() -> None:
     assert loader.CPU_LIBRARY.loaded, loader.CPU_LIBRARY.reason
     assert loader.CPU_LIBRARY.error is None
     assert loader.CPU_MODULE is not None
-    assert loader.CPU_MODULE.cpu_capability() in ("avx512", "avx2", "default")
+    assert loader.CPU_MODULE.cpu_capability() in ("avx512_vnni", "avx512", "avx2", "default")
     assert "torch_headers" in loader.CPU_MODULE.build_info()
 
 
@@ -31,7 +31,7 @@ def run(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=variables, cwd=PACKAGE.parent)
 
 
-@pytest.mark.parametrize("capability", ["default", "avx2"])
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
 def test_kernels_of_every_instruction_set(capability: str) -> None:
     # Other vector widths, tiles and rests than those that this machine would take by itself.
     here = Path(__file__).parent
@@ -53,7 +53,7 @@ sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", "-
 
 def test_an_unknown_instruction_set_is_refused_with_the_known_ones() -> None:
     found = run("import puma_plugin.ops.loader as l; print(l.CPU_LIBRARY.reason)", PUMA_CPU_CAPABILITY="sse9")
-    assert "PUMA_CPU_CAPABILITY must be default, avx2 or avx512" in found.stdout
+    assert "PUMA_CPU_CAPABILITY must be default, avx2, avx512 or avx512_vnni" in found.stdout
 
 
 @pytest.mark.parametrize(

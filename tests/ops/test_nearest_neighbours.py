@@ -16,9 +16,13 @@ def unit_rows(count: int, width: int, seed: int) -> Tensor:
 
 
 def search(queries: Tensor, gallery: Tensor, k: int, ids: tuple[Tensor, Tensor] | None = None,
-           limits: Tensor | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
+           limits: Tensor | None = None, places: Tensor | None = None, span: tuple[int, int] | None = None,
+           outside: bool = False) -> tuple[Tensor, Tensor]:  # fmt: skip
     packed = torch.ops.puma.pack_gallery(gallery)
-    distances, positions = torch.ops.puma.nearest_neighbours(queries, *packed, k, *(ids or (None, None)), limits)
+    columns = *(ids or (None, None)), limits, places
+    distances, positions = torch.ops.puma.nearest_neighbours(
+        queries, gallery, packed, k, *columns, *(span or (0, len(gallery))), outside
+    )
     assert distances.dtype == torch.float32
     assert positions.dtype == torch.int64
     return distances, positions
@@ -74,6 +78,27 @@ def test_limits_leave_out_what_is_not_nearer() -> None:
     assert torch.equal(distances[:, :30], unlimited[:, :30])
 
 
+@pytest.mark.parametrize("span", [(0, 200), (0, 0), (30, 31), (40, 150), (47, 49), (96, 144), (190, 200)])
+def test_a_part_or_all_but_a_part_is_searched(span: tuple[int, int]) -> None:
+    rows = unit_rows(200, 10, 6)
+    for outside in (False, True):
+        mine = torch.zeros(200, dtype=torch.bool)
+        mine[slice(*span)] = True
+        part = (mine ^ outside).nonzero()[:, 0]
+        distances, positions = search(rows, rows, 20, span=span, outside=outside)
+        expected = search(rows, rows[part], 20)
+        assert torch.equal(distances, expected[0])
+        assert torch.equal(positions, torch.cat([part, torch.tensor([-1])])[expected[1]])
+
+
+def test_equals_come_in_the_order_of_their_places() -> None:
+    rows = unit_rows(9, 19, 3)[torch.arange(90) % 9]
+    places = torch.randperm(90, generator=torch.Generator().manual_seed(1)) + 4_000_000_000
+    _, found = search(rows[:9], rows, 10, places=places)
+    for query in range(9):
+        assert found[query].tolist() == sorted(places[query::9].tolist())
+
+
 def test_nothing_to_ask_or_to_find() -> None:
     rows = unit_rows(3, 4, 7)
     assert search(rows[:0], rows, 2)[1].shape == (0, 2)
@@ -115,6 +140,10 @@ def test_columns_that_do_not_fit_are_refused() -> None:
         search(rows, rows, 1, (ids.int(), ids.int()))
     with pytest.raises(RuntimeError, match="limit of each query"):
         search(rows, rows, 1, limits=torch.zeros(59))
+    with pytest.raises(RuntimeError, match="place of each"):
+        search(rows, rows, 1, places=ids[1:])
+    with pytest.raises(RuntimeError, match="begin <= end"):
+        search(rows, rows, 1, span=(3, 61))
     with pytest.raises(RuntimeError, match="float32"):
         search(rows.double(), rows, 1)
     with pytest.raises(RuntimeError, match="float32"):
