@@ -13,6 +13,9 @@
 namespace puma {
 namespace {
 
+// More than anything that gets lost because it is too small for float32.
+constexpr float kUnderflow = 0x1p-115f;
+
 // A tile's queries: rows, or whole numbers, and columns of what is known of them.
 struct Tile {
   const float* rows;
@@ -33,7 +36,7 @@ PUMA_INLINE void find_thresholds(float* thresholds, const Tile& tile, const Pane
     const float error = (tile.length[i] + tile.error[i]) * panel.error + tile.error[i] * panel.length;
     const float outer = tile.outer[i] + panel.outer, inner = tile.length[i] + panel.length;
     thresholds[i] = (tile.limit[i] - tile.square[i]) + 2 * error + tile.rounding * outer * outer +
-                    0x1p-20f * inner * inner;
+                    0x1p-20f * inner * inner + kUnderflow;
   }
 }
 

@@ -14,8 +14,9 @@ from puma_plugin.evaluation.search import FaissSearcher, load_faiss
 
 # Neighbours that faiss finds at once, at most, unless a block of the gallery is more: bounds the memory.
 _MOST_NEIGHBOURS = 1 << 23
-# Queries of arrays that may do instead of all. Of far fewer, faiss might not find the distances by multiplication.
-_SMALLER = (1 << 10, 1 << 11)
+# Queries of arrays that may do instead of all; their last rows are multiplied in different steps. Of far fewer, faiss
+# might not find the distances by multiplication.
+_SMALLER = (1024, 1040)
 
 
 class TogetherSearcher(FaissSearcher):
@@ -83,23 +84,31 @@ def lay_out(places: IntArray, total: int, items: int, width: int) -> Iterator[tu
     long = before + total - last
     own_rows = np.where(places < last, places % block, places - last + before)
     distinct, of_distinct = np.unique(own_rows, return_inverse=True)
-    marks, group = np.unique(rounding_marks(long, items, width, distinct)[of_distinct], return_inverse=True)
-    needed = np.bincount(group)
-    best: tuple[int, int, list[IntArray]] | None = None
-    for size in sorted({*_SMALLER, block, long}):
-        if best is not None and size >= best[0]:
-            break
+    wanted = rounding_marks(long, items, width, distinct)[of_distinct]
+    left = np.arange(len(places))
+    for size in _SMALLER:
         offered = rounding_marks(size, items, width)
-        rows = [np.flatnonzero(offered == mark) for mark in marks]
-        if all(map(len, rows)):
-            arrays = max(-(-n // len(r)) for n, r in zip(needed, rows, strict=True))
-            best = min(best or (arrays * size, size, rows), (arrays * size, size, rows), key=lambda found: found[0])
-    assert best is not None  # in the last one each finds its own row
-    _, size, rows = best
+        found = np.isin(wanted[left], offered)
+        yield from _fill(left[found], wanted[left[found]], offered, size)
+        left = left[~found]
+        if len(left) == 0:
+            return
+    yield from _fill(left, own_rows[left], np.arange(long), long)
+
+
+def _fill(
+    queries: IntArray, wanted: IntArray, offered: IntArray, size: int
+) -> Iterator[tuple[IntArray, IntArray, int]]:
+    """Arrays of that size in which each query stands at a row that offers what it wants."""
+    if len(queries) == 0:
+        return
+    marks, group = np.unique(wanted, return_inverse=True)
+    needed = np.bincount(group)
+    rows = [np.flatnonzero(offered == mark) for mark in marks]
     order = np.argsort(group, kind="stable")
     rank = np.concatenate([np.arange(n) for n in needed])
-    capacity = np.repeat([len(r) for r in rows], needed)
     row = np.concatenate([r[np.arange(n) % len(r)] for n, r in zip(needed, rows, strict=True)])
-    for number in range(int((rank // capacity).max()) + 1):
-        here = rank // capacity == number
-        yield order[here], row[here], size
+    array = rank // np.repeat([len(r) for r in rows], needed)
+    for number in range(int(array.max()) + 1):
+        here = array == number
+        yield queries[order[here]], row[here], size

@@ -46,6 +46,34 @@ def test_finds_what_all_distances_say(queries: int, items: int, width: int, k: i
     assert all(len(set(row)) == k for row in positions.tolist())
 
 
+@pytest.mark.parametrize("kind", ["unit", "cone", "clusters", "outlier", "long", "tiny", "whole numbers"])
+@pytest.mark.parametrize("width", [3, 64, 385])
+def test_bounds_leave_out_nothing_that_is_nearer(kind: str, width: int) -> None:
+    generator = torch.Generator().manual_seed(width)
+    rows = torch.randn(900, width, generator=generator)
+    if kind == "cone":  # nearly equal rows, far from the origin
+        rows = 3 + 1e-3 * rows
+    elif kind == "clusters":
+        rows = torch.randn(5, width, generator=generator)[torch.arange(900) % 5] + 0.01 * rows
+    elif kind == "outlier":
+        rows[100] *= 1e4
+    elif kind == "long":
+        rows *= 1e15
+    elif kind == "tiny":  # squares below the smallest normal number
+        rows *= 1e-20
+    elif kind == "whole numbers":
+        rows = rows.round()
+    else:
+        rows = torch.nn.functional.normalize(rows)
+    queries, gallery = rows[:70], rows[70:]
+    # Nothing is left out if all are asked for.
+    everything = search(queries, gallery, len(gallery))
+    for k in (1, 20, 64, 65, 300):
+        few = search(queries, gallery, k)
+        assert torch.equal(few[0], everything[0][:, :k])
+        assert torch.equal(few[1], everything[1][:, :k])
+
+
 def test_equal_distances_come_by_position_wherever_the_rows_stand() -> None:
     # 12 different rows that occur again and again, over several panels and blocks of queries.
     rows = unit_rows(12, 19, 3)[torch.randint(0, 12, (700,), generator=torch.Generator().manual_seed(4))]
