@@ -13,7 +13,7 @@ if __name__ == "__main__":
         code = int(end.code or 0)
     if started_processes() > 1:
         # A thread of torch.distributed that asks for the interpreter while it shuts down aborts the process, after all
-        # the work is done; so the interpreter is left without a shutdown.
+        # the work is done (github.com/pytorch/pytorch/pull/179291); so the interpreter is left without a shutdown.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

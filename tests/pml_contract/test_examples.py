@@ -86,13 +86,15 @@ def test_from_config_finds_every_part_in_pml_and_leaves_pml_as_it_was(run) -> No
     ],
 )
 def test_several_processes(environment: dict[str, str], script: str) -> None:
-    found = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(EXAMPLES / script)],
-        env={**os.environ, **environment, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    variables = {**os.environ, **environment, "OMP_NUM_THREADS": "1"}
+    for _ in range(2):
+        found = subprocess.run(
+            [*command, str(EXAMPLES / script)], env=variables, capture_output=True, text=True, timeout=250, check=False
+        )
+        # A thread of gloo that lets go of a tensor while the interpreter shuts down aborts the process, once in hundreds
+        # of runs on a loaded machine and whatever the script does (github.com/pytorch/pytorch/pull/179291): once more.
+        if found.returncode == 0 or "terminate called without an active exception" not in found.stderr:
+            break
     assert found.returncode == 0, found.stderr
     assert ("harmonic mean" if "unified" in script else f"step {STEPS}: loss") in found.stdout
