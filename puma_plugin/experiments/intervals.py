@@ -13,6 +13,8 @@ METHODS = {
     "interval too narrow.",
     "seed": "95 % t-interval over the training seeds (degrees of freedom: training seeds - 1). All runs share their "
     "images, so it says how much a run varies, not how much other images or classes would change.",
+    "class": "95 % bootstrap interval over the test classes, which says how much the figure depends on the classes "
+    "that were asked for, not on the training run.",
 }
 """What the intervals are, by what they count as independent."""
 

@@ -11,6 +11,7 @@ import torch
 
 import puma_plugin
 from puma_plugin.datasets.embedded.backbone import WEIGHTS
+from puma_plugin.evaluation import bootstrap_intervals
 from puma_plugin.experiments.config import TrainConfig
 from puma_plugin.experiments.identity import file_digest
 from puma_plugin.experiments.methods import Method
@@ -167,11 +168,14 @@ def _run(job: Job, splits: Splits, progress: Progress) -> dict[str, Any]:
     progress({"step": run.steps, "steps": run.steps, "stage": "test"})
     embedded = run.embed(splits.test)
     separate = job.config.model.method == "separate"
-    result = embedded.evaluate().to_dict()
+    result = embedded.evaluate().to_dict(per_class=True)
     if job.keep_model:
         _keep(job, run, splits, embedded.embeddings.numpy())
     scores = flat_scores(result, separate)
-    return {**record, "result": without_joint(result) if separate else result, "scores": scores}
+    result = without_joint(result) if separate else result
+    bounds = {name: interval.to_dict() for name, interval in bootstrap_intervals(result).items()}
+    del result["per_class"]
+    return {**record, "result": result, "intervals": bounds, "scores": scores}
 
 
 def _keep(job: Job, run: AnyRun, splits: Splits, embeddings: np.ndarray) -> None:

@@ -22,6 +22,7 @@ from puma_plugin.experiments.splits import load_splits
 from puma_plugin.experiments.summary import (
     EXPLANATION,
     Unit,
+    bootstrapped,
     collapses,
     curves,
     differences,
@@ -68,7 +69,18 @@ def common_metrics(finished: Finished, reference: str, unit: Unit) -> dict[str, 
     rows = method_rows(records, methods, unit)
     gaps = differences(records, methods, reference, unit)
     origin = provenance()
-    single = all(row["scores"]["harmonic"]["low"] is None for row in rows)
+    left_out = ["settings", "intervals"]
+    method: str | None = intervals.METHODS[unit]
+    note = "Points: means. Bars: 95 % intervals."
+    if all(row["scores"]["harmonic"]["low"] is None for row in rows):
+        # One run each: what the figures owe to the choice of test classes can still be told.
+        bounds = {record["method"]: record["intervals"] for record in records if "intervals" in record}
+        known = len(bounds) == len(rows)  # not in results that earlier versions kept
+        method = intervals.METHODS["class"] if known else None
+        if known:
+            rows = [bootstrapped(row, bounds[row["key"]]) for row in rows]
+            left_out.remove("intervals")
+        note = f"One run per method. {'Bars: 95 % bootstrap intervals over the classes.' if known else 'No intervals.'}"
     return {
         "schema": 1,
         "command": finished.command,
@@ -81,14 +93,14 @@ def common_metrics(finished: Finished, reference: str, unit: Unit) -> dict[str, 
         "accent": reference,
         "methods": rows,
         "differences": gaps,
-        "interval_method": None if single else intervals.METHODS[unit],
+        "interval_method": method,
         "findings": [*findings(rows, gaps, methods, reference), *collapses(records, methods)],
         "curves": curves(records, methods),
-        "interval_note": "One run per method, no intervals." if single else "Points: means. Bars: 95 % intervals.",
+        "interval_note": note,
         "curve_note": _CURVE_NOTE,
-        "explanation": EXPLANATION + ("" if single else f" Below each figure: {intervals.METHODS[unit]}"),
+        "explanation": EXPLANATION + ("" if method is None else f" Below each figure: {method}"),
         "facts": _facts(finished, origin),
-        "runs": [{key: value for key, value in record.items() if key != "settings"} for record in records],
+        "runs": [{key: value for key, value in record.items() if key not in left_out} for record in records],
     }
 
 
@@ -105,8 +117,7 @@ def build_metrics(finished: Finished) -> dict[str, Any]:
             f" Rows marked as recorded are not from this run: {recorded['description']}, on "
             f"{recorded['machine']['cpu']} with torch {recorded['versions']['torch']}, {recorded['date']}."
         )
-        if metrics["interval_method"] is None:
-            metrics["explanation"] += f" Below their figures: {recorded['interval_method']}"
+        metrics["explanation"] += f" Below their figures: {recorded['interval_method']}"
     return {"title": "PUMA on eight image distributions", "lead": _LEAD, **metrics, "cards": _cards(rows)}
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from puma_plugin.evaluation import Embedded, RetrievalResult, bootstrap_intervals, compare_results
 from puma_plugin.evaluation.result import short_name
+from puma_plugin.experiments import intervals
 from puma_plugin.experiments.baseline import read_baseline
 from puma_plugin.experiments.config import EvaluateConfig, TrainConfig
 from puma_plugin.experiments.display import JobDisplay
@@ -28,10 +29,6 @@ from puma_plugin.experiments.visuals import embedding_maps, members_of, query_ro
 from puma_plugin.utils import json_ready, write_json
 
 CHECKPOINT, WEIGHTS, SETTINGS = "checkpoint.pt", "model.safetensors", "config.json"
-_INTERVALS = (
-    " Below each figure: its 95 % bootstrap interval over the test classes, which says how much the figure depends "
-    "on the classes that were asked for, not on the training run."
-)
 _PAPER_CODE = (
     " Counted as the authors' published code does (protocol paper-code): classes of different distributions may share "
     "a number and then count as hits, R includes the query, and queries without a positive are misses."
@@ -224,7 +221,7 @@ def _metrics(
     method = config.model.method
     separate = method == "separate"
     kept = without_joint(result) if separate else dict(result)
-    intervals = {name: interval.to_dict() for name, interval in bootstrap_intervals(kept).items()}
+    bounds = {name: interval.to_dict() for name, interval in bootstrap_intervals(kept).items()}
     record = {
         "method": method,
         "data_seed": config.data.seed,
@@ -236,9 +233,9 @@ def _metrics(
         "validation": run.validation,
         "scores": flat_scores(result, separate),
         "result": kept,
-        "intervals": intervals,
+        "intervals": bounds,
     }
-    row = bootstrapped(method_rows([record], [METHODS[method]])[0], intervals)
+    row = bootstrapped(method_rows([record], [METHODS[method]])[0], bounds)
     origin = provenance()
     machine = origin["machine"]
     classes = sum(part["test"]["classes"] for part in splits.describe().values())
@@ -262,7 +259,8 @@ def _metrics(
         "findings": [],
         "curves": curves([record], [METHODS[method]]),
         "cards": [],
-        "explanation": EXPLANATION + _INTERVALS + (_PAPER_CODE if kept["protocol"] == "paper-code" else ""),
+        "explanation": f"{EXPLANATION} Below each figure: {intervals.METHODS['class']}"
+        + (_PAPER_CODE if kept["protocol"] == "paper-code" else ""),
         "interval_note": "",
         "curve_note": "Harmonic mean of R@1 on training classes that were held out of training.",
         "facts": {

@@ -1,6 +1,7 @@
 """`puma compare` in miniature on the embedded images: a few training images, one epoch, two seeds."""
 
 import json
+import shutil
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -60,6 +61,21 @@ def test_intervals_over_the_seeds(metrics: dict[str, Any]) -> None:
     assert metrics["methods"][0]["scores"]["harmonic"]["low"] is None
     # The reference is the first method; it is untrained, so its single run stands against each seed of the others.
     assert metrics["accent"] == "frozen"
+
+
+def test_of_one_run_each_intervals_are_over_the_classes(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "out" / "jobs", tmp_path / "jobs")
+    assert main(["compare", str(folder / "grid.yaml"), "--seeds", "[1]", "--out", str(tmp_path)]) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert "bootstrap interval over the test classes" in metrics["interval_method"]
+    runs = {run["method"]: run for run in metrics["runs"]}
+    for row in metrics["methods"]:
+        run = runs[row["key"]]
+        score, own = row["scores"]["harmonic"], run["intervals"]["harmonic_mean.recall_at_1"]
+        assert (score["mean"], score["low"], score["high"]) == (own["value"], own["low"], own["high"])
+        assert score["low"] < score["mean"] < score["high"]
+        assert row["per_distribution"]["digit"]["low"] is not None
+    assert " ± " in (tmp_path / "table.md").read_text(encoding="utf-8")
 
 
 def test_table_says_what_the_metrics_say(folder: Path, metrics: dict[str, Any]) -> None:
