@@ -172,7 +172,7 @@ def dry_run(config: TrainConfig, sizes: Mapping[str, Size], source: str, console
         notes.append("random weights in place of the pretrained ones; nothing is downloaded")
         config = replace(config, model=replace(config.model, weights="none"))
     if config.precision == "fp16" and device.type == "cpu":
-        notes.append("fp32 in place of fp16, which needs a GPU")
+        notes.append("fp32 in place of fp16, which is slow on a CPU")
         config = replace(config, precision="fp32")
     # One model stands for all of them: it does all their steps, with the proxies of all.
     models = len(sizes) if config.model.method == "separate" else 1

@@ -104,6 +104,21 @@ def test_curve_and_figures_are_those_of_one_process(
     assert found == pytest.approx(expected, abs=0.05)
 
 
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("fp16", 0.02), pytest.param("bf16", 0.4, marks=pytest.mark.slow)]
+)
+def test_mixed_precision(settings: Path, tmp_path: Path, precision: str, tolerance: float) -> None:
+    common = ["--precision", precision, "--epochs", "12"]
+    run(settings, tmp_path / "two", 2, *common)
+    run(settings, tmp_path / "one", 1, *common)
+    found, expected = losses(tmp_path / "two"), losses(tmp_path / "one")
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+    # The same steps were left out because the scaled gradients overflowed.
+    states = [torch.load(tmp_path / out / "checkpoint.pt", weights_only=True)["scaler"] for out in ("two", "one")]
+    assert states[0] == states[1]
+    assert bool(states[0]) == (precision == "fp16")
+
+
 def curves(out: Path) -> list[list[float]]:
     """The loss of every epoch as the checkpoints hold it: one curve, or one for each of the separate models."""
     states = [torch.load(path, weights_only=True) for path in sorted(out.glob("checkpoint*.pt"))]
