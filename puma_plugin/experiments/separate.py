@@ -119,9 +119,9 @@ class SeparateRun:
             return []
         return [{"epoch": self.config.epochs, "harmonic": harmonic_mean(last), "unified": None}]
 
-    def embed(self, sets: ImageSets) -> Embedded:
+    def embed(self, sets: ImageSets, progress: bool = False) -> Embedded:
         """Every image of these sets, embedded by its distribution's model."""
-        parts = {name: self._run(name).embed({name: images}) for name, images in sets.items()}
+        parts = {name: self._run(name).embed({name: images}, progress) for name, images in sets.items()}
         whole = UnifiedDataset(sets)
         return replace(
             next(iter(parts.values())),

@@ -1,6 +1,7 @@
 """One run of `puma train` or `puma evaluate`: from configuration to files."""
 
 import json
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -146,8 +147,7 @@ def evaluate(
         _describe(splits, shown)
         run = make_run(config, splits)
         run.load_model(path)
-        with shown.status("embedding"):
-            embedded = run.embed(splits.test)
+        embedded = run.embed(splits.test, progress=sys.stderr.isatty())
         return _finish(config, run, splits, embedded, command, start, shown, baseline, other)
 
 

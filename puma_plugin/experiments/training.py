@@ -153,7 +153,8 @@ class Run:
         splits: the images; `validation` may be empty.
         checkpoint: file for the full state after every epoch (None: no checkpoints). If it exists, the run goes on
             from it.
-        progress: called with `step`, `steps` and, after an evaluation, `validation` (harmonic R@1).
+        progress: called with `step`, `steps`, after an evaluation `validation` (harmonic R@1) and, once the checkpoint
+            was loaded, `resumed`.
 
     Raises:
         ValueError: for settings that cannot work together; before any training.
@@ -177,8 +178,8 @@ class Run:
         self.trunk.to(self.device)
         self.embedder.to(self.device)
 
-    def embed(self, sets: ImageSets) -> Embedded:
-        """Embeddings, labels and ids of every image of these sets, in order."""
+    def embed(self, sets: ImageSets, progress: bool = False) -> Embedded:
+        """Embeddings, labels and ids of every image of these sets, in order; with a bar of the batches if wanted."""
         dataset = UnifiedDataset(sets, transform=self.inputs.evaluation_transform)
         with self._enough_memory("evaluation_batch_size", len(dataset)):
             return embed(
@@ -189,6 +190,7 @@ class Run:
                 num_workers=self.config.data.workers,
                 amp_dtype=AMP[self.config.precision],
                 collate_fn=Collate(self.inputs.evaluation_batch),
+                progress=progress,
             )
 
     def evaluate(self, sets: ImageSets) -> dict[str, Any]:
@@ -214,6 +216,7 @@ class Run:
         self.trainer = self._make_trainer()
         if self.checkpoint is not None and self.checkpoint.exists():
             self.trainer.load_checkpoint(self.checkpoint)
+            self.progress({"step": self.trainer.global_step, "steps": self.steps, "resumed": True})
 
     @property
     def seconds(self) -> float:
