@@ -88,7 +88,8 @@ class JobDisplay:
             changes["figure"] = f"R@1 {100 * content['validation']:.1f} %"
         self.progress.update(self.bars[key], completed=content.get("step", 0), total=content.get("steps"), **changes)
         if content.get("resumed"):
-            self._print(f"{self.names[key]}: goes on from step {content['step']:,} of {content['steps']:,}")
+            name = ", ".join(filter(None, (self.names[key], content.get("stage"))))
+            self._print(f"{name}: goes on from step {content['step']:,} of {content['steps']:,}")
         elif not self.console.is_terminal and time.monotonic() - self.said[key] >= self.seconds:
             self.said[key] = time.monotonic()
             self._print(self._line(key))

@@ -46,12 +46,12 @@ def test_a_line_now_and_then_where_there_is_no_terminal() -> None:
     console = Console(width=40, file=io.StringIO())
     with JobDisplay(console, {"a": "PUMA"}, "Training", seconds=0) as display:
         display(Event("start", "a"))
-        display(Event("progress", "a", {"step": 1500, "steps": 4000, "resumed": True}))
+        display(Event("progress", "a", {"step": 1500, "steps": 4000, "resumed": True, "stage": "birds (1 of 2)"}))
         display(Event("progress", "a", {"step": 1501, "steps": 4000, "validation": 0.6341}))
         display(Event("progress", "a", {"step": 1502, "steps": 4000}))
         display(Event("done", "a"))
     lines = console.file.getvalue().splitlines()
-    assert lines[0] == "PUMA: goes on from step 1,500 of 4,000"
+    assert lines[0] == "PUMA, birds (1 of 2): goes on from step 1,500 of 4,000"
     assert lines[1].startswith("PUMA: step 1,501 of 4,000, R@1 63.4 % on held-out classes")
     assert lines[2].startswith("PUMA: step 1,502 of 4,000, R@1 63.4 % on held-out classes, ")
     assert lines[2].endswith(" left")
