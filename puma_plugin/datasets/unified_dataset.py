@@ -75,7 +75,7 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
             gallery.append(_mask(name, part, "gallery_mask", len(own)))
             self._part_class_names.append(_names_of_classes(part, own))
         masks = ("query_mask", "gallery_mask")
-        masked = any(getattr(part, mask, None) is not None for part in self.parts for mask in masks)
+        masked = any(_told(part, mask) is not None for part in self.parts for mask in masks)
         self._index(
             np.concatenate(part_of),
             np.concatenate(position),
@@ -134,7 +134,7 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
 
         None unless all parts tell by an attribute ``first_class`` how many these are (the benchmark's datasets do).
         """
-        first = [getattr(part, "first_class", None) for part in self.parts]
+        first = [_told(part, "first_class") for part in self.parts]
         if None in first:
             return None
         return torch.from_numpy(self._local + np.asarray(first, np.int64)[self._part_of])
@@ -142,7 +142,7 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
     @property
     def recall_ks(self) -> dict[str, tuple[int, ...]]:
         """The k of the recalls that parts ask for by an attribute ``recall_ks``, by name of the distribution."""
-        asked = {name: getattr(part, "recall_ks", ()) for name, part in zip(self._all_names, self.parts, strict=True)}
+        asked = {name: _told(part, "recall_ks") for name, part in zip(self._all_names, self.parts, strict=True)}
         return {name: tuple(asked[name]) for name in self.distribution_names if asked[name]}
 
     @property
@@ -292,12 +292,9 @@ def _find_labels(part: Any) -> Any:
 
 def _names_of_classes(part: Any, labels: IntArray) -> dict[int, str]:
     """Own label -> name, from the dataset's list or mapping of class names; else the label itself."""
-    inner = part
-    while isinstance(inner, Subset):
-        inner = inner.dataset
-    listed = getattr(inner, "classes", None)
+    listed = _told(part, "classes")
     if listed is None:
-        listed = getattr(inner, "class_names", None)
+        listed = _told(part, "class_names")
     names: dict[int, str] = {}
     for label in np.unique(labels).tolist():
         known = listed is not None and (label in listed if isinstance(listed, Mapping) else 0 <= label < len(listed))
@@ -305,8 +302,17 @@ def _names_of_classes(part: Any, labels: IntArray) -> dict[int, str]:
     return names
 
 
+def _told(part: Any, attribute: str) -> Any:
+    """An attribute of a part or of what it is a Subset of, or None."""
+    found = getattr(part, attribute, None)
+    return _told(part.dataset, attribute) if found is None and isinstance(part, Subset) else found
+
+
 def _mask(name: str, part: Any, attribute: str, size: int) -> BoolArray:
     found = getattr(part, attribute, None)
+    if found is None and isinstance(part, Subset):
+        whole = _mask(name, part.dataset, attribute, len(part.dataset))  # type: ignore[arg-type]
+        return whole[np.asarray(part.indices, dtype=np.int64)]
     if found is None:
         return np.ones(size, dtype=np.bool_)
     values = np.asarray(found.cpu() if isinstance(found, Tensor) else found)

@@ -1,5 +1,6 @@
 """Evaluate over several distributions inside pml's machinery."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset, Subset
 
+from puma_plugin.datasets import UnifiedDataset
 from puma_plugin.evaluation import RetrievalResult, evaluate_retrieval, gather_rows
 from puma_plugin.evaluation.arguments import check_ks
 from puma_plugin.evaluation.retrieval import PROTOCOLS, Protocol
@@ -94,7 +96,21 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
         splits_to_eval: list[tuple[str, list[str]]] | None = None,
         collate_fn: Any = None,
     ) -> dict[str, dict[str, float]]:
-        """Embed the splits and evaluate; returns ``all_accuracies`` (see the class)."""
+        """Embed the splits and evaluate; returns ``all_accuracies`` (see the class).
+
+        Raises:
+            TypeError: ``dataset_dict`` is no mapping.
+            ValueError: a split that is not there, or datasets without (class, distribution) labels.
+        """
+        if not isinstance(dataset_dict, Mapping):
+            raise TypeError(
+                f"dataset_dict must be a mapping {{split: dataset}}, got {type(dataset_dict).__name__}: pass "
+                '{"test": dataset}'
+            )
+        named = {name for query, references in splits_to_eval or () for name in (query, *references)}
+        if unknown := sorted(named - set(dataset_dict)):
+            raise ValueError(f"splits_to_eval names {unknown}, dataset_dict has {list(dataset_dict)}")
+        dataset_dict = {split: _as_unified(dataset) for split, dataset in dataset_dict.items()}
         self._datasets = dataset_dict
         self._epoch = epoch
         self._several = len(dataset_dict if splits_to_eval is None else splits_to_eval) > 1
@@ -219,6 +235,14 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
             mask = torch.ones(size, dtype=torch.bool) if own is None else torch.as_tensor(own)
             masks.append(mask if split in chosen else torch.zeros(size, dtype=torch.bool))
         return torch.cat(masks)
+
+
+def _as_unified(dataset: Dataset[Any]) -> Dataset[Any]:
+    """A torch ``Subset`` of a ``UnifiedDataset`` as the subset that keeps names, item ids and masks."""
+    if not isinstance(dataset, Subset):
+        return dataset
+    inner = _as_unified(dataset.dataset)
+    return inner.subset(dataset.indices) if isinstance(inner, UnifiedDataset) else dataset
 
 
 def _unwrap(model: torch.nn.Module) -> torch.nn.Module:

@@ -170,6 +170,21 @@ def test_masks_of_parts_are_joined() -> None:
     assert UnifiedDataset({"plain": Pictures([0, 1])}).query_mask is None
 
 
+def test_a_torch_subset_keeps_what_its_dataset_tells() -> None:
+    shop = Pictures([0, 0, 1, 1])
+    shop.query_mask = torch.tensor([True, False, True, False])  # type: ignore[attr-defined]
+    shop.gallery_mask = ~shop.query_mask  # type: ignore[attr-defined]
+    shop.recall_ks, shop.first_class = (10, 20), 7  # type: ignore[attr-defined]
+    joined = UnifiedDataset({"shop": Subset(Subset(shop, [3, 2, 1]), [2, 0, 1])})  # items 1, 3 and 2
+    assert joined.query_mask is not None
+    assert joined.query_mask.tolist() == [False, False, True]
+    assert joined.gallery_mask is not None
+    assert joined.gallery_mask.tolist() == [True, True, False]
+    assert joined.recall_ks == {"shop": (10, 20)}
+    assert joined.local_classes is not None
+    assert joined.local_classes.tolist() == [7, 8, 8]
+
+
 def test_pickles_for_workers() -> None:
     joined = UnifiedDataset({"x": Pictures([0, 1, 1, 0])})
     assert torch.equal(pickle.loads(pickle.dumps(joined))[2][0], joined[2][0])

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from puma_plugin.datasets import UnifiedDataset
 from puma_plugin.evaluation import embed, evaluate_retrieval
@@ -116,6 +116,17 @@ def test_masks_of_the_dataset(dataset: UnifiedDataset) -> None:
     assert sum(tester.result.num_gallery.values()) == int(dataset.gallery_mask.sum())
 
 
+def test_torch_subset_of_the_dataset_keeps_names_ids_and_masks(dataset: UnifiedDataset) -> None:
+    dataset.query_mask = torch.arange(len(dataset)) % 2 == 0
+    chosen = range(30, 80)
+    tester, own = make(), make()
+    accuracies = tester.test({"val": Subset(Subset(dataset, range(20, 90)), range(10, 60))}, 1, torch.nn.Identity())
+    own.test({"val": dataset.subset(list(chosen))}, 1, torch.nn.Identity())
+    assert {"birds", "cars", "dogs"} <= set(accuracies)
+    assert tester.result == own.result
+    assert sum(tester.result.num_queries.values()) == int(dataset.query_mask[30:80].sum())
+
+
 def test_embedder_trunk_output_and_getter_are_those_of_pml(dataset: UnifiedDataset) -> None:
     embedder = torch.nn.Linear(8, 4)
     tester = make(data_and_label_getter=lambda batch: (batch[0], batch[1]))
@@ -190,6 +201,10 @@ def test_errors_at_the_door(dataset: UnifiedDataset) -> None:
         make(protocol="other")
     with pytest.raises(ValueError, match="must not be named 'birds'"):
         make().test({"birds": dataset}, 1, torch.nn.Identity())
+    with pytest.raises(TypeError, match="dataset_dict must be a mapping .* got UnifiedDataset: pass"):
+        make().test(dataset, 1, torch.nn.Identity())
+    with pytest.raises(ValueError, match=r"splits_to_eval names \['train'\], dataset_dict has \['val'\]"):
+        make().test({"val": dataset}, 1, torch.nn.Identity(), splits_to_eval=[("val", ["val", "train"])])
     with pytest.raises(RuntimeError, match="call test"):
         make().result  # noqa: B018
     query, other = dataset.select(["birds"]), dataset.select(["cars"])
