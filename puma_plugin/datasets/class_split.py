@@ -1,6 +1,7 @@
 """Class-disjoint splits of a distribution that has none of its own."""
 
 import math
+from collections.abc import Collection
 
 import numpy as np
 import torch
@@ -36,6 +37,18 @@ def divide_classes(
     order = np.arange(count) if generator is None else torch.randperm(count, generator=generator).numpy()
     kept = count - min(max(least, share(fraction, count)), count - least)
     return np.sort(order[:kept]), np.sort(order[kept:])
+
+
+def shared_classes(train: Collection[str], test: Collection[str]) -> str | None:
+    """A sentence on class names that both train and test; None without any."""
+    both = sorted(set(train) & set(test))
+    if not both:
+        return None
+    many = f"{len(both):,} classes train" if len(both) > 1 else "1 class trains"
+    return (
+        f"{many} and {'are' if len(both) > 1 else 'is'} in the test, the first is {both[0]!r}; figures that tell of "
+        "new classes need a test of other classes"
+    )
 
 
 def split_by_class(listing: Listing, test_fraction: float, train: bool, dataset: str) -> Listing:

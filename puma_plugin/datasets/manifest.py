@@ -261,6 +261,7 @@ def list_manifest_split(table: Manifest, name: str, split: Split, test_fraction:
     numbers = table.splits[mine]
     parts = {SPLITS[number]: mine[numbers == number] for number in np.unique(numbers).tolist() if number >= 0}
     one_part = split in ("query", "gallery") and split in parts
+    _require_apart(table, parts, name)
     if not parts:
         listing = split_by_class(whole.take(mine), test_fraction, split == "train", dataset)
     elif split == "test" and {"query", "gallery"} & parts.keys():
@@ -295,6 +296,19 @@ def _require_distinct(listing: Listing, table: Manifest, dataset: str) -> None:
     raise DatasetError(
         f"{dataset}: manifest {table.path} lists {key} {uses} times, so it would find itself; remove the repeated rows"
     )
+
+
+def _require_apart(table: Manifest, parts: dict[str, NDArray[np.int64]], dataset: str) -> None:
+    if "train" not in parts:
+        return
+    train = set(table.keys.take(parts["train"]))
+    for part, rows in parts.items():
+        both = [key for key in table.keys.take(rows) if key in train] if part != "train" else []
+        if both:
+            raise DatasetError(
+                f"{dataset}: manifest {table.path} lists {both[0]} for train and for {part} ({len(both):,} such "
+                "images), so the test would be of images that were trained on; remove one of the rows"
+            )
 
 
 def _with_masks(table: Manifest, whole: Listing, parts: dict[str, NDArray[np.int64]], dataset: str) -> Listing:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from puma_plugin.datasets.benchmark import BENCHMARK, benchmark_names
 from puma_plugin.datasets.benchmark_dataset import BenchmarkDataset, Location
+from puma_plugin.datasets.class_split import shared_classes
 from puma_plugin.datasets.distribution_dataset import Split
 from puma_plugin.datasets.errors import DatasetError, DatasetNotFoundError
 from puma_plugin.datasets.image_files import find_defects, find_missing, is_image_name, scan_images, subfolders
@@ -122,6 +123,9 @@ def _verify_own(
         if len(lone):
             report.problems.append(f"{_lone(split, listing, lone)}; add images, or remove such classes")
     report.problems += [f"{', '.join(which)}: {fault}" for fault, which in faults.items()]
+    if len(listings) == 2:
+        shared = shared_classes(listings["train"].class_names, listings["test"].class_names)
+        report.notes += [shared] if shared else []
     _check_files(listings, report, open_images, workers, progress)
     return report
 

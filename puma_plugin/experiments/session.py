@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from puma_plugin.datasets.class_split import shared_classes
 from puma_plugin.evaluation import Embedded, RetrievalResult, bootstrap_intervals, compare_results
 from puma_plugin.evaluation.result import short_name
 from puma_plugin.experiments import intervals
@@ -155,13 +156,17 @@ def _describe(splits: Splits, console: Console) -> None:
     for name, sizes in splits.describe().items():
         parts = ", ".join(f"{part} {size['classes']} classes {size['images']} images" for part, size in sizes.items())
         console.print(f"{name}: {parts}", highlight=False)
+    notes = {
+        name: shared_classes(train.class_names, splits.test[name].class_names) for name, train in splits.train.items()
+    }
+    sentences = [f"{name}: {note}" for name, note in notes.items() if note]
     for name, reasons in splits.skipped.items():
         key, reason = next(iter(reasons.items()))
-        console.print(
-            f"{name}: images left out: {len(reasons):,}, the first is {key} ({reason}); all are in metrics.json",
-            highlight=False,
-            markup=False,
+        sentences.append(
+            f"{name}: images left out: {len(reasons):,}, the first is {key} ({reason}); all are in metrics.json"
         )
+    for sentence in sentences:
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
 def _finish(

@@ -119,6 +119,10 @@ def test_quoted_values_and_byte_order_mark(images, trees):
         ("path,label,split\nimg/cat0.jpg,cat,test\n", r"m \(train\): manifest .* has no row for it \(only test\)"),
         ("path,label\nimg/cat0.jpg,cat\nimg/cat1.jpg,cat\n", r"m \(train\): a class-disjoint split needs 2 classes"),
         ("path,label,split\n" + 2 * "img/cat0.jpg,cat,train\n", r"lists img/cat0.jpg 2 times, so it would find itself"),
+        (
+            "path,label,split\nimg/cat0.jpg,cat,train\nimg/cat1.jpg,cat,train\nimg/cat0.jpg,dog,query\n",
+            r"lists img/cat0.jpg for train and for query \(1 such images\), so the test .* remove one of the rows",
+        ),
         ("path,label,split\nimg/cat0.jpg,cat,train\n", r"class 'cat' has 1 image \(.*img/cat0.jpg\), 2 are needed"),
         (
             "path,label,split\nimg/no.jpg,cat,train\n",

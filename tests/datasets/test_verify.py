@@ -344,6 +344,17 @@ def test_own_manifest(own, capsys):
     assert "missing: 2 images" in out
 
 
+def test_own_classes_that_train_and_test_are_noted(own, trees, capsys):
+    """Harmless to a run, so a note: some test known classes on purpose."""
+    for number, key in enumerate(("train/cat", "train/dog", "test/dog", "test/cow")):
+        for image in range(2):
+            trees.write_jpeg(own / "mixed" / key / f"{image}.jpg", number)
+    assert main(["verify", str(own), "--own"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("note: ") == 1
+    assert "note: 1 class trains and is in the test, the first is 'dog'; figures that tell of new classes" in out
+
+
 def test_own_errors(own):
     with pytest.raises(DatasetError, match=f"{own}/good holds .* looks like a single distribution.*give .*{own}$"):
         main(["verify", str(own / "good"), "--own"])

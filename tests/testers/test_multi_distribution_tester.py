@@ -201,7 +201,7 @@ def test_errors_at_the_door(dataset: UnifiedDataset) -> None:
         make(protocol="other")
     with pytest.raises(ValueError, match="must not be named 'birds'"):
         make().test({"birds": dataset}, 1, torch.nn.Identity())
-    with pytest.raises(TypeError, match="dataset_dict must be a mapping .* got UnifiedDataset: pass"):
+    with pytest.raises(TypeError, match=r"dataset_dict must be a mapping .* got UnifiedDataset: pass"):
         make().test(dataset, 1, torch.nn.Identity())
     with pytest.raises(ValueError, match=r"splits_to_eval names \['train'\], dataset_dict has \['val'\]"):
         make().test({"val": dataset}, 1, torch.nn.Identity(), splits_to_eval=[("val", ["val", "train"])])
