@@ -31,5 +31,7 @@ PYBIND11_MODULE(_C, m) {
       },
       "Compiler, torch headers and C++ standard that this library was built with, as a dict.");
   m.attr("schemas") = puma::kSchemas;
-  m.def("cpu_capability", &puma::cpu_capability, "Instruction set of the kernels here: avx512, avx2 or default.");
+  m.def(
+      "cpu_capability", &puma::cpu_capability,
+      "Instruction set of the kernels here: avx512_vnni, avx512, avx2 or default.");
 }

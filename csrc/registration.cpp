@@ -29,6 +29,7 @@ STABLE_TORCH_LIBRARY(puma, m) {
   // queries (Q, C); equals by place, which is an int64 below 2^32, or the position. Searched are the rows from begin to
   // end, or all others. Rows with the query's own id (int64) are left out, and all whose distance is not below the
   // query's limit (float32); where fewer than k are left, infinity and -1.
+  // Rows that are not finite, or longer than 2^60, find nothing and are not found.
   m.def("pack_gallery(Tensor gallery) -> Tensor");
   m.def(
       "nearest_neighbours(Tensor queries, Tensor gallery, Tensor packed, int k, Tensor? query_ids, "

@@ -28,7 +28,7 @@ struct Tile {
 };
 
 // An item is a candidate if twice its product with the query, plus this, is more than its squared length: if
-//   |x|^2 + |y|^2 - 2 xy < limit
+//   |x|^2 + |y|^2 - 2 xy <= limit
 // can hold for numbers within the bounds of their errors, those of this comparison itself and those of the distance
 // that is computed in float32 (sums of products: their number times half a unit in the last place of |x||y|).
 PUMA_INLINE void find_thresholds(float* thresholds, const Tile& tile, const PanelFacts& panel) {
@@ -176,8 +176,8 @@ void Queries::take(const float* rows, const float* limits, int64_t count) {
     const RowFacts facts = row_facts(
         row(i), whole ? gallery_.centre(data_) : nullptr, gallery_.width(),
         whole ? numbers_.data() + i * bytes : nullptr, bytes);
-    // What is not finite is nearer than nothing.
-    limit_[i] = facts.finite ? limits[i] : -std::numeric_limits<float>::infinity();
+    // What has no distances is nearer than nothing.
+    limit_[i] = facts.has_distances ? limits[i] : -std::numeric_limits<float>::infinity();
     scale_[i] = facts.scale;
     error_[i] = facts.error;
     length_[i] = facts.length;

@@ -1,4 +1,4 @@
-// Which items of a panel can be nearer to a query than its limit. Products of 8 bits, or of float32, tell so quickly;
+// Which items of a panel can be as near to a query as its limit. Products of 8 bits, or of float32, tell so quickly;
 // they leave out none that is, and let pass some that are not.
 #pragma once
 
@@ -21,9 +21,7 @@ class Queries {
   // Takes rows (count, width) and the limit of each, or infinity.
   void take(const float* rows, const float* limits, int64_t count);
 
-  int64_t count() const { return count_; }
   const float* row(int64_t i) const { return rows_ + i * gallery_.width(); }
-  const int8_t* numbers(int64_t i) const { return numbers_.data() + i * gallery_.query_bytes(); }
   void set_limit(int64_t i, float limit) { limit_[i] = limit; }
 
  private:
@@ -38,7 +36,7 @@ class Queries {
   std::vector<int32_t> sum_;
 };
 
-// For each of the queries of a tile, `first` and those after it: bit i says that item i of the panel may be nearer.
+// For each of the queries of a tile, `first` and those after it: bit i says that item i of the panel may be so near.
 void find_candidates(uint64_t* candidates, const Queries& queries, int64_t first, int64_t panel);
 
 }  // namespace puma

@@ -16,6 +16,8 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 // Products of 8 bits, summed in 32, do not overflow up to this width.
 constexpr int64_t kMostColumns = 1 << 16;
+// Squared length from which on a row has no distances: below, nothing that is made of two rows overflows float32.
+constexpr double kTooLong = 0x1p120;
 
 // A length that is surely not too short.
 float rounded_up(double length) { return static_cast<float>(length * (1 + 0x1p-20)); }
@@ -42,12 +44,14 @@ double sum_of_squares(const float* row, const float* centre, int64_t width) {
   });
 }
 
-// Mean of the rows whose squared length is finite.
+bool has_distances(double square) { return square < kTooLong; }  // NaN has none
+
+// Mean of the rows that have distances.
 void mean_row(float* mean, const float* rows, int64_t items, int64_t width) {
   std::vector<double> sum(width);
   int64_t counted = 0;
   for (int64_t i = 0; i < items; ++i) {
-    if (!std::isfinite(squared_length(rows + i * width, width))) continue;
+    if (!has_distances(sum_of_squares(rows + i * width, nullptr, width))) continue;
     for (int64_t c = 0; c < width; ++c) sum[c] += rows[i * width + c];
     ++counted;
   }
@@ -63,9 +67,9 @@ float squared_length(const float* row, int64_t width) {
 RowFacts row_facts(const float* row, const float* centre, int64_t width, int8_t* numbers, int64_t bytes) {
   RowFacts facts{};
   const double outer = sum_of_squares(row, nullptr, width);
-  facts.finite = std::isfinite(static_cast<float>(outer));
+  facts.has_distances = has_distances(outer);
   if (numbers != nullptr) std::memset(numbers, 0, bytes);
-  if (!facts.finite) return facts;
+  if (!facts.has_distances) return facts;
   facts.outer = rounded_up(std::sqrt(outer));
   const double inner = centre == nullptr ? outer : sum_of_squares(row, centre, width);
   facts.length = rounded_up(std::sqrt(inner));
@@ -116,7 +120,7 @@ void PackedGallery::pack(uint8_t* data, const float* rows) const {
         const float* const row = rows + (first + i) * width_;
         const RowFacts item = row_facts(
             row, whole_numbers_ ? centre : nullptr, width_, whole_numbers_ ? numbers.data() : nullptr, query_bytes());
-        if (!item.finite) continue;
+        if (!item.has_distances) continue;
         facts.scale[i] = item.scale;
         facts.square[i] = item.square;
         facts.squared[i] = squared_length(row, width_);

@@ -18,12 +18,12 @@ struct RowFacts {
   float square;   // length squared, in float32 from double
   float outer;    // length of x, rounded up
   int32_t sum;    // of the whole numbers
-  bool finite;    // false: x has no distance to anything that is less than infinite
+  bool has_distances;  // false: x is not finite, or its squared length is 2^120 or more; the rest is 0
 };
 
 struct PanelFacts {
   float scale[PANEL];
-  float square[PANEL];   // of x - centre; infinite for places without an item and items that are not finite
+  float square[PANEL];   // of x - centre; infinite for places without an item and items without distances
   float squared[PANEL];  // of x
   float error, length, outer;  // the largest of the items
   float unused;

@@ -20,6 +20,7 @@ namespace {
 
 // Queries that share a pass over the gallery, at most.
 constexpr int64_t kBlockQueries = 128;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // Distance and position in one number: distances are not negative, so their bits are ordered as they are, and equal
 // distances are ordered by position.
@@ -40,7 +41,8 @@ float distance_of(Key key) {
 
 int64_t position_of(Key key) { return static_cast<int64_t>(key & 0xffffffffu); }
 
-// The k smallest keys of all that are added. Few are kept in order; of many the larger part is thrown away now and then.
+// The k smallest keys of all that are added. Few are kept in order; of many the larger part is thrown away now and
+// then.
 class Smallest {
  public:
   explicit Smallest(int64_t k)
@@ -52,7 +54,7 @@ class Smallest {
     limit_ = make_key(limit, 0);
   }
 
-  // Keys of this distance or more need not be added: they come at a later position than those that are held.
+  // Keys of a larger distance are not kept; of this distance only those of an earlier position than one that is held.
   float limit() const { return distance_of(limit_); }
 
   void add(Key key) {
@@ -183,6 +185,12 @@ bool fits(const std::optional<Tensor>& column, ScalarType dtype, int64_t count) 
                                  column->size(0) == count);
 }
 
+bool all_in_32_bits(const int64_t* numbers, int64_t count) {
+  int64_t bits = 0;
+  for (int64_t i = 0; i < count; ++i) bits |= numbers[i];
+  return bits >> 32 == 0;
+}
+
 std::tuple<Tensor, Tensor> nearest_neighbours(
     const Tensor& queries, const Tensor& gallery, const Tensor& packed, int64_t k,
     const std::optional<Tensor>& query_ids, const std::optional<Tensor>& gallery_ids,
@@ -206,6 +214,9 @@ std::tuple<Tensor, Tensor> nearest_neighbours(
           fits(places, ScalarType::Long, items),
       "puma::nearest_neighbours: an int64 id of each query and gallery item, or none of both; a float32 limit of each "
       "query, or none; an int64 place of each gallery item, or none");
+  STD_TORCH_CHECK(
+      !places.has_value() || all_in_32_bits(const_data<int64_t>(*places), items),
+      "puma::nearest_neighbours: places of at least 0 and less than 2^32");
   STD_TORCH_CHECK(
       0 <= begin && begin <= end && end <= items, "puma::nearest_neighbours: 0 <= begin <= end <= gallery items");
   const Tensor distances = empty<2>({count, k}, ScalarType::Float), positions = empty<2>({count, k}, ScalarType::Long);
@@ -233,7 +244,8 @@ std::tuple<Tensor, Tensor> nearest_neighbours(
       const int64_t first_query = count * block / blocks, rows = count * (block + 1) / blocks - first_query;
       for (int64_t i = 0; i < rows; ++i) {
         const int64_t query = first_query + i;
-        below[i] = limit_data == nullptr ? std::numeric_limits<float>::infinity() : limit_data[query];
+        below[i] = limit_data == nullptr ? kInfinity : limit_data[query];
+        if (!(below[i] > 0)) below[i] = 0;  // nothing is nearer; keys know no negative distances and no NaN
         if (static_cast<int64_t>(asking.size()) == i) asking.emplace_back(depth);
         asking[i].restart(query_data + query * width, width, own_ids == nullptr ? 0 : own_ids[query], below[i]);
       }
@@ -257,7 +269,7 @@ std::tuple<Tensor, Tensor> nearest_neighbours(
         float* const distance = distance_data + (first_query + i) * k;
         int64_t* const position = position_data + (first_query + i) * k;
         for (int64_t j = 0; j < k; ++j) {
-          distance[j] = j < found ? distance_of(keys[j]) : std::numeric_limits<float>::infinity();
+          distance[j] = j < found ? distance_of(keys[j]) : kInfinity;
           position[j] = j < found ? position_of(keys[j]) : -1;
         }
       }

@@ -55,18 +55,18 @@ PUMA_INLINE void distances_of_pairs(
     const Four sum = sums(product);
     for (int j = 0; j < 4 && first + j < count; ++j) {
       const float distance = (own + squared[first + j]) - 2 * sum[j];
-      distances[first + j] = distance < 0 ? 0 : distance;  // NaN stays
+      distances[first + j] = distance <= 0 ? 0 : distance;  // without -0: keys order distances by their bits
     }
   }
 }
 
 using Kernel = void (*)(float*, const float*, const float* const*, int, float, const float*, int64_t);
 
-#define PUMA_PAIRS(NAME, ...)                                                                                     \
-  __VA_ARGS__ void pairs_##NAME(                                                                                  \
-      float* distances, const float* query, const float* const* items, int count, float own, const float* squared,           \
-      int64_t width) {                                                                                            \
-    distances_of_pairs(distances, query, items, count, own, squared, width);                                             \
+#define PUMA_PAIRS(NAME, ...)                                                                                   \
+  __VA_ARGS__ void pairs_##NAME(                                                                                \
+      float* distances, const float* query, const float* const* items, int count, float own, const float* squared, \
+      int64_t width) {                                                                                          \
+    distances_of_pairs(distances, query, items, count, own, squared, width);                                    \
   }
 
 PUMA_PAIRS(portable)
@@ -86,7 +86,8 @@ Kernel kernel() {
 }  // namespace
 
 void pair_distances(
-    float* distances, const float* query, const float* const* items, int count, float own, const float* squared, int64_t width) {
+    float* distances, const float* query, const float* const* items, int count, float own, const float* squared,
+    int64_t width) {
   static const Kernel chosen = kernel();
   chosen(distances, query, items, count, own, squared, width);
 }

@@ -51,6 +51,28 @@ sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", "-
     assert found.returncode == 0, found.stdout + found.stderr
 
 
+def test_instruction_sets_with_fused_multiplication_find_the_same_to_the_last_bit() -> None:
+    script = """
+import torch
+from puma_plugin.ops import loader
+if not loader.CPU_LIBRARY.loaded:
+    raise SystemExit(loader.CPU_LIBRARY.reason)
+generator = torch.Generator().manual_seed(0)
+rows = 0.2 + torch.randn(500, 75, generator=generator)
+packed = torch.ops.puma.pack_gallery(rows)
+for k in (5, 500):
+    found = torch.ops.puma.nearest_neighbours(rows[:90], rows, packed, k, *[None] * 4, 0, 500, False)
+    print([column.tolist() for column in found])
+"""
+    names = ("avx2", "avx512", "avx512_vnni")
+    runs = [run(script, PUMA_CPU_CAPABILITY=name) for name in names]
+    found = [each for each in runs if "no more than this machine has" not in each.stderr]
+    if len(found) < 2:
+        pytest.skip("this machine has at most one of them")
+    assert all(each.returncode == 0 for each in found), [each.stderr for each in found]
+    assert len({each.stdout for each in found}) == 1
+
+
 def test_an_unknown_instruction_set_is_refused_with_the_known_ones() -> None:
     found = run("import puma_plugin.ops.loader as l; print(l.CPU_LIBRARY.reason)", PUMA_CPU_CAPABILITY="sse9")
     assert "PUMA_CPU_CAPABILITY must be default, avx2, avx512 or avx512_vnni" in found.stdout

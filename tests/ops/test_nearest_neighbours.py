@@ -7,7 +7,6 @@ from torch import Tensor
 from puma_plugin.ops import loader
 
 pytestmark = pytest.mark.skipif(not loader.CPU_LIBRARY.loaded, reason="the search has no plain-PyTorch form")
-PANEL = 48
 
 
 def unit_rows(count: int, width: int, seed: int) -> Tensor:
@@ -106,6 +105,14 @@ def test_limits_leave_out_what_is_not_nearer() -> None:
     assert torch.equal(distances[:, :30], unlimited[:, :30])
 
 
+@pytest.mark.parametrize("limit", [0.0, -0.0, -1.0, -torch.inf, torch.nan])
+def test_nothing_is_nearer_than_a_limit_that_is_not_positive(limit: float) -> None:
+    rows = 1e4 * unit_rows(100, 16, 6)  # so long that -1 is within rounding
+    distances, positions = search(rows, rows, 3, limits=torch.full((100,), limit))
+    assert (positions == -1).all()
+    assert distances.isinf().all()
+
+
 @pytest.mark.parametrize("span", [(0, 200), (0, 0), (30, 31), (40, 150), (47, 49), (96, 144), (190, 200)])
 def test_a_part_or_all_but_a_part_is_searched(span: tuple[int, int]) -> None:
     rows = unit_rows(200, 10, 6)
@@ -125,6 +132,23 @@ def test_equals_come_in_the_order_of_their_places() -> None:
     _, found = search(rows[:9], rows, 10, places=places)
     for query in range(9):
         assert found[query].tolist() == sorted(places[query::9].tolist())
+
+
+def test_of_more_equals_than_asked_for_those_of_the_first_places_are_found() -> None:
+    # Later panels hold earlier places.
+    rows = unit_rows(9, 19, 3)[torch.arange(900) % 9]
+    places = torch.arange(900).flip(0)
+    for k in (1, 4, 70):
+        _, found = search(rows[:9], rows, k, places=places)
+        for query in range(9):
+            assert found[query].tolist() == sorted(places[query::9].tolist())[:k]
+
+
+@pytest.mark.parametrize("wrong", [-1, 1 << 32])
+def test_places_that_are_no_numbers_of_32_bits_are_refused(wrong: int) -> None:
+    rows = unit_rows(5, 4, 9)
+    with pytest.raises(RuntimeError, match="less than 2\\^32"):
+        search(rows, rows, 1, places=torch.tensor([0, 1, wrong, 3, 4]))
 
 
 def test_nothing_to_ask_or_to_find() -> None:
@@ -187,3 +211,16 @@ def test_rows_that_are_not_finite_find_and_are_found_by_nothing() -> None:
     assert (positions[[7, 9]] == -1).all()
     finite = [place for place in range(50) if place not in (7, 9)]
     assert all(sorted(row) == [-1, -1, *finite] for row in positions[finite].tolist())
+
+
+@pytest.mark.parametrize("width", [1, 7])
+def test_rows_too_long_for_float32_distances_find_and_are_found_by_nothing(width: int) -> None:
+    rows = unit_rows(100, width, 12)
+    rows[:40] *= 1.1e18  # 2^60 is 1.15e18
+    rows[40:43] *= -1.1e18
+    rows[50:] *= 1.3e18
+    distances, positions = search(rows, rows, 100)
+    assert (positions[50:] == -1).all()
+    assert all(sorted(row) == [*[-1] * 50, *range(50)] for row in positions[:50].tolist())
+    exact = all_distances(rows[:50], rows[:50]).sort(dim=1).values
+    torch.testing.assert_close(distances[:50, :50].double(), exact, atol=1e31, rtol=1e-5)
