@@ -21,24 +21,29 @@ def rounding_marks(size: int, items: int, width: int, rows: IntArray | None = No
         size: queries asked at once.
         items: in the gallery.
         width: of queries and gallery rows.
-        rows: (R,) ascending, less than ``size``; default: all, whose marks are remembered.
+        rows: (R,) ascending, less than ``size``; default: all, whose marks are remembered as long as faiss' settings
+            stay as they are.
 
     Returns:
         (R,) numbers of no meaning but that.
     """
     faiss = load_faiss()
-    block, threads = faiss.cvar.distance_compute_blas_database_bs, faiss.omp_get_max_threads()
+    settings = faiss.cvar
+    block: int = settings.distance_compute_blas_database_bs
     # The gallery is multiplied in blocks, of two shapes at most.
     shapes = sorted({min(items, block), items % block or min(items, block)})
     if rows is None:
-        marks = [_marks_of_all(size, shape, width, threads) for shape in shapes]
+        query_block, threshold = settings.distance_compute_blas_query_bs, settings.distance_compute_blas_threshold
+        state = faiss.omp_get_max_threads(), query_block, threshold
+        marks = [_marks_of_all(size, shape, width, state) for shape in shapes]
     else:
         marks = [_marks(rows, size, shape, width) for shape in shapes]
     return np.array([hash(row) for row in zip(*marks, strict=True)], dtype=np.int64)
 
 
 @lru_cache(maxsize=64)
-def _marks_of_all(size: int, items: int, width: int, threads: int) -> list[int]:
+def _marks_of_all(size: int, items: int, width: int, state: tuple[int, ...]) -> list[int]:
+    """Remembered for each ``state`` of faiss, whose settings a caller may change in between."""
     return _marks(np.arange(size), size, items, width)
 
 

@@ -22,3 +22,17 @@ def test_equal_marks_mean_equal_distances(items: int, width: int) -> None:
 def test_marks_of_some_rows_are_those_among_all() -> None:
     rows = np.array([0, 5, 6, 1021, 2999])
     assert rounding_marks(3000, 1300, 96, rows).tolist() == rounding_marks(3000, 1300, 96)[rows].tolist()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("distance_compute_blas_threshold", 10**9), ("distance_compute_blas_query_bs", 301)]
+)
+def test_marks_are_measured_again_when_a_setting_of_faiss_changes(setting: str, value: int) -> None:
+    rounding_marks(1024, 701, 200)
+    standard = getattr(faiss.cvar, setting)
+    setattr(faiss.cvar, setting, value)
+    try:
+        measured = rounding_marks(1024, 701, 200, np.arange(1024))
+        assert rounding_marks(1024, 701, 200).tolist() == measured.tolist()
+    finally:
+        setattr(faiss.cvar, setting, standard)
