@@ -50,20 +50,21 @@ def _marks_of_all(size: int, items: int, width: int, state: tuple[int, ...]) -> 
 def _marks(rows: IntArray, size: int, items: int, width: int) -> list[int]:
     rng = np.random.default_rng(0)
     trials = _TRIALS_OF_ODD if items % 2 else _TRIALS
-    distances = [_distances_by_row(rows, size, items, width, rng) for _ in range(trials)]
-    return [hash(row) for row in zip(*distances, strict=True)]
+    # Of each trial's distances, as many as rows times items, only hashes are kept.
+    marks = [[hash(row.tobytes()) for row in _distances_by_row(rows, size, items, width, rng)] for _ in range(trials)]
+    return [hash(row) for row in zip(*marks, strict=True)]
 
 
-def _distances_by_row(rows: IntArray, size: int, items: int, width: int, rng: np.random.Generator) -> list[bytes]:
-    """The same query at each of the rows: its distances to a random gallery."""
+def _distances_by_row(rows: IntArray, size: int, items: int, width: int, rng: np.random.Generator) -> FloatArray:
+    """The same query at each of the rows: its distances (R, items) to a random gallery."""
     centre = rng.standard_normal(width)
     query, gallery = _near(centre, 1, rng), _near(centre, items, rng)
     queries = np.full((size, width), np.nan, np.float32)
     queries[rows] = query
     index = load_faiss().IndexFlatL2(width)
     index.add(gallery)
-    _, distances, _ = index.range_search(queries, 5)  # all: they are at most 4, with what is no number at none
-    return [row.tobytes() for row in distances.reshape(len(rows), items)]
+    distances: FloatArray = index.range_search(queries, 5)[1]  # all: at most 4; what is no number finds nothing
+    return distances.reshape(len(rows), items)
 
 
 def _near(centre: npt.NDArray[Any], count: int, rng: np.random.Generator) -> FloatArray:
