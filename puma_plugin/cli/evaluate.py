@@ -17,7 +17,12 @@ _DESCRIPTION = (
 def main(arguments: Sequence[str]) -> int:
     """Run the command."""
     parser = make_parser("evaluate", _DESCRIPTION, EvaluateConfig)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="model.safetensors of a run, or its folder")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="model.safetensors of a run, or its folder; the run's own settings are --config RUN/config.json",
+    )
     parser.add_argument("--baseline", type=Path, help="metrics.json of another evaluation, or its folder")
     config, options = parse(parser, EvaluateConfig, arguments)
     from rich.console import Console

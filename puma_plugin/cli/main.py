@@ -92,8 +92,18 @@ def _fail(who: str, message: str) -> int:
     if message.startswith("Caught ") and "Original Traceback" in message:
         # An error in a worker of a data loader comes with the worker's traceback, whose last line says what is wrong.
         message = message.rstrip().splitlines()[-1].partition(": ")[2]
-    print(f"{who}: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{who}: error: {_one_line(message)}", file=sys.stderr)
     return 2
+
+
+def _one_line(message: str) -> str:
+    """Lines that are sentences of their own are told apart by a semicolon."""
+    joined = ""
+    for line in (" ".join(line.split()) for line in message.splitlines()):
+        if joined and line:
+            joined += " " if joined[-1] in ":;,." or line.startswith("->") else "; "
+        joined += line
+    return joined
 
 
 if __name__ == "__main__":

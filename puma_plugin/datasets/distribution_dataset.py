@@ -191,7 +191,7 @@ class DistributionDataset(Dataset[tuple[Any, int]]):
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DatasetError(
                 f"{self.label}: {known_bad} is no report of `puma datasets verify` ({error}); write one with "
-                f"`puma datasets verify ROOT --open-images --report {known_bad}`"
+                "`puma datasets verify ROOT --open-images --report FILE`"
             ) from error
 
     def _require_counts(self, min_images: int) -> None:

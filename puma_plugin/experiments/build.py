@@ -1,5 +1,6 @@
 """From a model configuration to a trunk and an embedder, as pytorch-metric-learning names the two halves."""
 
+import difflib
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def build_backbone(config: ModelConfig, image_size: int | None = None) -> nn.Mod
             )
         return _embedded_backbone(config.weights)
     if not timm.is_model(config.backbone):
-        similar = timm.list_models(f"*{config.backbone.split('.')[0].split('_')[0]}*")[:5]
+        similar = difflib.get_close_matches(config.backbone, timm.list_models() + timm.list_pretrained(), 5)
         hint = f"; similar: {', '.join(similar)}" if similar else ""
         raise ValueError(f"model.backbone is {config.backbone!r}, which timm {timm.__version__} does not know{hint}")
     size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}

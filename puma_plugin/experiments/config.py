@@ -330,7 +330,7 @@ class EvaluateConfig(TrainConfig):
             positive are left out) or "paper-code" (what the authors' published code counts, to compare with their
             numbers).
         ks: the k of the recalls, 1 among them; In-shop and Stanford Online Products have their usual ones besides.
-        out: folder for metrics.json and the report.
+        out: folder for metrics.json and the report; in the folder of a training, its subfolder evaluation.
     """
 
     protocol: Literal["honest", "paper-code"] = "honest"

@@ -42,6 +42,16 @@ def settings_of(config: TrainConfig) -> dict[str, Any]:
     return json_ready(asdict(config))
 
 
+def results_folder(config: TrainConfig) -> Path:
+    """Where metrics.json and report.html go: `out`; for an evaluation below it, if `out` is the folder of a training.
+
+    An evaluation with the configuration of its training would otherwise replace what the training wrote there.
+    """
+    out = Path(config.out)
+    trained = any((out / name).exists() for name in (WEIGHTS, SETTINGS))
+    return out / "evaluation" if isinstance(config, EvaluateConfig) and trained else out
+
+
 def _check_resume(config: TrainConfig, folder: Path, resume: bool) -> None:
     checkpoints = list(folder.glob(f"{Path(CHECKPOINT).stem}*"))  # several for separate models
     started = bool(checkpoints) or (folder / WEIGHTS).exists()
@@ -134,6 +144,8 @@ def evaluate(
             torch.set_num_threads(config.threads)
         other = None if baseline is None else processes.from_first(lambda: read_baseline(baseline))
         path = weights / WEIGHTS if weights.is_dir() else weights
+        if path.name == CHECKPOINT:
+            raise ValueError(f"--checkpoint is {path}, which is what --resume goes on from; give its folder")
         splits = processes.from_first(lambda: load_test(config.data))
         if other is not None and not set(other["per_class"]) & set(splits.names):
             raise ValueError(
@@ -184,7 +196,7 @@ def _finish(
     prompt_weights = run.prompt_weights(splits.test) if config.report else None
     if not run.processes.first:
         return {}
-    folder = Path(config.out)
+    folder = results_folder(config)
     # A training ends with the honest figures; to count otherwise is for an evaluation.
     result = embedded.evaluate(*((tuple(config.ks), config.protocol) if isinstance(config, EvaluateConfig) else ()))
     metrics = _metrics(config, run, splits, result.to_dict(per_class=True), command, time.monotonic() - start)
@@ -203,7 +215,7 @@ def _finish(
     _show(console, config, result)
     if comparison is not None:
         console.print(comparison.text(), highlight=False, soft_wrap=True)
-    console.print(f"results in {config.out}", highlight=False)
+    console.print(f"results in {folder}", highlight=False, soft_wrap=True)
     return metrics
 
 

@@ -20,6 +20,8 @@ FORMAT = "puma_plugin run 2"
 EARLIER = "puma_plugin run 1"
 """Said nothing of the frozen weights and of settings beside the method."""
 
+_OWN_CONFIGURATION = "give the run's own configuration, as in --config RUN/config.json"
+
 
 def _tensors(trunk: nn.Module, embedder: nn.Module) -> dict[str, torch.Tensor]:
     named = {f"trunk.{name}": weight for name, weight in trunk.named_parameters() if weight.requires_grad}
@@ -73,7 +75,10 @@ def load_weights(
     if not path.is_file():
         raise ValueError(f"{path} is no file; give the model.safetensors of a run")
     if isinstance(trunk, AdaptedViT):
-        load_adapter(UnifiedEmbedder(trunk, cast(EmbeddingHead, embedder)), path)
+        try:
+            load_adapter(UnifiedEmbedder(trunk, cast(EmbeddingHead, embedder)), path)
+        except ValueError as error:
+            raise ValueError(f"{error}; {_OWN_CONFIGURATION}") from error
         return
     try:
         with safe_open(path, framework="pt") as file:
@@ -94,20 +99,21 @@ def load_weights(
 def _check(found: Mapping[str, str], wanted: Mapping[str, str], path: Path) -> None:
     if found.get("puma_run") not in (FORMAT, EARLIER):
         raise ValueError(
-            f"{path} is of method {found.get('method')!r} and not a file of `puma train` with method "
-            f"{wanted['method']!r}; give the run's own configuration"
+            f"{path} is not a file of `puma train` with method {wanted['method']!r}"
+            + (", it holds adapters" if "adaptation" in found else "")
+            + f"; {_OWN_CONFIGURATION}"
         )
     if any(found.get(name) != wanted[name] for name in ("method", "backbone")):
         raise ValueError(
             f"{path} is of method {found.get('method')!r} on backbone {found.get('backbone')}, the configuration asks "
-            f"for {wanted['method']!r} on {wanted['backbone']}; give the run's own configuration"
+            f"for {wanted['method']!r} on {wanted['backbone']}; {_OWN_CONFIGURATION}"
         )
     if found["puma_run"] == EARLIER:
         return
     if found.get("settings") != wanted["settings"]:
         raise ValueError(
-            f"{path} was trained with {found.get('settings')}, the configuration has {wanted['settings']}; give the "
-            "run's own configuration"
+            f"{path} was trained with {found.get('settings')}, the configuration has {wanted['settings']}; "
+            f"{_OWN_CONFIGURATION}"
         )
     if found.get("frozen") != wanted["frozen"]:
         raise ValueError(

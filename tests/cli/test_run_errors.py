@@ -57,6 +57,23 @@ def test_empty_distribution(data: Path, say: Say) -> None:
     assert f"hollow: {data / 'hollow'} holds no subfolders; put each class into a subfolder" in say()
 
 
+def test_several_mistakes_are_told_apart(data: Path, tmp_path: Path, say: Say) -> None:
+    (data / "hollow").mkdir()
+    write_image(data / "set1" / "class7" / "only.png", 99)
+    line = say()
+    assert f"{data / 'hollow'} holds no subfolders; put each class into a subfolder of its own; set1: class " in line
+    (tmp_path / "root" / "CUB_200_2011").mkdir(parents=True)
+    line = say("--data.kind", "benchmark", "--data.root", str(tmp_path / "root"), "--data.names", '["CUB"]')
+    assert "unpack the archive again: get: https://" in line
+    assert "(CUB_200_2011.tgz); tar xzf CUB_200_2011.tgz -C ROOT -> ROOT/CUB_200_2011/" in line
+
+
+def test_misspelt_backbone(say: Say) -> None:
+    line = say("--model", '{"backbone": "vit_smal_patch16_224", "weights": "none"}')
+    assert "model.backbone is 'vit_smal_patch16_224', which timm" in line
+    assert "does not know; similar: vit_small_patch16_224, " in line
+
+
 def test_empty_class(data: Path, say: Say) -> None:
     (data / "set0" / "class9").mkdir()
     line = say()

@@ -198,6 +198,21 @@ def test_protocol_and_ks(
         assert not (data / "refused").exists()
 
 
+def test_an_evaluation_does_not_replace_what_the_training_wrote(
+    trained: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the configuration of the training `out` is its folder; the figures then go below it."""
+    monkeypatch.chdir(data)
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    kept = {path.name: path.read_bytes() for path in run.iterdir()}
+    arguments = ["evaluate", "--config", str(run / "config.json"), "--checkpoint", str(run), "--out", str(run)]
+    assert main([*arguments, "--ks", "[1, 3]"]) == 0
+    assert f"results in {run / 'evaluation'}\n" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == kept
+    assert {path.name for path in (run / "evaluation").iterdir()} >= {"metrics.json"}
+
+
 def test_report_shows_every_metric_with_its_bootstrap_interval(trained: Path) -> None:
     metrics = json.loads((trained / "metrics.json").read_text())
     intervals = metrics["runs"][0]["intervals"]
@@ -218,11 +233,15 @@ def test_report_shows_every_metric_with_its_bootstrap_interval(trained: Path) ->
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--model.method", "full"], "of method"),
+        (
+            ["--model.method", "full"],
+            "it holds adapters; give the run's own configuration, as in --config RUN/",
+        ),
         (["--model.adapter_dim", "16"], "adapter_dim"),
         (["--model.weights", "none"], "another backbone"),
         (["--checkpoint", "run.yaml"], "not a safetensors file"),
         (["--checkpoint", "nothing"], "is no file"),
+        (["--checkpoint", "run/checkpoint.pt"], "which is what --resume goes on from; give its folder"),
     ],
 )
 def test_evaluate_refuses_what_does_not_fit(

@@ -330,6 +330,13 @@ def test_own_folders(own, trees, capsys):
     assert list(kept.item_keys) == ["a/0.jpg", "a/1.jpg", "a/2.jpg", "b/0.jpg", "b/2.jpg"]
 
 
+def test_own_distributions_looked_for_as_the_benchmark(own, capsys):
+    assert main(["verify", str(own)]) == 1
+    assert f"of your own are looked over with: puma datasets verify --own {own}" in capsys.readouterr().out
+    assert main(["verify", str(own), "--own"]) == 0
+    assert "of your own" not in capsys.readouterr().out
+
+
 def test_own_manifest(own, capsys):
     lines = ["path,label,split,distribution"]
     lines += [
