@@ -10,6 +10,8 @@ from puma_plugin.experiments.methods import Method
 Record = Mapping[str, Any]
 # What intervals count as independent: data seeds, or training seeds where all runs share their images.
 Unit = Literal["data_seed", "seed"]
+# So many differences that are not resolved get a sentence each; more share one.
+_MOST_SENTENCES = 8
 HEADLINES = ("harmonic", "unified", "worst", "leak", "arithmetic")
 EXPLANATION = (
     "In percent. Harmonic: harmonic mean over the distributions of R@1, each within its own gallery. Unified: R@1 of "
@@ -167,7 +169,17 @@ def findings(
     """Sentences about the reference against the other methods, each taken from the figures alone."""
     by_key = {row["key"]: row for row in rows}
     phrases = {method.key: method.phrase for method in methods}
-    sentences = [_sentence(phrases[reference], phrases[key], gap) for key, gap in gaps.items() if key in by_key]
+    shown = {key: gap for key, gap in gaps.items() if key in by_key}
+    open_ = {key: gap for key, gap in shown.items() if gap["low"] is not None and not Interval(**gap).excludes_zero()}
+    if len(open_) <= _MOST_SENTENCES:
+        open_ = {}
+    sentences = [_sentence(phrases[reference], phrases[key], gap) for key, gap in shown.items() if key not in open_]
+    if open_:
+        others = "; ".join(f"{phrases[key]} {100 * gap['mean']:+.1f}" for key, gap in open_.items())
+        sentences.append(
+            f"Harmonic R@1 of {phrases[reference]} minus that of others, in points, where it is not resolved (the 95 % "
+            f"interval includes zero): {others}."
+        )
     if all(key in by_key and not by_key[key].get("recorded") for key in ("frozen", "puma", "full")):
         base, own, full = (by_key[key]["scores"]["harmonic"]["mean"] for key in ("frozen", "puma", "full"))
         share = by_key["puma"]["trainable"] / by_key["full"]["trainable"]

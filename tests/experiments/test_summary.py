@@ -1,5 +1,7 @@
 """Rows, curves and sentences, from records whose figures are worked out by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from puma_plugin.experiments.methods import METHODS, named
@@ -84,6 +86,20 @@ def test_unresolved_and_single_runs_are_called_so() -> None:
     single = [record("puma", 0, 0, 0.55), record("linear", 0, 0, 0.50)]
     sentence = findings(method_rows(single, ORDER), differences(single, ORDER), ORDER)[0]
     assert "5.0 points above a linear head in this single run" in sentence
+
+
+def test_many_unresolved_differences_share_a_sentence() -> None:
+    rows = [replace(METHODS["puma"], key=f"row{i}", phrase=f"row {i}") for i in range(10)]
+    records = [record("puma", data, 0, value) for data, value in enumerate((0.50, 0.55, 0.60))]
+    for i, row in enumerate(rows):
+        # The first is resolved, the others are not.
+        values = (0.30, 0.35, 0.40) if i == 0 else (0.60, 0.55, 0.515 + 0.001 * i)
+        records += [record(row.key, data, 0, value) for data, value in enumerate(values)]
+    methods = [METHODS["puma"], *rows]
+    first, shared = findings(method_rows(records, methods), differences(records, methods), methods)
+    assert "20.0 points above row 0" in first
+    assert shared.endswith("row 1 -0.5; row 2 -0.6; row 3 -0.6; row 4 -0.6; row 5 -0.7; row 6 -0.7; row 7 -0.7; "
+                           "row 8 -0.8; row 9 -0.8.")  # fmt: skip
 
 
 def test_no_clumsy_genitives() -> None:
