@@ -10,7 +10,7 @@ from puma_plugin.datasets.benchmark_dataset import BenchmarkDataset
 from puma_plugin.datasets.cars196 import Cars196
 from puma_plugin.datasets.cub import CUB
 from puma_plugin.datasets.distribution_dataset import BadImages, Split
-from puma_plugin.datasets.errors import DatasetError
+from puma_plugin.datasets.errors import DatasetError, told_together
 from puma_plugin.datasets.fgvc_aircraft import FGVCAircraft
 from puma_plugin.datasets.flowers102 import Flowers102
 from puma_plugin.datasets.in_shop import InShop
@@ -63,5 +63,5 @@ def load_benchmark(
         except DatasetError as error:
             faults.append(str(error))
     if faults:
-        raise DatasetError("\n".join([*faults, f"see `puma datasets verify {os.fspath(root)}`"]))
+        raise DatasetError(told_together(faults, f"see `puma datasets verify {os.fspath(root)}`"))
     return loaded

@@ -116,7 +116,7 @@ class BenchmarkDataset(DistributionDataset):
             raise DatasetError(f"{title}: {folder} lacks {lacking}; {advice}:\n{cls.facts.how_to_get()}")
         names = ", ".join(dict.fromkeys(name for layout in cls.layouts for name in layout.folders))
         raise DatasetNotFoundError(
-            f"{title}: not found in {root} (looked for folders called {names}); {hint or 'lay it out so'}:\n"
+            f"{title}: not found in {root} (looked for folders called {names}); {hint or 'put it there'}:\n"
             f"{cls.facts.how_to_get()}",
             hint,
         )

@@ -213,7 +213,7 @@ def dry_run(config: TrainConfig, sizes: Mapping[str, Size], source: str, console
         precision=config.precision,
         notes=tuple(notes),
     )
-    console.print(found.text(), highlight=False)
+    console.print(found.text(), highlight=False, soft_wrap=True)
     return found
 
 

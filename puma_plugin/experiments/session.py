@@ -167,7 +167,7 @@ def evaluate(
 def _describe(splits: Splits, console: Console) -> None:
     for name, sizes in splits.describe().items():
         parts = ", ".join(f"{part} {size['classes']} classes {size['images']} images" for part, size in sizes.items())
-        console.print(f"{name}: {parts}", highlight=False)
+        console.print(f"{name}: {parts}", highlight=False, markup=False, soft_wrap=True)
     notes = {
         name: shared_classes(train.class_names, splits.test[name].class_names) for name, train in splits.train.items()
     }

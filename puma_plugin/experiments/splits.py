@@ -10,6 +10,7 @@ import torch
 
 from puma_plugin.datasets import DatasetError, DistributionDataset, draw_few_shot, read_few_shot
 from puma_plugin.datasets.class_split import divide_classes, share
+from puma_plugin.datasets.errors import told_together
 from puma_plugin.experiments.config import DataConfig
 from puma_plugin.experiments.images import (
     ImageArray,
@@ -126,7 +127,9 @@ def _read_each(sources: list[Source], read: Callable[[Source], Read]) -> dict[st
         except DatasetError as error:
             faults.append(str(error))
     if faults:
-        raise DatasetError("\n".join(faults))
+        # Every fault of the benchmark ends with the same advice.
+        endings = {fault.splitlines()[-1] for fault in faults if "\n" in fault}
+        raise DatasetError(told_together(faults, endings.pop() if len(endings) == 1 else ""))
     return found
 
 

@@ -33,4 +33,4 @@ def show_table(console: Console, metrics: Mapping[str, Any]) -> None:
     if any(row.get("recorded") for row in metrics["methods"]):
         console.print("* from the recorded full comparison that comes with the package")
     for sentence in metrics["findings"]:
-        console.print(f"- {sentence}", highlight=False)
+        console.print(f"- {sentence}", highlight=False, markup=False, soft_wrap=True)

@@ -68,6 +68,15 @@ def test_several_mistakes_are_told_apart(data: Path, tmp_path: Path, say: Say) -
     assert "(CUB_200_2011.tgz); tar xzf CUB_200_2011.tgz -C ROOT -> ROOT/CUB_200_2011/" in line
 
 
+def test_many_absent_datasets_are_named_without_their_layouts(tmp_path: Path, say: Say) -> None:
+    (tmp_path / "root").mkdir()
+    line = say("--data.kind", "benchmark", "--data.root", str(tmp_path / "root"), "--data.names", '["CUB", "NABirds"]')
+    assert f"CUB: not found in {tmp_path}/root (looked for folders called CUB_200_2011); put it there; NAB" in line
+    assert "https://" not in line
+    assert line.endswith(f"; put it there; see `puma datasets verify {tmp_path}/root`")
+    assert line.count("see `puma") == 1
+
+
 def test_misspelt_backbone(say: Say) -> None:
     line = say("--model", '{"backbone": "vit_smal_patch16_224", "weights": "none"}')
     assert "model.backbone is 'vit_smal_patch16_224', which timm" in line

@@ -49,7 +49,7 @@ def test_some_of_the_datasets_by_name(benchmark_root: Path) -> None:
 def test_published_counts_are_compared(benchmark_root: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"StanfordOnlineProducts \(train\): 6 classes are listed in .*, 11,318 are"):
         load_splits(DataConfig(kind="benchmark", root=str(benchmark_root)))
-    with pytest.raises(ValueError, match=r"CUB: not found in .*CUB_200_2011.*lay it out so"):
+    with pytest.raises(ValueError, match=r"CUB: not found in .*CUB_200_2011.*put it there"):
         load_splits(DataConfig(kind="benchmark", root=str(tmp_path)))
     with pytest.raises(ValueError, match="split is all, but the split of CUB is fixed"):
         load_test(reduced(benchmark_root, names=["CUB"], split="all"))
