@@ -6,6 +6,7 @@ noise between runs. It is added to the noise within the runs (standard error of 
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -120,6 +121,11 @@ def comparison_text(comparison: Comparison, *, everything: bool = False) -> str:
             f"{change.old.median * 1e3:.4g} -> {row.median * 1e3:.4g} ms  "
             f"{row.subject} {row.case_id} {row.mode} {row.setting} {row.contestant}"
         )
+    shared = {change.new.subject for change in changes}
     for title, keys in (("only in the old file", comparison.only_old), ("only in the new file", comparison.only_new)):
-        lines += [f"{title}: {' '.join(key)}" for key in keys]
+        # What the other run did not measure at all takes one line.
+        absent = Counter(key[0] for key in keys if key[0] not in shared)
+        if absent:
+            lines.append(f"{title}: {', '.join(f'{subject} ({count} rows)' for subject, count in absent.items())}")
+        lines += [f"{title}: {' '.join(key)}" for key in keys if key[0] in shared]
     return "\n".join(lines)

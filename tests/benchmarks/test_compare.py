@@ -90,6 +90,14 @@ def test_rows_of_one_file_only_are_listed(files: Any) -> None:
     assert "only in the new file: adapter B180 both malloc_raised added" in text
 
 
+def test_what_only_one_run_measured_at_all_takes_a_line(files: Any) -> None:
+    prompts = [files.entry(name, [1.0] * 3, subject="prompts") for name in ("ours", "authors")]
+    old = files.write("old", [files.entry("ours", [1.0] * 3), *prompts])
+    new = files.write("new", [files.entry("ours", [1.0] * 3)])
+    text = comparison_text(compare(load_results(old), load_results(new)))
+    assert text.splitlines()[-1] == "only in the old file: prompts (2 rows)"
+
+
 def test_files_without_common_rows_are_refused(files: Any) -> None:
     old = files.write("old", [files.entry("ours", [1.0] * 3)])
     new = files.write("new", [files.entry("ours", [1.0] * 3, setting="cuda")])
