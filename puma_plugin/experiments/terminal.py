@@ -1,5 +1,6 @@
 """The result table on the terminal."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from puma_plugin.experiments.report_tables import count, percent
 def _figure(interval: Mapping[str, Any] | None) -> str:
     if interval is None or interval["mean"] is None:
         return "-"
-    spread = "" if interval["low"] is None else f" ±{100 * (interval['high'] - interval['mean']):.1f}"
+    spread = "" if interval["low"] is None else f" ±{50 * (interval['high'] - interval['low']):.1f}"
     return percent(interval["mean"]) + spread
 
 
@@ -30,7 +31,11 @@ def show_table(console: Console, metrics: Mapping[str, Any]) -> None:
         cells = [_figure(row["scores"][name]) for name in ("harmonic", "unified", "worst", "leak")]
         table.add_row(label, *cells, count(row["trainable"]), f"{row['seconds']:.0f}", style=style)
     console.print(table)
+    if metrics["interval_method"]:
+        # Its first words; all of them are in the report.
+        what = re.split(r"[,.] | \(", metrics["interval_method"])[0]
+        console.print(f"±: half the width of the {what}", highlight=False, markup=False)
     if any(row.get("recorded") for row in metrics["methods"]):
-        console.print("* from the recorded full comparison that comes with the package")
+        console.print("* from the recorded full comparison that comes with the package, over its data seeds")
     for sentence in metrics["findings"]:
         console.print(f"- {sentence}", highlight=False, markup=False, soft_wrap=True)

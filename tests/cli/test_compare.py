@@ -63,7 +63,9 @@ def test_intervals_over_the_seeds(metrics: dict[str, Any]) -> None:
     assert metrics["accent"] == "frozen"
 
 
-def test_of_one_run_each_intervals_are_over_the_classes(folder: Path, tmp_path: Path) -> None:
+def test_of_one_run_each_intervals_are_over_the_classes(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(folder / "out" / "jobs", tmp_path / "jobs")
     assert main(["compare", str(folder / "grid.yaml"), "--seeds", "[1]", "--out", str(tmp_path)]) == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
@@ -76,6 +78,9 @@ def test_of_one_run_each_intervals_are_over_the_classes(folder: Path, tmp_path: 
         assert score["low"] < score["mean"] < score["high"]
         assert row["per_distribution"]["digit"]["low"] is not None
     assert " ± " in (tmp_path / "table.md").read_text(encoding="utf-8")
+    text = capsys.readouterr().out
+    assert "±: half the width of the 95 % bootstrap interval over the test classes\n" in text
+    assert f"±{50 * (score['high'] - score['low']):.1f}" in text
 
 
 def test_table_says_what_the_metrics_say(folder: Path, metrics: dict[str, Any]) -> None:
