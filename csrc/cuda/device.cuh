@@ -23,12 +23,30 @@ PUMA_DEVICE int64_t block() { return blockIdx.x; }
 PUMA_DEVICE int64_t blocks() { return gridDim.x; }
 
 PUMA_DEVICE void sync_block() { __syncthreads(); }
+// A barrier for the block's first `count` threads, whole warps; the others must not come.
+PUMA_DEVICE void sync_first_threads(int count) { asm volatile("bar.sync 1, %0;" ::"r"(count) : "memory"); }
+
+// Programmatic dependent launch (sm_90). A kernel launched as dependent may begin before the one in front of it has
+// ended: it touches no memory before wait_for_previous_kernel(), which returns when that one's writes are visible.
+PUMA_DEVICE void wait_for_previous_kernel() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+PUMA_DEVICE void let_next_kernel_begin() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 PUMA_DEVICE uint32_t ballot(bool predicate) { return __ballot_sync(kFullWarp, predicate); }
 PUMA_DEVICE int popcount(uint32_t bits) { return __popc(bits); }
 template <typename T>
 PUMA_DEVICE T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(kFullWarp, value, mask);
 }
+// Lane 0's value.
+PUMA_DEVICE int first_lane(int value) { return __shfl_sync(kFullWarp, value, 0); }
 
 // Dynamic shared memory of the block.
 PUMA_DEVICE char* shared_memory() {
@@ -54,9 +72,17 @@ PUMA_DEVICE void store_shared<Bytes16>(Bytes16* address, Bytes16 v) {
   *reinterpret_cast<uint4*>(address) = make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]);
 }
 
+// Adds to a counter in shared memory and returns what it was.
+PUMA_DEVICE int add_shared(int32_t* counter, int value) { return atomicAdd(counter, value); }
+
 // Global memory that no thread writes during the kernel.
 PUMA_DEVICE Bytes16 load_global16(const void* address) {
   const uint4 v = __ldg(reinterpret_cast<const uint4*>(address));
+  return {{v.x, v.y, v.z, v.w}};
+}
+// The same where the kernel in front may have written it.
+PUMA_DEVICE Bytes16 load_written16(const void* address) {
+  const uint4 v = *reinterpret_cast<const uint4*>(address);
   return {{v.x, v.y, v.z, v.w}};
 }
 PUMA_DEVICE void store_global16(void* address, Bytes16 v) {
@@ -66,17 +92,27 @@ PUMA_DEVICE void store_global8(void* address, float a, float b) {
   *reinterpret_cast<float2*>(address) = make_float2(a, b);
 }
 
-// 16 bytes from global to shared memory, in the background. Visible to this thread after copy_async_wait, to the block
-// after a barrier behind it.
+// 16 bytes from global to shared memory, in the background, or zeros if not `inside`. Visible to this thread after
+// copy_async_wait, to the block after a barrier behind it.
+PUMA_DEVICE void copy_async16(void* shared, const void* global, bool inside) {
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global), "r"(inside ? 16 : 0)
+               : "memory");
+}
 PUMA_DEVICE void copy_async16(void* shared, const void* global) {
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
 }
 PUMA_DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits until at most kPending of this thread's newest groups are still under way.
-template <int kPending>
-PUMA_DEVICE void copy_async_wait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+// Waits until at most `pending` (0 to 4) of this thread's newest groups are still under way.
+PUMA_DEVICE void copy_async_wait(int pending) {
+  switch (pending) {  // the instruction takes a constant
+    case 4: asm volatile("cp.async.wait_group 4;" ::: "memory"); break;
+    case 3: asm volatile("cp.async.wait_group 3;" ::: "memory"); break;
+    case 2: asm volatile("cp.async.wait_group 2;" ::: "memory"); break;
+    case 1: asm volatile("cp.async.wait_group 1;" ::: "memory"); break;
+    default: asm volatile("cp.async.wait_group 0;" ::: "memory"); break;
+  }
 }
 
 // Four 8x8 matrices of 16-bit elements; lane i gives the address of row i % 8 of matrix i / 8. Word w of lane i holds
@@ -112,6 +148,11 @@ PUMA_DEVICE void mma_16x8x8_tf32(float (&d)[4], uint32_t a0, uint32_t a1, uint32
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// The value, which the compiler may not compute with any earlier.
+PUMA_DEVICE uint32_t here(uint32_t v) {
+  asm volatile("" : "+r"(v));
+  return v;
+}
 PUMA_DEVICE uint32_t float_bits(float v) { return __float_as_uint(v); }
 PUMA_DEVICE float bits_float(uint32_t v) { return __uint_as_float(v); }
 

@@ -59,6 +59,15 @@ struct Stored {
 #pragma unroll
     for (int i = 0; i < kUnits; ++i) unit[i] = dev::load_global16(address + i * kElements<S>);
   }
+  // Units of one lane lie 32 units apart: those of the lanes of a warp are neighbours, free of bank conflicts.
+  PUMA_DEVICE void load_shared(const Bytes16* first) {
+#pragma unroll
+    for (int i = 0; i < kUnits; ++i) unit[i] = dev::load_shared(first + 32 * i);
+  }
+  PUMA_DEVICE static void copy_async(Bytes16* first, const S* address, bool inside) {
+#pragma unroll
+    for (int i = 0; i < kUnits; ++i) dev::copy_async16(first + 32 * i, address + i * kElements<S>, inside);
+  }
   PUMA_DEVICE void store(S* address) const {
 #pragma unroll
     for (int i = 0; i < kUnits; ++i) dev::store_global16(address + i * kElements<S>, unit[i]);
@@ -103,6 +112,31 @@ PUMA_DEVICE void mma_float(float (&d)[4], const uint32_t (&a)[4], const uint32_t
   dev::mma_16x8x8_tf32(d, a_low[0], a_low[1], a_low[2], a_low[3], b_high[0], b_high[1]);
   dev::mma_16x8x8_tf32(d, a_high[0], a_high[1], a_high[2], a_high[3], b_low[0], b_low[1]);
   dev::mma_16x8x8_tf32(d, a_high[0], a_high[1], a_high[2], a_high[3], b_high[0], b_high[1]);
+}
+
+// The unit, whose splits the compiler may not make ahead of a loop: they would take twice its registers.
+template <typename T>
+PUMA_DEVICE Bytes16 split_here(Bytes16 unit) {
+  if constexpr (sizeof(T) == 4) {
+#pragma unroll
+    for (int w = 0; w < 4; ++w) unit.word[w] = dev::here(unit.word[w]);
+  }
+  return unit;
+}
+
+// A short run of products of T, which function(d) adds to d. In float it starts from zero and joins d by the ordinary
+// adder: the tensor core truncates its sums, which over a long one adds up to several units of the last place, all in
+// one direction.
+template <typename T, typename Function>
+PUMA_DEVICE void in_short_run(float (&d)[4], const Function& function) {
+  if constexpr (sizeof(T) == 4) {
+    float part[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    function(part);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) d[i] += part[i];
+  } else {
+    function(d);
+  }
 }
 
 // d (16 x 8) += a (16 x group) * b (group x 8). upper: this lane's unit of row lane / 4, lower: of row lane / 4 + 8;

@@ -1,7 +1,8 @@
 // The fused adapter from pointers to launches: which kernels run, on which grid, in which workspace. Launcher is the
 // CUDA one (launch.cuh) or, in the tests, one that runs the kernels on the host:
 //   DeviceLimits limits() const;
-//   template <typename Kernel> void run(int64_t blocks, int shared_bytes, const typename Kernel::Arguments&) const;
+//   template <typename Kernel>
+//   void run(int64_t blocks, int shared_bytes, const typename Kernel::Arguments&, int threads = Kernel::kThreads) const;
 #pragma once
 
 #include "plan.h"
@@ -43,6 +44,8 @@ class FusedAdapter {
     a.branch_is_narrow = p.branch_is_narrow;
     a.output = p.out;
     a.activation = p.hidden;
+    const int branch_units = p.branch == nullptr ? 0 : p.branch_is_narrow ? 1 : static_cast<int>(sizeof(R) / sizeof(T));
+    a.lane_units = lane_units<T, R, false>(branch_units);
     run<false>(launcher, prepare, a, p.sizes);
     return space.bytes();
   }
@@ -55,21 +58,26 @@ class FusedAdapter {
     const WeightView second = as_transposed_operand(p.down, p.sizes.channels, p.sizes.width);
     const PrepareArguments prepare = plan(space, p.sizes, p.gate, first, second, a);
     const bool need_weights = p.grad_down != nullptr;
-    const GradientPlan gradient = plan_gradient(launcher.limits(), p.sizes, kWidth, Gradient::kRows);
-    T* delta = need_weights ? space.take<T>(p.sizes.samples * p.sizes.tokens_per_sample * kWidth) : nullptr;
+    const GradientPlan gradient =
+        plan_gradient(launcher.limits(), p.sizes, kWidth, Gradient::kRows, Gradient::kStageBytes);
+    const int64_t rows = p.sizes.samples * p.sizes.tokens_per_sample;
+    T* delta = need_weights ? space.take<T>(rows * kWidth) : nullptr;
+    T* narrow_grad = need_weights && !same_type<R, T> ? space.take<T>(rows * p.sizes.channels) : nullptr;
     float* parts = need_weights ? space.take<float>(gradient.part_elements) : nullptr;
     if (workspace == nullptr) return space.bytes();
     a.input = p.grad;
     a.output = p.grad_tokens;
     a.mask = p.hidden;
     a.activation = delta;
+    a.narrow_input = narrow_grad;
+    a.lane_units = lane_units<T, R, true>(0);
     run<true>(launcher, prepare, a, p.sizes);
     if (!need_weights) return space.bytes();
 
     WeightGradientArguments w{};
     w.tokens = p.tokens;
-    w.grad = p.grad;
-    w.grad_is_float = same_type<R, float>;
+    w.grad = narrow_grad != nullptr ? narrow_grad : p.grad;
+    w.grad_is_compact = narrow_grad != nullptr;
     w.hidden = p.hidden;
     w.delta = delta;
     w.gate = a.gate;
@@ -82,10 +90,11 @@ class FusedAdapter {
     w.channels = p.sizes.channels;
     w.channel_tiles = gradient.channel_tiles;
     w.splits = gradient.splits;
+    w.stages = gradient.stages;
     w.width = a.width;
     w.scale = a.scale;
     using Sum = WeightGradientSumKernel<T, kWidth>;
-    launcher.template run<WeightGradientKernel<T, kWidth>>(gradient.blocks, Gradient::kSharedBytes, w);
+    launcher.template run<WeightGradientKernel<T, kWidth>>(gradient.blocks, gradient.shared_bytes, w);
     launcher.template run<Sum>(gradient.sum_blocks, Sum::kSharedBytes, w);
     return space.bytes();
   }
@@ -119,7 +128,7 @@ class FusedAdapter {
     PrepareArguments p{};
     p.gate = gate;
     p.samples = s.samples;
-    p.kept = space.take<int32_t>(1);
+    p.kept = space.take<int32_t>(2);
     p.order = space.take<int32_t>(s.samples);
     p.first = first;
     p.second = second;
@@ -137,11 +146,11 @@ class FusedAdapter {
   static void run(const Launcher& launcher, const PrepareArguments& prepare, AdapterArguments& a,
                   const AdapterSizes& s) {
     launcher.template run<PrepareKernel<T, kWidth>>(prepare.pack_blocks + 1, kPrepareSharedBytes, prepare);
-    const int products = a.output != nullptr ? 2 : 1;
+    using Kernel = AdapterKernel<T, R, kWidth, kBackward>;
     const AdapterPlan plan =
-        plan_adapter(launcher.limits(), s, Packed::kStepBytes, a.padded_channels / Packed::kStepColumns, products);
-    a.resident = plan.resident;
-    launcher.template run<AdapterKernel<T, R, kWidth, kBackward>>(plan.blocks, plan.shared_bytes, a);
+        plan_adapter(launcher.limits(), s, Packed::kStepBytes, a.lane_units, Kernel::kThreads / 32);
+    a.stages = plan.stages;
+    launcher.template run<Kernel>(plan.blocks, plan.shared_bytes, a, plan.threads);
   }
 };
 

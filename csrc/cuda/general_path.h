@@ -14,7 +14,7 @@ namespace puma {
 
 template <typename Backend>
 RowsArguments list_rows(Backend& backend, const AdapterSizes& s, const void* gate, bool gate_is_double, double scale) {
-  int32_t* order = backend.integers(s.samples + 1);
+  int32_t* order = backend.integers(s.samples + 2);
   list_kept_samples(backend.launcher(), gate, gate_is_double, s.samples, order + s.samples, order);
   return {gate, order + s.samples, order, s.samples, s.tokens_per_sample, s.channels, scale};
 }

@@ -1,5 +1,6 @@
 // Every kernel under one shape: its arguments, its block size, its body. launch.cuh turns one into a __global__
-// function; the tests run the same body on the host.
+// function; the tests run the same body on the host. kDependent: it may begin before the kernel in front has ended, see
+// dev::wait_for_previous_kernel.
 #pragma once
 
 #include "general.cuh"
@@ -12,13 +13,15 @@ template <typename T, int kWidth>
 struct PrepareKernel {
   using Arguments = PrepareArguments;
   static constexpr int kThreads = kPrepareThreads;
+  static constexpr bool kDependent = false;
   static PUMA_DEVICE void body(const Arguments& a) { prepare<T, kWidth>(a); }
 };
 
 template <typename T, typename R, int kWidth, bool kBackward>
 struct AdapterKernel {
   using Arguments = AdapterArguments;
-  static constexpr int kThreads = 32 * kAdapterWarps<T, R, kWidth, kBackward>;
+  static constexpr int kThreads = 32 * kAdapterWarps<T, R, kWidth, kBackward>;  // at most
+  static constexpr bool kDependent = true;
   static PUMA_DEVICE void body(const Arguments& a) { adapter<T, R, kWidth, kBackward>(a); }
 };
 
@@ -26,6 +29,7 @@ template <typename T, int kWidth>
 struct WeightGradientKernel {
   using Arguments = WeightGradientArguments;
   static constexpr int kThreads = kGradientThreads;
+  static constexpr bool kDependent = true;
   static PUMA_DEVICE void body(const Arguments& a) { weight_gradient<T, kWidth>(a); }
 };
 
@@ -33,6 +37,7 @@ template <typename T, int kWidth>
 struct WeightGradientSumKernel {
   using Arguments = WeightGradientArguments;
   static constexpr int kThreads = kReduceThreads;
+  static constexpr bool kDependent = true;
   static constexpr int kSharedBytes = kReduceTile * (kReduceTile + 1) * static_cast<int>(sizeof(float));
   static PUMA_DEVICE void body(const Arguments& a) { weight_gradient_sum<T, kWidth>(a); }
 };
@@ -46,6 +51,7 @@ struct GatherRowsKernel {
     bool with_factor;
   };
   static constexpr int kThreads = kRowsThreads;
+  static constexpr bool kDependent = false;
   static PUMA_DEVICE void body(const Arguments& a) { gather_rows(a.rows, a.source, a.compact, a.with_factor); }
 };
 
@@ -60,6 +66,7 @@ struct ScatterAddRowsKernel {
     R* out;
   };
   static constexpr int kThreads = kRowsThreads;
+  static constexpr bool kDependent = false;
   static PUMA_DEVICE void body(const Arguments& a) {
     scatter_add_rows(a.rows, a.residual, a.branch, a.branch_is_narrow, a.product, a.out);
   }
@@ -73,6 +80,7 @@ struct ScatterRowsKernel {
     T* out;
   };
   static constexpr int kThreads = kRowsThreads;
+  static constexpr bool kDependent = false;
   static PUMA_DEVICE void body(const Arguments& a) { scatter_rows(a.rows, a.compact, a.out); }
 };
 
@@ -83,6 +91,7 @@ struct RectifyKernel {
     T* values;
   };
   static constexpr int kThreads = kRowsThreads;
+  static constexpr bool kDependent = false;
   static PUMA_DEVICE void body(const Arguments& a) { rectify(a.count, a.values); }
 };
 
@@ -96,6 +105,7 @@ struct MaskKernel {
     T* clean;
   };
   static constexpr int kThreads = kRowsThreads;
+  static constexpr bool kDependent = false;
   static PUMA_DEVICE void body(const Arguments& a) { mask_by_activation(a.rows, a.width, a.hidden, a.delta, a.clean); }
 };
 
@@ -103,6 +113,7 @@ template <typename T>
 struct PromptFocusKernel {
   using Arguments = PromptArguments<T>;
   static constexpr int kThreads = kPromptThreads;
+  static constexpr bool kDependent = false;
   static constexpr int kSharedBytes = kPromptWarps * static_cast<int>(sizeof(T));
   static PUMA_DEVICE void body(const Arguments& a) { prompt_focus(a); }
 };
@@ -114,6 +125,7 @@ struct PromptMatchKernel {
     int64_t column_blocks;
   };
   static constexpr int kThreads = kPromptThreads;
+  static constexpr bool kDependent = false;
   static constexpr int kSharedBytes = kMatchSharedBytes<T>;
   static PUMA_DEVICE void body(const Arguments& a) { prompt_match(a.prompts, a.column_blocks); }
 };
@@ -125,6 +137,7 @@ struct PromptGradientFirstKernel {
     PromptGradientGrid grid;
   };
   static constexpr int kThreads = kPromptThreads;
+  static constexpr bool kDependent = false;
   static constexpr int kSharedBytes = kPromptWarps * static_cast<int>(sizeof(T));
   static PUMA_DEVICE void body(const Arguments& a) { prompt_gradient_first(a.prompts, a.grid); }
 };
@@ -133,6 +146,7 @@ template <typename T>
 struct PromptGradientSecondKernel {
   using Arguments = PromptGradientArguments<T>;
   static constexpr int kThreads = kPromptThreads;
+  static constexpr bool kDependent = false;
   static constexpr int kSharedBytes = kPromptWarps * static_cast<int>(sizeof(T));
   static PUMA_DEVICE void body(const Arguments& a) { prompt_gradient_second(a); }
 };

@@ -17,7 +17,8 @@ entry(const __grid_constant__ typename Kernel::Arguments arguments) {
 }
 
 template <typename Kernel>
-void CudaLauncher::run(int64_t blocks, int shared_bytes, const typename Kernel::Arguments& arguments) const {
+void CudaLauncher::run(int64_t blocks, int shared_bytes, const typename Kernel::Arguments& arguments,
+                       int threads) const {
   if (blocks == 0) return;
   if (shared_bytes > 48 * 1024) {
     // Blocks get more than 48 KB only on request, once per kernel and device.
@@ -28,8 +29,17 @@ void CudaLauncher::run(int64_t blocks, int shared_bytes, const typename Kernel::
       raised.fetch_or(bit);
     }
   }
-  entry<Kernel><<<static_cast<unsigned>(blocks), Kernel::kThreads, shared_bytes, stream_>>>(arguments);
-  check(cudaGetLastError());
+  cudaLaunchAttribute dependent{};
+  dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  dependent.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = static_cast<unsigned>(blocks);
+  config.blockDim = static_cast<unsigned>(threads);
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = stream_;
+  config.attrs = &dependent;
+  config.numAttrs = Kernel::kDependent && attribute(cudaDevAttrComputeCapabilityMajor) >= 9 ? 1 : 0;
+  check(cudaLaunchKernelEx(&config, entry<Kernel>, arguments));
 }
 
 }  // namespace puma

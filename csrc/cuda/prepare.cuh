@@ -2,6 +2,8 @@
 // packed as the tensor cores read them, padded with zeros to whole groups.
 #pragma once
 
+#include <cmath>
+
 #include "fragment.cuh"
 
 namespace puma {
@@ -19,7 +21,7 @@ struct PrepareArguments {
   const void* gate;   // (samples,), float, or double for the general path; null: all samples are kept
   bool gate_is_double;
   int64_t samples;
-  int32_t* kept;      // one number: how many samples are kept
+  int32_t* kept;      // two numbers: how many samples are kept, and whether their gates are all the same
   int32_t* order;     // (samples,): the kept samples in ascending order, then the dropped ones in ascending order
   WeightView first;   // C x r
   WeightView second;  // r x C
@@ -29,7 +31,7 @@ struct PrepareArguments {
 };
 
 inline constexpr int kPrepareThreads = 256;
-inline constexpr int kPrepareSharedBytes = kPrepareThreads / 32 * static_cast<int>(sizeof(int32_t));
+inline constexpr int kPrepareSharedBytes = kPrepareThreads / 32 * 24;  // a count and a range of gates of each warp
 
 // Layout of the packed weights, in units. Both matrices are cut along C into steps of two groups; a step of either one
 // takes kUnitsPerStep<kWidth> units, so that both stream through the same buffers.
@@ -40,10 +42,9 @@ struct PackedWeights {
   static constexpr int kStepBytes = kUnitsPerStep * 16;
 };
 
-PUMA_DEVICE bool gate_is_open(const PrepareArguments& p, int64_t sample) {
-  if (p.gate == nullptr) return true;
-  if (p.gate_is_double) return !(static_cast<const double*>(p.gate)[sample] == 0.0);
-  return !(static_cast<const float*>(p.gate)[sample] == 0.0f);
+PUMA_DEVICE double gate_of(const PrepareArguments& p, int64_t sample) {
+  if (p.gate == nullptr) return 1.0;
+  return p.gate_is_double ? static_cast<const double*>(p.gate)[sample] : static_cast<const float*>(p.gate)[sample];
 }
 
 // One block. Ballots give each thread its rank, in the order of the samples whatever the schedule.
@@ -53,12 +54,20 @@ PUMA_DEVICE void list_samples(const PrepareArguments& p) {
   const uint32_t lanes_below = (1u << dev::lane()) - 1u;
 
   int32_t kept = 0;
+  double lowest = INFINITY, highest = -INFINITY;  // of the open gates this thread sees; NaN is in neither
+  bool alike = true;
   for (int pass = 0; pass < 2; ++pass) {
     const int32_t all_kept = kept;  // of pass 0, which only counts
     kept = 0;
     for (int64_t base = 0; base < p.samples; base += kPrepareThreads) {
       const int64_t sample = base + dev::thread();
-      const bool open = sample < p.samples && gate_is_open(p, sample);
+      const double gate = sample < p.samples ? gate_of(p, sample) : 0.0;
+      const bool open = !(gate == 0.0);  // NaN is open
+      if (open) {
+        if (gate < lowest) lowest = gate;
+        if (gate > highest) highest = gate;
+        alike = alike && gate == gate;
+      }
       const uint32_t votes = dev::ballot(open);
       if (dev::lane() == 0) dev::store_shared(kept_in_warp + dev::warp(), static_cast<int32_t>(dev::popcount(votes)));
       dev::sync_block();
@@ -74,7 +83,31 @@ PUMA_DEVICE void list_samples(const PrepareArguments& p) {
       }
     }
   }
-  if (dev::thread() == 0) *p.kept = kept;
+
+  auto* range_of_warp = reinterpret_cast<double*>(dev::shared_memory() + kWarps * 8);
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) {
+    const double other_lowest = dev::shuffle_xor(lowest, mask), other_highest = dev::shuffle_xor(highest, mask);
+    if (other_lowest < lowest) lowest = other_lowest;
+    if (other_highest > highest) highest = other_highest;
+  }
+  alike = dev::ballot(alike) == 0xffffffffu;
+  if (dev::lane() == 0) {
+    dev::store_shared(range_of_warp + 2 * dev::warp(), alike ? lowest : NAN);
+    dev::store_shared(range_of_warp + 2 * dev::warp() + 1, highest);
+  }
+  dev::sync_block();
+  if (dev::thread() != 0) return;
+  bool all_alike = true;
+  for (int w = 0; w < kWarps; ++w) {
+    const double warp_lowest = dev::load_shared(range_of_warp + 2 * w);
+    const double warp_highest = dev::load_shared(range_of_warp + 2 * w + 1);
+    all_alike = all_alike && warp_lowest == warp_lowest;
+    if (warp_lowest < lowest) lowest = warp_lowest;
+    if (warp_highest > highest) highest = warp_highest;
+  }
+  p.kept[0] = kept;
+  p.kept[1] = all_alike && lowest >= highest ? 1 : 0;  // none kept: infinity >= -infinity
 }
 
 template <typename T>

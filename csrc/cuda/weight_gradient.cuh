@@ -2,6 +2,8 @@
 //
 //   grad_down (C x r) = tokens^T @ delta              grad_up^T (C x r) = grad^T @ (factor * hidden)
 //
+// Where all kept samples have one factor, it multiplies the sum instead of each row.
+//
 // Both are computed as C x r. The rows are split over blocks; each block leaves its part in a float workspace, and a
 // second kernel adds the parts in their order. No atomics: the same input gives the same bits on the same machine.
 #pragma once
@@ -12,12 +14,12 @@ namespace puma {
 
 struct WeightGradientArguments {
   const void* tokens;  // (T)
-  const void* grad;    // (T), or float if grad_is_float
-  bool grad_is_float;
+  const void* grad;    // (T)
+  bool grad_is_compact;  // rows of kept samples only
   const void* hidden;  // (T), compacted rows of `width`
   const void* delta;   // (T), compacted rows of kWidth
   const float* gate;
-  const int32_t* kept;
+  const int32_t* kept;   // how many samples, and whether their gates are all the same
   const int32_t* order;
   float* parts;     // [matrix 2][channel tile][split][kChannelTile][kWidth]
   void* grad_down;  // (T) C x r
@@ -26,8 +28,11 @@ struct WeightGradientArguments {
   int64_t channels;
   int channel_tiles;
   int splits;
+  int stages;  // of the ring in shared memory
   int width;
   float scale;
+
+  PUMA_DEVICE float factor(int64_t rank) const { return gate == nullptr ? scale : gate[order[rank]] * scale; }
 };
 
 inline constexpr int kChannelTile = 128;
@@ -35,17 +40,16 @@ inline constexpr int kGradientThreads = 256;  // 8 warps: 4 along C, 2 along r
 inline constexpr int kReduceThreads = 256;
 inline constexpr int kReduceTile = 32;
 
-// Shared memory of one buffer: kRows rows of both operands, each row padded against bank conflicts.
+// One stage in shared memory: kRows rows of both operands, each row padded against bank conflicts, and a factor per row.
 template <typename T, int kWidth>
 struct GradientTile {
-  // 32 KB per multiprocessor are under way while the previous rows are multiplied: about what hides the latency.
   static constexpr int kRows = 128 / static_cast<int>(sizeof(T));
   // 16-bit: the eight rows an ldmatrix reads start in different banks. float: four rows are 8 banks apart.
   static constexpr int kPadding = 8;
   static constexpr int kStrideA = kChannelTile + kPadding;
   static constexpr int kStrideB = kWidth + kPadding;
-  static constexpr int kBufferBytes = kRows * (kStrideA + kStrideB) * static_cast<int>(sizeof(T));
-  static constexpr int kSharedBytes = 2 * kBufferBytes;
+  static constexpr int kFactorOffset = kRows * (kStrideA + kStrideB) * static_cast<int>(sizeof(T));
+  static constexpr int kStageBytes = kFactorOffset + kRows * static_cast<int>(sizeof(float));
   static constexpr int kUnitsPerThreadA = kRows * kChannelTile / kElements<T> / kGradientThreads;
   static constexpr int kUnitsPerThreadB = kRows * kWidth / kElements<T> / kGradientThreads;
 };
@@ -57,10 +61,10 @@ class RowWalk {
       : row_(row), end_(end), rank_(row / p.tokens_per_sample), token_(row - rank_ * p.tokens_per_sample) {}
   PUMA_DEVICE bool valid() const { return row_ < end_; }
   PUMA_DEVICE int64_t compact() const { return row_; }
-  PUMA_DEVICE int64_t full(const WeightGradientArguments& p) const { return sample(p) * p.tokens_per_sample + token_; }
-  PUMA_DEVICE float factor(const WeightGradientArguments& p) const {
-    return p.gate == nullptr ? p.scale : p.gate[sample(p)] * p.scale;
+  PUMA_DEVICE int64_t full(const WeightGradientArguments& p) const {
+    return p.order[rank_] * p.tokens_per_sample + token_;
   }
+  PUMA_DEVICE float factor(const WeightGradientArguments& p) const { return p.factor(rank_); }
   PUMA_DEVICE void advance(const WeightGradientArguments& p, int rows) {
     row_ += rows;
     token_ += rows;
@@ -71,13 +75,19 @@ class RowWalk {
   }
 
  private:
-  PUMA_DEVICE int64_t sample(const WeightGradientArguments& p) const { return p.order[rank_]; }
   int64_t row_, end_, rank_, token_;
 };
 
-// acc (32 x kWidth / 2 of this warp) += A^T B over the kRows rows of one buffer.
+// Two elements of operand b, of rows with these factors, times them.
+template <typename T>
+PUMA_DEVICE uint32_t scale_pair(uint32_t pair, float low, float high) {
+  return dev::pack_pair(T{}, dev::to_arithmetic(T{static_cast<uint16_t>(pair)}) * low,
+                        dev::to_arithmetic(T{static_cast<uint16_t>(pair >> 16)}) * high);
+}
+
+// acc (32 x kWidth / 2 of this warp) += A^T B over the kRows rows of one stage; factors: of B's rows, or null.
 template <typename T, int kWidth>
-PUMA_DEVICE void multiply_tile(const T* a, const T* b, float (&acc)[2][kWidth / 16][4]) {
+PUMA_DEVICE void multiply_tile(const T* a, const T* b, const float* factors, float (&acc)[2][kWidth / 16][4]) {
   using Tile = GradientTile<T, kWidth>;
   const int lane = dev::lane();
   const int m0 = dev::warp() % 4 * 32;
@@ -94,7 +104,15 @@ PUMA_DEVICE void multiply_tile(const T* a, const T* b, float (&acc)[2][kWidth / 
 #pragma unroll
       for (int j = 0; j < kWidth / 16; j += 2) {  // matrices: (k, n), (k + 8, n), (k, n + 8), (k + 8, n + 8)
         const int row = k + lane / 8 % 2 * 8 + lane % 8;
-        const Bytes16 fragment_b = dev::load_matrices_transposed(b + row * Tile::kStrideB + n0 + j * 8 + lane / 16 * 8);
+        Bytes16 fragment_b = dev::load_matrices_transposed(b + row * Tile::kStrideB + n0 + j * 8 + lane / 16 * 8);
+        if (factors != nullptr) {
+#pragma unroll
+          for (int w = 0; w < 4; ++w) {
+            const float* pair = factors + k + w % 2 * 8 + lane % 4 * 2;
+            fragment_b.word[w] =
+                scale_pair<T>(fragment_b.word[w], dev::load_shared(pair), dev::load_shared(pair + 1));
+          }
+        }
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const uint32_t* fa = fragment_a[i].word;
@@ -121,10 +139,15 @@ PUMA_DEVICE void multiply_tile(const T* a, const T* b, float (&acc)[2][kWidth / 
         uint32_t fragment_b[2];
 #pragma unroll
         for (int w = 0; w < 2; ++w) {
-          fragment_b[w] = dev::float_bits(dev::load_shared(b + (k + t + w * 4) * Tile::kStrideB + n0 + j * 8 + g));
+          const int row = k + t + w * 4;
+          float v = dev::load_shared(b + row * Tile::kStrideB + n0 + j * 8 + g);
+          if (factors != nullptr) v *= dev::load_shared(factors + row);
+          fragment_b[w] = dev::float_bits(v);
         }
 #pragma unroll
-        for (int i = 0; i < 2; ++i) mma_float(acc[i][j], fragment_a[i], fragment_b);
+        for (int i = 0; i < 2; ++i) {
+          in_short_run<T>(acc[i][j], [&](float (&d)[4]) { mma_float(d, fragment_a[i], fragment_b); });
+        }
       }
     }
   }
@@ -132,14 +155,14 @@ PUMA_DEVICE void multiply_tile(const T* a, const T* b, float (&acc)[2][kWidth / 
 
 // One matrix as the kernel sees it: sum over rows of a^T (along C) times b (along r).
 struct GradientOperands {
-  const void* a;      // rows of `channels` elements of all samples, of type T, or float if a_is_float
-  bool a_is_float;
+  const void* a;      // (T), rows of `channels` elements
+  bool a_is_compact;  // of kept samples only, else of all
   const void* b;      // (T), compacted rows of b_width elements
   int b_width;
-  bool b_is_scaled;   // by the row's factor
+  bool b_is_scaled;   // each row by its factor
 };
 
-// One block's part. Rows are fetched one chunk ahead.
+// One block's part. Rows arrive through a ring of stages.
 template <typename T, int kWidth>
 PUMA_DEVICE void weight_gradient_part(const WeightGradientArguments& p, const GradientOperands& operands,
                                       int channel_tile, int split, float* part) {
@@ -154,6 +177,52 @@ PUMA_DEVICE void weight_gradient_part(const WeightGradientArguments& p, const Gr
   const int64_t chunks_per_split = (chunks_in_all + p.splits - 1) / p.splits;
   const int64_t begin = split * chunks_per_split * Tile::kRows;
   const int64_t end = begin + chunks_per_split * Tile::kRows < rows ? begin + chunks_per_split * Tile::kRows : rows;
+  const int chunks = end > begin ? static_cast<int>((end - begin + Tile::kRows - 1) / Tile::kRows) : 0;
+
+  const int row_a = dev::thread() / kUnitsPerRowA, column_a = dev::thread() % kUnitsPerRowA * kElements<T>;
+  const int row_b = dev::thread() / kUnitsPerRowB, column_b = dev::thread() % kUnitsPerRowB * kElements<T>;
+  const int64_t channel = static_cast<int64_t>(channel_tile) * kChannelTile + column_a;
+  const bool rows_aligned = operands.b_width % kElements<T> == 0;
+  RowWalk walk_a(p, begin + row_a, end), walk_b(p, begin + row_b, end), walk_factors(p, begin + dev::thread(), end);
+
+  const auto stage = [](int index) { return dev::shared_memory() + index * Tile::kStageBytes; };
+  const auto rows_b = [&](int index) { return reinterpret_cast<T*>(stage(index)) + Tile::kRows * Tile::kStrideA; };
+  const auto factors = [&](int index) { return reinterpret_cast<float*>(stage(index) + Tile::kFactorOffset); };
+  int fill = 0, to_fetch = chunks;
+  const auto fetch = [&] {
+    if (to_fetch > 0) {
+      T* a = reinterpret_cast<T*>(stage(fill)) + row_a * Tile::kStrideA + column_a;
+#pragma unroll
+      for (int i = 0; i < Tile::kUnitsPerThreadA; ++i) {
+        const bool inside = walk_a.valid() && channel < p.channels;
+        const int64_t row = !inside ? 0 : operands.a_is_compact ? walk_a.compact() : walk_a.full(p);
+        const T* source = static_cast<const T*>(operands.a) + row * p.channels + (inside ? channel : 0);
+        dev::copy_async16(a + i * kRowsPerLoadA * Tile::kStrideA, source, inside);
+        walk_a.advance(p, kRowsPerLoadA);
+      }
+      T* b = rows_b(fill) + row_b * Tile::kStrideB + column_b;
+#pragma unroll
+      for (int i = 0; i < Tile::kUnitsPerThreadB; ++i) {
+        T* target = b + i * kRowsPerLoadB * Tile::kStrideB;
+        const T* row = static_cast<const T*>(operands.b) + (walk_b.valid() ? walk_b.compact() * operands.b_width : 0);
+        if (rows_aligned) {
+          const bool inside = walk_b.valid() && column_b < operands.b_width;
+          dev::copy_async16(target, row + (inside ? column_b : 0), inside);
+        } else {
+          const Bytes16 unit = load_row_unit(row, column_b, walk_b.valid() ? operands.b_width : 0, false);
+          dev::store_shared(reinterpret_cast<Bytes16*>(target), unit);
+        }
+        walk_b.advance(p, kRowsPerLoadB);
+      }
+      if (operands.b_is_scaled && dev::thread() < Tile::kRows) {
+        dev::store_shared(factors(fill) + dev::thread(), walk_factors.valid() ? walk_factors.factor(p) : 0.0f);
+        walk_factors.advance(p, Tile::kRows);
+      }
+      --to_fetch;
+      if (++fill == p.stages) fill = 0;
+    }
+    dev::copy_async_commit();  // also when empty: waiting counts groups
+  };
 
   float acc[2][kWidth / 16][4];
 #pragma unroll
@@ -164,76 +233,15 @@ PUMA_DEVICE void weight_gradient_part(const WeightGradientArguments& p, const Gr
       for (int e = 0; e < 4; ++e) acc[i][j][e] = 0.0f;
     }
   }
-
-  const int row_a = dev::thread() / kUnitsPerRowA, column_a = dev::thread() % kUnitsPerRowA * kElements<T>;
-  const int row_b = dev::thread() / kUnitsPerRowB, column_b = dev::thread() % kUnitsPerRowB * kElements<T>;
-  const int64_t channel = static_cast<int64_t>(channel_tile) * kChannelTile + column_a;
-  const bool rows_aligned = operands.b_width % kElements<T> == 0;
-  RowWalk walk_a(p, begin + row_a, end);
-  RowWalk walk_b(p, begin + row_b, end);
-  Stored<float, T> ahead_a[Tile::kUnitsPerThreadA];  // of 16-bit elements only the first unit is used
-  Bytes16 ahead_b[Tile::kUnitsPerThreadB];
-  float factor_b[Tile::kUnitsPerThreadB];
-
-  const auto load = [&] {
-#pragma unroll
-    for (int i = 0; i < Tile::kUnitsPerThreadA; ++i) {
-      ahead_a[i].clear();
-      if (walk_a.valid() && channel < p.channels) {
-        const int64_t offset = walk_a.full(p) * p.channels + channel;
-        if (operands.a_is_float) {
-          ahead_a[i].load(static_cast<const float*>(operands.a) + offset);
-        } else {
-          ahead_a[i].unit[0] = dev::load_global16(static_cast<const T*>(operands.a) + offset);
-        }
-      }
-      walk_a.advance(p, kRowsPerLoadA);
-    }
-#pragma unroll
-    for (int i = 0; i < Tile::kUnitsPerThreadB; ++i) {
-      ahead_b[i] = Bytes16{{0, 0, 0, 0}};
-      factor_b[i] = 1.0f;
-      if (walk_b.valid()) {
-        const T* row = static_cast<const T*>(operands.b) + walk_b.compact() * operands.b_width;
-        ahead_b[i] = load_row_unit(row, column_b, operands.b_width, rows_aligned);
-        if (operands.b_is_scaled) factor_b[i] = walk_b.factor(p);
-      }
-      walk_b.advance(p, kRowsPerLoadB);
-    }
-  };
-  const auto buffer = [](int index) { return reinterpret_cast<T*>(dev::shared_memory() + index * Tile::kBufferBytes); };
-  const auto store = [&](int index) {
-    T* a = buffer(index);
-    T* b = a + Tile::kRows * Tile::kStrideA;
-#pragma unroll
-    for (int i = 0; i < Tile::kUnitsPerThreadA; ++i) {
-      T* address = a + (row_a + i * kRowsPerLoadA) * Tile::kStrideA + column_a;
-      const Bytes16 unit = operands.a_is_float ? ahead_a[i].as_operand() : ahead_a[i].unit[0];
-      dev::store_shared(reinterpret_cast<Bytes16*>(address), unit);
-    }
-#pragma unroll
-    for (int i = 0; i < Tile::kUnitsPerThreadB; ++i) {
-      T* address = b + (row_b + i * kRowsPerLoadB) * Tile::kStrideB + column_b;
-      float v[kElements<T>];
-#pragma unroll
-      for (int e = 0; e < kElements<T>; ++e) v[e] = factor_b[i] * unit_element<T>(ahead_b[i], e);
-      dev::store_shared(reinterpret_cast<Bytes16*>(address), make_unit<T>(v));
-    }
-  };
-
-  const int chunks = end > begin ? static_cast<int>((end - begin + Tile::kRows - 1) / Tile::kRows) : 0;
-  if (chunks > 0) {
-    load();
-    store(0);
-  }
-  dev::sync_block();
+  for (int i = 0; i < p.stages - 1; ++i) fetch();
+  int use = 0;
   for (int chunk = 0; chunk < chunks; ++chunk) {
-    const bool more = chunk + 1 < chunks;
-    if (more) load();
-    const T* a = buffer(chunk % 2);
-    multiply_tile<T, kWidth>(a, a + Tile::kRows * Tile::kStrideA, acc);
-    if (more) store((chunk + 1) % 2);  // last read before the previous barrier
-    dev::sync_block();
+    dev::copy_async_wait(p.stages - 2);
+    dev::sync_block();  // these rows have arrived for all, and all have left the stage filled next
+    fetch();
+    multiply_tile<T, kWidth>(reinterpret_cast<const T*>(stage(use)), rows_b(use),
+                             operands.b_is_scaled ? factors(use) : nullptr, acc);
+    if (++use == p.stages) use = 0;
   }
 
   const int m0 = dev::warp() % 4 * 32 + dev::lane() / 4;
@@ -254,26 +262,33 @@ PUMA_DEVICE void weight_gradient_part(const WeightGradientArguments& p, const Gr
 // One block per (matrix, channel tile, split).
 template <typename T, int kWidth>
 PUMA_DEVICE void weight_gradient(const WeightGradientArguments& p) {
+  dev::let_next_kernel_begin();
+  dev::wait_for_previous_kernel();
   const int split = static_cast<int>(dev::block() % p.splits);
   const int rest = static_cast<int>(dev::block() / p.splits);
   const bool is_up = rest >= p.channel_tiles;
   GradientOperands operands;
   operands.a = is_up ? p.grad : p.tokens;
-  operands.a_is_float = sizeof(T) < sizeof(float) && is_up && p.grad_is_float;
+  operands.a_is_compact = is_up && p.grad_is_compact;
   operands.b = is_up ? p.hidden : p.delta;
   operands.b_width = is_up ? p.width : kWidth;
-  operands.b_is_scaled = is_up;
+  operands.b_is_scaled = is_up && p.kept[1] == 0;  // else the sum is
   weight_gradient_part<T, kWidth>(p, operands, rest % p.channel_tiles, split,
                                   p.parts + dev::block() * (kChannelTile * kWidth));
 }
 
-// One block per (matrix, 32 channels, 32 columns of r): adds the parts in the order of the splits.
+// One block per (matrix, 32 channels, 32 columns of r), four neighbouring columns per thread: adds the parts in the
+// order of the splits.
 template <typename T, int kWidth>
 PUMA_DEVICE void weight_gradient_sum(const WeightGradientArguments& p) {
   constexpr int kTilesPerPart = kChannelTile / kReduceTile;
   constexpr int kWidthTiles = kWidth / kReduceTile;
   constexpr int kStride = kReduceTile + 1;
+  constexpr int kAtOnce = 8;  // loads under way
+  static_assert(kReduceThreads * 4 == kReduceTile * kReduceTile);
   auto* transposed = reinterpret_cast<float*>(dev::shared_memory());
+  dev::let_next_kernel_begin();
+  dev::wait_for_previous_kernel();
 
   int rest = static_cast<int>(dev::block());
   const int width_tile = rest % kWidthTiles;
@@ -283,34 +298,46 @@ PUMA_DEVICE void weight_gradient_sum(const WeightGradientArguments& p) {
   const int channel_tile = rest % p.channel_tiles;
   const bool is_up = rest >= p.channel_tiles;
 
-  const int x = dev::thread() % kReduceTile, y = dev::thread() / kReduceTile;
-  constexpr int kRowsAtOnce = kReduceThreads / kReduceTile;
-  const float* parts = p.parts + static_cast<int64_t>(rest) * p.splits * (kChannelTile * kWidth);
+  const int x = dev::thread() % (kReduceTile / 4) * 4, y = dev::thread() / (kReduceTile / 4);
+  const int row = in_part * kReduceTile + y, column = width_tile * kReduceTile + x;
+  constexpr int64_t kPart = kChannelTile * kWidth;
+  const float* parts = p.parts + rest * p.splits * kPart + row * kWidth + column;
+  float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+  for (int split = 0; split < p.splits; split += kAtOnce) {
+    Bytes16 unit[kAtOnce];
 #pragma unroll
-  for (int i = 0; i < kReduceTile; i += kRowsAtOnce) {
-    const int row = in_part * kReduceTile + y + i;
-    const int column = width_tile * kReduceTile + x;
-    const int index = row * kWidth + column;
-    float sum = 0.0f;
-    for (int s = 0; s < p.splits; ++s) sum += parts[static_cast<int64_t>(s) * (kChannelTile * kWidth) + index];
-    if (is_up) {
-      dev::store_shared(transposed + x * kStride + y + i, sum);
-    } else {
-      const int64_t channel = static_cast<int64_t>(channel_tile) * kChannelTile + row;
-      if (channel < p.channels && column < p.width) {
-        dev::from_arithmetic(sum, static_cast<T*>(p.grad_down)[channel * p.width + column]);
+    for (int i = 0; i < kAtOnce; ++i) {
+      unit[i] = split + i < p.splits ? dev::load_written16(parts + (split + i) * kPart) : Bytes16{{0, 0, 0, 0}};
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sum[e] += dev::bits_float(unit[i].word[e]);
+    }
+  }
+  const int64_t first_channel = static_cast<int64_t>(channel_tile) * kChannelTile + in_part * kReduceTile;
+  if (is_up) {
+    const float factor = p.kept[1] != 0 ? p.factor(0) : 1.0f;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) dev::store_shared(transposed + (x + e) * kStride + y, sum[e] * factor);
+  } else if (first_channel + y < p.channels) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if (column + e < p.width) {
+        dev::from_arithmetic(sum[e], static_cast<T*>(p.grad_down)[(first_channel + y) * p.width + column + e]);
       }
     }
   }
   if (!is_up) return;
   dev::sync_block();
 #pragma unroll
-  for (int i = 0; i < kReduceTile; i += kRowsAtOnce) {
-    const int column = width_tile * kReduceTile + y + i;
-    const int64_t channel = static_cast<int64_t>(channel_tile) * kChannelTile + in_part * kReduceTile + x;
-    if (channel < p.channels && column < p.width) {
-      dev::from_arithmetic(dev::load_shared(transposed + (y + i) * kStride + x),
-                           static_cast<T*>(p.grad_up)[column * p.channels + channel]);
+  for (int i = 0; i < 4; ++i) {
+    const int64_t channel = first_channel + dev::thread() % kReduceTile;
+    const int in_tile = dev::thread() / kReduceTile + i * (kReduceThreads / kReduceTile);
+    const int up_row = width_tile * kReduceTile + in_tile;
+    if (channel < p.channels && up_row < p.width) {
+      const float v = dev::load_shared(transposed + in_tile * kStride + dev::thread() % kReduceTile);
+      dev::from_arithmetic(v, static_cast<T*>(p.grad_up)[up_row * p.channels + channel]);
     }
   }
 }

@@ -85,6 +85,8 @@ class Block {
     epoch_ = 1;
     barrier_generation_ = 0;
     barrier_arrived_ = 0;
+    partial_generation_ = 0;
+    partial_arrived_ = 0;
     alive_ = threads;
     warps_.assign(threads / 32, Warp{});
     if (static_cast<int>(fibers_.size()) < threads) fibers_.resize(threads);
@@ -119,6 +121,21 @@ class Block {
       release_barrier();
     } else {
       wait(barrier_generation_);
+    }
+  }
+
+  // Of the first `count` threads. What they read and wrote before counts as seen by all: the others have to stay away
+  // from the same shared memory.
+  void partial_barrier(int count) {
+    if (count % 32 != 0 || current_ >= count) fail("a barrier of the first threads is met by another thread");
+    if (partial_arrived_ == 0) partial_count_ = count;
+    if (partial_count_ != count) fail("threads meet in a barrier with different counts");
+    if (++partial_arrived_ == count) {
+      partial_arrived_ = 0;
+      ++partial_generation_;
+      ++epoch_;
+    } else {
+      wait(partial_generation_);
     }
   }
 
@@ -179,6 +196,13 @@ class Block {
   }
   void write(const void* address, int bytes) {
     for_words(static_cast<const char*>(address), bytes, [&](Shadow& s) { note_write(s); });
+  }
+  // Needs no barrier against other atomics, but one against ordinary writes.
+  void atomic(const void* address, int bytes) {
+    for_words(static_cast<const char*>(address), bytes, [&](Shadow& s) {
+      if (s.in_flight) fail("shared memory is changed while a copy to it is under way");
+      if (s.write_epoch == epoch_ && s.writer != current_) fail("an atomic meets a write without a barrier in between");
+    });
   }
 
  private:
@@ -267,7 +291,8 @@ class Block {
 
   int threads_ = 0, current_ = 0, alive_ = 0, barrier_arrived_ = 0;
   int64_t block_ = 0, blocks_ = 0, shared_size_ = 0;
-  uint64_t barrier_generation_ = 0;
+  int partial_arrived_ = 0, partial_count_ = 0;
+  uint64_t barrier_generation_ = 0, partial_generation_ = 0;
   uint32_t epoch_ = 1;
   char* shared_ = nullptr;
   const std::function<void()>* body_ = nullptr;

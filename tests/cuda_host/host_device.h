@@ -93,6 +93,9 @@ inline int threads() { return host::block().threads(); }
 inline int64_t block() { return host::block().block(); }
 inline int64_t blocks() { return host::block().blocks(); }
 inline void sync_block() { host::block().barrier(); }
+inline void sync_first_threads(int count) { host::block().partial_barrier(count); }
+inline void wait_for_previous_kernel() {}
+inline void let_next_kernel_begin() {}
 inline char* shared_memory() { return host::block().shared(); }
 
 inline uint32_t ballot(bool predicate) {
@@ -121,6 +124,17 @@ inline T shuffle_xor(T value, int mask) {
   return value;
 }
 
+inline int first_lane(int value) {
+  host::Words mine{};
+  std::memcpy(mine.word, &value, sizeof(int));
+  const host::Words result =
+      host::block().collective("first_lane", mine, [](const host::Words* in, host::Words* out) {
+        for (int i = 0; i < 32; ++i) out[i] = in[0];
+      });
+  std::memcpy(&value, result.word, sizeof(int));
+  return value;
+}
+
 template <typename T>
 inline T load_shared(const T* address) {
   host::block().read(address, sizeof(T));
@@ -134,12 +148,20 @@ inline void store_shared(T* address, T value) {
   std::memcpy(address, &value, sizeof(T));
 }
 
+inline int add_shared(int32_t* counter, int value) {
+  host::block().atomic(counter, 4);
+  const int before = *counter;
+  *counter += value;
+  return before;
+}
+
 inline Bytes16 load_global16(const void* address) {
   host::require_aligned(address, 16);
   Bytes16 value;
   std::memcpy(&value, address, 16);
   return value;
 }
+inline Bytes16 load_written16(const void* address) { return load_global16(address); }
 inline void store_global16(void* address, Bytes16 value) {
   host::require_aligned(address, 16);
   std::memcpy(address, &value, 16);
@@ -150,14 +172,16 @@ inline void store_global8(void* address, float a, float b) {
   std::memcpy(address, pair, 8);
 }
 
-inline void copy_async16(void* shared, const void* global) {
+inline void copy_async16(void* shared, const void* global, bool inside = true) {
   host::require_aligned(global, 16);
+  alignas(16) static const char zeros[16] = {};
+  if (!inside) global = zeros;
   host::block().copy_async(static_cast<char*>(shared), static_cast<const char*>(global));
 }
 inline void copy_async_commit() { host::block().commit(); }
-template <int kPending>
-inline void copy_async_wait() {
-  host::block().wait_copies(kPending);
+inline void copy_async_wait(int pending) {
+  if (pending < 0 || pending > 4) host::fail("waiting leaves 0 to 4 groups under way");
+  host::block().wait_copies(static_cast<size_t>(pending));
 }
 
 inline Bytes16 load_matrices_transposed(const void* row) {
@@ -201,6 +225,7 @@ inline void mma_16x8x16(T type, float (&d)[4], uint32_t a0, uint32_t a1, uint32_
   });
 }
 
+inline uint32_t here(uint32_t v) { return v; }
 inline float bits_float(uint32_t bits) {
   float v;
   std::memcpy(&v, &bits, 4);

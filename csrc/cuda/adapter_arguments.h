@@ -1,0 +1,35 @@
+// What the adapter's main kernel is given. No device code.
+#pragma once
+
+#include <cstdint>
+
+#include "types.h"
+
+namespace puma {
+
+struct AdapterArguments {
+  const void* input;     // rows of the first product: tokens (T), or the gradient of the output (R)
+  const void* residual;  // forward: (R)
+  const void* branch;    // forward: added to the residual (R, or T if branch_is_narrow). Or null
+  bool branch_is_narrow;
+  void* output;          // forward: out (R); backward: gradient of the tokens (T), null if not wanted
+  const void* mask;      // backward: hidden (T), compacted rows of `width` elements
+  void* activation;      // forward: hidden (T), compacted rows of `width`; backward: delta (T), rows of kWidth. Or null
+  void* narrow_input;    // backward, where R is wider than T: the input as T, compacted rows of `channels`. Or null
+  const float* gate;     // (samples,) or null
+  const int32_t* kept;
+  const int32_t* order;
+  const Bytes16* weights;  // packed
+  int64_t samples;
+  int64_t tokens_per_sample;
+  int64_t channels;
+  int64_t padded_channels;
+  int width;      // r
+  float scale;
+  int stages;     // of the ring in shared memory
+  int lane_units; // units of one lane in a stage
+};
+
+inline constexpr int kTileRows = 16;  // of a warp
+
+}  // namespace puma
