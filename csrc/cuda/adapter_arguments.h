@@ -21,13 +21,13 @@ struct AdapterArguments {
   const int32_t* order;
   const Bytes16* weights;  // packed
   int64_t samples;
-  int64_t tokens_per_sample;
-  int64_t channels;
-  int64_t padded_channels;
-  int width;      // r
+  int tokens_per_sample;
+  int channels;
+  int padded_channels;
+  int width;       // r
   float scale;
-  int stages;     // of the ring in shared memory
-  int lane_units; // units of one lane in a stage
+  int stages;      // of the ring in shared memory
+  int lane_units;  // units of one lane in a stage
 };
 
 inline constexpr int kTileRows = 16;  // of a warp

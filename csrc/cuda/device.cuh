@@ -13,6 +13,13 @@
 
 namespace puma::dev {
 
+// Whether this code may use warpgroup.cuh. False in code for the host, which must not depend on it.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+inline constexpr bool kHasWarpgroups = true;
+#else
+inline constexpr bool kHasWarpgroups = false;
+#endif
+
 inline constexpr unsigned kFullWarp = 0xffffffffu;
 
 PUMA_DEVICE int thread() { return static_cast<int>(threadIdx.x); }
@@ -50,7 +57,7 @@ PUMA_DEVICE int first_lane(int value) { return __shfl_sync(kFullWarp, value, 0);
 
 // Dynamic shared memory of the block.
 PUMA_DEVICE char* shared_memory() {
-  extern __shared__ __align__(128) char puma_shared_memory[];
+  extern __shared__ __align__(1024) char puma_shared_memory[];
   return puma_shared_memory;
 }
 
@@ -188,5 +195,7 @@ PUMA_DEVICE float square_root(float v) { return sqrtf(v); }
 PUMA_DEVICE double square_root(double v) { return sqrt(v); }
 
 }  // namespace puma::dev
+
+#include "warpgroup.cuh"
 
 #endif  // PUMA_HOST_EXECUTION

@@ -48,7 +48,7 @@ template <typename T, typename R, bool kBackward>
 class DroppedSamples {
  public:
   PUMA_DEVICE DroppedSamples(const AdapterArguments& p, int64_t kept, int32_t* counter)
-      : p_(p), kept_(kept), counter_(counter), elements_(p.tokens_per_sample * p.channels),
+      : p_(p), kept_(kept), counter_(counter), elements_(static_cast<int64_t>(p.tokens_per_sample) * p.channels),
         chunks_per_sample_((elements_ + kChunk - 1) / kChunk) {}
 
   // Called by whole warps; returns when nothing is left.

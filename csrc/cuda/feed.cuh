@@ -19,57 +19,59 @@ inline constexpr int lane_units(int branch_units) {
   return 4 * (kResidualUnits + branch_units);
 }
 
-// Which rows the warps of a block work on: in each pass a warp has one tile of 16 rows, or none.
+// Which rows the warps of a block work on: in each pass a group of kTogether warps has a tile of 16 rows per warp, or
+// none. Rows of kept samples are fewer than 2^31 (sizes.h).
+template <int kTogether>
 struct Schedule {
-  int64_t slots;  // warps of all blocks
-  int64_t kept;
-  int64_t kept_rows;
-  int64_t tiles;
+  int slots;  // groups of all blocks
+  int kept;
+  int kept_rows;
+  int tiles;
   int steps;       // of one product
   int used_steps;  // per pass
 
   PUMA_DEVICE Schedule(const AdapterArguments& p, int step_columns)
-      : slots(dev::blocks() * (dev::threads() / 32)),
+      : slots(static_cast<int>(dev::blocks()) * (dev::threads() / (32 * kTogether))),
         kept(p.kept[0]),
         kept_rows(kept * p.tokens_per_sample),
-        tiles((kept_rows + kTileRows - 1) / kTileRows),
+        tiles(static_cast<int>((static_cast<unsigned>(kept_rows) + kTileRows * kTogether - 1) / (kTileRows * kTogether))),
         steps(static_cast<int>(p.padded_channels / step_columns)),
         used_steps(p.output != nullptr ? 2 * steps : steps) {}
 
   // Neighbouring tiles go to different multiprocessors, so that each gets its share of a remainder.
-  PUMA_DEVICE int64_t tile(int64_t pass) const { return pass * slots + dev::warp() * dev::blocks() + dev::block(); }
-  // Passes in which this warp has a tile.
-  PUMA_DEVICE int64_t passes() const {
-    const int64_t left = tiles - tile(0);
-    return left > 0 ? (left + slots - 1) / slots : 0;
+  PUMA_DEVICE int tile(int pass) const {
+    return pass * slots + dev::warp() / kTogether * static_cast<int>(dev::blocks()) + static_cast<int>(dev::block());
   }
-  // Passes in which the block's first warp has one: no other has more.
-  PUMA_DEVICE int64_t block_passes() const {
-    const int64_t left = tiles - dev::block();
-    return left > 0 ? (left + slots - 1) / slots : 0;
-  }
+  // The compacted row that this warp's tile begins with.
+  PUMA_DEVICE int first_row(int pass) const { return (tile(pass) * kTogether + dev::warp() % kTogether) * kTileRows; }
+  // Passes in which this warp has a tile, and those in which the block's first one has: no other has more.
+  PUMA_DEVICE int passes() const { return passes_from(tile(0)); }
+  PUMA_DEVICE int block_passes() const { return passes_from(static_cast<int>(dev::block())); }
   // Threads of the block whose warps have a tile: the first ones.
-  PUMA_DEVICE int active_threads(int64_t pass) const {
-    const int64_t left = tiles - pass * slots - dev::block();
-    const int64_t warps = left > 0 ? (left + dev::blocks() - 1) / dev::blocks() : 0;
-    return 32 * warps < dev::threads() ? static_cast<int>(32 * warps) : dev::threads();
+  PUMA_DEVICE int active_threads(int pass) const {
+    const int left = tiles - pass * slots - static_cast<int>(dev::block());
+    const int blocks = static_cast<int>(dev::blocks());
+    const int groups = left > 0 ? (left + blocks - 1) / blocks : 0;
+    return min_of(groups * 32 * kTogether, dev::threads());
   }
+
+ private:
+  PUMA_DEVICE static int min_of(int a, int b) { return a < b ? a : b; }
+  PUMA_DEVICE int passes_from(int first) const { return first < tiles ? (tiles - first + slots - 1) / slots : 0; }
 };
 
 // The compacted row a lane works on, and where its sample lies.
 struct RowOfLane {
-  bool valid = false;
-  int64_t compact = 0;  // row among the kept ones
-  int64_t full = 0;     // row among all
-  float factor = 0.0f;
+  bool valid;
+  int compact;    // row among the kept ones
+  int64_t full;   // row among all
+  float factor;
 
-  PUMA_DEVICE void locate(const AdapterArguments& p, int64_t row, int64_t kept_rows) {
-    valid = row < kept_rows;
-    full = 0;  // a row that exists, if none is wanted
+  PUMA_DEVICE RowOfLane(const AdapterArguments& p, int row, int kept_rows)
+      : valid(row < kept_rows), compact(row), full(0), factor(0.0f) {
     if (!valid) return;
-    const int64_t rank = row / p.tokens_per_sample;
+    const int rank = row / p.tokens_per_sample;
     const int64_t sample = p.order[rank];
-    compact = row;
     full = sample * p.tokens_per_sample + (row - rank * p.tokens_per_sample);
     factor = p.gate == nullptr ? p.scale : p.gate[sample] * p.scale;
   }
@@ -81,29 +83,30 @@ class Feed {
  public:
   using Packed = PackedWeights<T, kWidth>;
   using In = std::conditional_t<kBackward, R, T>;
+  using Plan = Schedule<kWarpsTogether<T>>;
 
-  PUMA_DEVICE Feed(const AdapterArguments& p, const Schedule& schedule)
+  PUMA_DEVICE Feed(const AdapterArguments& p, const Plan& schedule)
       : p_(p), schedule_(schedule), stage_bytes_(Packed::kStepBytes + dev::threads() * p.lane_units * 16),
         passes_(schedule.block_passes()), threads_(schedule.active_threads(0)) {
     locate();
     for (int i = 0; i < p.stages - 1; ++i) issue();
   }
 
-  PUMA_DEVICE static int column(int step, int q) {
-    return step * Packed::kStepColumns + q * kGroup<T> + dev::lane() % 4 * kElements<T>;
-  }
+  // This lane's first column in group 0 of step 0.
+  PUMA_DEVICE static int lane_column() { return dev::lane() % 4 * kElements<T>; }
 
   // Makes the next step's stage available to the warps that have a tile, which all call this.
   PUMA_DEVICE void next() {
     dev::copy_async_wait(p_.stages - 2);
+    if constexpr (uses_warpgroups<T>) dev::publish_operands();
     dev::sync_first_threads(threads_);  // this step has arrived for all, and all have left the stage filled next
     issue();
-    used_ = dev::shared_memory() + use_ * stage_bytes_;
-    if (++use_ == p_.stages) use_ = 0;
+    used_ = dev::shared_memory() + use_;
+    use_ = after(use_);
   }
   PUMA_DEVICE const Bytes16* weights() const { return reinterpret_cast<const Bytes16*>(used_); }
   // This lane's units, each 32 units behind the one before.
-  PUMA_DEVICE const Bytes16* units(int first) const { return units_of(used_, first); }
+  PUMA_DEVICE const Bytes16* units() const { return units_of(used_); }
 
   // After the last step of a pass: warps without a tile in the next one leave.
   PUMA_DEVICE void end_pass() {
@@ -115,39 +118,41 @@ class Feed {
     threads_ = stay;
   }
 
+  // First unit of the branch's (q, h) = (i / 2, i % 2): behind the residual's.
+  PUMA_DEVICE static int branch_unit(const AdapterArguments& p, int i) {
+    constexpr int kUnits = Stored<R, T>::kUnits;
+    return 4 * kUnits + (BranchUnit<T, R>::is_narrow(p) ? i : i * kUnits);
+  }
+
  private:
-  PUMA_DEVICE const Bytes16* units_of(const char* stage, int first) const {
-    const int lanes_first = dev::warp() * 32 * p_.lane_units + first * 32 + dev::lane();
+  PUMA_DEVICE const Bytes16* units_of(const char* stage) const {
+    const int lanes_first = dev::warp() * 32 * p_.lane_units + dev::lane();
     return reinterpret_cast<const Bytes16*>(stage + Packed::kStepBytes) + lanes_first;
   }
+  PUMA_DEVICE int after(int stage) const { return stage + stage_bytes_ < p_.stages * stage_bytes_ ? stage + stage_bytes_ : 0; }
+
   PUMA_DEVICE void locate() {
-    const int64_t row = schedule_.tile(pass_) * kTileRows + dev::lane() / 4;
+    const int row = schedule_.first_row(pass_) + dev::lane() / 4;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      RowOfLane place;
-      place.locate(p_, row + 8 * h, schedule_.kept_rows);
+      const RowOfLane place(p_, row + 8 * h, schedule_.kept_rows);
       valid_[h] = place.valid;
-      offset_[h] = place.full * p_.channels;
+      offset_[h] = place.full * p_.channels + lane_column();
     }
   }
 
   PUMA_DEVICE void issue() {
     if (pass_ < passes_) {
-      char* stage = dev::shared_memory() + fill_ * stage_bytes_;
-      const Bytes16* source = p_.weights + static_cast<int64_t>(step_) * Packed::kUnitsPerStep;
-      auto* weights = reinterpret_cast<Bytes16*>(stage);
-      for (int i = dev::thread(); i < Packed::kUnitsPerStep; i += threads_) {
-        dev::copy_async16(weights + i, source + i);
-      }
-      auto* units = const_cast<Bytes16*>(units_of(stage, 0));
+      char* stage = dev::shared_memory() + fill_;
       const bool second = step_ >= schedule_.steps;
+      const int column = (second ? step_ - schedule_.steps : step_) * Packed::kStepColumns;
+      auto* units = const_cast<Bytes16*>(units_of(stage));
 #pragma unroll
       for (int q = 0; q < 2; ++q) {
-        const int c = column(second ? step_ - schedule_.steps : step_, q);
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          const bool inside = valid_[h] && c < p_.channels;
-          const int64_t offset = inside ? offset_[h] + c : 0;
+          const bool inside = valid_[h] && column + q * kGroup<T> + lane_column() < p_.channels;
+          const int64_t offset = inside ? offset_[h] + column + q * kGroup<T> : 0;
           const int i = 2 * q + h;
           if (!second) {
             Stored<In, T>::copy_async(units + 32 * i * Stored<In, T>::kUnits, static_cast<const In*>(p_.input) + offset,
@@ -161,36 +166,32 @@ class Feed {
           }
         }
       }
-      if (++fill_ == p_.stages) fill_ = 0;
+      const Bytes16* source = p_.weights + step_ * Packed::kUnitsPerStep;
+#pragma unroll 4
+      for (int i = dev::thread(); i < Packed::kUnitsPerStep; i += threads_) {
+        dev::copy_async16(reinterpret_cast<Bytes16*>(stage) + i, source + i);
+      }
+      fill_ = after(fill_);
       if (++step_ == schedule_.used_steps) {
         step_ = 0;
-        ++pass_;
-        if (pass_ < passes_) locate();
+        if (++pass_ < passes_) locate();
       }
     }
     dev::copy_async_commit();  // also when empty: waiting counts groups
   }
 
- public:
-  // First unit of the branch's (q, h) = (i / 2, i % 2): behind the residual's.
-  PUMA_DEVICE static int branch_unit(const AdapterArguments& p, int i) {
-    constexpr int kUnits = Stored<R, T>::kUnits;
-    return 4 * kUnits + (BranchUnit<T, R>::is_narrow(p) ? i : i * kUnits);
-  }
-
- private:
   const AdapterArguments& p_;
-  const Schedule& schedule_;
+  const Plan& schedule_;
   const int stage_bytes_;
-  const int64_t passes_;  // of the block
+  const int passes_;  // of the block
   const char* used_ = nullptr;
   int threads_;  // that take part in this pass
-  int use_ = 0;  // stage of the next step
-  int64_t pass_used_ = 0;
-  // What is fetched next: step_ of pass_, into stage fill_.
+  int use_ = 0;  // stage of the next step: where it begins
+  int pass_used_ = 0;
+  // What is fetched next: step_ of pass_, into the stage at fill_.
   int fill_ = 0;
   int step_ = 0;
-  int64_t pass_ = 0;
+  int pass_ = 0;
   bool valid_[2];
   int64_t offset_[2];
 };

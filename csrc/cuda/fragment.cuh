@@ -21,6 +21,13 @@ inline constexpr int kGroup = 4 * kElements<T>;
 template <typename T>
 inline constexpr int kTilesPerGroup = kGroup<T> / 8;
 
+// Products of four warps at once (Hopper), else of one. float needs three products in place of one and keeps to the latter.
+template <typename T>
+inline constexpr bool uses_warpgroups = dev::kHasWarpgroups && sizeof(T) == 2;
+// Warps that go through their rows together.
+template <typename T>
+inline constexpr int kWarpsTogether = uses_warpgroups<T> ? 4 : 1;
+
 // Elements of a unit, as arithmetic values.
 template <typename T>
 PUMA_DEVICE float unit_element(const Bytes16& unit, int i) {
@@ -137,6 +144,14 @@ PUMA_DEVICE void in_short_run(float (&d)[4], const Function& function) {
   } else {
     function(d);
   }
+}
+
+// Operand a of products over half a group, of this lane's units of rows lane / 4 and lane / 4 + 8.
+struct Fragment {
+  uint32_t word[4];
+};
+PUMA_DEVICE Fragment fragment_half(const Bytes16 (&rows)[2], int half) {
+  return {{rows[0].word[2 * half], rows[1].word[2 * half], rows[0].word[2 * half + 1], rows[1].word[2 * half + 1]}};
 }
 
 // d (16 x 8) += a (16 x group) * b (group x 8). upper: this lane's unit of row lane / 4, lower: of row lane / 4 + 8;

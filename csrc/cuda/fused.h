@@ -115,9 +115,9 @@ class FusedAdapter {
     AdapterArguments a{};
     a.gate = static_cast<const float*>(gate);
     a.samples = s.samples;
-    a.tokens_per_sample = s.tokens_per_sample;
-    a.channels = s.channels;
-    a.padded_channels = padded_channels(s.channels, Packed::kStepColumns);
+    a.tokens_per_sample = static_cast<int>(s.tokens_per_sample);
+    a.channels = static_cast<int>(s.channels);
+    a.padded_channels = static_cast<int>(padded_channels(s.channels, Packed::kStepColumns));
     a.width = static_cast<int>(s.width);
     a.scale = static_cast<float>(scale);
     return a;

@@ -34,7 +34,7 @@ inline AdapterPlan plan_adapter(const DeviceLimits& device, const AdapterSizes& 
   const auto stage_bytes = [&](int warps) { return step_bytes + warps * 32 * lane_units * 16; };
   const int room = device.shared_bytes_per_block - kCounterBytes;
   int warps = most_warps;
-  while (warps > 1 && 2 * stage_bytes(warps) > room) --warps;
+  while (warps > 4 && 2 * stage_bytes(warps) > room) warps -= 4;  // four multiply together on some devices
   const int stages = std::clamp(room / stage_bytes(warps), 2, kMaxStages);
   const int64_t tiles = s.samples * divide_up(s.tokens_per_sample, kTileRows);  // kept or dropped: at most as many
   return {32 * warps, stages, stages * stage_bytes(warps) + kCounterBytes,

@@ -42,6 +42,33 @@ struct PackedWeights {
   static constexpr int kStepBytes = kUnitsPerStep * 16;
 };
 
+// What a unit holds: elements (k + pair_stride * (e / 2) + e % 2, n) of the matrix for e = 0 .. kElements<T> - 1.
+struct PackedUnit {
+  int k;
+  int n;
+  int pair_stride;
+};
+
+// The column that column `column` of tile `tile` of a product stands for, see fragment.cuh.
+template <typename T>
+PUMA_DEVICE int column_of(int tile, int column) {
+  return tile / kTilesPerGroup<T> * kGroup<T> + kElements<T> * (column / 2) + 2 * (tile % kTilesPerGroup<T>) + column % 2;
+}
+
+// Unit `index` of a run of products over groups of k, with n_tiles tiles of columns; k and n within the run.
+template <typename T>
+PUMA_DEVICE PackedUnit packed_unit(int index, int n_tiles) {
+  if constexpr (uses_warpgroups<T>) {
+    // Cores of 8 columns x 8 k: [group of k][half][low or high k][tile][column].
+    const int column = index % 8, tile = index / 8 % n_tiles, rest = index / 8 / n_tiles;
+    const int high = rest % 2, half = rest / 2 % 2, group = rest / 4;
+    return {group * kGroup<T> + 4 * half + 2 * high, column_of<T>(tile, column), kElements<T>};
+  } else {
+    const int lane = index % 32, tile = index / 32 % n_tiles, group = index / 32 / n_tiles;
+    return {group * kGroup<T> + lane % 4 * kElements<T>, column_of<T>(tile, lane / 4), 2};
+  }
+}
+
 PUMA_DEVICE double gate_of(const PrepareArguments& p, int64_t sample) {
   if (p.gate == nullptr) return 1.0;
   return p.gate_is_double ? static_cast<const double*>(p.gate)[sample] : static_cast<const float*>(p.gate)[sample];
@@ -111,48 +138,46 @@ PUMA_DEVICE void list_samples(const PrepareArguments& p) {
 }
 
 template <typename T>
-PUMA_DEVICE Bytes16 pack_unit(const WeightView& weight, int64_t k, int64_t n) {
-  const T* data = static_cast<const T*>(weight.data);
+PUMA_DEVICE Bytes16 pack_unit(const WeightView& weight, int64_t k, int64_t n, int pair_stride) {
+  const T* data = static_cast<const T*>(weight.data) + k * weight.k_stride + n * weight.n_stride;
   float v[kElements<T>];
 #pragma unroll
   for (int e = 0; e < kElements<T>; ++e) {
-    const bool inside = n < weight.n_size && k + e < weight.k_size;
-    v[e] = inside ? dev::to_arithmetic(data[(k + e) * weight.k_stride + n * weight.n_stride]) : 0.0f;
+    const int step = pair_stride * (e / 2) + e % 2;
+    v[e] = n < weight.n_size && k + step < weight.k_size ? dev::to_arithmetic(data[step * weight.k_stride]) : 0.0f;
   }
   return make_unit<T>(v);
 }
 
+// The matrices: first [step][unit], then second [step][unit]. A step of the first is 2 groups of C by all of r, one of the
+// second all of r by 2 groups of C; the products of a step go through k group by group.
 template <typename T, int kWidth>
 PUMA_DEVICE void prepare(const PrepareArguments& p) {
+  dev::let_next_kernel_begin();
   if (dev::block() == p.pack_blocks) {
     list_samples(p);
     return;
   }
-  constexpr int kTiles = kWidth / 8;
-  constexpr int kWidthGroups = kWidth / kGroup<T>;
   using Packed = PackedWeights<T, kWidth>;
+  constexpr int kGroupTiles = kTilesPerGroup<T>;
   const int64_t steps = p.padded_channels / Packed::kStepColumns;
   const int64_t units = 2 * steps * Packed::kUnitsPerStep;
   const int64_t stride = p.pack_blocks * kPrepareThreads;
   for (int64_t unit = dev::block() * kPrepareThreads + dev::thread(); unit < units; unit += stride) {
-    const int lane = static_cast<int>(unit % 32);
-    const int row = lane / 4, quarter = lane % 4;
-    int64_t rest = unit / 32;
-    const bool is_second = rest >= steps * 2 * kTiles;
-    if (is_second) rest -= steps * 2 * kTiles;
-    // first: [step][group of C][tile of r][lane]; second: [step][group of C][group of r][tile of C][lane]
-    const int64_t group_of_channels = rest / kTiles;
-    const int in_group = static_cast<int>(rest % kTiles);
-    const int tile = is_second ? in_group % kTilesPerGroup<T> : in_group;
-    const int column_in_group = kElements<T> * (row / 2) + 2 * (tile % kTilesPerGroup<T>) + row % 2;
-    if (is_second) {
-      const int group_of_width = in_group / kTilesPerGroup<T>;
-      static_assert(kWidthGroups * kTilesPerGroup<T> == kTiles);
-      p.packed[unit] = pack_unit<T>(p.second, group_of_width * kGroup<T> + quarter * kElements<T>,
-                                    group_of_channels * kGroup<T> + column_in_group);
+    const int64_t step = unit / Packed::kUnitsPerStep;
+    const int index = static_cast<int>(unit % Packed::kUnitsPerStep);
+    if (step < steps) {
+      const PackedUnit u = packed_unit<T>(index, kWidth / 8);
+      p.packed[unit] = pack_unit<T>(p.first, step * Packed::kStepColumns + u.k, u.n, u.pair_stride);
+    } else if constexpr (uses_warpgroups<T>) {
+      const PackedUnit u = packed_unit<T>(index, 2 * kGroupTiles);
+      p.packed[unit] = pack_unit<T>(p.second, u.k, (step - steps) * Packed::kStepColumns + u.n, u.pair_stride);
     } else {
-      p.packed[unit] = pack_unit<T>(p.first, group_of_channels * kGroup<T> + quarter * kElements<T>,
-                                    tile / kTilesPerGroup<T> * kGroup<T> + column_in_group);
+      // One group of C after the other, so that few accumulators are needed at once.
+      constexpr int kHalf = Packed::kUnitsPerStep / 2;
+      const PackedUnit u = packed_unit<T>(index % kHalf, kGroupTiles);
+      const int64_t n = (step - steps) * Packed::kStepColumns + index / kHalf * kGroup<T> + u.n;
+      p.packed[unit] = pack_unit<T>(p.second, u.k, n, u.pair_stride);
     }
   }
 }

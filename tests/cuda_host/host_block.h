@@ -52,7 +52,7 @@ struct Fiber {
 };
 
 struct Words {
-  uint32_t word[10];
+  uint32_t word[16];  // of one lane
 };
 
 struct Warp {
@@ -61,6 +61,12 @@ struct Warp {
   uint64_t generation = 0;
   Words in[32];
   Words out[2][32];  // by parity of the generation: the next operation may begin before all have read
+};
+
+struct Group {
+  int arrived = 0;
+  const char* operation = nullptr;
+  uint64_t generation = 0;
 };
 
 // Last accesses of one 4-byte word of shared memory. Epochs count barriers, from 1.
@@ -89,6 +95,7 @@ class Block {
     partial_arrived_ = 0;
     alive_ = threads;
     warps_.assign(threads / 32, Warp{});
+    groups_.assign(threads / 128 + 1, Group{});
     if (static_cast<int>(fibers_.size()) < threads) fibers_.resize(threads);
     for (int i = 0; i < threads; ++i) start(i);
 
@@ -156,6 +163,19 @@ class Block {
       wait(warp.generation);
     }
     return warp.out[generation % 2][lane];
+  }
+
+  // Four warps meet; the first of them is a multiple of four.
+  void warpgroup(const char* operation) {
+    Group& group = groups_[current_ / 128];
+    if (group.arrived == 0) group.operation = operation;
+    if (group.operation != operation) fail("the warps of a warpgroup meet in different operations");
+    if (++group.arrived == 128) {
+      group.arrived = 0;
+      ++group.generation;
+    } else {
+      wait(group.generation);
+    }
   }
 
   void copy_async(char* destination, const char* source) {
@@ -298,6 +318,7 @@ class Block {
   const std::function<void()>* body_ = nullptr;
   std::vector<std::unique_ptr<Fiber>> fibers_;
   std::vector<Warp> warps_;
+  std::vector<Group> groups_;
   std::vector<Shadow> shadow_;
   ucontext_t scheduler_{};
   void* scheduler_fake_stack_ = nullptr;

@@ -10,7 +10,14 @@
 
 #define PUMA_DEVICE inline
 
+// The build decides which of the two kinds of tensor-core products the kernels run with.
+#ifndef PUMA_WARPGROUPS
+#define PUMA_WARPGROUPS 0
+#endif
+
 namespace puma::dev {
+
+inline constexpr bool kHasWarpgroups = PUMA_WARPGROUPS != 0;
 
 namespace host {
 
@@ -274,5 +281,84 @@ inline float exponential(float v) { return std::exp(v); }
 inline double exponential(double v) { return std::exp(v); }
 inline float square_root(float v) { return std::sqrt(v); }
 inline double square_root(double v) { return std::sqrt(v); }
+
+// Hopper's products of four warps, see warpgroup.cuh. Each warp's rows depend on its own part of a only, so a warp
+// computes its 16 rows; that all four come along is checked.
+namespace host {
+
+template <typename Element>
+inline uint16_t shared_half(const Element* address) {
+  uint16_t bits;
+  block().read(address, 2);
+  std::memcpy(&bits, address, 2);
+  return bits;
+}
+
+// One warp's 16 x 8 tiles: d += a (16 x 16) * b; b(k, n) gives an element.
+template <typename T, int kTiles, typename B>
+inline void multiply_rows(T type, float (&d)[kTiles][4], const float (&a)[2][16], const B& b) {
+  for (int j = 0; j < kTiles; ++j) {
+    for (int i = 0; i < 4; ++i) {
+      double sum = d[j][i];
+      for (int k = 0; k < 16; ++k) sum += static_cast<double>(a[i / 2][k]) * operand(type, b(k, j * 8 + lane() % 4 * 2 + i % 2), 0);
+      d[j][i] = static_cast<float>(sum);
+    }
+  }
+}
+
+}  // namespace host
+
+inline void warpgroup_begin() { host::block().warpgroup("begin"); }
+template <int kTiles>
+inline void warpgroup_end(float (&)[kTiles][4]) {
+  host::block().warpgroup("end");
+}
+inline void publish_operands() {}
+
+template <typename T, int kTiles>
+inline void warpgroup_product(T type, float (&d)[kTiles][4], const uint32_t (&a)[4], const Bytes16* b, bool accumulate) {
+  // The pairs of rows lane / 4 and lane / 4 + 8, from the fragments of the four lanes that hold them.
+  host::Words mine{};
+  std::memcpy(mine.word, a, sizeof(a));
+  const host::Words pairs =
+      host::block().collective("warpgroup product", mine, [](const host::Words* in, host::Words* out) {
+        constexpr int kWordOf[4] = {0, 2, 1, 3};  // row, k: (g, low), (g, high), (g + 8, low), (g + 8, high)
+        for (int i = 0; i < 32; ++i) {
+          for (int w = 0; w < 4; ++w) {
+            for (int t = 0; t < 4; ++t) out[i].word[4 * w + t] = in[i / 4 * 4 + t].word[kWordOf[w]];
+          }
+        }
+      });
+  float rows[2][16];
+  for (int h = 0; h < 2; ++h) {
+    for (int k = 0; k < 16; ++k) rows[h][k] = host::operand(type, pairs.word[8 * h + k / 2], k % 2);
+  }
+  if (!accumulate) std::memset(d, 0, sizeof(d));
+  host::multiply_rows(type, d, rows, [&](int k, int n) -> uint32_t {
+    const char* core = reinterpret_cast<const char*>(b) + k / 8 * (kTiles * 128) + n / 8 * 128;
+    return host::shared_half(reinterpret_cast<const T*>(core + n % 8 * 16 + k % 8 * 2));
+  });
+  host::block().warpgroup("product");
+}
+
+template <typename T, int kTiles>
+inline void warpgroup_product_transposed(T type, float (&d)[kTiles][4], const void* a, const void* b, int b_block) {
+  if ((static_cast<const char*>(a) - shared_memory()) % 1024 != 0 || (static_cast<const char*>(b) - shared_memory()) % 1024 != 0) {
+    host::fail("a swizzled operand does not begin at a multiple of 1024 bytes");
+  }
+  const auto element = [](const void* base, int block_bytes, int k, int column) -> uint32_t {
+    const int unit = column % 64 / 8;
+    const char* row = static_cast<const char*>(base) + column / 64 * block_bytes + k * 128;
+    return host::shared_half(reinterpret_cast<const T*>(row + (unit ^ k % 8) * 16 + column % 8 * 2));
+  };
+  float rows[2][16];
+  for (int h = 0; h < 2; ++h) {
+    for (int k = 0; k < 16; ++k) {
+      rows[h][k] = host::operand(type, element(a, 0, k, warp() % 4 * 16 + lane() / 4 + 8 * h), 0);
+    }
+  }
+  host::multiply_rows(type, d, rows, [&](int k, int n) { return element(b, b_block, k, n); });
+  host::block().warpgroup("product");
+}
 
 }  // namespace puma::dev
