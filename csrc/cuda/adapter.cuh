@@ -4,18 +4,21 @@
 //   backward:  delta = (hidden > 0) * factor * (grad @ up^T);   grad_tokens = delta @ down^T
 //
 // Only rows of kept samples are computed, compacted: row i is row i % N of the (i / N)-th kept sample. A warp owns 16
-// rows from input to output (four together 64, where they multiply together); the accumulators of the first product are the second one's operand, in registers. What is
-// multiplied streams through shared memory (feed.cuh). Dropped samples are copied (forward) or zeroed (backward) by the
-// warps that have no rows left, meanwhile (dropped.cuh).
+// rows from input to output (four together 64, where they multiply together); the accumulators of the first product are
+// the second one's operand, in registers. Activations are read straight into registers, some steps ahead. Warps share
+// nothing but the weights (weight_stream.cuh). Dropped samples are copied (forward) or zeroed (backward) by the warps
+// that have no rows left, meanwhile (dropped.cuh).
 #pragma once
 
-#include "feed.cuh"
+#include "dropped.cuh"
+#include "weight_stream.cuh"
 
 namespace puma {
 
 // As many warps as the registers allow without spilling: float operands take twice the registers.
-template <typename T, typename R, int kWidth, bool kBackward>
-inline constexpr int kAdapterWarps = sizeof(T) == 4 || (kWidth > 64 && kBackward && sizeof(R) == 4) ? 8 : 12;
+template <typename T, typename R, int kWidth, bool kBackward, Branch kBranch>
+inline constexpr int kAdapterWarps =
+    sizeof(T) == 4 || (kWidth > 64 && sizeof(R) == 4 && (kBackward || kBranch == Branch::kWide)) ? 8 : 12;
 
 // A unit of a row of `width` elements from column on; rows need not be aligned.
 template <typename T>
@@ -39,25 +42,28 @@ PUMA_DEVICE void store_row_unit(T* row, int column, int width, bool aligned, con
   }
 }
 
-// Where the input goes as T, in the backward on a wider R: compacted rows.
-template <typename T, typename R, bool kBackward>
-struct NarrowRows {
-  T* row[2];
+// Steps that a lane reads ahead of use: two of a half type where the registers allow, as many bytes of float.
+template <typename T, typename S>
+inline constexpr int kAhead = uses_warpgroups<T> && sizeof(S) == 2 ? 2 : 1;
 
-  PUMA_DEVICE NarrowRows(const AdapterArguments& p, int first_row, int kept_rows) {
-    if constexpr (kBackward && !same_type<R, T>) {
+// What a lane reads of its two rows, step by step: units (group q, row h). S: type in memory.
+template <typename S, typename T, int kSteps>
+struct RowReader {
+  Stored<S, T> ahead[kSteps][2][2];
+
+  // column: that of the step. Columns behind the last one are zeros: their weights are, but not what lies there.
+  PUMA_DEVICE void read(const void* rows, const LanePlace& place, int slot, int column) {
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int64_t compact = first_row + dev::lane() / 4 + 8 * h;
-        const bool wanted = p.narrow_input != nullptr && compact < kept_rows;
-        row[h] = wanted ? static_cast<T*>(p.narrow_input) + compact * p.channels : nullptr;
-      }
-    }
+    for (int q = 0; q < 2; ++q) read_group(rows, place, slot, column, q);
   }
-  PUMA_DEVICE void store(const AdapterArguments& p, int h, int column, const Bytes16& unit) const {
-    if constexpr (kBackward && !same_type<R, T>) {
-      column += dev::lane() % 4 * kElements<T>;
-      if (row[h] != nullptr && column < p.channels) dev::store_global16(row[h] + column, unit);
+  PUMA_DEVICE void read_group(const void* rows, const LanePlace& place, int slot, int column, int q) {
+    const bool whole = column + 2 * kGroup<T> <= place.columns_left;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const S* row = static_cast<const S*>(rows) + (place.offset[h] + column);
+      Stored<S, T>& to = ahead[slot][q][h];
+      if (!whole) to.clear();
+      if (whole || column + q * kGroup<T> < place.columns_left) to.load(row + q * kGroup<T>);
     }
   }
 };
@@ -66,48 +72,77 @@ struct NarrowRows {
 template <typename T, int kWidth>
 using HiddenUnits = Bytes16[kWidth / kGroup<T>][2];
 
-// sums (16 x kWidth) = input @ first weights.
+template <typename T>
+PUMA_DEVICE void save_operand(const AdapterArguments& p, const LanePlace& place, int column,
+                              const Bytes16 (&operand)[2][2]) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    if (!place.valid(h)) continue;
+    const int64_t row = place.compact + 8 * h;
+    T* saved = static_cast<T*>(p.narrow_input) + row * p.channels + (p.channels - place.columns_left) + column;
+#pragma unroll
+    for (int q = 0; q < 2; ++q) {
+      if (column + q * kGroup<T> < place.columns_left) dev::store_global16(saved + q * kGroup<T>, operand[q][h]);
+    }
+  }
+}
+
+// sums (16 x kWidth) = input @ first weights. In the backward on a wider R, the input is also saved as T.
 template <typename T, typename R, int kWidth, bool kBackward>
-PUMA_DEVICE void first_product(const AdapterArguments& p, int steps, Feed<T, R, kWidth, kBackward>& feed,
-                               const NarrowRows<T, R, kBackward>& narrow, float (&sums)[kWidth / 8][4]) {
-  using In = typename Feed<T, R, kWidth, kBackward>::In;
+PUMA_DEVICE void first_product(const AdapterArguments& p, WeightStream<T, kWidth>& stream,
+                               const LanePlace& place, float (&sums)[kWidth / 8][4]) {
+  using In = std::conditional_t<kBackward, R, T>;
   constexpr int kTiles = kWidth / 8;
+  constexpr int kStepColumns = PackedWeights<T, kWidth>::kStepColumns;
+  constexpr int kSteps = kAhead<T, In>;
+  const int steps = stream.steps(p);
+  RowReader<In, T, kSteps> input;
+#pragma unroll
+  for (int a = 0; a < kSteps; ++a) {
+    if (a < steps) input.read(p.input, place, a, a * kStepColumns);
+  }
 #pragma unroll
   for (int j = 0; j < kTiles; ++j) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) sums[j][i] = 0.0f;
   }
-  for (int step = 0; step < steps; ++step) {
-    feed.next();
-    Bytes16 operand[2][2];
+#pragma unroll 1
+  for (int first = 0; first < steps; first += kSteps) {
 #pragma unroll
-    for (int q = 0; q < 2; ++q) {
+    for (int a = 0; a < kSteps; ++a) {
+      const int step = first + a;
+      if (step >= steps) break;
+      Bytes16 operand[2][2];
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        Stored<In, T> input;
-        input.load_shared(feed.units() + 32 * (2 * q + h) * Stored<In, T>::kUnits);
-        operand[q][h] = input.as_operand();
-        narrow.store(p, h, step * PackedWeights<T, kWidth>::kStepColumns + q * kGroup<T>, operand[q][h]);
+      for (int q = 0; q < 2; ++q) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) operand[q][h] = input.ahead[a][q][h].as_operand();
       }
-    }
-    if constexpr (uses_warpgroups<T>) {
-      dev::warpgroup_begin();
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const Bytes16* b = feed.weights() + i * (2 * 8 * kTiles);
-        dev::warpgroup_product(T{}, sums, fragment_half(operand[i / 2], i % 2).word, b, true);
+      if (step + kSteps < steps) input.read(p.input, place, a, (step + kSteps) * kStepColumns);
+      if constexpr (kBackward && !same_type<In, T>) {
+        if (p.narrow_input != nullptr) save_operand<T>(p, place, step * kStepColumns, operand);
       }
-      dev::warpgroup_end(sums);
-    } else {
+      const Bytes16* weights = stream.next(p);
+      if constexpr (uses_warpgroups<T>) {
+        dev::warpgroup_begin();
 #pragma unroll
-      for (int j = 0; j < kTiles; ++j) {
-        in_short_run<T>(sums[j], [&](float (&d)[4]) {
+        for (int i = 0; i < 4; ++i) {
+          const Bytes16* b = weights + i * (2 * 8 * kTiles);
+          dev::warpgroup_product(T{}, sums, fragment_half(operand[i / 2], i % 2).word, b, kTiles, true);
+        }
+        dev::warpgroup_end(sums);
+      } else {
 #pragma unroll
-          for (int q = 0; q < 2; ++q) {
-            const Bytes16 b = dev::load_shared(feed.weights() + (q * kTiles + j) * 32 + dev::lane());
-            mma_group<T>(d, operand[q][0], operand[q][1], b);
-          }
-        });
+        for (int j = 0; j < kTiles; ++j) {
+          if (sizeof(T) == 4 && j % 4 == 0) dev::sync_warp();  // as above
+          in_short_run<T>(sums[j], [&](float (&d)[4]) {
+#pragma unroll
+            for (int q = 0; q < 2; ++q) {
+              const Bytes16 b = dev::load_shared(weights + (q * kTiles + j) * 32 + dev::lane());
+              mma_group<T>(d, operand[q][0], operand[q][1], b);
+            }
+          });
+        }
       }
     }
   }
@@ -115,7 +150,7 @@ PUMA_DEVICE void first_product(const AdapterArguments& p, int steps, Feed<T, R, 
 
 // The activation, or its gradient: rounded to T and saved.
 template <typename T, int kWidth, bool kBackward>
-PUMA_DEVICE void activate(const AdapterArguments& p, const RowOfLane (&row)[2], const float (&sums)[kWidth / 8][4],
+PUMA_DEVICE void activate(const AdapterArguments& p, const LanePlace& place, const float (&sums)[kWidth / 8][4],
                           HiddenUnits<T, kWidth>& hidden) {
   const bool rows_aligned = p.width % kElements<T> == 0;
 #pragma unroll
@@ -127,29 +162,35 @@ PUMA_DEVICE void activate(const AdapterArguments& p, const RowOfLane (&row)[2], 
       accumulator_row<T>(sums + g * kTilesPerGroup<T>, h, v);
       if constexpr (kBackward) {
         Bytes16 saved{{0, 0, 0, 0}};
-        if (row[h].valid) {
-          const T* mask = static_cast<const T*>(p.mask) + static_cast<int64_t>(row[h].compact) * p.width;
+        if (place.valid(h)) {
+          const T* mask = static_cast<const T*>(p.mask) + static_cast<int64_t>(place.compact + 8 * h) * p.width;
           saved = load_row_unit(mask, column, p.width, rows_aligned);
         }
 #pragma unroll
         for (int e = 0; e < kElements<T>; ++e) {
-          v[e] = unit_element<T>(saved, e) > 0.0f ? v[e] * row[h].factor : 0.0f;
+          v[e] = unit_element<T>(saved, e) > 0.0f ? v[e] * place.factor[h] : 0.0f;
         }
       } else {
 #pragma unroll
         for (int e = 0; e < kElements<T>; ++e) v[e] = v[e] < 0.0f ? 0.0f : v[e];  // NaN stays
       }
       hidden[g][h] = make_unit<T>(v);
-      if (p.activation != nullptr && row[h].valid) {
+      if (p.activation != nullptr && place.valid(h)) {
         const int width = kBackward ? kWidth : p.width;
-        T* activation = static_cast<T*>(p.activation) + static_cast<int64_t>(row[h].compact) * width;
+        T* activation = static_cast<T*>(p.activation) + static_cast<int64_t>(place.compact + 8 * h) * width;
         store_row_unit(activation, column, width, kBackward || rows_aligned, hidden[g][h]);
       }
     }
   }
 }
 
-// product (16 x kTiles * 8) = hidden @ weights, which begin with the packed unit `weights`.
+// Where the second matrix's weights of group q begin in a step.
+template <typename T, int kWidth>
+PUMA_DEVICE constexpr int second_weights(int q) {
+  return q * (uses_warpgroups<T> ? kTilesPerGroup<T> * 8 : PackedWeights<T, kWidth>::kUnitsPerStep / 2);
+}
+
+// product (16 x kTiles * 8) = hidden @ weights, some of the step's tiles.
 template <typename T, int kWidth, int kTiles>
 PUMA_DEVICE void multiply_hidden(const HiddenUnits<T, kWidth>& hidden, const Bytes16* weights,
                                  float (&product)[kTiles][4]) {
@@ -158,8 +199,9 @@ PUMA_DEVICE void multiply_hidden(const HiddenUnits<T, kWidth>& hidden, const Byt
     dev::warpgroup_begin();
 #pragma unroll
     for (int i = 0; i < 2 * kWidthGroups; ++i) {
-      const Bytes16* b = weights + i * (2 * 8 * kTiles);
-      dev::warpgroup_product(T{}, product, fragment_half(hidden[i / 2], i % 2).word, b, i > 0);
+      constexpr int kAllTiles = 2 * kTilesPerGroup<T>;
+      const Bytes16* b = weights + i * (2 * 8 * kAllTiles);
+      dev::warpgroup_product(T{}, product, fragment_half(hidden[i / 2], i % 2).word, b, kAllTiles, i > 0);
     }
     dev::warpgroup_end(product);
   } else {
@@ -170,6 +212,7 @@ PUMA_DEVICE void multiply_hidden(const HiddenUnits<T, kWidth>& hidden, const Byt
     }
 #pragma unroll
     for (int g = 0; g < kWidthGroups; ++g) {
+      dev::sync_warp();  // as in the first product
       const Bytes16 upper = split_here<T>(hidden[g][0]), lower = split_here<T>(hidden[g][1]);
 #pragma unroll
       for (int j = 0; j < kTiles; ++j) {
@@ -180,46 +223,83 @@ PUMA_DEVICE void multiply_hidden(const HiddenUnits<T, kWidth>& hidden, const Byt
   }
 }
 
-// output = hidden @ second weights, in the forward residual + branch + factor times that; a step of columns at a time.
-template <typename T, typename R, int kWidth, bool kBackward>
-PUMA_DEVICE void second_product(const AdapterArguments& p, int steps, Feed<T, R, kWidth, kBackward>& feed,
-                                const RowOfLane (&row)[2], const HiddenUnits<T, kWidth>& hidden) {
+// What is added to the second product: the residual and the branch, in the forward.
+template <typename T, typename R, Branch kBranch>
+class Addends {
+  using B = std::conditional_t<kBranch == Branch::kNarrow, T, R>;
+  static constexpr bool kHasBranch = kBranch != Branch::kNone;
+
+ public:
+  PUMA_DEVICE void read_group(const AdapterArguments& p, const LanePlace& place, int column, int q) {
+    residual_.read_group(p.residual, place, 0, column, q);
+    if constexpr (kHasBranch && sizeof(T) < 4) branch_.read_group(p.branch, place, 0, column, q);
+  }
+  // float's branch: registers do not last for both.
+  PUMA_DEVICE void read_late(const AdapterArguments& p, const LanePlace& place, int column, int q) {
+    if constexpr (kHasBranch && sizeof(T) == 4) branch_.read_group(p.branch, place, 0, column, q);
+  }
+  // v = residual + branch + factor * v
+  PUMA_DEVICE void join(int q, int h, float factor, float (&v)[kElements<T>]) const {
+#pragma unroll
+    for (int e = 0; e < kElements<T>; ++e) {
+      v[e] = residual_.ahead[0][q][h].element(e) + factor * v[e];
+      if constexpr (kHasBranch) v[e] += branch_.ahead[0][q][h].element(e);
+    }
+  }
+
+ private:
+  RowReader<R, T, 1> residual_;
+  RowReader<B, T, 1> branch_;
+};
+
+template <typename T>
+struct NoAddends {
+  PUMA_DEVICE void read_group(const AdapterArguments&, const LanePlace&, int, int) {}
+  PUMA_DEVICE void read_late(const AdapterArguments&, const LanePlace&, int, int) {}
+  PUMA_DEVICE void join(int, int, float, float (&)[kElements<T>]) const {}
+};
+
+// output = hidden @ second weights, joined with the residual and the branch in the forward; a step of columns at a time.
+template <typename T, typename R, int kWidth, bool kBackward, Branch kBranch>
+PUMA_DEVICE void second_product(const AdapterArguments& p, WeightStream<T, kWidth>& stream,
+                                const LanePlace& place, const HiddenUnits<T, kWidth>& hidden) {
   using Out = std::conditional_t<kBackward, T, R>;
   using Packed = PackedWeights<T, kWidth>;
   constexpr int kGroupTiles = kTilesPerGroup<T>;
-  constexpr int kGroupsAtOnce = uses_warpgroups<T> ? 2 : 1;
-  Out* out[2];
+  constexpr int kGroupsAtOnce = uses_warpgroups<T> && sizeof(R) == sizeof(T) ? 2 : 1;  // else registers are too few
+  const int steps = stream.steps(p);
+  std::conditional_t<kBackward, NoAddends<T>, Addends<T, R, kBranch>> addends;
+  // Each group of columns is read one step ahead; float's products take long enough for its own.
+  constexpr bool kReadsAhead = sizeof(T) < 4;
+  if (kReadsAhead) {
 #pragma unroll
-  for (int h = 0; h < 2; ++h) out[h] = static_cast<Out*>(p.output) + row[h].full * p.channels + feed.lane_column();
+    for (int q = 0; q < 2; ++q) addends.read_group(p, place, 0, q);
+  }
+#pragma unroll 1
   for (int step = 0; step < steps; ++step) {
-    feed.next();
-    const Bytes16* units = feed.units();
+    const Bytes16* weights = stream.next(p);
 #pragma unroll
     for (int q0 = 0; q0 < 2; q0 += kGroupsAtOnce) {
+      if (!kReadsAhead) addends.read_group(p, place, step * Packed::kStepColumns, q0);
       float product[kGroupsAtOnce * kGroupTiles][4];
-      multiply_hidden<T, kWidth>(hidden, feed.weights() + q0 * (Packed::kUnitsPerStep / 2), product);
+      multiply_hidden<T, kWidth>(hidden, weights + second_weights<T, kWidth>(q0), product);
 #pragma unroll
       for (int q = q0; q < q0 + kGroupsAtOnce; ++q) {
         const int column = step * Packed::kStepColumns + q * kGroup<T>;
+        addends.read_late(p, place, step * Packed::kStepColumns, q);
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           float v[kElements<T>];
           accumulator_row<T>(product + (q - q0) * kGroupTiles, h, v);
-          if constexpr (!kBackward) {
-            Stored<R, T> residual;
-            residual.load_shared(units + 32 * (2 * q + h) * Stored<R, T>::kUnits);
-#pragma unroll
-            for (int e = 0; e < kElements<T>; ++e) v[e] = residual.element(e) + row[h].factor * v[e];
-            if (p.branch != nullptr) {
-              BranchUnit<T, R> branch;
-              branch.load_shared(p, units + 32 * feed.branch_unit(p, 2 * q + h));
-#pragma unroll
-              for (int e = 0; e < kElements<T>; ++e) v[e] += branch.element(p, e);
-            }
-          }
+          addends.join(q, h, place.factor[h], v);
           Stored<Out, T> result;
           result.set(v);
-          if (row[h].valid && column + feed.lane_column() < p.channels) result.store(out[h] + column);
+          if (place.valid(h) && column < place.columns_left) {
+            result.store(static_cast<Out*>(p.output) + (place.offset[h] + column));
+          }
+        }
+        if (kReadsAhead && step + 1 < steps) {
+          addends.read_group(p, place, (step + 1) * Packed::kStepColumns, q);
         }
       }
     }
@@ -227,35 +307,34 @@ PUMA_DEVICE void second_product(const AdapterArguments& p, int steps, Feed<T, R,
 }
 
 // T: type of tokens, weights and activation; R: type of the residual stream; kWidth: r, padded.
-template <typename T, typename R, int kWidth, bool kBackward>
+template <typename T, typename R, int kWidth, bool kBackward, Branch kBranch>
 PUMA_DEVICE void adapter(const AdapterArguments& p) {
-  using Packed = PackedWeights<T, kWidth>;
+  using Stream = WeightStream<T, kWidth>;
   dev::let_next_kernel_begin();
-  dev::wait_for_previous_kernel();
-  // Behind the ring.
-  auto* counter = reinterpret_cast<int32_t*>(
-      dev::shared_memory() + p.stages * (Packed::kStepBytes + dev::threads() * p.lane_units * 16));
-  if (dev::thread() == 0) dev::store_shared(counter, 0);
+  if (dev::thread() == 0) {
+    dev::store_shared(&adapter_control()->next_chunk, 0);
+    Stream::set_up(p);
+  }
   dev::sync_block();
+  dev::wait_for_previous_kernel();
 
-  const Schedule<kWarpsTogether<T>> schedule(p, Packed::kStepColumns);
-  const int passes = schedule.passes();
+  using Plan = typename Stream::Plan;
+  const int passes = Plan(p).passes();
   if (passes > 0) {
-    Feed<T, R, kWidth, kBackward> feed(p, schedule);
+    Stream stream(p, Plan(p));
     for (int pass = 0; pass < passes; ++pass) {
-      const int first_row = schedule.first_row(pass);
+      const LanePlace place(p, Plan::first_row(pass), Plan(p).kept_rows, kElements<T>);
       float sums[kWidth / 8][4];
-      first_product<T, R, kWidth, kBackward>(
-          p, schedule.steps, feed, NarrowRows<T, R, kBackward>(p, first_row, schedule.kept_rows), sums);
-      const int lane_row = first_row + dev::lane() / 4;
-      const RowOfLane row[2] = {{p, lane_row, schedule.kept_rows}, {p, lane_row + 8, schedule.kept_rows}};
+      first_product<T, R, kWidth, kBackward>(p, stream, place, sums);
       HiddenUnits<T, kWidth> hidden;
-      activate<T, kWidth, kBackward>(p, row, sums, hidden);
-      if (p.output != nullptr) second_product<T, R, kWidth, kBackward>(p, schedule.steps, feed, row, hidden);
-      feed.end_pass();
+      activate<T, kWidth, kBackward>(p, place, sums, hidden);
+      if (p.output != nullptr) second_product<T, R, kWidth, kBackward, kBranch>(p, stream, place, hidden);
+      stream.end_pass(p, pass);
     }
   }
-  if (p.output != nullptr) DroppedSamples<T, R, kBackward>(p, schedule.kept, counter).move();
+  if (p.output != nullptr) {
+    DroppedSamples<T, R, kBackward, kBranch>(p, p.kept[0], &adapter_control()->next_chunk).move();
+  }
 }
 
 }  // namespace puma

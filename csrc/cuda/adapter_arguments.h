@@ -7,11 +7,13 @@
 
 namespace puma {
 
+// The forward's branch: there is none, it has the residual's type R, or it has the tokens' type T next to a wider R.
+enum class Branch { kNone, kWide, kNarrow };
+
 struct AdapterArguments {
   const void* input;     // rows of the first product: tokens (T), or the gradient of the output (R)
   const void* residual;  // forward: (R)
-  const void* branch;    // forward: added to the residual (R, or T if branch_is_narrow). Or null
-  bool branch_is_narrow;
+  const void* branch;    // forward: added to the residual; see Branch
   void* output;          // forward: out (R); backward: gradient of the tokens (T), null if not wanted
   const void* mask;      // backward: hidden (T), compacted rows of `width` elements
   void* activation;      // forward: hidden (T), compacted rows of `width`; backward: delta (T), rows of kWidth. Or null
@@ -24,10 +26,9 @@ struct AdapterArguments {
   int tokens_per_sample;
   int channels;
   int padded_channels;
-  int width;       // r
+  int width;  // r
   float scale;
-  int stages;      // of the ring in shared memory
-  int lane_units;  // units of one lane in a stage
+  bool resident;  // all packed weights fit into shared memory
 };
 
 inline constexpr int kTileRows = 16;  // of a warp

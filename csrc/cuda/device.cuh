@@ -47,6 +47,8 @@ PUMA_DEVICE void let_next_kernel_begin() {
 }
 
 PUMA_DEVICE uint32_t ballot(bool predicate) { return __ballot_sync(kFullWarp, predicate); }
+// Reads of shared memory behind it are not made in front of it.
+PUMA_DEVICE void sync_warp() { __syncwarp(); }
 PUMA_DEVICE int popcount(uint32_t bits) { return __popc(bits); }
 template <typename T>
 PUMA_DEVICE T shuffle_xor(T value, int mask) {
@@ -120,6 +122,36 @@ PUMA_DEVICE void copy_async_wait(int pending) {
     case 1: asm volatile("cp.async.wait_group 1;" ::: "memory"); break;
     default: asm volatile("cp.async.wait_group 0;" ::: "memory"); break;
   }
+}
+
+// Bulk copies (sm_90): one thread copies a whole piece, of a multiple of 16 bytes; a barrier in shared memory completes a
+// phase when the piece of that phase has arrived.
+struct BulkBarrier {
+  uint64_t state;
+};
+PUMA_DEVICE void bulk_barrier_init(BulkBarrier* barrier) {
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(barrier));
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address) : "memory");
+}
+// By the thread that has set them up, in front of a barrier of the block.
+PUMA_DEVICE void bulk_barriers_are_set_up() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+PUMA_DEVICE void bulk_copy(void* shared, const void* global, int bytes, BulkBarrier* barrier) {
+  const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  const uint32_t arrived = static_cast<uint32_t>(__cvta_generic_to_shared(barrier));
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(arrived), "r"(bytes) : "memory");
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+               "l"(global), "r"(bytes), "r"(arrived)
+               : "memory");
+}
+// Until the phase with this parity, 0 for the first, is complete.
+PUMA_DEVICE void bulk_wait(BulkBarrier* barrier, int parity) {
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(barrier));
+  asm volatile(
+      "{\n.reg .pred done;\nagain:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n}" ::"r"(address),
+      "r"(parity)
+      : "memory");
 }
 
 // Four 8x8 matrices of 16-bit elements; lane i gives the address of row i % 8 of matrix i / 8. Word w of lane i holds

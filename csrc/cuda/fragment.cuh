@@ -66,15 +66,6 @@ struct Stored {
 #pragma unroll
     for (int i = 0; i < kUnits; ++i) unit[i] = dev::load_global16(address + i * kElements<S>);
   }
-  // Units of one lane lie 32 units apart: those of the lanes of a warp are neighbours, free of bank conflicts.
-  PUMA_DEVICE void load_shared(const Bytes16* first) {
-#pragma unroll
-    for (int i = 0; i < kUnits; ++i) unit[i] = dev::load_shared(first + 32 * i);
-  }
-  PUMA_DEVICE static void copy_async(Bytes16* first, const S* address, bool inside) {
-#pragma unroll
-    for (int i = 0; i < kUnits; ++i) dev::copy_async16(first + 32 * i, address + i * kElements<S>, inside);
-  }
   PUMA_DEVICE void store(S* address) const {
 #pragma unroll
     for (int i = 0; i < kUnits; ++i) dev::store_global16(address + i * kElements<S>, unit[i]);

@@ -1,8 +1,7 @@
 // The fused adapter from pointers to launches: which kernels run, on which grid, in which workspace. Launcher is the
 // CUDA one (launch.cuh) or, in the tests, one that runs the kernels on the host:
 //   DeviceLimits limits() const;
-//   template <typename Kernel>
-//   void run(int64_t blocks, int shared_bytes, const typename Kernel::Arguments&, int threads = Kernel::kThreads) const;
+//   template <typename Kernel> void run(int64_t blocks, int shared_bytes, const typename Kernel::Arguments&) const;
 #pragma once
 
 #include "plan.h"
@@ -41,12 +40,15 @@ class FusedAdapter {
     a.input = p.tokens;
     a.residual = p.residual;
     a.branch = p.branch;
-    a.branch_is_narrow = p.branch_is_narrow;
     a.output = p.out;
     a.activation = p.hidden;
-    const int branch_units = p.branch == nullptr ? 0 : p.branch_is_narrow ? 1 : static_cast<int>(sizeof(R) / sizeof(T));
-    a.lane_units = lane_units<T, R, false>(branch_units);
-    run<false>(launcher, prepare, a, p.sizes);
+    if (p.branch == nullptr) {
+      run<false, Branch::kNone>(launcher, prepare, a, p.sizes);
+    } else if (same_type<R, T> || !p.branch_is_narrow) {
+      run<false, Branch::kWide>(launcher, prepare, a, p.sizes);
+    } else if constexpr (!same_type<R, T>) {
+      run<false, Branch::kNarrow>(launcher, prepare, a, p.sizes);
+    }
     return space.bytes();
   }
 
@@ -70,8 +72,7 @@ class FusedAdapter {
     a.mask = p.hidden;
     a.activation = delta;
     a.narrow_input = narrow_grad;
-    a.lane_units = lane_units<T, R, true>(0);
-    run<true>(launcher, prepare, a, p.sizes);
+    run<true, Branch::kNone>(launcher, prepare, a, p.sizes);
     if (!need_weights) return space.bytes();
 
     WeightGradientArguments w{};
@@ -142,15 +143,15 @@ class FusedAdapter {
     return p;
   }
 
-  template <bool kBackward, typename Launcher>
+  template <bool kBackward, Branch kBranch, typename Launcher>
   static void run(const Launcher& launcher, const PrepareArguments& prepare, AdapterArguments& a,
                   const AdapterSizes& s) {
     launcher.template run<PrepareKernel<T, kWidth>>(prepare.pack_blocks + 1, kPrepareSharedBytes, prepare);
-    using Kernel = AdapterKernel<T, R, kWidth, kBackward>;
+    const int products = a.output != nullptr ? 2 : 1;
     const AdapterPlan plan =
-        plan_adapter(launcher.limits(), s, Packed::kStepBytes, a.lane_units, Kernel::kThreads / 32);
-    a.stages = plan.stages;
-    launcher.template run<Kernel>(plan.blocks, plan.shared_bytes, a, plan.threads);
+        plan_adapter(launcher.limits(), s, Packed::kStepBytes, a.padded_channels / Packed::kStepColumns, products);
+    a.resident = plan.resident;
+    launcher.template run<AdapterKernel<T, R, kWidth, kBackward, kBranch>>(plan.blocks, plan.shared_bytes, a);
   }
 };
 

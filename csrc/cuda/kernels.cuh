@@ -17,12 +17,12 @@ struct PrepareKernel {
   static PUMA_DEVICE void body(const Arguments& a) { prepare<T, kWidth>(a); }
 };
 
-template <typename T, typename R, int kWidth, bool kBackward>
+template <typename T, typename R, int kWidth, bool kBackward, Branch kBranch>
 struct AdapterKernel {
   using Arguments = AdapterArguments;
-  static constexpr int kThreads = 32 * kAdapterWarps<T, R, kWidth, kBackward>;  // at most
+  static constexpr int kThreads = 32 * kAdapterWarps<T, R, kWidth, kBackward, kBranch>;
   static constexpr bool kDependent = true;
-  static PUMA_DEVICE void body(const Arguments& a) { adapter<T, R, kWidth, kBackward>(a); }
+  static PUMA_DEVICE void body(const Arguments& a) { adapter<T, R, kWidth, kBackward, kBranch>(a); }
 };
 
 template <typename T, int kWidth>

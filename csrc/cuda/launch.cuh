@@ -17,8 +17,7 @@ entry(const __grid_constant__ typename Kernel::Arguments arguments) {
 }
 
 template <typename Kernel>
-void CudaLauncher::run(int64_t blocks, int shared_bytes, const typename Kernel::Arguments& arguments,
-                       int threads) const {
+void CudaLauncher::run(int64_t blocks, int shared_bytes, const typename Kernel::Arguments& arguments) const {
   if (blocks == 0) return;
   if (shared_bytes > 48 * 1024) {
     // Blocks get more than 48 KB only on request, once per kernel and device.
@@ -34,7 +33,7 @@ void CudaLauncher::run(int64_t blocks, int shared_bytes, const typename Kernel::
   dependent.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = static_cast<unsigned>(blocks);
-  config.blockDim = static_cast<unsigned>(threads);
+  config.blockDim = Kernel::kThreads;
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = stream_;
   config.attrs = &dependent;

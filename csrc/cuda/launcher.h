@@ -16,8 +16,7 @@ class CudaLauncher {
   DeviceLimits limits() const { return {attribute(cudaDevAttrMultiProcessorCount), shared_bytes_per_block()}; }
 
   template <typename Kernel>
-  void run(int64_t blocks, int shared_bytes, const typename Kernel::Arguments& arguments,
-           int threads = Kernel::kThreads) const;
+  void run(int64_t blocks, int shared_bytes, const typename Kernel::Arguments& arguments) const;
 
  private:
   static void check(cudaError_t error);  // throws

@@ -20,24 +20,18 @@ inline int64_t plan_pack_blocks(int64_t packed_units) {
 }
 
 struct AdapterPlan {
-  int threads;
-  int stages;
+  bool resident;
   int shared_bytes;
   int64_t blocks;
 };
 
-// step_bytes: of the packed weights; lane_units: of one lane in a stage; most_warps: of a block. As many warps as leave
-// room for two stages, then as many stages as fit.
-inline AdapterPlan plan_adapter(const DeviceLimits& device, const AdapterSizes& s, int step_bytes, int lane_units,
-                                int most_warps) {
-  constexpr int kCounterBytes = 16;
-  const auto stage_bytes = [&](int warps) { return step_bytes + warps * 32 * lane_units * 16; };
-  const int room = device.shared_bytes_per_block - kCounterBytes;
-  int warps = most_warps;
-  while (warps > 4 && 2 * stage_bytes(warps) > room) warps -= 4;  // four multiply together on some devices
-  const int stages = std::clamp(room / stage_bytes(warps), 2, kMaxStages);
+// step_bytes, steps: of one matrix; products: 1 or 2.
+inline AdapterPlan plan_adapter(const DeviceLimits& device, const AdapterSizes& s, int step_bytes, int64_t steps,
+                                int products) {
+  const int64_t all = kControlBytes + products * steps * step_bytes;
+  const bool resident = all <= device.shared_bytes_per_block;
   const int64_t tiles = s.samples * divide_up(s.tokens_per_sample, kTileRows);  // kept or dropped: at most as many
-  return {32 * warps, stages, stages * stage_bytes(warps) + kCounterBytes,
+  return {resident, static_cast<int>(resident ? all : kControlBytes + kRingStages * step_bytes),
           std::max<int64_t>(1, std::min<int64_t>(device.multiprocessors, tiles))};
 }
 
@@ -58,7 +52,7 @@ inline GradientPlan plan_gradient(const DeviceLimits& device, const AdapterSizes
   plan.channel_tiles = static_cast<int>(divide_up(s.channels, kChannelTile));
   const int64_t chunks = std::max<int64_t>(1, divide_up(s.samples * s.tokens_per_sample, chunk_rows));
   plan.splits = static_cast<int>(std::clamp<int64_t>(device.multiprocessors / (2 * plan.channel_tiles), 1, chunks));
-  plan.stages = std::clamp(device.shared_bytes_per_block / stage_bytes, 2, kMaxStages);
+  plan.stages = std::clamp(device.shared_bytes_per_block / stage_bytes, 2, kMostGradientStages);
   plan.shared_bytes = plan.stages * stage_bytes;
   plan.blocks = 2LL * plan.channel_tiles * plan.splits;
   plan.sum_blocks = 2LL * plan.channel_tiles * (kChannelTile / kReduceTile) * (kernel_width / kReduceTile);

@@ -105,6 +105,19 @@ PUMA_DEVICE void product(bf16, float (&d)[8][4], const uint32_t (&a)[4], uint64_
         "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate ? 1 : 0));
 }
+PUMA_DEVICE void product(bf16, float (&d)[4][4], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+  asm volatile(
+      "{\n.reg .pred more;\nsetp.ne.b32 more, %21, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+      "{%16, %17, %18, %19}, %20, more, 1, 1, 0;\n}"
+      :
+        "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]),
+        "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]),
+        "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]),
+        "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate ? 1 : 0));
+}
 PUMA_DEVICE void product(bf16, float (&d)[8][4], uint64_t a, uint64_t b) {
   asm volatile(
       "{\n.reg .pred more;\nsetp.ne.b32 more, %34, 0;\n"
@@ -197,6 +210,19 @@ PUMA_DEVICE void product(f16, float (&d)[8][4], const uint32_t (&a)[4], uint64_t
         "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate ? 1 : 0));
 }
+PUMA_DEVICE void product(f16, float (&d)[4][4], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+  asm volatile(
+      "{\n.reg .pred more;\nsetp.ne.b32 more, %21, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+      "{%16, %17, %18, %19}, %20, more, 1, 1, 0;\n}"
+      :
+        "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]),
+        "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]),
+        "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]),
+        "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate ? 1 : 0));
+}
 PUMA_DEVICE void product(f16, float (&d)[8][4], uint64_t a, uint64_t b) {
   asm volatile(
       "{\n.reg .pred more;\nsetp.ne.b32 more, %34, 0;\n"
@@ -219,11 +245,12 @@ PUMA_DEVICE void product(f16, float (&d)[8][4], uint64_t a, uint64_t b) {
 }  // namespace detail
 
 // d (64 x 8 kTiles) = [d +] a (64 x 16) * b (16 x 8 kTiles). a: this lane's fragment, as of mma.m16n8k16 for its warp's 16
-// rows. b: "K-major without swizzle": cores of 8 columns x 8 k, 128 bytes each; the cores of k 0 to 7, then of k 8 to 15.
+// rows. b: "K-major without swizzle": cores of 8 columns x 8 k, 128 bytes each, one behind the other for k 0 to 7; those of
+// k 8 to 15 lie all_tiles cores behind.
 template <typename T, int kTiles>
 PUMA_DEVICE void warpgroup_product(T type, float (&d)[kTiles][4], const uint32_t (&a)[4], const Bytes16* b,
-                                   bool accumulate) {
-  detail::product(type, d, a, detail::descriptor(b, kTiles * 128, 128, 0), accumulate);
+                                   int all_tiles, bool accumulate) {
+  detail::product(type, d, a, detail::descriptor(b, all_tiles * 128, 128, 0), accumulate);
 }
 
 // d (64 x 8 kTiles) += a^T * b, a (16 x 64) and b (16 x 8 kTiles) from shared memory: rows of 64 elements in 128 bytes, of

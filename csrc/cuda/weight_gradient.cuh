@@ -39,6 +39,7 @@ inline constexpr int kChannelTile = 128;
 inline constexpr int kGradientThreads = 256;  // 8 warps: 4 along C, 2 along r
 inline constexpr int kReduceThreads = 256;
 inline constexpr int kReduceTile = 32;
+inline constexpr int kMostGradientStages = 6;
 
 // One stage in shared memory: kRows rows of both operands, each row padded against bank conflicts, and a factor per row.
 template <typename T, int kWidth>

@@ -16,6 +16,7 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -63,6 +64,14 @@ struct Warp {
   Words out[2][32];  // by parity of the generation: the next operation may begin before all have read
 };
 
+struct Bulk {
+  bool under_way = false;
+  uint64_t phases = 0;
+  char* destination = nullptr;
+  const char* source = nullptr;
+  int bytes = 0;
+};
+
 struct Group {
   int arrived = 0;
   const char* operation = nullptr;
@@ -96,6 +105,7 @@ class Block {
     alive_ = threads;
     warps_.assign(threads / 32, Warp{});
     groups_.assign(threads / 128 + 1, Group{});
+    bulk_.clear();
     if (static_cast<int>(fibers_.size()) < threads) fibers_.resize(threads);
     for (int i = 0; i < threads; ++i) start(i);
 
@@ -201,6 +211,43 @@ class Block {
         });
       }
       fiber.groups.pop_front();
+    }
+  }
+
+  // Bulk copies: each barrier has at most one piece under way, which lands when a thread first waits for it.
+  void bulk_barrier(const void* barrier) {
+    write(barrier, 8);
+    bulk_.erase(barrier);
+    bulk_[barrier] = Bulk{};
+  }
+  void bulk_copy(char* destination, const char* source, int bytes, const void* barrier) {
+    const auto found = bulk_.find(barrier);
+    if (found == bulk_.end()) fail("a bulk copy names a barrier that was not set up");
+    Bulk& bulk = found->second;
+    if (bulk.under_way) fail("a bulk copy begins before the one in front of it was waited for");
+    if (bytes % 16 != 0) fail("a bulk copy of bytes that are not a multiple of 16");
+    for_words(destination, bytes, [&](Shadow& s) {
+      note_write(s);
+      s.in_flight = true;
+    });
+    bulk = {true, bulk.phases, destination, source, bytes};
+    ++bulk_begun_;
+  }
+  void bulk_wait(const void* barrier, int parity) {
+    Bulk& bulk = bulk_.at(barrier);
+    while (bulk.phases % 2 == static_cast<uint64_t>(parity)) {
+      if (!bulk.under_way) {
+        wait(bulk_begun_);
+        continue;
+      }
+      std::memcpy(bulk.destination, bulk.source, static_cast<size_t>(bulk.bytes));
+      for_words(bulk.destination, bulk.bytes, [&](Shadow& s) {
+        s.in_flight = false;
+        s.writer = -1;
+        s.write_epoch = 0;  // seen by all that wait for it
+      });
+      bulk.under_way = false;
+      ++bulk.phases;
     }
   }
 
@@ -319,6 +366,8 @@ class Block {
   std::vector<std::unique_ptr<Fiber>> fibers_;
   std::vector<Warp> warps_;
   std::vector<Group> groups_;
+  std::map<const void*, Bulk> bulk_;
+  uint64_t bulk_begun_ = 0;
   std::vector<Shadow> shadow_;
   ucontext_t scheduler_{};
   void* scheduler_fake_stack_ = nullptr;

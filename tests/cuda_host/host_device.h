@@ -117,6 +117,7 @@ inline uint32_t ballot(bool predicate) {
                   })
       .word[0];
 }
+inline void sync_warp() { ballot(true); }
 inline int popcount(uint32_t bits) { return __builtin_popcount(bits); }
 
 template <typename T>
@@ -190,6 +191,18 @@ inline void copy_async_wait(int pending) {
   if (pending < 0 || pending > 4) host::fail("waiting leaves 0 to 4 groups under way");
   host::block().wait_copies(static_cast<size_t>(pending));
 }
+
+// A barrier counts the phases whose piece has been waited for: there, as late as possible, the piece lands.
+struct BulkBarrier {
+  uint64_t state;
+};
+inline void bulk_barrier_init(BulkBarrier* barrier) { host::block().bulk_barrier(barrier); }
+inline void bulk_barriers_are_set_up() {}
+inline void bulk_copy(void* shared, const void* global, int bytes, BulkBarrier* barrier) {
+  host::require_aligned(global, 16);
+  host::block().bulk_copy(static_cast<char*>(shared), static_cast<const char*>(global), bytes, barrier);
+}
+inline void bulk_wait(BulkBarrier* barrier, int parity) { host::block().bulk_wait(barrier, parity); }
 
 inline Bytes16 load_matrices_transposed(const void* row) {
   host::block().read(row, 16);
@@ -316,7 +329,8 @@ inline void warpgroup_end(float (&)[kTiles][4]) {
 inline void publish_operands() {}
 
 template <typename T, int kTiles>
-inline void warpgroup_product(T type, float (&d)[kTiles][4], const uint32_t (&a)[4], const Bytes16* b, bool accumulate) {
+inline void warpgroup_product(T type, float (&d)[kTiles][4], const uint32_t (&a)[4], const Bytes16* b, int all_tiles,
+                              bool accumulate) {
   // The pairs of rows lane / 4 and lane / 4 + 8, from the fragments of the four lanes that hold them.
   host::Words mine{};
   std::memcpy(mine.word, a, sizeof(a));
@@ -335,7 +349,7 @@ inline void warpgroup_product(T type, float (&d)[kTiles][4], const uint32_t (&a)
   }
   if (!accumulate) std::memset(d, 0, sizeof(d));
   host::multiply_rows(type, d, rows, [&](int k, int n) -> uint32_t {
-    const char* core = reinterpret_cast<const char*>(b) + k / 8 * (kTiles * 128) + n / 8 * 128;
+    const char* core = reinterpret_cast<const char*>(b) + k / 8 * (all_tiles * 128) + n / 8 * 128;
     return host::shared_half(reinterpret_cast<const T*>(core + n % 8 * 16 + k % 8 * 2));
   });
   host::block().warpgroup("product");

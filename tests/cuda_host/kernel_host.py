@@ -18,21 +18,26 @@ FLAGS = ["-std=c++17", "-Og", "-fsanitize=address,undefined", "-fno-sanitize-rec
 SIZE = {torch.int64: 8, torch.float64: 8, torch.float32: 4, torch.bfloat16: 2, torch.float16: 2}
 
 
-def build() -> Path:
-    """The runner, compiled once per state of the sources and shared between test processes."""
+# With the tensor cores' products of one warp, as everywhere, or of four warps, as on sm_90a.
+FORMS = {"warps": [], "warpgroups": ["-DPUMA_WARPGROUPS=1"]}
+
+
+def build(form: str = "warps") -> Path:
+    """The runner, compiled once per state of the sources and shared between test processes; form: of `FORMS`."""
     compiler = shutil.which("g++")
     if compiler is None:
         raise FileNotFoundError("g++")
     sources = sorted([*HERE.glob("*.h"), *HERE.glob("*.cpp"), *KERNELS.glob("*.h"), *KERNELS.glob("*.cuh")])
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + " ".join(FLAGS).encode()).hexdigest()[:16]
+    flags = [*FLAGS, *FORMS[form]]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + " ".join(flags).encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"puma_kernel_host_{os.getuid()}"
     folder.mkdir(exist_ok=True)
     runner = folder / f"runner_{digest}"
-    with (folder / "lock").open("w") as lock:
+    with (folder / f"lock_{form}").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not runner.exists():
             unfinished = runner.with_suffix(".part")
-            command = [compiler, *FLAGS, "-DPUMA_HOST_EXECUTION", f"-I{KERNELS}", f"-I{HERE}"]
+            command = [compiler, *flags, "-DPUMA_HOST_EXECUTION", f"-I{KERNELS}", f"-I{HERE}"]
             subprocess.run([*command, str(HERE / "runner.cpp"), "-o", str(unfinished)], check=True)
             unfinished.replace(runner)
     return runner
@@ -54,12 +59,12 @@ class Request:
     results: dict[str, Tensor] = field(default_factory=dict)
 
 
-def run(request: Request) -> dict[str, Tensor]:
-    """Runs one case; a kernel error, a sanitizer finding or a short answer raises RuntimeError."""
+def run(request: Request, form: str = "warps") -> dict[str, Tensor]:
+    """Runs one case with products of a form; a kernel error, a sanitizer finding or a short answer raises RuntimeError."""
     line = " ".join(f"{key} {value}" for key, value in request.words.items()) + "\n"
     data = line.encode() + b"".join(to_bytes(tensor) for tensor in request.inputs)
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0"}
-    process = subprocess.run([str(build())], input=data, capture_output=True, env=environment, check=False)
+    process = subprocess.run([str(build(form))], input=data, capture_output=True, env=environment, check=False)
     if process.returncode != 0:
         raise RuntimeError(f"kernels on the host failed:\n{process.stderr.decode()[-4000:]}")
     results: dict[str, Tensor] = {}

@@ -25,16 +25,14 @@ class HostLauncher {
   DeviceLimits limits() const { return limits_; }
 
   template <typename Kernel>
-  void run(int64_t blocks, int shared_bytes, const typename Kernel::Arguments& arguments,
-           int threads = Kernel::kThreads) const {
-    if (threads > Kernel::kThreads) dev::host::fail("more threads than the kernel is compiled for");
+  void run(int64_t blocks, int shared_bytes, const typename Kernel::Arguments& arguments) const {
     if (shared_bytes > limits_.shared_bytes_per_block) dev::host::fail("more shared memory than the device has");
     std::vector<int64_t> order(static_cast<size_t>(blocks));
     std::iota(order.begin(), order.end(), 0);
     std::mt19937 random(seed_);
     std::shuffle(order.begin(), order.end(), random);
     for (const int64_t block : order) {
-      dev::host::block().run(threads, shared_bytes, block, blocks, static_cast<uint32_t>(random()),
+      dev::host::block().run(Kernel::kThreads, shared_bytes, block, blocks, static_cast<uint32_t>(random()),
                              [&] { Kernel::body(arguments); });
     }
   }
@@ -272,25 +270,23 @@ void prompts_case(const Case& c) {
   for (const Buffer* b : {&grad_query, &grad_keys, &grad_attention, &grad_prompts}) b->write();
 }
 
-// How the adapter would be launched, as int64: forward without a branch: blocks, threads, stages, bytes of shared memory;
-// of the weights' gradients: blocks, splits, stages, bytes of shared memory; bytes of the backward's workspace.
+// How the adapter would be launched, as int64: forward: blocks, bytes of shared memory, resident or not; the weights'
+// gradients: blocks, splits, stages, bytes of shared memory; bytes of the backward's workspace.
 template <typename T, typename R, int kWidth>
 void plan_case(const Case& c) {
   using Packed = PackedWeights<T, kWidth>;
   using Gradient = GradientTile<T, kWidth>;
   const AdapterSizes s = c.sizes();
   const HostLauncher launcher = c.launcher();
-  const AdapterPlan adapter = plan_adapter(launcher.limits(), s, Packed::kStepBytes, lane_units<T, R, false>(0),
-                                           kAdapterWarps<T, R, kWidth, false>);
-  const GradientPlan gradient =
-      plan_gradient(launcher.limits(), s, kWidth, Gradient::kRows, Gradient::kStageBytes);
+  const int64_t steps = padded_channels(s.channels, Packed::kStepColumns) / Packed::kStepColumns;
+  const AdapterPlan adapter = plan_adapter(launcher.limits(), s, Packed::kStepBytes, steps, 2);
+  const GradientPlan gradient = plan_gradient(launcher.limits(), s, kWidth, Gradient::kRows, Gradient::kStageBytes);
   BackwardProblem backward{};
   backward.sizes = s;
   backward.grad_down = &backward;  // any address: wanted
   const int64_t values[] = {adapter.blocks,
-                            adapter.threads,
-                            adapter.stages,
                             adapter.shared_bytes,
+                            adapter.resident,
                             gradient.blocks,
                             gradient.splits,
                             gradient.stages,

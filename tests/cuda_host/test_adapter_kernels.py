@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from kernel_host import Request, run
+from kernel_host import FORMS, Request, run
 from torch import Tensor
 
 from puma_plugin.ops import reference
@@ -38,6 +38,7 @@ class Case:
     need_weights: bool = True
     fused: bool = True
     branch: torch.dtype | None = None  # the residual's or the tokens'
+    form: str = "warps"
 
 
 @dataclass
@@ -103,7 +104,7 @@ def run_kernels(case: Case, x: Inputs) -> dict[str, Tensor]:
         "grad_down": ((case.c, case.r) if case.need_weights else (0,), case.tokens),
         "grad_up": ((case.r, case.c) if case.need_weights else (0,), case.tokens),
     }
-    return run(Request(words, [x.residual, x.tokens, *weights, x.gate, x.grad, x.branch], outputs))
+    return run(Request(words, [x.residual, x.tokens, *weights, x.gate, x.grad, x.branch], outputs), case.form)
 
 
 def expected(case: Case, x: Inputs, hidden: Tensor) -> dict[str, Tensor]:
@@ -198,14 +199,16 @@ GENERAL = {
 }
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("case", SMALL.values(), ids=SMALL)
-def test_small(case: Case) -> None:
-    check(case)
+def test_small(case: Case, form: str) -> None:
+    check(replace(case, form=form))
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("case", PAPER.values(), ids=PAPER)
-def test_sizes_of_the_paper(case: Case) -> None:
-    check(case)
+def test_sizes_of_the_paper(case: Case, form: str) -> None:
+    check(replace(case, form=form))
 
 
 @pytest.mark.parametrize("case", GENERAL.values(), ids=GENERAL)

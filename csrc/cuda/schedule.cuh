@@ -1,0 +1,76 @@
+// Which rows of the adapter's kept samples a warp works on.
+#pragma once
+
+#include "adapter_arguments.h"
+#include "device.cuh"
+
+namespace puma {
+
+// In each pass a group of kTogether warps has a tile of 16 rows per warp, or none. Rows of kept samples are fewer than
+// 2^31 (sizes.h). What is cheap to compute again is not kept: registers are short.
+template <int kTogether>
+struct Schedule {
+  int kept;
+  int kept_rows;
+  int tiles;
+
+  PUMA_DEVICE explicit Schedule(const AdapterArguments& p)
+      : kept(p.kept[0]),
+        kept_rows(kept * p.tokens_per_sample),
+        tiles((kept_rows + kTileRows * kTogether - 1) / (kTileRows * kTogether)) {}
+
+  // Groups of all blocks.
+  PUMA_DEVICE static int slots() { return static_cast<int>(dev::blocks()) * (dev::threads() / (32 * kTogether)); }
+  // Neighbouring tiles go to different multiprocessors, so that each gets its share of a remainder.
+  PUMA_DEVICE static int tile(int pass) {
+    return pass * slots() + dev::warp() / kTogether * static_cast<int>(dev::blocks()) + static_cast<int>(dev::block());
+  }
+  // The compacted row that this warp's tile begins with.
+  PUMA_DEVICE static int first_row(int pass) {
+    return (tile(pass) * kTogether + dev::warp() % kTogether) * kTileRows;
+  }
+  // Passes in which this warp has a tile, and those in which the block's first one has: no other has more.
+  PUMA_DEVICE int passes() const { return passes_from(tile(0)); }
+  PUMA_DEVICE int block_passes() const { return passes_from(static_cast<int>(dev::block())); }
+  // Threads of the block whose warps have a tile: the first ones.
+  PUMA_DEVICE int active_threads(int pass) const {
+    const int left = tiles - pass * slots() - static_cast<int>(dev::block());
+    const int blocks = static_cast<int>(dev::blocks());
+    const int threads = left > 0 ? (left + blocks - 1) / blocks * 32 * kTogether : 0;
+    return threads < dev::threads() ? threads : dev::threads();
+  }
+
+ private:
+  PUMA_DEVICE int passes_from(int first) const { return first < tiles ? (tiles - first + slots() - 1) / slots() : 0; }
+};
+
+// A lane's part of a warp's 16 compacted rows: rows lane / 4 + 8 h, and of each group of columns its (lane % 4)-th unit. A row
+// behind the last one is computed like any other, from a row that exists; it is not stored.
+struct LanePlace {
+  int compact;        // row h = 0 among the kept samples' rows
+  int rows_left;      // kept samples' rows from there on
+  int columns_left;   // from this lane's first column on
+  int64_t offset[2];  // of row h and this lane's first column among all elements
+  float factor[2];    // of row h's sample
+
+  PUMA_DEVICE LanePlace(const AdapterArguments& p, int first_row, int kept_rows, int unit_elements)
+      : compact(first_row + dev::lane() / 4),
+        rows_left(kept_rows - compact),
+        columns_left(p.channels - dev::lane() % 4 * unit_elements) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      int64_t row = 0;
+      factor[h] = 0.0f;
+      if (valid(h)) {
+        const int rank = (compact + 8 * h) / p.tokens_per_sample;
+        const int64_t sample = p.order[rank];
+        row = sample * p.tokens_per_sample + (compact + 8 * h - rank * p.tokens_per_sample);
+        factor[h] = p.gate == nullptr ? p.scale : p.gate[sample] * p.scale;
+      }
+      offset[h] = row * p.channels + (p.channels - columns_left);
+    }
+  }
+  PUMA_DEVICE bool valid(int h) const { return 8 * h < rows_left; }
+};
+
+}  // namespace puma
