@@ -87,8 +87,8 @@ class FusedAdapter {
     w.parts = parts;
     w.grad_down = p.grad_down;
     w.grad_up = p.grad_up;
-    w.tokens_per_sample = p.sizes.tokens_per_sample;
-    w.channels = p.sizes.channels;
+    w.tokens_per_sample = a.tokens_per_sample;
+    w.channels = a.channels;
     w.channel_tiles = gradient.channel_tiles;
     w.splits = gradient.splits;
     w.stages = gradient.stages;

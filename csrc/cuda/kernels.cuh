@@ -110,23 +110,24 @@ struct MaskKernel {
 };
 
 template <typename T>
-struct PromptFocusKernel {
+struct PromptWeightsKernel {
   using Arguments = PromptArguments<T>;
   static constexpr int kThreads = kPromptThreads;
   static constexpr bool kDependent = false;
-  static constexpr int kSharedBytes = kPromptWarps * static_cast<int>(sizeof(T));
-  static PUMA_DEVICE void body(const Arguments& a) { prompt_focus(a); }
+  static PUMA_DEVICE void body(const Arguments& a) { prompt_weights(a); }
 };
 
+// Dependent, as the second of the gradients: in front is a kernel that is not, so the operator's inputs are complete
+// when they begin, and they read them before they wait.
 template <typename T>
 struct PromptMatchKernel {
   struct Arguments {
     PromptArguments<T> prompts;
-    int64_t column_blocks;
+    int column_blocks;
   };
   static constexpr int kThreads = kPromptThreads;
-  static constexpr bool kDependent = false;
-  static constexpr int kSharedBytes = kMatchSharedBytes<T>;
+  static constexpr bool kDependent = true;
+  static constexpr int kSharedBytes = sizeof(MatchShared<T>);
   static PUMA_DEVICE void body(const Arguments& a) { prompt_match(a.prompts, a.column_blocks); }
 };
 
@@ -138,17 +139,17 @@ struct PromptGradientFirstKernel {
   };
   static constexpr int kThreads = kPromptThreads;
   static constexpr bool kDependent = false;
-  static constexpr int kSharedBytes = kPromptWarps * static_cast<int>(sizeof(T));
+  static constexpr int kSharedBytes = sizeof(PromptsShared<T>);
   static PUMA_DEVICE void body(const Arguments& a) { prompt_gradient_first(a.prompts, a.grid); }
 };
 
 template <typename T>
 struct PromptGradientSecondKernel {
-  using Arguments = PromptGradientArguments<T>;
-  static constexpr int kThreads = kPromptThreads;
-  static constexpr bool kDependent = false;
-  static constexpr int kSharedBytes = kPromptWarps * static_cast<int>(sizeof(T));
-  static PUMA_DEVICE void body(const Arguments& a) { prompt_gradient_second(a); }
+  using Arguments = typename PromptGradientFirstKernel<T>::Arguments;
+  static constexpr int kThreads = kSecondThreads;
+  static constexpr bool kDependent = true;
+  static constexpr int kSharedBytes = kSecondSharedBytes<T>;
+  static PUMA_DEVICE void body(const Arguments& a) { prompt_gradient_second(a.prompts, a.grid); }
 };
 
 }  // namespace puma

@@ -36,7 +36,6 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& query_in, const Tensor&
   Tensor weights = new_tensor(query, {batch, pool}, type);
   Tensor inverse_norm = new_tensor(query, {batch, pool}, type);
   if (batch == 0) return {prompt, weights, inverse_norm};
-  const Tensor workspace = new_tensor(query, {2, pool, channels}, type);
   with_real_type(type, [&](auto t) {
     using T = typename decltype(t)::type;
     PromptArguments<T> a{};
@@ -49,8 +48,6 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& query_in, const Tensor&
     a.keys = data<T>(keys);
     a.attention = data<T>(attention);
     a.prompts = data<T>(prompts);
-    a.focus = data<T>(workspace);
-    a.focused_keys = a.focus + pool * channels;
     a.weights = data<T>(weights);
     a.inverse_norm = data<T>(inverse_norm);
     a.prompt = data<T>(prompt);
@@ -81,7 +78,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   Tensor grad_keys = new_tensor(query, {pool, channels}, type);
   Tensor grad_attention = new_tensor(query, {pool, channels}, type);
   Tensor grad_prompts = new_tensor(query, {pool, length, channels}, type);
-  const Tensor workspace = new_tensor(query, {2 * pool * channels + pool + 2 * batch * pool}, type);
+  const Tensor workspace = new_tensor(query, {2 * pool * channels + pool + kPromptSlices * batch * pool}, type);
   with_real_type(type, [&](auto t) {
     using T = typename decltype(t)::type;
     PromptGradientArguments<T> a{};
@@ -101,8 +98,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     a.focus = data<T>(workspace);
     a.focused_keys = a.focus + pool * channels;
     a.key_norm = a.focused_keys + pool * channels;
-    a.grad_numerator = a.key_norm + pool;
-    a.grad_square = a.grad_numerator + batch * pool;
+    a.shares = a.key_norm + pool;
     a.grad_query = need_query ? data<T>(grad_query) : nullptr;
     a.grad_keys = data<T>(grad_keys);
     a.grad_attention = data<T>(grad_attention);

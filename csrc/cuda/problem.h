@@ -73,12 +73,12 @@ struct PromptArguments {
   const T* keys;
   const T* attention;
   const T* prompts;
-  T* focus;         // workspace (M, C): S
-  T* focused_keys;  // workspace (M, C): S * U
   T* weights;       // (B, M)
   T* inverse_norm;  // (B, M)
   T* prompt;        // (B, L * C)
 };
+
+inline constexpr int kPromptSlices = 8;  // shares of the columns in grad_prompt @ prompts^T
 
 template <typename T>
 struct PromptGradientArguments {
@@ -92,15 +92,22 @@ struct PromptGradientArguments {
   const T* prompts;
   const T* weights;
   const T* inverse_norm;
-  T* focus;           // workspace (M, C)
-  T* focused_keys;    // workspace (M, C)
-  T* key_norm;        // workspace (M,)
-  T* grad_numerator;  // workspace (B, M)
-  T* grad_square;     // workspace (B, M): of query^2 (S^2)^T
-  T* grad_query;      // or null
+  T* focus;         // workspace (M, C): S
+  T* focused_keys;  // workspace (M, C): S * U
+  T* key_norm;      // workspace (M,)
+  T* shares;        // workspace (kPromptSlices, B, M)
+  T* grad_query;    // or null
   T* grad_keys;
   T* grad_attention;
   T* grad_prompts;
+};
+
+struct PromptGradientGrid {
+  int prompt_blocks, column_blocks;         // of grad_of_prompts; those per row of the grid
+  int tiles_of_batch, tiles_of_pool;        // of grad_of_weights, per slice
+  int64_t slice_columns;                    // columns per slice
+  int pool_blocks, pool_channel_blocks;     // of grad_of_pool
+  int query_channel_blocks;                 // of grad_of_query
 };
 
 }  // namespace puma

@@ -1,7 +1,14 @@
-// Prompt matching. S = softmax(attention), U = keys / |keys|; weights = cos(query * S, keys) = query (S U)^T * inverse_norm
-// with inverse_norm = 1 / sqrt(query^2 (S^2)^T); prompt = weights @ prompts. The (B, M, C) product is never built.
-// Two launches forward, two backward. T: float or double; sums in a fixed order, no atomics.
+// Prompt matching. S = softmax(attention), U = keys / |keys|; weights = cos(query * S, keys)
+// = query (S U)^T * inverse_norm with inverse_norm = 1 / sqrt(query^2 (S^2)^T); prompt = weights @ prompts. The product
+// of shape (B, M, C) is never built. Two launches forward, two backward. T: float or double; sums in a fixed order, no
+// atomics.
+// The sizes are small: what takes time is waiting. So a thread loads all it needs of a tile before it uses any of it, a
+// tile takes the published sizes (B = 180, M = 20, C = 384) in one or a few goes, and of two launches the second loads
+// the operator's inputs while the first still runs.
 #pragma once
+
+#include <limits>
+#include <type_traits>
 
 #include "device.cuh"
 #include "problem.h"
@@ -11,267 +18,629 @@ namespace puma {
 inline constexpr int kPromptThreads = 256;
 inline constexpr int kPromptWarps = kPromptThreads / 32;
 
-struct Sum {
-  template <typename T>
-  PUMA_DEVICE static T join(T a, T b) { return a + b; }
-};
-struct Maximum {
-  template <typename T>
-  PUMA_DEVICE static T join(T a, T b) { return a > b || a != a ? a : b; }  // NaN wins
-};
+template <typename T>
+PUMA_DEVICE T larger(T a, T b) {
+  return a > b || a != a ? a : b;  // NaN wins
+}
 
-template <typename Op, typename T>
-PUMA_DEVICE T reduce_warp(T value) {
+// Sums over the lanes, which all get the result; the values travel side by side.
+template <typename T, int kCount>
+PUMA_DEVICE void sum_over_warp(T (&value)[kCount]) {
 #pragma unroll
-  for (int mask = 16; mask > 0; mask /= 2) value = Op::join(value, dev::shuffle_xor(value, mask));
+  for (int mask = 16; mask > 0; mask /= 2) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) value[i] += dev::shuffle_xor(value[i], mask);
+  }
+}
+
+// By value: `upper ? a[i] : a[j]` would choose an address, which moves the array to local memory.
+template <typename T>
+PUMA_DEVICE T select(bool condition, T a, T b) {
+  return condition ? T(a) : T(b);
+}
+
+// Sums 32 values over the lanes: lane i gets the sum of value[i]. In each step a lane keeps half of its values and
+// gives the other half to its partner.
+template <typename T, int kCount>
+PUMA_DEVICE T sum_and_spread(const T (&value)[kCount]) {
+  if constexpr (kCount == 1) {
+    return value[0];
+  } else {
+    constexpr int kHalf = kCount / 2;
+    const bool upper = (dev::lane() & kHalf) != 0;
+    T kept[kHalf];
+#pragma unroll
+    for (int i = 0; i < kHalf; ++i) {
+      const T given = select(upper, value[i], value[i + kHalf]);
+      kept[i] = select(upper, value[i + kHalf], value[i]) + dev::shuffle_xor(given, kHalf);
+    }
+    return sum_and_spread(kept);
+  }
+}
+
+template <typename T>
+PUMA_DEVICE T largest_of_warp(T value) {
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) value = larger(value, dev::shuffle_xor(value, mask));
   return value;
 }
 
-// Over the block; every thread gets the result. Uses kPromptWarps elements of `shared`.
-template <typename Op, typename T>
-PUMA_DEVICE T reduce_block(T value, T* shared) {
-  value = reduce_warp<Op>(value);
-  dev::sync_block();
-  if (dev::lane() == 0) dev::store_shared(shared + dev::warp(), value);
-  dev::sync_block();
-  T result = dev::load_shared(shared);
-  for (int w = 1; w < kPromptWarps; ++w) result = Op::join(result, dev::load_shared(shared + w));
-  return result;
+// Calls tile(begin, full) for every kColumns columns; full tells at compile time that all of them exist.
+template <int kColumns, typename Tile>
+PUMA_DEVICE void for_tiles(int64_t begin, int64_t end, const Tile& tile) {
+  for (; begin + kColumns <= end; begin += kColumns) tile(begin, std::true_type{});
+  if (begin < end) tile(begin, std::false_type{});
 }
 
-// One block: row m of S and S * U, and |keys[m]|.
-template <typename T, typename Arguments>
-PUMA_DEVICE T focus_row(const Arguments& p, int64_t m) {
-  auto* shared = reinterpret_cast<T*>(dev::shared_memory());
-  const T* logits = p.attention + m * p.channels;
-  const T* key = p.keys + m * p.channels;
-  T largest = logits[0], squares = 0;
-  for (int64_t c = dev::thread(); c < p.channels; c += kPromptThreads) {
-    largest = Maximum::join(largest, logits[c]);
-    squares += key[c] * key[c];
-  }
-  largest = reduce_block<Maximum>(largest, shared);
-  const T norm = dev::square_root(reduce_block<Sum>(squares, shared));
-  T sum = 0;
-  for (int64_t c = dev::thread(); c < p.channels; c += kPromptThreads) sum += dev::exponential(logits[c] - largest);
-  sum = reduce_block<Sum>(sum, shared);
-  for (int64_t c = dev::thread(); c < p.channels; c += kPromptThreads) {
-    const T s = dev::exponential(logits[c] - largest) / sum;
-    p.focus[m * p.channels + c] = s;
-    p.focused_keys[m * p.channels + c] = s * (key[c] / (norm < p.tiny ? p.tiny : norm));
-  }
-  return norm;
+template <int kMost>
+PUMA_DEVICE int count_up_to(int64_t left) {
+  return left < kMost ? static_cast<int>(left) : kMost;
 }
 
-// Forward, launch 1: one block per prompt.
 template <typename T>
-PUMA_DEVICE void prompt_focus(const PromptArguments<T>& p) {
-  focus_row<T>(p, dev::block());
+PUMA_DEVICE T inside_or(bool inside, const T* address, T otherwise) {
+  return inside ? *address : otherwise;
 }
 
-inline constexpr int kMatchRows = kPromptWarps;  // images per block, one per warp
-inline constexpr int kMatchPool = 32;            // prompts at a time
+inline constexpr int kWeightImages = 4;  // images per warp in prompt_weights
+
+// Forward, launch 1: one warp per (4 images, prompt). The divisors of S = e / sum(e), e = exp(attention - a), and of U
+// wait until the end, and a may be any number: one pass over the channels, in which every lane has its own a.
+template <typename T>
+PUMA_DEVICE void prompt_weights(const PromptArguments<T>& p) {
+  dev::let_next_kernel_begin();
+  constexpr int kSteps = 48 / sizeof(T);  // 12 in float: 384 channels
+  const auto task = static_cast<uint32_t>(dev::block() * kPromptWarps + dev::warp());
+  const auto pool = static_cast<uint32_t>(p.pool);
+  const int64_t first_image = static_cast<int64_t>(task / pool) * kWeightImages, m = task % pool;
+  if (first_image >= p.batch) return;
+  const int images = count_up_to<kWeightImages>(p.batch - first_image);
+
+  T largest = std::numeric_limits<T>::lowest();  // not -infinity: -infinity minus that is NaN
+  T e_sum = 0, key_square = 0, numerator[kWeightImages] = {}, square[kWeightImages] = {};
+  for_tiles<32 * kSteps>(0, p.channels, [&](int64_t begin, auto full) {
+    T logit[kSteps], key[kSteps], query[kWeightImages][kSteps];
+    const T* logits = p.attention + m * p.channels + begin + dev::lane();
+    const T* keys = p.keys + m * p.channels + begin + dev::lane();
+    const T* queries = p.query + first_image * p.channels + begin + dev::lane();
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      const bool inside = full || begin + 32 * s + dev::lane() < p.channels;
+      logit[s] = inside_or(inside, logits + 32 * s, -std::numeric_limits<T>::infinity());
+      key[s] = inside_or(inside, keys + 32 * s, T(0));
+#pragma unroll
+      for (int i = 0; i < kWeightImages; ++i) {
+        query[i][s] = inside_or(inside, queries + (i < images ? i : 0) * p.channels + 32 * s, T(0));
+      }
+    }
+    const T before = largest;
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) largest = larger(largest, logit[s]);
+    const T scale = dev::exponential(before - largest);
+    e_sum *= scale;
+#pragma unroll
+    for (int i = 0; i < kWeightImages; ++i) {
+      numerator[i] *= scale;
+      square[i] *= scale * scale;
+    }
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      const T e = dev::exponential(logit[s] - largest);
+      e_sum += e;
+      key_square += key[s] * key[s];
+#pragma unroll
+      for (int i = 0; i < kWeightImages; ++i) {
+        const T q = query[i][s];
+        numerator[i] += q * (e * key[s]);
+        square[i] += q * q * (e * e);
+      }
+    }
+  });
+
+  const T scale = dev::exponential(largest - largest_of_warp(largest));
+  T sum[2 * kWeightImages + 2];
+#pragma unroll
+  for (int i = 0; i < kWeightImages; ++i) {
+    sum[i] = numerator[i] * scale;
+    sum[kWeightImages + i] = square[i] * (scale * scale);
+  }
+  sum[2 * kWeightImages] = e_sum * scale;
+  sum[2 * kWeightImages + 1] = key_square;
+  sum_over_warp(sum);
+  if (dev::lane() >= images) return;
+  T own_numerator = sum[0], own_square = sum[kWeightImages];  // of image dev::lane()
+#pragma unroll
+  for (int i = 1; i < kWeightImages; ++i) {
+    if (dev::lane() == i) own_numerator = sum[i], own_square = sum[kWeightImages + i];
+  }
+  const T total = sum[2 * kWeightImages], norm = dev::square_root(sum[2 * kWeightImages + 1]);
+  const T norm_squared = own_square / (total * total);
+  const T inverse_norm = T(1) / dev::square_root(norm_squared < p.tiny ? p.tiny : norm_squared);
+  const int64_t at = (first_image + dev::lane()) * p.pool + m;
+  p.weights[at] = own_numerator / total / (norm < p.tiny ? p.tiny : norm) * inverse_norm;
+  p.inverse_norm[at] = inverse_norm;
+}
+
+inline constexpr int kMatchImages = 12;  // images per block in prompt_match
+inline constexpr int kMatchPool = 20;    // prompts at a time
 inline constexpr int kMatchColumns = 2 * kPromptThreads;
 
 template <typename T>
-inline constexpr int kMatchSharedBytes = kMatchRows * kMatchPool * static_cast<int>(sizeof(T));
+struct alignas(16) MatchShared {
+  T weight[kMatchPool][kMatchImages];
+};
 
-// Forward, launch 2: one block per (8 images, 512 columns of the prompts). Each computes its images' weights itself:
-// cheaper than another launch.
+// Forward, launch 2: one block per (12 images, 512 columns of the prompts).
 template <typename T>
-PUMA_DEVICE void prompt_match(const PromptArguments<T>& p, int64_t column_blocks) {
-  auto* weights = reinterpret_cast<T*>(dev::shared_memory());  // [kMatchRows][kMatchPool]
-  const int64_t first_image = dev::block() / column_blocks * kMatchRows;
-  const int64_t column_block = dev::block() % column_blocks;
-  const int64_t image = first_image + dev::warp();
-  const int64_t first_column = column_block * kMatchColumns + dev::thread();
+PUMA_DEVICE void prompt_match(const PromptArguments<T>& p, int column_blocks) {
+  auto& shared = *reinterpret_cast<MatchShared<T>*>(dev::shared_memory());
+  const int block = static_cast<int>(dev::block());
+  const int64_t first_image = static_cast<int64_t>(block / column_blocks) * kMatchImages;
+  const int64_t first_column = static_cast<int64_t>(block % column_blocks) * kMatchColumns + dev::thread();
   const int64_t column[2] = {first_column, first_column + kPromptThreads};
 
-  T prompt[kMatchRows][2] = {};
-  for (int64_t pool_begin = 0; pool_begin < p.pool; pool_begin += kMatchPool) {
-    const int pool_count = static_cast<int>(p.pool - pool_begin < kMatchPool ? p.pool - pool_begin : kMatchPool);
-    for (int i = 0; i < pool_count; ++i) {
-      const int64_t m = pool_begin + i;
-      T numerator = 0, square = 0;
-      if (image < p.batch) {
-        for (int64_t c = dev::lane(); c < p.channels; c += 32) {
-          const T q = p.query[image * p.channels + c];
-          const T s = p.focus[m * p.channels + c];
-          numerator += q * p.focused_keys[m * p.channels + c];
-          square += q * q * (s * s);
-        }
-      }
-      numerator = reduce_warp<Sum>(numerator);
-      square = reduce_warp<Sum>(square);
-      const T inverse_norm = T(1) / dev::square_root(square < p.tiny ? p.tiny : square);
-      if (dev::lane() == 0) {
-        const T weight = image < p.batch ? numerator * inverse_norm : T(0);
-        dev::store_shared(weights + dev::warp() * kMatchPool + i, weight);
-        if (column_block == 0 && image < p.batch) {
-          p.weights[image * p.pool + m] = weight;
-          p.inverse_norm[image * p.pool + m] = inverse_norm;
-        }
-      }
+  const bool inside[2] = {column[0] < p.prompt_size, column[1] < p.prompt_size};
+  const int images = count_up_to<kMatchImages>(p.batch - first_image);
+
+  T prompt[kMatchImages][2] = {};
+  const T* prompts = p.prompts + first_column;
+  for (int64_t first = 0; first < p.pool; first += kMatchPool) {
+    const int count = count_up_to<kMatchPool>(p.pool - first);
+    T value[kMatchPool][2];
+#pragma unroll
+    for (int i = 0; i < kMatchPool; ++i) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) value[i][h] = inside_or(i < count && inside[h], prompts + h * kPromptThreads, T(0));
+      prompts += p.prompt_size;
+    }
+    if (first == 0) {
+      dev::wait_for_previous_kernel();
+    } else {
+      dev::sync_block();
+    }
+    if (dev::thread() < kMatchPool * kMatchImages) {
+      const int row = dev::thread() / kMatchPool, i = dev::thread() % kMatchPool;
+      const T* weight = p.weights + (first_image + row) * p.pool + first + i;
+      dev::store_shared(&shared.weight[i][row], inside_or(row < images && i < count, weight, T(0)));
     }
     dev::sync_block();
-    for (int i = 0; i < pool_count; ++i) {
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const T value = column[h] < p.prompt_size ? p.prompts[(pool_begin + i) * p.prompt_size + column[h]] : T(0);
+    for (int i = 0; i < kMatchPool; ++i) {
 #pragma unroll
-        for (int row = 0; row < kMatchRows; ++row) {
-          prompt[row][h] += dev::load_shared(weights + row * kMatchPool + i) * value;
-        }
+      for (int row = 0; row < kMatchImages; ++row) {
+        const T weight = dev::load_shared(&shared.weight[i][row]);
+        prompt[row][0] += weight * value[i][0];
+        prompt[row][1] += weight * value[i][1];
       }
     }
-    dev::sync_block();
   }
+  T* out = p.prompt + first_image * p.prompt_size + first_column;
 #pragma unroll
-  for (int row = 0; row < kMatchRows; ++row) {
+  for (int row = 0; row < kMatchImages; ++row) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      if (first_image + row < p.batch && column[h] < p.prompt_size) {
-        p.prompt[(first_image + row) * p.prompt_size + column[h]] = prompt[row][h];
-      }
+      if (row < images && inside[h]) out[h * kPromptThreads] = prompt[row][h];
     }
+    out += p.prompt_size;
+  }
+}
+static_assert(kMatchPool * kMatchImages <= kPromptThreads);
+
+// Sums over the block; every thread gets the result. `shared`: kPromptWarps elements per value.
+template <typename T>
+PUMA_DEVICE T largest_of_block(T value, T* shared) {
+  value = largest_of_warp(value);
+  if (dev::lane() == 0) dev::store_shared(shared + dev::warp(), value);
+  dev::sync_block();
+#pragma unroll
+  for (int w = 0; w < kPromptWarps; ++w) value = larger(value, dev::load_shared(shared + w));
+  return value;
+}
+template <typename T>
+PUMA_DEVICE void sum_over_block(T (&value)[2], T* shared) {
+  sum_over_warp(value);
+  if (dev::lane() == 0) {
+    dev::store_shared(shared + 2 * dev::warp(), value[0]);
+    dev::store_shared(shared + 2 * dev::warp() + 1, value[1]);
+  }
+  dev::sync_block();
+  value[0] = value[1] = 0;
+#pragma unroll
+  for (int w = 0; w < kPromptWarps; ++w) {
+    value[0] += dev::load_shared(shared + 2 * w);
+    value[1] += dev::load_shared(shared + 2 * w + 1);
   }
 }
 
-inline constexpr int kGradientImages = 4;   // images per block in grad_of_weights
-inline constexpr int kGradientPrompts = 8;  // prompts per block in grad_of_prompts
-
-// Four images: gradient of their weights, and from it those of the numerator and of the squared norm.
+// One block: row m of S and S * U, and |keys[m]|.
 template <typename T>
-PUMA_DEVICE void grad_of_weights(const PromptGradientArguments<T>& p, int64_t first_image) {
-  for (int64_t m = dev::warp(); m < p.pool; m += kPromptWarps) {
-    T grad[kGradientImages] = {};
-    if (p.grad_prompt != nullptr) {
-      for (int64_t x = dev::lane(); x < p.prompt_size; x += 32) {
-        const T value = p.prompts[m * p.prompt_size + x];
+PUMA_DEVICE void focus_row(const PromptGradientArguments<T>& p, int64_t m) {
+  auto* shared = reinterpret_cast<T*>(dev::shared_memory());
+  const T* logits = p.attention + m * p.channels;
+  const T* key = p.keys + m * p.channels;
+  constexpr int kSteps = 4;
+  T largest = -std::numeric_limits<T>::infinity();
+  T sum[2] = {};  // of the exponentials, of the key's squares
+  for (int64_t begin = dev::thread(); begin < p.channels; begin += kSteps * kPromptThreads) {
+    T logit[kSteps], k[kSteps];
 #pragma unroll
-        for (int i = 0; i < kGradientImages; ++i) {
-          if (first_image + i < p.batch) grad[i] += p.grad_prompt[(first_image + i) * p.prompt_size + x] * value;
-        }
+    for (int s = 0; s < kSteps; ++s) {
+      const int64_t c = begin + s * kPromptThreads;
+      logit[s] = inside_or(c < p.channels, logits + c, -std::numeric_limits<T>::infinity());
+      k[s] = inside_or(c < p.channels, key + c, T(0));
+    }
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      largest = larger(largest, logit[s]);
+      sum[1] += k[s] * k[s];
+    }
+  }
+  largest = largest_of_block(largest, shared);
+  for (int64_t c = dev::thread(); c < p.channels; c += kPromptThreads) sum[0] += dev::exponential(logits[c] - largest);
+  sum_over_block(sum, shared + kPromptWarps);
+  const T norm = dev::square_root(sum[1]);
+  const T divisor = norm < p.tiny ? p.tiny : norm;
+#pragma unroll 2
+  for (int64_t c = dev::thread(); c < p.channels; c += kPromptThreads) {
+    const T s = dev::exponential(logits[c] - largest) / sum[0];
+    p.focus[m * p.channels + c] = s;
+    p.focused_keys[m * p.channels + c] = s * (key[c] / divisor);
+  }
+  if (dev::thread() == 0) p.key_norm[m] = norm;
+}
+
+inline constexpr int kTileImages = 8, kTilePrompts = 4;  // of one warp in grad_of_weights: one result per lane
+
+// One warp: its share of the columns in grad_prompt @ prompts^T, for 8 images and 4 prompts. The next launch adds the
+// shares up.
+template <typename T>
+PUMA_DEVICE void grad_of_weights(const PromptGradientArguments<T>& p, const PromptGradientGrid& grid, int task) {
+  constexpr int kSteps = 16 / sizeof(T);
+  const int64_t first_prompt = task % grid.tiles_of_pool * kTilePrompts;
+  task /= grid.tiles_of_pool;
+  const int64_t first_image = task % grid.tiles_of_batch * kTileImages;
+  const int64_t slice = task / grid.tiles_of_batch;
+  if (slice >= kPromptSlices) return;
+  const int64_t begin = slice * grid.slice_columns;
+  const int64_t end = begin + grid.slice_columns < p.prompt_size ? begin + grid.slice_columns : p.prompt_size;
+  // Rows past the last are read as the tile's first; their results go nowhere.
+  const int images = count_up_to<kTileImages>(p.batch - first_image);
+  const int prompts = count_up_to<kTilePrompts>(p.pool - first_prompt);
+
+  T sum[kTileImages * kTilePrompts] = {};
+  for_tiles<32 * kSteps>(begin, end, [&](int64_t column, auto full) {
+    T grad[kTileImages][kSteps], value[kTilePrompts][kSteps];
+    const T* grad_row = p.grad_prompt + first_image * p.prompt_size + column + dev::lane();
+    const T* prompt_row = p.prompts + first_prompt * p.prompt_size + column + dev::lane();
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      const bool inside = full || column + 32 * s + dev::lane() < end;
+#pragma unroll
+      for (int i = 0; i < kTileImages; ++i) {
+        grad[i][s] = inside_or(inside, grad_row + (i < images ? i : 0) * p.prompt_size + 32 * s, T(0));
+      }
+#pragma unroll
+      for (int j = 0; j < kTilePrompts; ++j) {
+        value[j][s] = inside_or(inside, prompt_row + (j < prompts ? j : 0) * p.prompt_size + 32 * s, T(0));
       }
     }
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+#pragma unroll
+      for (int i = 0; i < kTileImages; ++i) {
+#pragma unroll
+        for (int j = 0; j < kTilePrompts; ++j) sum[i * kTilePrompts + j] += grad[i][s] * value[j][s];
+      }
+    }
+  });
+  const T share = sum_and_spread(sum);
+  const int i = dev::lane() / kTilePrompts, j = dev::lane() % kTilePrompts;
+  if (i < images && j < prompts) p.shares[(slice * p.batch + first_image + i) * p.pool + first_prompt + j] = share;
+}
+
+inline constexpr int kGradientPrompts = 10;  // of one block in grad_of_prompts
+inline constexpr int kGradientImages = 24;   // of one warp at a time
+
+template <typename T>
+inline constexpr int kGradientColumns = 8 / sizeof(T);  // per thread
+
+template <typename T>
+struct alignas(16) PromptsShared {
+  static constexpr int kStride = 12;  // rows of whole 16-byte units
+  T weight[kPromptWarps * kGradientImages][kStride];
+  T sum[kPromptWarps][kGradientPrompts][kGradientColumns<T> * 32];
+};
+
+// Ten prompts, 32 or 64 of their columns: weights^T @ grad_prompt, the images shared out to the warps.
+template <typename T>
+PUMA_DEVICE void grad_of_prompts(const PromptGradientArguments<T>& p, int64_t first_prompt, int64_t first_column) {
+  constexpr int kColumns = kGradientColumns<T>, kImages = kPromptWarps * kGradientImages;
+  constexpr int kStride = PromptsShared<T>::kStride, kRounds = kImages * kStride / kPromptThreads;
+  static_assert(kRounds * kPromptThreads == kImages * kStride);
+  auto& shared = *reinterpret_cast<PromptsShared<T>*>(dev::shared_memory());
+  const int64_t column = first_column + dev::lane();
+  T sum[kGradientPrompts][kColumns] = {};
+  const int64_t batch = p.grad_prompt != nullptr ? p.batch : 0;
+  for (int64_t first = 0; first < batch; first += kImages) {
+    const int count = count_up_to<kImages>(batch - first);
+    T weight[kRounds], grad[kGradientImages][kColumns];
+#pragma unroll
+    for (int r = 0; r < kRounds; ++r) {
+      const int x = r * kPromptThreads + dev::thread(), image = x / kStride, j = x % kStride;
+      const bool inside = image < count && j < kGradientPrompts && first_prompt + j < p.pool;
+      weight[r] = inside_or(inside, p.weights + (first + image) * p.pool + first_prompt + j, T(0));
+    }
+#pragma unroll
+    for (int h = 0; h < kColumns; ++h) {
+      const int rows = column + 32 * h < p.prompt_size ? count - dev::warp() : 0;
+      const T* row = p.grad_prompt + (first + dev::warp()) * p.prompt_size + column + 32 * h;
+#pragma unroll
+      for (int i = 0; i < kGradientImages; ++i, row += kPromptWarps * p.prompt_size) {
+        grad[i][h] = inside_or(i * kPromptWarps < rows, row, T(0));
+      }
+    }
+    if (first > 0) dev::sync_block();
+#pragma unroll
+    for (int r = 0; r < kRounds; ++r) {
+      const int x = r * kPromptThreads + dev::thread();
+      dev::store_shared(&shared.weight[x / kStride][x % kStride], weight[r]);
+    }
+    dev::sync_block();
 #pragma unroll
     for (int i = 0; i < kGradientImages; ++i) {
-      const T total = reduce_warp<Sum>(grad[i]);
-      if (first_image + i < p.batch && dev::lane() == 0) {
-        const int64_t at = (first_image + i) * p.pool + m;
-        const T g = total + (p.grad_weights != nullptr ? p.grad_weights[at] : T(0));
-        const T inverse = p.inverse_norm[at];
-        const bool clamped = inverse * inverse * p.tiny >= T(1);
-        p.grad_numerator[at] = g * inverse;
-        p.grad_square[at] = clamped ? T(0) : T(-0.5) * g * p.weights[at] * inverse * inverse;
-      }
-    }
-  }
-}
-
-// Eight prompts, 256 of their columns: weights^T @ grad_prompt.
-template <typename T>
-PUMA_DEVICE void grad_of_prompts(const PromptGradientArguments<T>& p, int64_t first_prompt, int64_t column) {
-  T sum[kGradientPrompts] = {};
-  if (column >= p.prompt_size) return;
-  if (p.grad_prompt != nullptr) {
-    for (int64_t b = 0; b < p.batch; ++b) {
-      const T g = p.grad_prompt[b * p.prompt_size + column];
 #pragma unroll
-      for (int i = 0; i < kGradientPrompts; ++i) {
-        if (first_prompt + i < p.pool) sum[i] += p.weights[b * p.pool + first_prompt + i] * g;
+      for (int j = 0; j < kGradientPrompts; ++j) {
+        const T weight = dev::load_shared(&shared.weight[i * kPromptWarps + dev::warp()][j]);
+#pragma unroll
+        for (int h = 0; h < kColumns; ++h) sum[j][h] += weight * grad[i][h];
       }
     }
   }
 #pragma unroll
-  for (int i = 0; i < kGradientPrompts; ++i) {
-    if (first_prompt + i < p.pool) p.grad_prompts[(first_prompt + i) * p.prompt_size + column] = sum[i];
+  for (int j = 0; j < kGradientPrompts; ++j) {
+#pragma unroll
+    for (int h = 0; h < kColumns; ++h) dev::store_shared(&shared.sum[dev::warp()][j][h * 32 + dev::lane()], sum[j][h]);
+  }
+  dev::sync_block();
+#pragma unroll
+  for (int r = 0; r * kPromptThreads < kGradientPrompts * kColumns * 32; ++r) {
+    const int x = r * kPromptThreads + dev::thread(), j = x / (kColumns * 32), at = x % (kColumns * 32);
+    if (j >= kGradientPrompts) break;
+    T total = 0;
+#pragma unroll
+    for (int w = 0; w < kPromptWarps; ++w) total += dev::load_shared(&shared.sum[w][j][at]);
+    if (first_prompt + j < p.pool && first_column + at < p.prompt_size) {
+      p.grad_prompts[(first_prompt + j) * p.prompt_size + first_column + at] = total;
+    }
   }
 }
-
-struct PromptGradientGrid {
-  int64_t focus_blocks;    // M
-  int64_t image_blocks;    // ceil(B / 4)
-  int64_t column_blocks;   // ceil(L * C / 256)
-  int64_t prompt_blocks;   // ceil(M / 8) * column_blocks
-};
 
 // Backward, launch 1: three kinds of blocks that do not need each other.
 template <typename T>
 PUMA_DEVICE void prompt_gradient_first(const PromptGradientArguments<T>& p, const PromptGradientGrid& grid) {
-  int64_t block = dev::block();
-  if (block < grid.focus_blocks) {
-    const T norm = focus_row<T>(p, block);
-    if (dev::thread() == 0) p.key_norm[block] = norm;
+  dev::let_next_kernel_begin();
+  int block = static_cast<int>(dev::block());
+  if (block < grid.prompt_blocks) {
+    const int64_t first_column = static_cast<int64_t>(block % grid.column_blocks) * kGradientColumns<T> * 32;
+    grad_of_prompts(p, block / grid.column_blocks * kGradientPrompts, first_column);
     return;
   }
-  block -= grid.focus_blocks;
-  if (block < grid.image_blocks) {
-    grad_of_weights(p, block * kGradientImages);
+  block -= grid.prompt_blocks;
+  if (block < p.pool) {
+    focus_row(p, block);
     return;
   }
-  block -= grid.image_blocks;
-  const int64_t column = block % grid.column_blocks * kPromptThreads + dev::thread();
-  grad_of_prompts(p, block / grid.column_blocks * kGradientPrompts, column);
+  block -= static_cast<int>(p.pool);
+  grad_of_weights(p, grid, block * kPromptWarps + dev::warp());
 }
 
-// One prompt: gradients of its key and of its attention logits.
+inline constexpr int kSecondThreads = 512;
+inline constexpr int kSecondWarps = kSecondThreads / 32;
+
+// What follows from the gradient g of one weight; zeros if not `inside`.
 template <typename T>
-PUMA_DEVICE void grad_of_pool_row(const PromptGradientArguments<T>& p, int64_t m) {
-  auto* shared = reinterpret_cast<T*>(dev::shared_memory());
-  const T norm = p.key_norm[m];
+struct WeightGradients {
+  T numerator, square;  // gradients of the weight's numerator and of query^2 (S^2)^T
+  T along_key;          // its part of sum_c U dU, which is the sum of g * weight over the images
+  T along_focus;        // its part of sum_c S dS: 0, as the cosine does not depend on the length of S, unless clamped
+};
+
+template <typename T>
+PUMA_DEVICE WeightGradients<T> gradients_of_weight(const PromptGradientArguments<T>& p, int64_t image, int64_t m,
+                                                   bool inside) {
+  const int64_t at = image * p.pool + m;
+  const T inverse = inside_or(inside, p.inverse_norm + at, T(0)), weight = inside_or(inside, p.weights + at, T(0));
+  const T direct = inside && p.grad_weights != nullptr ? p.grad_weights[at] : T(0);
+  T share[kPromptSlices], g = 0;
+#pragma unroll
+  for (int s = 0; s < kPromptSlices; ++s) {
+    share[s] = inside_or(inside && p.grad_prompt != nullptr, p.shares + s * p.batch * p.pool + at, T(0));
+  }
+#pragma unroll
+  for (int s = 0; s < kPromptSlices; ++s) g += share[s];
+  g += direct;
+  const bool clamped = inverse * inverse * p.tiny >= T(1);
+  const T along = g * weight;
+  return {g * inverse, clamped ? T(0) : T(-0.5) * along * inverse * inverse, along, clamped ? along : T(0)};
+}
+
+inline constexpr int kPoolPrompts = 4;  // of one block in grad_of_pool
+inline constexpr int kPoolImages = 12;  // of one warp at a time
+
+template <typename T>
+struct alignas(16) PoolShared {
+  T numerator[kSecondWarps * kPoolImages][kPoolPrompts], square[kSecondWarps * kPoolImages][kPoolPrompts];
+  T sum[kSecondWarps][2 * kPoolPrompts][32];
+  T along[kSecondWarps][2][kPoolPrompts];
+};
+
+// Four prompts, 32 channels: gradients of the keys and of the attention logits, the images shared out to the warps.
+template <typename T>
+PUMA_DEVICE void grad_of_pool(const PromptGradientArguments<T>& p, int64_t first_prompt, int64_t first_channel) {
+  constexpr int kImages = kSecondWarps * kPoolImages;
+  constexpr int kRounds = (kImages * kPoolPrompts + kSecondThreads - 1) / kSecondThreads;
+  auto& shared = *reinterpret_cast<PoolShared<T>*>(dev::shared_memory());
+  const int64_t c = first_channel + dev::lane();
+  const T* query = p.query + (c < p.channels ? c : 0);
+
+  T numerator[kPoolPrompts] = {}, square[kPoolPrompts] = {};
+  T along[2] = {};  // of prompt dev::thread() % 4, along_key and along_focus
+  for (int64_t first = 0; first < p.batch; first += kImages) {
+    const int count = count_up_to<kImages>(p.batch - first);
+    T q[kPoolImages];
+#pragma unroll
+    for (int i = 0; i < kPoolImages; ++i) {
+      const int image = i * kSecondWarps + dev::warp();
+      q[i] = inside_or(image < count, query + (first + image) * p.channels, T(0));
+    }
+    if (first == 0) {
+      dev::wait_for_previous_kernel();
+    } else {
+      dev::sync_block();
+    }
+    WeightGradients<T> g[kRounds];
+#pragma unroll
+    for (int r = 0; r < kRounds; ++r) {
+      const int x = r * kSecondThreads + dev::thread(), image = x / kPoolPrompts, j = x % kPoolPrompts;
+      const bool inside = image < count && first_prompt + j < p.pool;
+      g[r] = gradients_of_weight(p, first + image, first_prompt + j, inside);
+      along[0] += g[r].along_key;
+      along[1] += g[r].along_focus;
+    }
+#pragma unroll
+    for (int r = 0; r < kRounds; ++r) {
+      const int x = r * kSecondThreads + dev::thread(), image = x / kPoolPrompts, j = x % kPoolPrompts;
+      if (image < kImages) {
+        dev::store_shared(&shared.numerator[image][j], g[r].numerator);
+        dev::store_shared(&shared.square[image][j], g[r].square);
+      }
+    }
+    dev::sync_block();
+#pragma unroll
+    for (int i = 0; i < kPoolImages; ++i) {
+      const int image = i * kSecondWarps + dev::warp();
+#pragma unroll
+      for (int j = 0; j < kPoolPrompts; ++j) {
+        numerator[j] += dev::load_shared(&shared.numerator[image][j]) * q[i];
+        square[j] += dev::load_shared(&shared.square[image][j]) * (q[i] * q[i]);
+      }
+    }
+  }
+  if (p.batch == 0) dev::wait_for_previous_kernel();
+
+  // The last steps' operands, before the sums: one warp per prompt.
+  const int64_t m = first_prompt + dev::warp();
+  const bool finishes = dev::warp() < kPoolPrompts && m < p.pool && c < p.channels;
+  const int64_t at = m * p.channels + c;
+  const T s = inside_or(finishes, p.focus + at, T(0));
+  const T key = inside_or(finishes, p.keys + at, T(0));
+  const T norm = inside_or(finishes, p.key_norm + m, T(1));
+#pragma unroll
+  for (int j = 0; j < kPoolPrompts; ++j) {
+    dev::store_shared(&shared.sum[dev::warp()][2 * j][dev::lane()], numerator[j]);
+    dev::store_shared(&shared.sum[dev::warp()][2 * j + 1][dev::lane()], square[j]);
+  }
+#pragma unroll
+  for (int mask = 16; mask >= kPoolPrompts; mask /= 2) {
+    along[0] += dev::shuffle_xor(along[0], mask);
+    along[1] += dev::shuffle_xor(along[1], mask);
+  }
+  if (dev::lane() < kPoolPrompts) {
+    dev::store_shared(&shared.along[dev::warp()][0][dev::lane()], along[0]);
+    dev::store_shared(&shared.along[dev::warp()][1][dev::lane()], along[1]);
+  }
+  dev::sync_block();
+  if (!finishes) return;
+  T total_numerator = 0, total_square = 0, along_key = 0, along_focus = 0;
+#pragma unroll
+  for (int w = 0; w < kSecondWarps; ++w) {
+    total_numerator += dev::load_shared(&shared.sum[w][2 * dev::warp()][dev::lane()]);
+    total_square += dev::load_shared(&shared.sum[w][2 * dev::warp() + 1][dev::lane()]);
+    along_key += dev::load_shared(&shared.along[w][0][dev::warp()]);
+    along_focus += dev::load_shared(&shared.along[w][1][dev::warp()]);
+  }
   const bool clamped = norm < p.tiny;
   const T divisor = clamped ? p.tiny : norm;
-  T along_focus = 0, along_key = 0;  // sum_c S dS, sum_c U dU
-  for (int64_t c = dev::thread(); c < p.channels; c += kPromptThreads) {
-    T numerator = 0, square = 0;
-    for (int64_t b = 0; b < p.batch; ++b) {
-      const T q = p.query[b * p.channels + c];
-      numerator += p.grad_numerator[b * p.pool + m] * q;
-      square += p.grad_square[b * p.pool + m] * (q * q);
-    }
-    const int64_t at = m * p.channels + c;
-    const T s = p.focus[at];
-    const T u = p.keys[at] / divisor;
-    const T grad_focus = numerator * u + T(2) * s * square;
-    const T grad_unit = numerator * s;
-    along_focus += s * grad_focus;
-    along_key += u * grad_unit;
-    p.grad_attention[at] = grad_focus;  // finished below, by the same thread
-    p.grad_keys[at] = grad_unit;
+  const T u = key / divisor;
+  p.grad_attention[at] = s * (total_numerator * u + T(2) * s * total_square - along_focus);
+  p.grad_keys[at] = (total_numerator * s - (clamped ? T(0) : u * along_key)) / divisor;
+}
+
+inline constexpr int kQueryImages = 4;  // of one block in grad_of_query
+
+template <typename T>
+inline constexpr int kQueryPool = 80 / sizeof(T);  // prompts at a time
+
+template <typename T>
+struct alignas(16) QueryShared {
+  T numerator[kQueryPool<T>][kQueryImages], square[kQueryPool<T>][kQueryImages];
+};
+
+// Four images, one channel per thread: gradient of the query.
+template <typename T>
+PUMA_DEVICE void grad_of_query(const PromptGradientArguments<T>& p, int64_t first_image, int64_t first_channel) {
+  constexpr int kPool = kQueryPool<T>;
+  auto& shared = *reinterpret_cast<QueryShared<T>*>(dev::shared_memory());
+  const int64_t c = first_channel + dev::thread();
+  const bool inside = c < p.channels;
+  const int images = count_up_to<kQueryImages>(p.batch - first_image);
+  T q[kQueryImages], numerator[kQueryImages] = {}, square[kQueryImages] = {};
+#pragma unroll
+  for (int i = 0; i < kQueryImages; ++i) {
+    q[i] = inside_or(i < images && inside, p.query + (first_image + i) * p.channels + c, T(0));
   }
-  along_focus = reduce_block<Sum>(along_focus, shared);
-  along_key = reduce_block<Sum>(along_key, shared);
-  for (int64_t c = dev::thread(); c < p.channels; c += kPromptThreads) {
-    const int64_t at = m * p.channels + c;
-    const T u = p.keys[at] / divisor;
-    p.grad_attention[at] = p.focus[at] * (p.grad_attention[at] - along_focus);
-    p.grad_keys[at] = (p.grad_keys[at] - (clamped ? T(0) : u * along_key)) / divisor;
+  dev::wait_for_previous_kernel();
+  for (int64_t first = 0; first < p.pool; first += kPool) {
+    const int count = count_up_to<kPool>(p.pool - first);
+    T s[kPool], su[kPool];
+    int64_t at = first * p.channels + c;
+#pragma unroll
+    for (int j = 0; j < kPool; ++j, at += p.channels) {
+      s[j] = inside_or(j < count && inside, p.focus + at, T(0));
+      su[j] = inside_or(j < count && inside, p.focused_keys + at, T(0));
+    }
+    if (first > 0) dev::sync_block();
+    if (dev::thread() < kPool * kQueryImages) {
+      const int i = dev::thread() / kPool, j = dev::thread() % kPool;
+      const bool wanted = i < images && j < count;
+      const WeightGradients<T> g = gradients_of_weight(p, first_image + i, first + j, wanted);
+      dev::store_shared(&shared.numerator[j][i], g.numerator);
+      dev::store_shared(&shared.square[j][i], g.square);
+    }
+    dev::sync_block();
+#pragma unroll
+    for (int j = 0; j < kPool; ++j) {
+#pragma unroll
+      for (int i = 0; i < kQueryImages; ++i) {
+        numerator[i] += dev::load_shared(&shared.numerator[j][i]) * su[j];
+        square[i] += dev::load_shared(&shared.square[j][i]) * (s[j] * s[j]);
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kQueryImages; ++i) {
+    if (i < images && inside) {
+      p.grad_query[(first_image + i) * p.channels + c] = numerator[i] + T(2) * q[i] * square[i];
+    }
   }
 }
 
-// One image: gradient of its query.
 template <typename T>
-PUMA_DEVICE void grad_of_query_row(const PromptGradientArguments<T>& p, int64_t b) {
-  for (int64_t c = dev::thread(); c < p.channels; c += kPromptThreads) {
-    T numerator = 0, square = 0;
-    for (int64_t m = 0; m < p.pool; ++m) {
-      const T s = p.focus[m * p.channels + c];
-      numerator += p.grad_numerator[b * p.pool + m] * p.focused_keys[m * p.channels + c];
-      square += p.grad_square[b * p.pool + m] * (s * s);
-    }
-    p.grad_query[b * p.channels + c] = numerator + T(2) * p.query[b * p.channels + c] * square;
-  }
-}
+inline constexpr int kSecondSharedBytes =
+    static_cast<int>(sizeof(PoolShared<T>) > sizeof(QueryShared<T>) ? sizeof(PoolShared<T>) : sizeof(QueryShared<T>));
 
-// Backward, launch 2: one block per prompt, then one per image if the query wants a gradient.
+// Backward, launch 2: two kinds of blocks.
 template <typename T>
-PUMA_DEVICE void prompt_gradient_second(const PromptGradientArguments<T>& p) {
-  if (dev::block() < p.pool) {
-    grad_of_pool_row(p, dev::block());
-  } else {
-    grad_of_query_row(p, dev::block() - p.pool);
+PUMA_DEVICE void prompt_gradient_second(const PromptGradientArguments<T>& p, const PromptGradientGrid& grid) {
+  int block = static_cast<int>(dev::block());
+  if (block < grid.pool_blocks) {
+    const int64_t first_channel = static_cast<int64_t>(block % grid.pool_channel_blocks) * 32;
+    grad_of_pool(p, block / grid.pool_channel_blocks * kPoolPrompts, first_channel);
+    return;
   }
+  block -= grid.pool_blocks;
+  const int64_t first_channel = static_cast<int64_t>(block % grid.query_channel_blocks) * kSecondThreads;
+  grad_of_query(p, static_cast<int64_t>(block / grid.query_channel_blocks) * kQueryImages, first_channel);
 }
 
 }  // namespace puma

@@ -24,8 +24,8 @@ struct WeightGradientArguments {
   float* parts;     // [matrix 2][channel tile][split][kChannelTile][kWidth]
   void* grad_down;  // (T) C x r
   void* grad_up;    // (T) r x C
-  int64_t tokens_per_sample;
-  int64_t channels;
+  int tokens_per_sample;
+  int channels;
   int channel_tiles;
   int splits;
   int stages;  // of the ring in shared memory
@@ -36,103 +36,140 @@ struct WeightGradientArguments {
 };
 
 inline constexpr int kChannelTile = 128;
-inline constexpr int kGradientThreads = 256;  // 8 warps: 4 along C, 2 along r
+inline constexpr int kGradientThreads = 256;  // 8 warps
 inline constexpr int kReduceThreads = 256;
 inline constexpr int kReduceTile = 32;
 inline constexpr int kMostGradientStages = 6;
 
-// One stage in shared memory: kRows rows of both operands, each row padded against bank conflicts, and a factor per row.
+// One stage in shared memory: kRows rows of both operands. Each operand is cut into blocks of
+// kBlockColumns columns.
 template <typename T, int kWidth>
 struct GradientTile {
   static constexpr int kRows = 128 / static_cast<int>(sizeof(T));
-  // 16-bit: the eight rows an ldmatrix reads start in different banks. float: four rows are 8 banks apart.
+  // 16-bit: rows of 128 bytes, in which unit u of row k lies at u ^ (k % 8): what the tensor cores of Hopper read, and
+  // free of bank conflicts for ldmatrix elsewhere. float: one block, rows padded so that four are 8 banks apart.
+  static constexpr bool kSwizzled = sizeof(T) == 2;
+  static constexpr int kBlockColumns = 64;
+  static constexpr int kBlockBytes = kRows * 128;
   static constexpr int kPadding = 8;
-  static constexpr int kStrideA = kChannelTile + kPadding;
-  static constexpr int kStrideB = kWidth + kPadding;
-  static constexpr int kFactorOffset = kRows * (kStrideA + kStrideB) * static_cast<int>(sizeof(T));
-  static constexpr int kStageBytes = kFactorOffset + kRows * static_cast<int>(sizeof(float));
+  static constexpr int kBytesA = kRows * (kSwizzled ? kChannelTile : kChannelTile + kPadding) * static_cast<int>(sizeof(T));
+  static constexpr int kBytesB = kRows * (kSwizzled ? kWidth : kWidth + kPadding) * static_cast<int>(sizeof(T));
+  static constexpr int kStageBytes = kBytesA + kBytesB;
+  static_assert(kStageBytes % 1024 == 0);  // the swizzle asks for it
   static constexpr int kUnitsPerThreadA = kRows * kChannelTile / kElements<T> / kGradientThreads;
   static constexpr int kUnitsPerThreadB = kRows * kWidth / kElements<T> / kGradientThreads;
+
+  // Byte of a unit's first element in an operand of kColumns columns.
+  template <int kColumns>
+  PUMA_DEVICE static int offset(int row, int column) {
+    if constexpr (kSwizzled) {
+      const int unit = column % kBlockColumns / kElements<T>;
+      return column / kBlockColumns * kBlockBytes + row * 128 + (unit ^ row % 8) * 16;
+    } else {
+      return (row * (kColumns + kPadding) + column) * static_cast<int>(sizeof(T));
+    }
+  }
 };
 
 // Walks over compacted rows in strides and knows the sample; avoids a division per row.
 class RowWalk {
  public:
-  PUMA_DEVICE RowWalk(const WeightGradientArguments& p, int64_t row, int64_t end)
+  PUMA_DEVICE RowWalk(const WeightGradientArguments& p, int row, int end)
       : row_(row), end_(end), rank_(row / p.tokens_per_sample), token_(row - rank_ * p.tokens_per_sample) {}
   PUMA_DEVICE bool valid() const { return row_ < end_; }
   PUMA_DEVICE int64_t compact() const { return row_; }
   PUMA_DEVICE int64_t full(const WeightGradientArguments& p) const {
-    return p.order[rank_] * p.tokens_per_sample + token_;
+    return static_cast<int64_t>(p.order[rank_]) * p.tokens_per_sample + token_;
   }
   PUMA_DEVICE float factor(const WeightGradientArguments& p) const { return p.factor(rank_); }
   PUMA_DEVICE void advance(const WeightGradientArguments& p, int rows) {
     row_ += rows;
     token_ += rows;
-    while (token_ >= p.tokens_per_sample) {
-      token_ -= p.tokens_per_sample;
-      ++rank_;
+    if (token_ >= p.tokens_per_sample) {
+      const int samples = token_ / p.tokens_per_sample;
+      rank_ += samples;
+      token_ -= samples * p.tokens_per_sample;
     }
   }
 
  private:
-  int64_t row_, end_, rank_, token_;
+  int row_, end_, rank_, token_;
 };
 
-// Two elements of operand b, of rows with these factors, times them.
+// A unit's elements, each times the factor, rounded.
 template <typename T>
-PUMA_DEVICE uint32_t scale_pair(uint32_t pair, float low, float high) {
-  return dev::pack_pair(T{}, dev::to_arithmetic(T{static_cast<uint16_t>(pair)}) * low,
-                        dev::to_arithmetic(T{static_cast<uint16_t>(pair >> 16)}) * high);
+PUMA_DEVICE Bytes16 scale_unit(const Bytes16& unit, float factor) {
+  float v[kElements<T>];
+#pragma unroll
+  for (int e = 0; e < kElements<T>; ++e) v[e] = unit_element<T>(unit, e) * factor;
+  return make_unit<T>(v);
 }
 
-// acc (32 x kWidth / 2 of this warp) += A^T B over the kRows rows of one stage; factors: of B's rows, or null.
+// What a thread accumulates: a warpgroup has 64 channels by all of r, a warp 32 channels by half of r.
 template <typename T, int kWidth>
-PUMA_DEVICE void multiply_tile(const T* a, const T* b, const float* factors, float (&acc)[2][kWidth / 16][4]) {
+struct GradientSums {
+  static constexpr int kRowTiles = uses_warpgroups<T> ? 1 : 2;  // of 16 channels
+  static constexpr int kColumnTiles = kWidth / 8 / kRowTiles;
+  float sum[kRowTiles][kColumnTiles][4];
+
+  PUMA_DEVICE static int first_channel() {
+    if constexpr (uses_warpgroups<T>) return dev::warp() * 16;
+    return dev::warp() % 4 * 32;
+  }
+  PUMA_DEVICE static int first_column() {
+    if constexpr (uses_warpgroups<T>) return 0;
+    return dev::warp() / 4 * (kWidth / 2);
+  }
+};
+
+// sums += A^T B over the kRows rows of one stage.
+template <typename T, int kWidth>
+PUMA_DEVICE void multiply_tile(const char* a, const char* b, GradientSums<T, kWidth>& sums) {
   using Tile = GradientTile<T, kWidth>;
   const int lane = dev::lane();
-  const int m0 = dev::warp() % 4 * 32;
-  const int n0 = dev::warp() / 4 * (kWidth / 2);
-  if constexpr (sizeof(T) == 2) {
+  const int m0 = sums.first_channel(), n0 = sums.first_column();
+  if constexpr (uses_warpgroups<T>) {
+    dev::warpgroup_begin();
+#pragma unroll
+    for (int k = 0; k < Tile::kRows; k += 16) {
+      dev::warpgroup_product_transposed(T{}, sums.sum[0], a + dev::warp() / 4 * Tile::kBlockBytes + k * 128, b + k * 128,
+                                        Tile::kBlockBytes);
+    }
+    dev::warpgroup_end(sums.sum[0]);
+  } else if constexpr (sizeof(T) == 2) {
 #pragma unroll
     for (int k = 0; k < Tile::kRows; k += 16) {
       Bytes16 fragment_a[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {  // matrices: (k, m), (k, m + 8), (k + 8, m), (k + 8, m + 8)
-        const int row = k + lane / 16 * 8 + lane % 8;
-        fragment_a[i] = dev::load_matrices_transposed(a + row * Tile::kStrideA + m0 + i * 16 + lane / 8 % 2 * 8);
+        const int row = k + lane / 16 * 8 + lane % 8, column = m0 + i * 16 + lane / 8 % 2 * 8;
+        fragment_a[i] = dev::load_matrices_transposed(a + Tile::template offset<kChannelTile>(row, column));
       }
 #pragma unroll
       for (int j = 0; j < kWidth / 16; j += 2) {  // matrices: (k, n), (k + 8, n), (k, n + 8), (k + 8, n + 8)
-        const int row = k + lane / 8 % 2 * 8 + lane % 8;
-        Bytes16 fragment_b = dev::load_matrices_transposed(b + row * Tile::kStrideB + n0 + j * 8 + lane / 16 * 8);
-        if (factors != nullptr) {
-#pragma unroll
-          for (int w = 0; w < 4; ++w) {
-            const float* pair = factors + k + w % 2 * 8 + lane % 4 * 2;
-            fragment_b.word[w] =
-                scale_pair<T>(fragment_b.word[w], dev::load_shared(pair), dev::load_shared(pair + 1));
-          }
-        }
+        const int row = k + lane / 8 % 2 * 8 + lane % 8, column = n0 + j * 8 + lane / 16 * 8;
+        const Bytes16 fragment_b = dev::load_matrices_transposed(b + Tile::template offset<kWidth>(row, column));
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const uint32_t* fa = fragment_a[i].word;
-          dev::mma_16x8x16(T{}, acc[i][j], fa[0], fa[1], fa[2], fa[3], fragment_b.word[0], fragment_b.word[1]);
-          dev::mma_16x8x16(T{}, acc[i][j + 1], fa[0], fa[1], fa[2], fa[3], fragment_b.word[2], fragment_b.word[3]);
+          float(&d)[kWidth / 16][4] = sums.sum[i];
+          dev::mma_16x8x16(T{}, d[j], fa[0], fa[1], fa[2], fa[3], fragment_b.word[0], fragment_b.word[1]);
+          dev::mma_16x8x16(T{}, d[j + 1], fa[0], fa[1], fa[2], fa[3], fragment_b.word[2], fragment_b.word[3]);
         }
       }
     }
   } else {
     const int g = lane / 4, t = lane % 4;
-#pragma unroll
+#pragma unroll 1  // reading further ahead would take more registers than there are
     for (int k = 0; k < Tile::kRows; k += 8) {
       uint32_t fragment_a[2][4];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
 #pragma unroll
         for (int w = 0; w < 4; ++w) {
-          fragment_a[i][w] =
-              dev::float_bits(dev::load_shared(a + (k + t + w / 2 * 4) * Tile::kStrideA + m0 + i * 16 + g + w % 2 * 8));
+          const int row = k + t + w / 2 * 4, column = m0 + i * 16 + g + w % 2 * 8;
+          fragment_a[i][w] = dev::float_bits(
+              dev::load_shared(reinterpret_cast<const float*>(a + Tile::template offset<kChannelTile>(row, column))));
         }
       }
 #pragma unroll
@@ -140,14 +177,13 @@ PUMA_DEVICE void multiply_tile(const T* a, const T* b, const float* factors, flo
         uint32_t fragment_b[2];
 #pragma unroll
         for (int w = 0; w < 2; ++w) {
-          const int row = k + t + w * 4;
-          float v = dev::load_shared(b + row * Tile::kStrideB + n0 + j * 8 + g);
-          if (factors != nullptr) v *= dev::load_shared(factors + row);
-          fragment_b[w] = dev::float_bits(v);
+          const int row = k + t + w * 4, column = n0 + j * 8 + g;
+          fragment_b[w] = dev::float_bits(
+              dev::load_shared(reinterpret_cast<const float*>(b + Tile::template offset<kWidth>(row, column))));
         }
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          in_short_run<T>(acc[i][j], [&](float (&d)[4]) { mma_float(d, fragment_a[i], fragment_b); });
+          in_short_run<T>(sums.sum[i][j], [&](float (&d)[4]) { mma_float(d, fragment_a[i], fragment_b); });
         }
       }
     }
@@ -168,56 +204,57 @@ template <typename T, int kWidth>
 PUMA_DEVICE void weight_gradient_part(const WeightGradientArguments& p, const GradientOperands& operands,
                                       int channel_tile, int split, float* part) {
   using Tile = GradientTile<T, kWidth>;
+  using Sums = GradientSums<T, kWidth>;
   constexpr int kUnitsPerRowA = kChannelTile / kElements<T>;
   constexpr int kUnitsPerRowB = kWidth / kElements<T>;
   constexpr int kRowsPerLoadA = kGradientThreads / kUnitsPerRowA;
   constexpr int kRowsPerLoadB = kGradientThreads / kUnitsPerRowB;
 
-  const int64_t rows = *p.kept * p.tokens_per_sample;
-  const int64_t chunks_in_all = (rows + Tile::kRows - 1) / Tile::kRows;
-  const int64_t chunks_per_split = (chunks_in_all + p.splits - 1) / p.splits;
-  const int64_t begin = split * chunks_per_split * Tile::kRows;
-  const int64_t end = begin + chunks_per_split * Tile::kRows < rows ? begin + chunks_per_split * Tile::kRows : rows;
-  const int chunks = end > begin ? static_cast<int>((end - begin + Tile::kRows - 1) / Tile::kRows) : 0;
+  const int rows = *p.kept * p.tokens_per_sample;
+  const int chunks_in_all = (rows + Tile::kRows - 1) / Tile::kRows;
+  const int chunks_per_split = (chunks_in_all + p.splits - 1) / p.splits;
+  const int64_t first = static_cast<int64_t>(split) * chunks_per_split * Tile::kRows;
+  const int begin = first < rows ? static_cast<int>(first) : rows;
+  const int end = rows - begin < chunks_per_split * Tile::kRows ? rows : begin + chunks_per_split * Tile::kRows;
+  const int chunks = (end - begin + Tile::kRows - 1) / Tile::kRows;
 
   const int row_a = dev::thread() / kUnitsPerRowA, column_a = dev::thread() % kUnitsPerRowA * kElements<T>;
   const int row_b = dev::thread() / kUnitsPerRowB, column_b = dev::thread() % kUnitsPerRowB * kElements<T>;
-  const int64_t channel = static_cast<int64_t>(channel_tile) * kChannelTile + column_a;
+  const int channel = channel_tile * kChannelTile + column_a;
   const bool rows_aligned = operands.b_width % kElements<T> == 0;
-  RowWalk walk_a(p, begin + row_a, end), walk_b(p, begin + row_b, end), walk_factors(p, begin + dev::thread(), end);
+  RowWalk walk_a(p, begin + row_a, end);
+  RowWalk walk_scaled(p, begin + row_b, end);  // of what is multiplied by its factor, where that is wanted
+  int to_fetch_b = begin + row_b;
 
   const auto stage = [](int index) { return dev::shared_memory() + index * Tile::kStageBytes; };
-  const auto rows_b = [&](int index) { return reinterpret_cast<T*>(stage(index)) + Tile::kRows * Tile::kStrideA; };
-  const auto factors = [&](int index) { return reinterpret_cast<float*>(stage(index) + Tile::kFactorOffset); };
+  // This thread's units of B in a stage.
+  const auto unit_b = [&](int index, int i) {
+    const int offset = Tile::template offset<kWidth>(row_b + i * kRowsPerLoadB, column_b);
+    return reinterpret_cast<Bytes16*>(stage(index) + Tile::kBytesA + offset);
+  };
   int fill = 0, to_fetch = chunks;
   const auto fetch = [&] {
     if (to_fetch > 0) {
-      T* a = reinterpret_cast<T*>(stage(fill)) + row_a * Tile::kStrideA + column_a;
 #pragma unroll
       for (int i = 0; i < Tile::kUnitsPerThreadA; ++i) {
         const bool inside = walk_a.valid() && channel < p.channels;
         const int64_t row = !inside ? 0 : operands.a_is_compact ? walk_a.compact() : walk_a.full(p);
         const T* source = static_cast<const T*>(operands.a) + row * p.channels + (inside ? channel : 0);
-        dev::copy_async16(a + i * kRowsPerLoadA * Tile::kStrideA, source, inside);
+        dev::copy_async16(stage(fill) + Tile::template offset<kChannelTile>(row_a + i * kRowsPerLoadA, column_a), source,
+                          inside);
         walk_a.advance(p, kRowsPerLoadA);
       }
-      T* b = rows_b(fill) + row_b * Tile::kStrideB + column_b;
 #pragma unroll
       for (int i = 0; i < Tile::kUnitsPerThreadB; ++i) {
-        T* target = b + i * kRowsPerLoadB * Tile::kStrideB;
-        const T* row = static_cast<const T*>(operands.b) + (walk_b.valid() ? walk_b.compact() * operands.b_width : 0);
+        const bool valid = to_fetch_b < end;
+        const T* row = static_cast<const T*>(operands.b) + (valid ? static_cast<int64_t>(to_fetch_b) * operands.b_width : 0);
         if (rows_aligned) {
-          const bool inside = walk_b.valid() && column_b < operands.b_width;
-          dev::copy_async16(target, row + (inside ? column_b : 0), inside);
+          const bool inside = valid && column_b < operands.b_width;
+          dev::copy_async16(unit_b(fill, i), row + (inside ? column_b : 0), inside);
         } else {
-          const Bytes16 unit = load_row_unit(row, column_b, walk_b.valid() ? operands.b_width : 0, false);
-          dev::store_shared(reinterpret_cast<Bytes16*>(target), unit);
+          dev::store_shared(unit_b(fill, i), load_row_unit(row, column_b, valid ? operands.b_width : 0, false));
         }
-        walk_b.advance(p, kRowsPerLoadB);
-      }
-      if (operands.b_is_scaled && dev::thread() < Tile::kRows) {
-        dev::store_shared(factors(fill) + dev::thread(), walk_factors.valid() ? walk_factors.factor(p) : 0.0f);
-        walk_factors.advance(p, Tile::kRows);
+        to_fetch_b += kRowsPerLoadB;
       }
       --to_fetch;
       if (++fill == p.stages) fill = 0;
@@ -225,36 +262,44 @@ PUMA_DEVICE void weight_gradient_part(const WeightGradientArguments& p, const Gr
     dev::copy_async_commit();  // also when empty: waiting counts groups
   };
 
-  float acc[2][kWidth / 16][4];
+  Sums sums;
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
+  for (int i = 0; i < Sums::kRowTiles; ++i) {
 #pragma unroll
-    for (int j = 0; j < kWidth / 16; ++j) {
+    for (int j = 0; j < Sums::kColumnTiles; ++j) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) acc[i][j][e] = 0.0f;
+      for (int e = 0; e < 4; ++e) sums.sum[i][j][e] = 0.0f;
     }
   }
   for (int i = 0; i < p.stages - 1; ++i) fetch();
   int use = 0;
   for (int chunk = 0; chunk < chunks; ++chunk) {
     dev::copy_async_wait(p.stages - 2);
+    if (operands.b_is_scaled) {  // a thread scales what it has fetched itself
+#pragma unroll
+      for (int i = 0; i < Tile::kUnitsPerThreadB; ++i) {
+        const float factor = walk_scaled.valid() ? walk_scaled.factor(p) : 0.0f;
+        dev::store_shared(unit_b(use, i), scale_unit<T>(dev::load_shared(unit_b(use, i)), factor));
+        walk_scaled.advance(p, kRowsPerLoadB);
+      }
+    }
+    if constexpr (uses_warpgroups<T>) dev::publish_operands();
     dev::sync_block();  // these rows have arrived for all, and all have left the stage filled next
     fetch();
-    multiply_tile<T, kWidth>(reinterpret_cast<const T*>(stage(use)), rows_b(use),
-                             operands.b_is_scaled ? factors(use) : nullptr, acc);
+    multiply_tile<T, kWidth>(stage(use), stage(use) + Tile::kBytesA, sums);
     if (++use == p.stages) use = 0;
   }
 
-  const int m0 = dev::warp() % 4 * 32 + dev::lane() / 4;
-  const int n0 = dev::warp() / 4 * (kWidth / 2) + dev::lane() % 4 * 2;
+  const int m0 = sums.first_channel() + dev::lane() / 4;
+  const int n0 = sums.first_column() + dev::lane() % 4 * 2;
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
+  for (int i = 0; i < Sums::kRowTiles; ++i) {
 #pragma unroll
-    for (int j = 0; j < kWidth / 16; ++j) {
+    for (int j = 0; j < Sums::kColumnTiles; ++j) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         float* address = part + (m0 + i * 16 + h * 8) * kWidth + n0 + j * 8;
-        dev::store_global8(address, acc[i][j][2 * h], acc[i][j][2 * h + 1]);
+        dev::store_global8(address, sums.sum[i][j][2 * h], sums.sum[i][j][2 * h + 1]);
       }
     }
   }

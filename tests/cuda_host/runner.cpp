@@ -220,7 +220,6 @@ void prompts_case(const Case& c) {
   Buffer grad_weights(c.flag("grad_weights") ? batch * pool * kSize : 0);
   for (Buffer* b : {&query, &keys, &attention, &prompts, &grad_prompt, &grad_weights}) b->read();
   Buffer prompt(batch * size * kSize), weights(batch * pool * kSize), inverse_norm(batch * pool * kSize);
-  Buffer focus(pool * channels * kSize), focused_keys(pool * channels * kSize);
   PromptArguments<T> a{};
   a.batch = batch;
   a.pool = pool;
@@ -231,16 +230,14 @@ void prompts_case(const Case& c) {
   a.keys = keys.get<T>();
   a.attention = attention.get<T>();
   a.prompts = prompts.get<T>();
-  a.focus = focus.get<T>();
-  a.focused_keys = focused_keys.get<T>();
   a.weights = weights.get<T>();
   a.inverse_norm = inverse_norm.get<T>();
   a.prompt = prompt.get<T>();
   launch_prompts(launcher, a);
   for (const Buffer* b : {&prompt, &weights, &inverse_norm}) b->write();
 
-  Buffer key_norm(pool * kSize), grad_numerator(batch * pool * kSize), grad_square(batch * pool * kSize);
-  Buffer focus_again(pool * channels * kSize), focused_keys_again(pool * channels * kSize);
+  Buffer key_norm(pool * kSize), shares(kPromptSlices * batch * pool * kSize);
+  Buffer focus(pool * channels * kSize), focused_keys(pool * channels * kSize);
   Buffer grad_query(c.flag("need_query") ? batch * channels * kSize : 0), grad_keys(pool * channels * kSize);
   Buffer grad_attention(pool * channels * kSize), grad_prompts(pool * size * kSize);
   PromptGradientArguments<T> g{};
@@ -257,11 +254,10 @@ void prompts_case(const Case& c) {
   g.prompts = a.prompts;
   g.weights = a.weights;
   g.inverse_norm = a.inverse_norm;
-  g.focus = focus_again.get<T>();
-  g.focused_keys = focused_keys_again.get<T>();
+  g.focus = focus.get<T>();
+  g.focused_keys = focused_keys.get<T>();
   g.key_norm = key_norm.get<T>();
-  g.grad_numerator = grad_numerator.get<T>();
-  g.grad_square = grad_square.get<T>();
+  g.shares = shares.get<T>();
   g.grad_query = grad_query.get<T>();
   g.grad_keys = grad_keys.get<T>();
   g.grad_attention = grad_attention.get<T>();
