@@ -16,9 +16,9 @@
 namespace puma {
 
 // As many warps as the registers allow without spilling: float operands take twice the registers.
-template <typename T, typename R, int kWidth, bool kBackward, Branch kBranch>
+template <typename T, typename R, int kWidth, Branch kBranch>
 inline constexpr int kAdapterWarps =
-    sizeof(T) == 4 || (kWidth > 64 && sizeof(R) == 4 && (kBackward || kBranch == Branch::kWide)) ? 8 : 12;
+    sizeof(T) == 4 || (kWidth > 64 && sizeof(R) == 4 && kBranch == Branch::kWide) ? 8 : 12;
 
 // A unit of a row of `width` elements from column on; rows need not be aligned.
 template <typename T>
@@ -259,7 +259,8 @@ struct NoAddends {
   PUMA_DEVICE void join(int, int, float, float (&)[kElements<T>]) const {}
 };
 
-// output = hidden @ second weights, joined with the residual and the branch in the forward; a step of columns at a time.
+// output = hidden @ second weights, joined with the residual and the branch in the forward; a step of columns at a
+// time.
 template <typename T, typename R, int kWidth, bool kBackward, Branch kBranch>
 PUMA_DEVICE void second_product(const AdapterArguments& p, WeightStream<T, kWidth>& stream,
                                 const LanePlace& place, const HiddenUnits<T, kWidth>& hidden) {
@@ -310,20 +311,19 @@ PUMA_DEVICE void second_product(const AdapterArguments& p, WeightStream<T, kWidt
 template <typename T, typename R, int kWidth, bool kBackward, Branch kBranch>
 PUMA_DEVICE void adapter(const AdapterArguments& p) {
   using Stream = WeightStream<T, kWidth>;
+  using Plan = typename Stream::Plan;
   dev::let_next_kernel_begin();
-  if (dev::thread() == 0) {
-    dev::store_shared(&adapter_control()->next_chunk, 0);
-    Stream::set_up(p);
-  }
+  Stream::set_up(p);
   dev::sync_block();
   dev::wait_for_previous_kernel();
 
-  using Plan = typename Stream::Plan;
+  LanePlace place(p, Plan::first_row(0), kElements<T>);
   const int passes = Plan(p).passes();
   if (passes > 0) {
     Stream stream(p, Plan(p));
     for (int pass = 0; pass < passes; ++pass) {
-      const LanePlace place(p, Plan::first_row(pass), Plan(p).kept_rows, kElements<T>);
+      if (pass > 0) place = LanePlace(p, Plan::first_row(pass), kElements<T>);
+      place.rows_left = Plan(p).kept_rows - place.compact;
       float sums[kWidth / 8][4];
       first_product<T, R, kWidth, kBackward>(p, stream, place, sums);
       HiddenUnits<T, kWidth> hidden;
@@ -332,9 +332,7 @@ PUMA_DEVICE void adapter(const AdapterArguments& p) {
       stream.end_pass(p, pass);
     }
   }
-  if (p.output != nullptr) {
-    DroppedSamples<T, R, kBackward, kBranch>(p, p.kept[0], &adapter_control()->next_chunk).move();
-  }
+  if (p.output != nullptr) DroppedSamples<T, R, kBackward, kBranch>(p).move();
 }
 
 }  // namespace puma

@@ -18,16 +18,16 @@ struct AdapterArguments {
   const void* mask;      // backward: hidden (T), compacted rows of `width` elements
   void* activation;      // forward: hidden (T), compacted rows of `width`; backward: delta (T), rows of kWidth. Or null
   void* narrow_input;    // backward, where R is wider than T: the input as T, compacted rows of `channels`. Or null
-  const float* gate;     // (samples,) or null
-  const int32_t* kept;
+  const int32_t* kept;     // these three: see PrepareArguments
   const int32_t* order;
+  const float* factors;
+  int32_t* next_chunk;     // of dropped samples: the counter behind `kept`
   const Bytes16* weights;  // packed
   int64_t samples;
   int tokens_per_sample;
   int channels;
   int padded_channels;
   int width;  // r
-  float scale;
   bool resident;  // all packed weights fit into shared memory
 };
 

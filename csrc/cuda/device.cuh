@@ -81,8 +81,8 @@ PUMA_DEVICE void store_shared<Bytes16>(Bytes16* address, Bytes16 v) {
   *reinterpret_cast<uint4*>(address) = make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]);
 }
 
-// Adds to a counter in shared memory and returns what it was.
-PUMA_DEVICE int add_shared(int32_t* counter, int value) { return atomicAdd(counter, value); }
+// Adds to a counter that blocks share and returns what it was.
+PUMA_DEVICE int add_global(int32_t* counter, int value) { return atomicAdd(counter, value); }
 
 // Global memory that no thread writes during the kernel.
 PUMA_DEVICE Bytes16 load_global16(const void* address) {
@@ -124,8 +124,8 @@ PUMA_DEVICE void copy_async_wait(int pending) {
   }
 }
 
-// Bulk copies (sm_90): one thread copies a whole piece, of a multiple of 16 bytes; a barrier in shared memory completes a
-// phase when the piece of that phase has arrived.
+// Bulk copies (sm_90): one thread copies a whole piece, of a multiple of 16 bytes; a barrier in shared memory completes
+// a phase when the piece of that phase has arrived.
 struct BulkBarrier {
   uint64_t state;
 };

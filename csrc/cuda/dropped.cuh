@@ -9,34 +9,40 @@
 
 namespace puma {
 
-// A chunk is what a warp moves at once: kUnroll times 32 lanes times kElements<T> elements of one sample. The block's
-// chunks are chunk, chunk + blocks, ...; its warps take them one after the other from a counter in shared memory. Which
-// warp moves which chunk does not show in the result.
+// A chunk is what a warp moves at once: kUnroll times 32 lanes times kElements<T> elements of one sample. Warps of all
+// blocks take chunks from one counter, each the next one while it moves the last: who moves which does not show in the
+// result.
 template <typename T, typename R, bool kBackward, Branch kBranch>
 class DroppedSamples {
  public:
-  PUMA_DEVICE DroppedSamples(const AdapterArguments& p, int64_t kept, int32_t* counter)
-      : p_(p), kept_(kept), counter_(counter), elements_(static_cast<int64_t>(p.tokens_per_sample) * p.channels),
-        chunks_per_sample_((elements_ + kChunk - 1) / kChunk) {}
+  PUMA_DEVICE explicit DroppedSamples(const AdapterArguments& p)
+      : p_(p), elements_(static_cast<int64_t>(p.tokens_per_sample) * p.channels) {}
 
   // Called by whole warps; returns when nothing is left.
-  PUMA_DEVICE void move() {
-    const int64_t chunks = (p_.samples - kept_) * chunks_per_sample_;
-    while (true) {
-      const int taken = dev::first_lane(dev::lane() == 0 ? dev::add_shared(counter_, 1) : 0);
-      const int64_t chunk = dev::block() + taken * dev::blocks();
-      if (chunk >= chunks) return;
-      const int64_t rank = chunk / chunks_per_sample_;
-      const int64_t begin = (chunk - rank * chunks_per_sample_) * kChunk;
-      move_chunk(p_.order[kept_ + rank] * elements_, begin);
+  PUMA_DEVICE void move() const {
+    const int kept = *p_.kept;
+    const int64_t chunks_per_sample = (elements_ + kChunk - 1) / kChunk;
+    const int64_t chunks = (p_.samples - kept) * chunks_per_sample;
+    int64_t next = take();
+    while (next < chunks) {
+      const int64_t chunk = next;
+      next = take();
+      const int64_t rank = chunk / chunks_per_sample;
+      move_chunk(p_.order[kept + rank] * elements_, (chunk - rank * chunks_per_sample) * kChunk);
     }
   }
 
  private:
-  static constexpr int kUnroll = 4;
+  using B = std::conditional_t<kBranch == Branch::kNarrow, T, R>;
+  // Units that a lane reads for kElements<T> elements.
+  static constexpr int kUnits = Stored<R, T>::kUnits + (kBranch == Branch::kNone ? 0 : Stored<B, T>::kUnits);
+  static constexpr int kUnroll = kBackward || kUnits == 1 ? 8 : kUnits == 2 ? 4 : 2;
   static constexpr int64_t kStride = 32 * kElements<T>;
   static constexpr int64_t kChunk = kUnroll * kStride;
 
+  PUMA_DEVICE int64_t take() const {
+    return dev::first_lane(dev::lane() == 0 ? dev::add_global(p_.next_chunk, 1) : 0);
+  }
   PUMA_DEVICE void move_chunk(int64_t sample, int64_t begin) const {
     const int64_t first = begin + dev::lane() * kElements<T>;
     if constexpr (kBackward) {
@@ -46,7 +52,6 @@ class DroppedSamples {
         if (at < elements_) dev::store_global16(static_cast<T*>(p_.output) + sample + at, Bytes16{{0, 0, 0, 0}});
       }
     } else {
-      using B = std::conditional_t<kBranch == Branch::kNarrow, T, R>;
       Stored<R, T> rows[kUnroll];
       Stored<B, T> branch[kUnroll];
 #pragma unroll
@@ -72,10 +77,7 @@ class DroppedSamples {
   }
 
   const AdapterArguments& p_;
-  int64_t kept_;
-  int32_t* counter_;
   int64_t elements_;
-  int64_t chunks_per_sample_;
 };
 
 }  // namespace puma

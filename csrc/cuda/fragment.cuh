@@ -21,7 +21,8 @@ inline constexpr int kGroup = 4 * kElements<T>;
 template <typename T>
 inline constexpr int kTilesPerGroup = kGroup<T> / 8;
 
-// Products of four warps at once (Hopper), else of one. float needs three products in place of one and keeps to the latter.
+// Products of four warps at once (Hopper), else of one. float needs three products in place of one and keeps to the
+// latter.
 template <typename T>
 inline constexpr bool uses_warpgroups = dev::kHasWarpgroups && sizeof(T) == 2;
 // Warps that go through their rows together.

@@ -32,10 +32,10 @@ class FusedAdapter {
   template <typename Launcher>
   static int64_t forward(const Launcher& launcher, const ForwardProblem& p, char* workspace) {
     Workspace space(workspace);
-    AdapterArguments a = common(p.sizes, p.gate, p.scale);
+    AdapterArguments a = common(p.sizes);
     const WeightView first = as_operand(p.down, p.sizes.channels, p.sizes.width);
     const WeightView second = as_operand(p.up, p.sizes.width, p.sizes.channels);
-    const PrepareArguments prepare = plan(space, p.sizes, p.gate, first, second, a);
+    const PrepareArguments prepare = plan(space, p.sizes, p.gate, p.scale, first, second, a);
     if (workspace == nullptr) return space.bytes();
     a.input = p.tokens;
     a.residual = p.residual;
@@ -55,10 +55,10 @@ class FusedAdapter {
   template <typename Launcher>
   static int64_t backward(const Launcher& launcher, const BackwardProblem& p, char* workspace) {
     Workspace space(workspace);
-    AdapterArguments a = common(p.sizes, p.gate, p.scale);
+    AdapterArguments a = common(p.sizes);
     const WeightView first = as_transposed_operand(p.up, p.sizes.width, p.sizes.channels);
     const WeightView second = as_transposed_operand(p.down, p.sizes.channels, p.sizes.width);
-    const PrepareArguments prepare = plan(space, p.sizes, p.gate, first, second, a);
+    const PrepareArguments prepare = plan(space, p.sizes, p.gate, p.scale, first, second, a);
     const bool need_weights = p.grad_down != nullptr;
     const GradientPlan gradient =
         plan_gradient(launcher.limits(), p.sizes, kWidth, Gradient::kRows, Gradient::kStageBytes);
@@ -81,9 +81,9 @@ class FusedAdapter {
     w.grad_is_compact = narrow_grad != nullptr;
     w.hidden = p.hidden;
     w.delta = delta;
-    w.gate = a.gate;
     w.kept = a.kept;
     w.order = a.order;
+    w.factors = a.factors;
     w.parts = parts;
     w.grad_down = p.grad_down;
     w.grad_up = p.grad_up;
@@ -93,7 +93,6 @@ class FusedAdapter {
     w.splits = gradient.splits;
     w.stages = gradient.stages;
     w.width = a.width;
-    w.scale = a.scale;
     using Sum = WeightGradientSumKernel<T, kWidth>;
     launcher.template run<WeightGradientKernel<T, kWidth>>(gradient.blocks, gradient.shared_bytes, w);
     launcher.template run<Sum>(gradient.sum_blocks, Sum::kSharedBytes, w);
@@ -112,25 +111,25 @@ class FusedAdapter {
     return {m.data, m.column_stride, m.row_stride, columns, rows};
   }
 
-  static AdapterArguments common(const AdapterSizes& s, const void* gate, double scale) {
+  static AdapterArguments common(const AdapterSizes& s) {
     AdapterArguments a{};
-    a.gate = static_cast<const float*>(gate);
     a.samples = s.samples;
     a.tokens_per_sample = static_cast<int>(s.tokens_per_sample);
     a.channels = static_cast<int>(s.channels);
     a.padded_channels = static_cast<int>(padded_channels(s.channels, Packed::kStepColumns));
     a.width = static_cast<int>(s.width);
-    a.scale = static_cast<float>(scale);
     return a;
   }
 
-  static PrepareArguments plan(Workspace& space, const AdapterSizes& s, const void* gate, const WeightView& first,
-                               const WeightView& second, AdapterArguments& a) {
+  static PrepareArguments plan(Workspace& space, const AdapterSizes& s, const void* gate, double scale,
+                               const WeightView& first, const WeightView& second, AdapterArguments& a) {
     PrepareArguments p{};
     p.gate = gate;
     p.samples = s.samples;
-    p.kept = space.take<int32_t>(2);
+    p.kept = space.take<int32_t>(kListNumbers);
     p.order = space.take<int32_t>(s.samples);
+    p.factors = space.take<float>(s.samples);
+    p.scale = static_cast<float>(scale);
     p.first = first;
     p.second = second;
     p.padded_channels = a.padded_channels;
@@ -139,6 +138,8 @@ class FusedAdapter {
     p.pack_blocks = plan_pack_blocks(units);
     a.kept = p.kept;
     a.order = p.order;
+    a.factors = p.factors;
+    a.next_chunk = p.kept + 2;
     a.weights = p.packed;
     return p;
   }

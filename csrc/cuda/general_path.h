@@ -9,12 +9,13 @@
 #pragma once
 
 #include "general_steps.h"
+#include "sizes.h"
 
 namespace puma {
 
 template <typename Backend>
 RowsArguments list_rows(Backend& backend, const AdapterSizes& s, const void* gate, bool gate_is_double, double scale) {
-  int32_t* order = backend.integers(s.samples + 2);
+  int32_t* order = backend.integers(s.samples + kListNumbers);
   list_kept_samples(backend.launcher(), gate, gate_is_double, s.samples, order + s.samples, order);
   return {gate, order + s.samples, order, s.samples, s.tokens_per_sample, s.channels, scale};
 }

@@ -1,32 +1,35 @@
 // Every kernel under one shape: its arguments, its block size, its body. launch.cuh turns one into a __global__
-// function; the tests run the same body on the host. kDependent: it may begin before the kernel in front has ended, see
-// dev::wait_for_previous_kernel.
+// function; the tests run the same body on the host.
 #pragma once
 
 #include "general.cuh"
-#include "prompts.cuh"
+#include "prompts_backward.cuh"
+#include "prompts_forward.cuh"
 #include "weight_gradient.cuh"
 
 namespace puma {
 
+struct KernelDefaults {
+  static constexpr bool kDependent = false;  // may begin before the kernel in front has ended: wait_for_previous_kernel
+};
+
 template <typename T, int kWidth>
-struct PrepareKernel {
+struct PrepareKernel : KernelDefaults {
   using Arguments = PrepareArguments;
   static constexpr int kThreads = kPrepareThreads;
-  static constexpr bool kDependent = false;
   static PUMA_DEVICE void body(const Arguments& a) { prepare<T, kWidth>(a); }
 };
 
 template <typename T, typename R, int kWidth, bool kBackward, Branch kBranch>
-struct AdapterKernel {
+struct AdapterKernel : KernelDefaults {
   using Arguments = AdapterArguments;
-  static constexpr int kThreads = 32 * kAdapterWarps<T, R, kWidth, kBackward, kBranch>;
+  static constexpr int kThreads = 32 * kAdapterWarps<T, R, kWidth, kBranch>;
   static constexpr bool kDependent = true;
   static PUMA_DEVICE void body(const Arguments& a) { adapter<T, R, kWidth, kBackward, kBranch>(a); }
 };
 
 template <typename T, int kWidth>
-struct WeightGradientKernel {
+struct WeightGradientKernel : KernelDefaults {
   using Arguments = WeightGradientArguments;
   static constexpr int kThreads = kGradientThreads;
   static constexpr bool kDependent = true;
@@ -34,7 +37,7 @@ struct WeightGradientKernel {
 };
 
 template <typename T, int kWidth>
-struct WeightGradientSumKernel {
+struct WeightGradientSumKernel : KernelDefaults {
   using Arguments = WeightGradientArguments;
   static constexpr int kThreads = kReduceThreads;
   static constexpr bool kDependent = true;
@@ -43,7 +46,7 @@ struct WeightGradientSumKernel {
 };
 
 template <typename S, typename T>
-struct GatherRowsKernel {
+struct GatherRowsKernel : KernelDefaults {
   struct Arguments {
     RowsArguments rows;
     const S* source;
@@ -51,12 +54,11 @@ struct GatherRowsKernel {
     bool with_factor;
   };
   static constexpr int kThreads = kRowsThreads;
-  static constexpr bool kDependent = false;
   static PUMA_DEVICE void body(const Arguments& a) { gather_rows(a.rows, a.source, a.compact, a.with_factor); }
 };
 
 template <typename T, typename R>
-struct ScatterAddRowsKernel {
+struct ScatterAddRowsKernel : KernelDefaults {
   struct Arguments {
     RowsArguments rows;
     const R* residual;
@@ -66,37 +68,34 @@ struct ScatterAddRowsKernel {
     R* out;
   };
   static constexpr int kThreads = kRowsThreads;
-  static constexpr bool kDependent = false;
   static PUMA_DEVICE void body(const Arguments& a) {
     scatter_add_rows(a.rows, a.residual, a.branch, a.branch_is_narrow, a.product, a.out);
   }
 };
 
 template <typename T>
-struct ScatterRowsKernel {
+struct ScatterRowsKernel : KernelDefaults {
   struct Arguments {
     RowsArguments rows;
     const T* compact;
     T* out;
   };
   static constexpr int kThreads = kRowsThreads;
-  static constexpr bool kDependent = false;
   static PUMA_DEVICE void body(const Arguments& a) { scatter_rows(a.rows, a.compact, a.out); }
 };
 
 template <typename T>
-struct RectifyKernel {
+struct RectifyKernel : KernelDefaults {
   struct Arguments {
     int64_t count;
     T* values;
   };
   static constexpr int kThreads = kRowsThreads;
-  static constexpr bool kDependent = false;
   static PUMA_DEVICE void body(const Arguments& a) { rectify(a.count, a.values); }
 };
 
 template <typename T>
-struct MaskKernel {
+struct MaskKernel : KernelDefaults {
   struct Arguments {
     RowsArguments rows;
     int64_t width;
@@ -105,22 +104,20 @@ struct MaskKernel {
     T* clean;
   };
   static constexpr int kThreads = kRowsThreads;
-  static constexpr bool kDependent = false;
   static PUMA_DEVICE void body(const Arguments& a) { mask_by_activation(a.rows, a.width, a.hidden, a.delta, a.clean); }
 };
 
 template <typename T>
-struct PromptWeightsKernel {
+struct PromptWeightsKernel : KernelDefaults {
   using Arguments = PromptArguments<T>;
   static constexpr int kThreads = kPromptThreads;
-  static constexpr bool kDependent = false;
   static PUMA_DEVICE void body(const Arguments& a) { prompt_weights(a); }
 };
 
 // Dependent, as the second of the gradients: in front is a kernel that is not, so the operator's inputs are complete
 // when they begin, and they read them before they wait.
 template <typename T>
-struct PromptMatchKernel {
+struct PromptMatchKernel : KernelDefaults {
   struct Arguments {
     PromptArguments<T> prompts;
     int column_blocks;
@@ -132,19 +129,18 @@ struct PromptMatchKernel {
 };
 
 template <typename T>
-struct PromptGradientFirstKernel {
+struct PromptGradientFirstKernel : KernelDefaults {
   struct Arguments {
     PromptGradientArguments<T> prompts;
     PromptGradientGrid grid;
   };
   static constexpr int kThreads = kPromptThreads;
-  static constexpr bool kDependent = false;
   static constexpr int kSharedBytes = sizeof(PromptsShared<T>);
   static PUMA_DEVICE void body(const Arguments& a) { prompt_gradient_first(a.prompts, a.grid); }
 };
 
 template <typename T>
-struct PromptGradientSecondKernel {
+struct PromptGradientSecondKernel : KernelDefaults {
   using Arguments = typename PromptGradientFirstKernel<T>::Arguments;
   static constexpr int kThreads = kSecondThreads;
   static constexpr bool kDependent = true;

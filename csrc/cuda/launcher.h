@@ -19,6 +19,8 @@ class CudaLauncher {
   void run(int64_t blocks, int shared_bytes, const typename Kernel::Arguments& arguments) const;
 
  private:
+  template <typename Kernel>
+  bool set_up() const;  // whether the kernel waits for the one in front by itself
   static void check(cudaError_t error);  // throws
   int attribute(cudaDeviceAttr which) const {
     int value = 0;

@@ -50,7 +50,7 @@ inline GradientPlan plan_gradient(const DeviceLimits& device, const AdapterSizes
                                   int stage_bytes) {
   GradientPlan plan{};
   plan.channel_tiles = static_cast<int>(divide_up(s.channels, kChannelTile));
-  const int64_t chunks = std::max<int64_t>(1, divide_up(s.samples * s.tokens_per_sample, chunk_rows));
+  const int64_t chunks = std::max<int64_t>(1, s.samples * divide_up(s.tokens_per_sample, chunk_rows));
   plan.splits = static_cast<int>(std::clamp<int64_t>(device.multiprocessors / (2 * plan.channel_tiles), 1, chunks));
   plan.stages = std::clamp(device.shared_bytes_per_block / stage_bytes, 2, kMostGradientStages);
   plan.shared_bytes = plan.stages * stage_bytes;

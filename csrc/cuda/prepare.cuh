@@ -21,8 +21,10 @@ struct PrepareArguments {
   const void* gate;   // (samples,), float, or double for the general path; null: all samples are kept
   bool gate_is_double;
   int64_t samples;
-  int32_t* kept;      // two numbers: how many samples are kept, and whether their gates are all the same
+  int32_t* kept;      // how many samples are kept, whether their gates are all the same, and a counter that starts at 0
   int32_t* order;     // (samples,): the kept samples in ascending order, then the dropped ones in ascending order
+  float* factors;     // (samples,): gate * scale of each, in that order. Or null
+  float scale;
   WeightView first;   // C x r
   WeightView second;  // r x C
   Bytes16* packed;    // first, then second; see PackedWeights. Null: nothing to pack
@@ -52,7 +54,8 @@ struct PackedUnit {
 // The column that column `column` of tile `tile` of a product stands for, see fragment.cuh.
 template <typename T>
 PUMA_DEVICE int column_of(int tile, int column) {
-  return tile / kTilesPerGroup<T> * kGroup<T> + kElements<T> * (column / 2) + 2 * (tile % kTilesPerGroup<T>) + column % 2;
+  const int group = tile / kTilesPerGroup<T>, in_group = tile % kTilesPerGroup<T>;
+  return group * kGroup<T> + kElements<T> * (column / 2) + 2 * in_group + column % 2;
 }
 
 // Unit `index` of a run of products over groups of k, with n_tiles tiles of columns; k and n within the run.
@@ -106,7 +109,9 @@ PUMA_DEVICE void list_samples(const PrepareArguments& p) {
       }
       dev::sync_block();
       if (pass == 1 && sample < p.samples) {
-        p.order[open ? rank : all_kept + static_cast<int32_t>(sample) - rank] = static_cast<int32_t>(sample);
+        const int32_t place = open ? rank : all_kept + static_cast<int32_t>(sample) - rank;
+        p.order[place] = static_cast<int32_t>(sample);
+        if (p.factors != nullptr) p.factors[place] = static_cast<float>(gate) * p.scale;
       }
     }
   }
@@ -134,6 +139,7 @@ PUMA_DEVICE void list_samples(const PrepareArguments& p) {
     if (warp_highest > highest) highest = warp_highest;
   }
   p.kept[0] = kept;
+  p.kept[2] = 0;
   p.kept[1] = all_alike && lowest >= highest ? 1 : 0;  // none kept: infinity >= -infinity
 }
 
@@ -149,8 +155,8 @@ PUMA_DEVICE Bytes16 pack_unit(const WeightView& weight, int64_t k, int64_t n, in
   return make_unit<T>(v);
 }
 
-// The matrices: first [step][unit], then second [step][unit]. A step of the first is 2 groups of C by all of r, one of the
-// second all of r by 2 groups of C; the products of a step go through k group by group.
+// The matrices: first [step][unit], then second [step][unit]. A step of the first is 2 groups of C by all of r, one of
+// the second all of r by 2 groups of C; the products of a step go through k group by group.
 template <typename T, int kWidth>
 PUMA_DEVICE void prepare(const PrepareArguments& p) {
   dev::let_next_kernel_begin();

@@ -44,8 +44,8 @@ struct Schedule {
   PUMA_DEVICE int passes_from(int first) const { return first < tiles ? (tiles - first + slots() - 1) / slots() : 0; }
 };
 
-// A lane's part of a warp's 16 compacted rows: rows lane / 4 + 8 h, and of each group of columns its (lane % 4)-th unit. A row
-// behind the last one is computed like any other, from a row that exists; it is not stored.
+// A lane's part of a warp's 16 compacted rows: rows lane / 4 + 8 h, and of each group of columns its (lane % 4)-th
+// unit. A row behind the last one is computed like any other, from a row that exists; it is not stored.
 struct LanePlace {
   int compact;        // row h = 0 among the kept samples' rows
   int rows_left;      // kept samples' rows from there on
@@ -53,21 +53,19 @@ struct LanePlace {
   int64_t offset[2];  // of row h and this lane's first column among all elements
   float factor[2];    // of row h's sample
 
-  PUMA_DEVICE LanePlace(const AdapterArguments& p, int first_row, int kept_rows, int unit_elements)
+  // Reads nothing that depends on how many samples are kept, so that all arrives at once; rows_left is set afterwards.
+  PUMA_DEVICE LanePlace(const AdapterArguments& p, int first_row, int unit_elements)
       : compact(first_row + dev::lane() / 4),
-        rows_left(kept_rows - compact),
+        rows_left(0),
         columns_left(p.channels - dev::lane() % 4 * unit_elements) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      int64_t row = 0;
-      factor[h] = 0.0f;
-      if (valid(h)) {
-        const int rank = (compact + 8 * h) / p.tokens_per_sample;
-        const int64_t sample = p.order[rank];
-        row = sample * p.tokens_per_sample + (compact + 8 * h - rank * p.tokens_per_sample);
-        factor[h] = p.gate == nullptr ? p.scale : p.gate[sample] * p.scale;
-      }
-      offset[h] = row * p.channels + (p.channels - columns_left);
+      const int row = compact + 8 * h, rank = row / p.tokens_per_sample;
+      const int listed = rank < p.samples ? rank : static_cast<int>(p.samples) - 1;
+      factor[h] = p.factors[listed];
+      const int token = row - rank * p.tokens_per_sample;
+      const int64_t full = static_cast<int64_t>(p.order[listed]) * p.tokens_per_sample + token;
+      offset[h] = full * p.channels + (p.channels - columns_left);
     }
   }
   PUMA_DEVICE bool valid(int h) const { return 8 * h < rows_left; }

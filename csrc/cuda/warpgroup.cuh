@@ -244,18 +244,18 @@ PUMA_DEVICE void product(f16, float (&d)[8][4], uint64_t a, uint64_t b) {
 
 }  // namespace detail
 
-// d (64 x 8 kTiles) = [d +] a (64 x 16) * b (16 x 8 kTiles). a: this lane's fragment, as of mma.m16n8k16 for its warp's 16
-// rows. b: "K-major without swizzle": cores of 8 columns x 8 k, 128 bytes each, one behind the other for k 0 to 7; those of
-// k 8 to 15 lie all_tiles cores behind.
+// d (64 x 8 kTiles) = [d +] a (64 x 16) * b (16 x 8 kTiles). a: this lane's fragment, as of mma.m16n8k16 for its warp's
+// 16 rows. b: "K-major without swizzle": cores of 8 columns x 8 k, 128 bytes each, one behind the other for k 0 to 7;
+// those of k 8 to 15 lie all_tiles cores behind.
 template <typename T, int kTiles>
 PUMA_DEVICE void warpgroup_product(T type, float (&d)[kTiles][4], const uint32_t (&a)[4], const Bytes16* b,
                                    int all_tiles, bool accumulate) {
   detail::product(type, d, a, detail::descriptor(b, all_tiles * 128, 128, 0), accumulate);
 }
 
-// d (64 x 8 kTiles) += a^T * b, a (16 x 64) and b (16 x 8 kTiles) from shared memory: rows of 64 elements in 128 bytes, of
-// which unit u of row k lies at u ^ (k % 8); a second block of 64 columns of b lies b_block bytes behind the first. Both
-// begin at multiples of 1024 bytes.
+// d (64 x 8 kTiles) += a^T * b, a (16 x 64) and b (16 x 8 kTiles) from shared memory: rows of 64 elements in 128 bytes,
+// of which unit u of row k lies at u ^ (k % 8); a second block of 64 columns of b lies b_block bytes behind the first.
+// Both begin at multiples of 1024 bytes.
 template <typename T, int kTiles>
 PUMA_DEVICE void warpgroup_product_transposed(T type, float (&d)[kTiles][4], const void* a, const void* b,
                                               int b_block) {

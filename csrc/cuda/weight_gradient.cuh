@@ -18,9 +18,9 @@ struct WeightGradientArguments {
   bool grad_is_compact;  // rows of kept samples only
   const void* hidden;  // (T), compacted rows of `width`
   const void* delta;   // (T), compacted rows of kWidth
-  const float* gate;
-  const int32_t* kept;   // how many samples, and whether their gates are all the same
+  const int32_t* kept;  // these three: see PrepareArguments
   const int32_t* order;
+  const float* factors;
   float* parts;     // [matrix 2][channel tile][split][kChannelTile][kWidth]
   void* grad_down;  // (T) C x r
   void* grad_up;    // (T) r x C
@@ -30,9 +30,6 @@ struct WeightGradientArguments {
   int splits;
   int stages;  // of the ring in shared memory
   int width;
-  float scale;
-
-  PUMA_DEVICE float factor(int64_t rank) const { return gate == nullptr ? scale : gate[order[rank]] * scale; }
 };
 
 inline constexpr int kChannelTile = 128;
@@ -52,8 +49,9 @@ struct GradientTile {
   static constexpr int kBlockColumns = 64;
   static constexpr int kBlockBytes = kRows * 128;
   static constexpr int kPadding = 8;
-  static constexpr int kBytesA = kRows * (kSwizzled ? kChannelTile : kChannelTile + kPadding) * static_cast<int>(sizeof(T));
-  static constexpr int kBytesB = kRows * (kSwizzled ? kWidth : kWidth + kPadding) * static_cast<int>(sizeof(T));
+  static constexpr int kRowPadding = kSwizzled ? 0 : kPadding;
+  static constexpr int kBytesA = kRows * (kChannelTile + kRowPadding) * static_cast<int>(sizeof(T));
+  static constexpr int kBytesB = kRows * (kWidth + kRowPadding) * static_cast<int>(sizeof(T));
   static constexpr int kStageBytes = kBytesA + kBytesB;
   static_assert(kStageBytes % 1024 == 0);  // the swizzle asks for it
   static constexpr int kUnitsPerThreadA = kRows * kChannelTile / kElements<T> / kGradientThreads;
@@ -69,31 +67,11 @@ struct GradientTile {
       return (row * (kColumns + kPadding) + column) * static_cast<int>(sizeof(T));
     }
   }
-};
-
-// Walks over compacted rows in strides and knows the sample; avoids a division per row.
-class RowWalk {
- public:
-  PUMA_DEVICE RowWalk(const WeightGradientArguments& p, int row, int end)
-      : row_(row), end_(end), rank_(row / p.tokens_per_sample), token_(row - rank_ * p.tokens_per_sample) {}
-  PUMA_DEVICE bool valid() const { return row_ < end_; }
-  PUMA_DEVICE int64_t compact() const { return row_; }
-  PUMA_DEVICE int64_t full(const WeightGradientArguments& p) const {
-    return static_cast<int64_t>(p.order[rank_]) * p.tokens_per_sample + token_;
+  // Bytes between a column's elements `rows` rows apart, a multiple of 8.
+  template <int kColumns>
+  PUMA_DEVICE static constexpr int stride(int rows) {
+    return kSwizzled ? rows * 128 : rows * (kColumns + kPadding) * static_cast<int>(sizeof(T));
   }
-  PUMA_DEVICE float factor(const WeightGradientArguments& p) const { return p.factor(rank_); }
-  PUMA_DEVICE void advance(const WeightGradientArguments& p, int rows) {
-    row_ += rows;
-    token_ += rows;
-    if (token_ >= p.tokens_per_sample) {
-      const int samples = token_ / p.tokens_per_sample;
-      rank_ += samples;
-      token_ -= samples * p.tokens_per_sample;
-    }
-  }
-
- private:
-  int row_, end_, rank_, token_;
 };
 
 // A unit's elements, each times the factor, rounded.
@@ -132,8 +110,8 @@ PUMA_DEVICE void multiply_tile(const char* a, const char* b, GradientSums<T, kWi
     dev::warpgroup_begin();
 #pragma unroll
     for (int k = 0; k < Tile::kRows; k += 16) {
-      dev::warpgroup_product_transposed(T{}, sums.sum[0], a + dev::warp() / 4 * Tile::kBlockBytes + k * 128, b + k * 128,
-                                        Tile::kBlockBytes);
+      const char* block_a = a + dev::warp() / 4 * Tile::kBlockBytes;
+      dev::warpgroup_product_transposed(T{}, sums.sum[0], block_a + k * 128, b + k * 128, Tile::kBlockBytes);
     }
     dev::warpgroup_end(sums.sum[0]);
   } else if constexpr (sizeof(T) == 2) {
@@ -199,7 +177,29 @@ struct GradientOperands {
   bool b_is_scaled;   // each row by its factor
 };
 
-// One block's part. Rows arrive through a ring of stages.
+// A chunk of rows of one kept sample. Chunks do not reach over a sample's end: then its rows lie one behind the other
+// in every operand.
+struct RowChunk {
+  int rank;    // of the sample among the kept ones
+  int sample;
+  int first;   // token
+  PUMA_DEVICE RowChunk(const WeightGradientArguments& p, int chunk, int chunks_per_sample, int rows)
+      : rank(chunk / chunks_per_sample), sample(p.order[rank]), first((chunk - rank * chunks_per_sample) * rows) {}
+  PUMA_DEVICE void advance(const WeightGradientArguments& p, int rows, int kept) {
+    first += rows;
+    if (first < p.tokens_per_sample) return;
+    first = 0;
+    if (++rank < kept) sample = p.order[rank];
+  }
+  PUMA_DEVICE int64_t compact_row(const WeightGradientArguments& p) const {
+    return static_cast<int64_t>(rank) * p.tokens_per_sample + first;
+  }
+  PUMA_DEVICE int64_t full_row(const WeightGradientArguments& p) const {
+    return static_cast<int64_t>(sample) * p.tokens_per_sample + first;
+  }
+};
+
+// One block's part. Rows arrive through a ring of stages, a chunk in each.
 template <typename T, int kWidth>
 PUMA_DEVICE void weight_gradient_part(const WeightGradientArguments& p, const GradientOperands& operands,
                                       int channel_tile, int split, float* part) {
@@ -210,52 +210,55 @@ PUMA_DEVICE void weight_gradient_part(const WeightGradientArguments& p, const Gr
   constexpr int kRowsPerLoadA = kGradientThreads / kUnitsPerRowA;
   constexpr int kRowsPerLoadB = kGradientThreads / kUnitsPerRowB;
 
-  const int rows = *p.kept * p.tokens_per_sample;
-  const int chunks_in_all = (rows + Tile::kRows - 1) / Tile::kRows;
+  const int kept = *p.kept;
+  const int chunks_per_sample = (p.tokens_per_sample + Tile::kRows - 1) / Tile::kRows;
+  const int chunks_in_all = kept * chunks_per_sample;
   const int chunks_per_split = (chunks_in_all + p.splits - 1) / p.splits;
-  const int64_t first = static_cast<int64_t>(split) * chunks_per_split * Tile::kRows;
-  const int begin = first < rows ? static_cast<int>(first) : rows;
-  const int end = rows - begin < chunks_per_split * Tile::kRows ? rows : begin + chunks_per_split * Tile::kRows;
-  const int chunks = (end - begin + Tile::kRows - 1) / Tile::kRows;
+  const int begin = split * chunks_per_split;
+  const int left = chunks_in_all - begin;
+  const int chunks = left < 0 ? 0 : left < chunks_per_split ? left : chunks_per_split;
 
   const int row_a = dev::thread() / kUnitsPerRowA, column_a = dev::thread() % kUnitsPerRowA * kElements<T>;
   const int row_b = dev::thread() / kUnitsPerRowB, column_b = dev::thread() % kUnitsPerRowB * kElements<T>;
   const int channel = channel_tile * kChannelTile + column_a;
   const bool rows_aligned = operands.b_width % kElements<T> == 0;
-  RowWalk walk_a(p, begin + row_a, end);
-  RowWalk walk_scaled(p, begin + row_b, end);  // of what is multiplied by its factor, where that is wanted
-  int to_fetch_b = begin + row_b;
+  // Where this thread's first unit lies in a stage, and how far apart its units are: whole swizzles.
+  static_assert(kRowsPerLoadA % 8 == 0 && kRowsPerLoadB % 8 == 0);
+  const int offset_a = Tile::template offset<kChannelTile>(row_a, column_a);
+  const int offset_b = Tile::kBytesA + Tile::template offset<kWidth>(row_b, column_b);
+  constexpr int kStrideA = Tile::template stride<kChannelTile>(kRowsPerLoadA);
+  constexpr int kStrideB = Tile::template stride<kWidth>(kRowsPerLoadB);
 
   const auto stage = [](int index) { return dev::shared_memory() + index * Tile::kStageBytes; };
-  // This thread's units of B in a stage.
-  const auto unit_b = [&](int index, int i) {
-    const int offset = Tile::template offset<kWidth>(row_b + i * kRowsPerLoadB, column_b);
-    return reinterpret_cast<Bytes16*>(stage(index) + Tile::kBytesA + offset);
-  };
+  RowChunk ahead(p, chunks > 0 ? begin : 0, chunks_per_sample, Tile::kRows);
   int fill = 0, to_fetch = chunks;
   const auto fetch = [&] {
     if (to_fetch > 0) {
+      const int rows = p.tokens_per_sample - ahead.first;
+      const T* a = static_cast<const T*>(operands.a) +
+                   (operands.a_is_compact ? ahead.compact_row(p) : ahead.full_row(p)) * p.channels;
+      const T* source_a = a + row_a * p.channels + channel;
 #pragma unroll
       for (int i = 0; i < Tile::kUnitsPerThreadA; ++i) {
-        const bool inside = walk_a.valid() && channel < p.channels;
-        const int64_t row = !inside ? 0 : operands.a_is_compact ? walk_a.compact() : walk_a.full(p);
-        const T* source = static_cast<const T*>(operands.a) + row * p.channels + (inside ? channel : 0);
-        dev::copy_async16(stage(fill) + Tile::template offset<kChannelTile>(row_a + i * kRowsPerLoadA, column_a), source,
-                          inside);
-        walk_a.advance(p, kRowsPerLoadA);
+        const bool inside = row_a + i * kRowsPerLoadA < rows && channel < p.channels;
+        dev::copy_async16(stage(fill) + offset_a + i * kStrideA, inside ? source_a : a, inside);
+        source_a += kRowsPerLoadA * p.channels;
       }
+      const T* b = static_cast<const T*>(operands.b) + ahead.compact_row(p) * operands.b_width;
+      const T* source_b = b + row_b * operands.b_width;
 #pragma unroll
       for (int i = 0; i < Tile::kUnitsPerThreadB; ++i) {
-        const bool valid = to_fetch_b < end;
-        const T* row = static_cast<const T*>(operands.b) + (valid ? static_cast<int64_t>(to_fetch_b) * operands.b_width : 0);
+        const bool valid = row_b + i * kRowsPerLoadB < rows;
+        auto* target = reinterpret_cast<Bytes16*>(stage(fill) + offset_b + i * kStrideB);
         if (rows_aligned) {
           const bool inside = valid && column_b < operands.b_width;
-          dev::copy_async16(unit_b(fill, i), row + (inside ? column_b : 0), inside);
+          dev::copy_async16(target, inside ? source_b + column_b : b, inside);
         } else {
-          dev::store_shared(unit_b(fill, i), load_row_unit(row, column_b, valid ? operands.b_width : 0, false));
+          dev::store_shared(target, load_row_unit(valid ? source_b : b, column_b, valid ? operands.b_width : 0, false));
         }
-        to_fetch_b += kRowsPerLoadB;
+        source_b += kRowsPerLoadB * operands.b_width;
       }
+      ahead.advance(p, Tile::kRows, kept);
       --to_fetch;
       if (++fill == p.stages) fill = 0;
     }
@@ -276,11 +279,11 @@ PUMA_DEVICE void weight_gradient_part(const WeightGradientArguments& p, const Gr
   for (int chunk = 0; chunk < chunks; ++chunk) {
     dev::copy_async_wait(p.stages - 2);
     if (operands.b_is_scaled) {  // a thread scales what it has fetched itself
+      const float factor = p.factors[(begin + chunk) / chunks_per_sample];
 #pragma unroll
       for (int i = 0; i < Tile::kUnitsPerThreadB; ++i) {
-        const float factor = walk_scaled.valid() ? walk_scaled.factor(p) : 0.0f;
-        dev::store_shared(unit_b(use, i), scale_unit<T>(dev::load_shared(unit_b(use, i)), factor));
-        walk_scaled.advance(p, kRowsPerLoadB);
+        auto* unit = reinterpret_cast<Bytes16*>(stage(use) + offset_b + i * kStrideB);
+        dev::store_shared(unit, scale_unit<T>(dev::load_shared(unit), factor));
       }
     }
     if constexpr (uses_warpgroups<T>) dev::publish_operands();
@@ -363,7 +366,7 @@ PUMA_DEVICE void weight_gradient_sum(const WeightGradientArguments& p) {
   }
   const int64_t first_channel = static_cast<int64_t>(channel_tile) * kChannelTile + in_part * kReduceTile;
   if (is_up) {
-    const float factor = p.kept[1] != 0 ? p.factor(0) : 1.0f;
+    const float factor = p.kept[1] != 0 ? p.factors[0] : 1.0f;
 #pragma unroll
     for (int e = 0; e < 4; ++e) dev::store_shared(transposed + (x + e) * kStride + y, sum[e] * factor);
   } else if (first_channel + y < p.channels) {

@@ -1,5 +1,5 @@
-// Brings the adapter's packed weights into shared memory, step by step, in the order in which they are used: once, if all
-// fit, else again in every pass through a ring of kRingStages steps.
+// Brings the adapter's packed weights into shared memory, step by step, in the order in which they are used: once, if
+// all fit, else again in every pass through a ring of kRingStages steps.
 #pragma once
 
 #include "prepare.cuh"
@@ -9,12 +9,11 @@ namespace puma {
 
 inline constexpr int kRingStages = 6;
 
-// In front of the weights in shared memory: a counter and the barriers of bulk copies.
+// In front of the weights in shared memory: what bulk copies need.
 struct AdapterControl {
-  int32_t next_chunk;  // of dropped samples
-  int32_t next_step;   // of weights that are fetched by bulk copies, and how many are left
+  int32_t next_step;  // of a ring: which is fetched next, and how many are left
   int32_t steps_left;
-  int32_t unused;
+  int32_t unused[2];
   dev::BulkBarrier arrived[62];  // of the step in each stage
 };
 inline constexpr int kControlBytes = 512;
@@ -29,7 +28,8 @@ class WeightRing {
   using Packed = PackedWeights<T, kWidth>;
   using Plan = Schedule<kWarpsTogether<T>>;
 
-  PUMA_DEVICE static int steps(const AdapterArguments& p) { return p.padded_channels / Packed::kStepColumns; }  // of one product
+  // Of one product, and of a pass.
+  PUMA_DEVICE static int steps(const AdapterArguments& p) { return p.padded_channels / Packed::kStepColumns; }
   PUMA_DEVICE static int used_steps(const AdapterArguments& p) { return p.output != nullptr ? 2 * steps(p) : steps(p); }
 
  protected:
@@ -124,8 +124,8 @@ class CopiedWeights : public WeightRing<T, kWidth> {
   int step_ = 0;  // in a ring: which is fetched next
 };
 
-// By bulk copies, of a step each, which one thread issues. Without a ring there is no barrier among the warps: each waits
-// for the steps it uses.
+// By bulk copies, of a step each, which one thread issues. Without a ring there is no barrier among the warps: each
+// waits for the steps it uses.
 template <typename T, int kWidth>
 class BulkWeights : public WeightRing<T, kWidth> {
   using Ring = WeightRing<T, kWidth>;
@@ -134,11 +134,13 @@ class BulkWeights : public WeightRing<T, kWidth> {
  public:
   using typename Ring::Plan;
 
-  // By one thread, in front of a barrier of the block.
+  // By all threads, in front of a barrier of the block.
   PUMA_DEVICE static void set_up(const AdapterArguments& p) {
     const int stages = p.resident ? Ring::used_steps(p) : kRingStages;
-    for (int i = 0; i < stages; ++i) dev::bulk_barrier_init(adapter_control()->arrived + i);
-    dev::bulk_barriers_are_set_up();
+    if (dev::thread() < stages) {
+      dev::bulk_barrier_init(adapter_control()->arrived + dev::thread());
+      dev::bulk_barriers_are_set_up();
+    }
   }
   PUMA_DEVICE BulkWeights(const AdapterArguments& p, const Plan& schedule) : Ring(schedule) {
     if (dev::thread() != 0) return;

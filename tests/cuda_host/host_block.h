@@ -1,6 +1,6 @@
 // A block of CUDA threads on the host: fibers of one CPU thread, scheduled in an order drawn from a seed; a fiber runs
-// until it meets a barrier or an operation of its whole warp. Beyond executing the kernels it looks for what a GPU would
-// punish silently:
+// until it meets a barrier or an operation of its whole warp. Beyond executing the kernels it looks for what a GPU
+// would punish silently:
 //   - a warp operation or barrier that not all threads reach (deadlock) or that lanes reach with different operations,
 //   - shared memory read or written by two threads without a barrier in between, one of them writing,
 //   - shared memory touched while an asynchronous copy to it is under way (copies land as late as they may),
@@ -263,13 +263,6 @@ class Block {
   }
   void write(const void* address, int bytes) {
     for_words(static_cast<const char*>(address), bytes, [&](Shadow& s) { note_write(s); });
-  }
-  // Needs no barrier against other atomics, but one against ordinary writes.
-  void atomic(const void* address, int bytes) {
-    for_words(static_cast<const char*>(address), bytes, [&](Shadow& s) {
-      if (s.in_flight) fail("shared memory is changed while a copy to it is under way");
-      if (s.write_epoch == epoch_ && s.writer != current_) fail("an atomic meets a write without a barrier in between");
-    });
   }
 
  private:

@@ -156,8 +156,7 @@ inline void store_shared(T* address, T value) {
   std::memcpy(address, &value, sizeof(T));
 }
 
-inline int add_shared(int32_t* counter, int value) {
-  host::block().atomic(counter, 4);
+inline int add_global(int32_t* counter, int value) {
   const int before = *counter;
   *counter += value;
   return before;
@@ -299,10 +298,12 @@ inline double square_root(double v) { return std::sqrt(v); }
 // computes its 16 rows; that all four come along is checked.
 namespace host {
 
-template <typename Element>
-inline uint16_t shared_half(const Element* address) {
+// The operands are looked at once per warp, not element by element.
+inline void read_by_warp(const void* address, int bytes) {
+  if (block().thread() % 32 == 0) block().read(address, bytes);
+}
+inline uint16_t half_at(const char* address) {
   uint16_t bits;
-  block().read(address, 2);
   std::memcpy(&bits, address, 2);
   return bits;
 }
@@ -313,7 +314,8 @@ inline void multiply_rows(T type, float (&d)[kTiles][4], const float (&a)[2][16]
   for (int j = 0; j < kTiles; ++j) {
     for (int i = 0; i < 4; ++i) {
       double sum = d[j][i];
-      for (int k = 0; k < 16; ++k) sum += static_cast<double>(a[i / 2][k]) * operand(type, b(k, j * 8 + lane() % 4 * 2 + i % 2), 0);
+      const int column = j * 8 + lane() % 4 * 2 + i % 2;
+      for (int k = 0; k < 16; ++k) sum += static_cast<double>(a[i / 2][k]) * operand(type, b(k, column), 0);
       d[j][i] = static_cast<float>(sum);
     }
   }
@@ -348,23 +350,30 @@ inline void warpgroup_product(T type, float (&d)[kTiles][4], const uint32_t (&a)
     for (int k = 0; k < 16; ++k) rows[h][k] = host::operand(type, pairs.word[8 * h + k / 2], k % 2);
   }
   if (!accumulate) std::memset(d, 0, sizeof(d));
+  const char* cores = reinterpret_cast<const char*>(b);
+  for (int high = 0; high < 2; ++high) host::read_by_warp(cores + high * all_tiles * 128, kTiles * 128);
   host::multiply_rows(type, d, rows, [&](int k, int n) -> uint32_t {
-    const char* core = reinterpret_cast<const char*>(b) + k / 8 * (all_tiles * 128) + n / 8 * 128;
-    return host::shared_half(reinterpret_cast<const T*>(core + n % 8 * 16 + k % 8 * 2));
+    return host::half_at(cores + k / 8 * (all_tiles * 128) + n / 8 * 128 + n % 8 * 16 + k % 8 * 2);
   });
   host::block().warpgroup("product");
 }
 
 template <typename T, int kTiles>
 inline void warpgroup_product_transposed(T type, float (&d)[kTiles][4], const void* a, const void* b, int b_block) {
-  if ((static_cast<const char*>(a) - shared_memory()) % 1024 != 0 || (static_cast<const char*>(b) - shared_memory()) % 1024 != 0) {
-    host::fail("a swizzled operand does not begin at a multiple of 1024 bytes");
+  for (const void* operand : {a, b}) {
+    if ((static_cast<const char*>(operand) - shared_memory()) % 1024 != 0) {
+      host::fail("a swizzled operand does not begin at a multiple of 1024 bytes");
+    }
   }
   const auto element = [](const void* base, int block_bytes, int k, int column) -> uint32_t {
     const int unit = column % 64 / 8;
     const char* row = static_cast<const char*>(base) + column / 64 * block_bytes + k * 128;
-    return host::shared_half(reinterpret_cast<const T*>(row + (unit ^ k % 8) * 16 + column % 8 * 2));
+    return host::half_at(row + (unit ^ k % 8) * 16 + column % 8 * 2);
   };
+  host::read_by_warp(a, 16 * 128);
+  for (int block = 0; block < kTiles / 8; ++block) {
+    host::read_by_warp(static_cast<const char*>(b) + block * b_block, 16 * 128);
+  }
   float rows[2][16];
   for (int h = 0; h < 2; ++h) {
     for (int k = 0; k < 16; ++k) {

@@ -29,7 +29,8 @@ def build(form: str = "warps") -> Path:
         raise FileNotFoundError("g++")
     sources = sorted([*HERE.glob("*.h"), *HERE.glob("*.cpp"), *KERNELS.glob("*.h"), *KERNELS.glob("*.cuh")])
     flags = [*FLAGS, *FORMS[form]]
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + " ".join(flags).encode()).hexdigest()[:16]
+    contents = b"".join(path.read_bytes() for path in sources)
+    digest = hashlib.sha256(contents + " ".join(flags).encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"puma_kernel_host_{os.getuid()}"
     folder.mkdir(exist_ok=True)
     runner = folder / f"runner_{digest}"

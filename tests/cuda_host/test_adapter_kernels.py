@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -199,16 +200,24 @@ GENERAL = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("case", SMALL.values(), ids=SMALL)
-def test_small(case: Case, form: str) -> None:
-    check(replace(case, form=form))
+def in_every_form(cases: dict[str, Case]) -> list[Any]:
+    """float32 has one form only."""
+    return [
+        pytest.param(replace(case, form=form), id=f"{name}, {form}")
+        for name, case in cases.items()
+        for form in FORMS
+        if form == "warps" or case.tokens != F32
+    ]
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("case", PAPER.values(), ids=PAPER)
-def test_sizes_of_the_paper(case: Case, form: str) -> None:
-    check(replace(case, form=form))
+@pytest.mark.parametrize("case", in_every_form(SMALL))
+def test_small(case: Case) -> None:
+    check(case)
+
+
+@pytest.mark.parametrize("case", in_every_form(PAPER))
+def test_sizes_of_the_paper(case: Case) -> None:
+    check(case)
 
 
 @pytest.mark.parametrize("case", GENERAL.values(), ids=GENERAL)
@@ -262,15 +271,16 @@ def test_nan_gate_counts_as_kept_and_nan_passes_the_relu() -> None:
     assert not got["out"][1, [0, 1, 3]].isnan().any()
 
 
-@pytest.mark.parametrize("case", [SMALL["bf16"], SMALL["fp32"]], ids=["bf16", "fp32"])
+@pytest.mark.parametrize("case", in_every_form({name: SMALL[name] for name in ("bf16", "fp32")}))
 def test_bits_do_not_depend_on_the_schedule(case: Case) -> None:
     first, second = check(case), check(replace(case, seed=1))
     for key, value in first.items():
         assert torch.equal(value, second[key]), key
 
 
-def test_streamed_and_resident_weights_give_the_same_bits() -> None:
-    case = Case(BF16, BF16, MIXED, 9, 256, 40)
+@pytest.mark.parametrize("form", FORMS)
+def test_streamed_and_resident_weights_give_the_same_bits(form: str) -> None:
+    case = Case(BF16, BF16, MIXED, 9, 256, 40, form=form)
     resident, streamed = check(case), check(replace(case, shared_bytes=60 * 1024))
     for key, value in resident.items():
         assert torch.equal(value, streamed[key]), key
