@@ -1,7 +1,8 @@
-"""``python -m benchmarks.kernels``: the device time of every CUDA kernel of one call, forward and backward.
+"""``python -m benchmarks.kernels``: where the device time of one adapter call goes, kernel by kernel.
 
-Inputs rotate and together exceed the last-level cache. The figures are the profiler's (CUPTI): the time of a kernel
-alone, without launch gaps. Beside them the span from the first kernel's start to the last one's end.
+Inputs rotate and together exceed the last-level cache. A kernel's figure is the profiler's (CUPTI). Our kernels begin
+before the one in front has ended and wait for it inside, so figures overlap: what counts is the whole call's time. That
+is measured apart, without the profiler, by events around several calls that the host has queued ahead.
 """
 
 import argparse
@@ -9,45 +10,57 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from statistics import median
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.ceilings import DTYPES
+from benchmarks.settings import EFFORTS
 from benchmarks.subjects.adapter import AdapterCase, AdapterWorkload
+from benchmarks.timing import interleave, make_clock
 
 WARMUP, CALLS = 5, 20
+SCHEDULE_CYCLES = 1_000_000  # the device waits so long, while the host queues the launches
 
 
-def kernel_times(workload: AdapterWorkload, contestant: str) -> tuple[dict[str, list[float]], list[float]]:
-    """Microseconds per call by kernel, and of the whole call, over `CALLS` calls of forward and backward."""
+def kernel_times(workload: AdapterWorkload, contestant: str) -> dict[str, list[float]]:
+    """Microseconds by kernel, one entry per call of forward and backward."""
     for index in range(WARMUP):
         workload.prepare(contestant, "both", index)()
     times: dict[str, list[float]] = defaultdict(list)
-    spans = []
     for index in range(CALLS):
         call = workload.prepare(contestant, "both", index)
         torch.cuda.synchronize()
-        with profile(activities=[ProfilerActivity.CUDA]) as recorded:
-            torch.cuda._sleep(1_000_000)  # all launches are queued before the first kernel starts
+        with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as recorded:
+            torch.cuda._sleep(SCHEDULE_CYCLES)
             call()
             torch.cuda.synchronize()
-        found = sorted(recorded.events(), key=lambda event: event.time_range.start)
-        found = [event for event in found if "spin_kernel" not in event.name and event.device_time > 0]
         counts: dict[str, int] = defaultdict(int)
-        for event in found:
+        for event in sorted(recorded.events(), key=lambda event: event.time_range.start):
+            if "spin_kernel" in event.name or event.device_time <= 0:
+                continue
             name = short_name(event.name)
             counts[name] += 1
             times[f"{name} ({counts[name]})"].append(event.device_time)
-        spans.append(found[-1].time_range.end - found[0].time_range.start)
-    return times, spans
+    return times
+
+
+def call_times(workload: AdapterWorkload, contestant: str) -> dict[str, float]:
+    """Median microseconds of device time of a call, by mode."""
+    clock = make_clock("cuda", workload.device_only)
+    times = {}
+    for mode in ("forward", "both"):
+        samples = interleave({contestant: partial(workload.prepare, contestant, mode)}, clock, EFFORTS["quick"])
+        times[mode] = 1e6 * median(samples[contestant].seconds)
+    return times
 
 
 def short_name(name: str) -> str:
-    """A kernel's name without namespaces and argument lists."""
-    match = re.search(r"entry<(.*)>\(", name)
-    return (match.group(1) if match else re.sub(r"\(.*", "", name)).replace("puma::", "").strip()[:60]
+    """A kernel's name without namespaces, return type and argument list."""
+    ours = re.search(r"entry<(.*)>\(", name)
+    return (ours.group(1).replace("puma::", "") if ours else re.sub(r"^void |\(.*", "", name)).strip()[:60]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,9 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             workload = AdapterWorkload(case, "cuda")
             for contestant in given.contestants:
-                times, spans = kernel_times(workload, contestant)
-                print(f"{case.id} {contestant}: {median(spans):.1f} us from first to last")
-                for name, values in times.items():
+                calls = call_times(workload, contestant)
+                print(f"{case.id} {contestant}: " + ", ".join(f"{mode} {us:.1f} us" for mode, us in calls.items()))
+                for name, values in kernel_times(workload, contestant).items():
                     print(f"  {median(values):8.1f} us  {name}")
     return 0
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# Native code for 8.x and 9.0 (9.0a has the tensor-core instructions of four warps), and PTX, which the driver compiles for
+# Native code for 8.x and 9.0 (9.0a: with Hopper's own tensor-core instructions), and PTX, which the driver compiles for
 # later ones: each further architecture would cost another third of the build's time. TORCH_CUDA_ARCH_LIST overrides it.
 ARCHITECTURES = "8.0+PTX;9.0a"
 OLDEST_NVCC = (12, 0)

@@ -61,7 +61,11 @@ class Request:
 
 
 def run(request: Request, form: str = "warps") -> dict[str, Tensor]:
-    """Runs one case with products of a form; a kernel error, a sanitizer finding or a short answer raises RuntimeError."""
+    """Runs one case, with products of a form of `FORMS`.
+
+    Raises:
+        RuntimeError: a kernel error, a sanitizer finding or a short answer.
+    """
     line = " ".join(f"{key} {value}" for key, value in request.words.items()) + "\n"
     data = line.encode() + b"".join(to_bytes(tensor) for tensor in request.inputs)
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0"}
