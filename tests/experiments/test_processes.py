@@ -104,19 +104,35 @@ def test_curve_and_figures_are_those_of_one_process(
     assert found == pytest.approx(expected, abs=0.05)
 
 
-@pytest.mark.parametrize(
-    ("precision", "tolerance"), [("fp16", 0.02), pytest.param("bf16", 0.4, marks=pytest.mark.slow)]
-)
-def test_mixed_precision(settings: Path, tmp_path: Path, precision: str, tolerance: float) -> None:
-    common = ["--precision", precision, "--epochs", "12"]
+# Small gradients and small steps: no scaled gradient overflows, and the curve does not multiply differences. With the
+# settings above fp16's last place moves the twelfth loss by up to a tenth, on each kind of processor another way.
+CALM = ["--loss.arguments", '{"scale": 0.1}', "--model.scale", "0.1", "--optimizer.lr", "3e-4"]
+
+
+@pytest.mark.parametrize("precision", ["fp16", pytest.param("bf16", marks=pytest.mark.slow)])
+def test_mixed_precision(settings: Path, tmp_path: Path, precision: str) -> None:
+    common = ["--precision", precision, "--epochs", "12", *CALM]
     run(settings, tmp_path / "two", 2, *common)
     run(settings, tmp_path / "one", 1, *common)
     found, expected = losses(tmp_path / "two"), losses(tmp_path / "one")
-    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
-    # The same steps were left out because the scaled gradients overflowed.
+    assert max(expected) - min(expected) > 0.05
+    # Rounding that depends on the share: 0.0005 at most, on any instruction set. Gradients of one share only: 0.016.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=0.002)
     states = [torch.load(tmp_path / out / "checkpoint.pt", weights_only=True)["scaler"] for out in ("two", "one")]
     assert states[0] == states[1]
     assert bool(states[0]) == (precision == "fp16")
+
+
+def test_steps_that_overflow_are_left_out_by_all_processes(settings: Path, tmp_path: Path) -> None:
+    """Which ones, may depend on the number of processes: in fp16 each sums the gradients of its own images."""
+    common = ["--precision", "fp16", "--epochs", "12"]
+    run(settings, tmp_path / "trained", 2, *common)
+    state = torch.load(tmp_path / "trained" / "checkpoint.pt", weights_only=True)
+    assert 0 < state["optimizers"]["trunk_optimizer"]["state"][0]["step"] < 12
+    # What was trained is evaluated with the weights of every process, the checkpoint with those of the first.
+    common += ["--checkpoint", str(tmp_path / "trained")]
+    run(settings, tmp_path / "evaluated", 2, *common, command="evaluate")
+    assert result(tmp_path / "trained") == result(tmp_path / "evaluated")
 
 
 def curves(out: Path) -> list[list[float]]:
