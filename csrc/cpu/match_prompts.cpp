@@ -23,12 +23,15 @@ std::unique_ptr<T[]> buffer(int64_t elements) {
 constexpr int64_t WORTH_A_THREAD = 1 << 19;  // multiply-adds
 constexpr int64_t ROW_BLOCK = 32;            // samples whose rows stay in the cache together
 
-// Calls body(first row, rows) for blocks of rows; `work` is the multiply-adds of one row.
+// Calls body(first row, rows) for blocks of rows; `work` is the multiply-adds of one row. Threads share whole tiles, so
+// that a row lies in a tile, or behind the last, whatever their number: results do not depend on it.
 template <class F>
 void for_each_row_block(int64_t rows, int64_t work, const F& body) {
-  const int64_t grain = std::max<int64_t>(1, WORTH_A_THREAD / work);
-  torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
-    for (; begin < end; begin += ROW_BLOCK) body(begin, std::min(ROW_BLOCK, end - begin));
+  static_assert(ROW_BLOCK % ROW_TILE == 0);
+  const int64_t grain = std::max<int64_t>(1, WORTH_A_THREAD / (ROW_TILE * work));
+  torch::stable::parallel_for(0, (rows + ROW_TILE - 1) / ROW_TILE, grain, [&](int64_t begin, int64_t end) {
+    const int64_t stop = std::min(end * ROW_TILE, rows);
+    for (int64_t row = begin * ROW_TILE; row < stop; row += ROW_BLOCK) body(row, std::min(ROW_BLOCK, stop - row));
   });
 }
 

@@ -1,5 +1,5 @@
-// Tiles of 4 rows by a few vectors whose sums stay in registers, written with GCC's vector extension and compiled once
-// per instruction set.
+// Tiles of ROW_TILE rows by a few vectors whose sums stay in registers, written with GCC's vector extension and compiled
+// once per instruction set.
 #include "prompt_products.h"
 
 #include <algorithm>
@@ -8,8 +8,6 @@
 
 namespace puma {
 namespace {
-
-constexpr int TILE_ROWS = 4;
 
 // A matrix whose element (i, k) lies at data[i * row + k * column].
 template <class T>
@@ -58,9 +56,9 @@ PUMA_INLINE void product_columns(
   for (; begin < end; begin += COLUMN_BLOCK) {
     const int64_t stop = std::min(begin + COLUMN_BLOCK, end);
     int64_t i = 0;
-    for (; i + TILE_ROWS <= rows; i += TILE_ROWS) {
+    for (; i + ROW_TILE <= rows; i += ROW_TILE) {
       const Strided<T> here{left.data + i * left.row, left.row, left.column};
-      product_rows<T, bytes, TILE_ROWS, J>(out + i * stride, here, right, depth, begin, stop, stride);
+      product_rows<T, bytes, ROW_TILE, J>(out + i * stride, here, right, depth, begin, stop, stride);
     }
     for (; i < rows; ++i) {
       const Strided<T> here{left.data + i * left.row, left.row, left.column};
@@ -121,8 +119,8 @@ template <class T, int bytes, int J>
 PUMA_INLINE void all_dots(
     T* out, const T* left, const T* right, int64_t rows, int64_t pool, int64_t columns) {
   int64_t i = 0;
-  for (; i + TILE_ROWS <= rows; i += TILE_ROWS) {
-    dot_rows<T, bytes, TILE_ROWS, J>(out + i * pool, left + i * columns, right, pool, columns);
+  for (; i + ROW_TILE <= rows; i += ROW_TILE) {
+    dot_rows<T, bytes, ROW_TILE, J>(out + i * pool, left + i * columns, right, pool, columns);
   }
   for (; i < rows; ++i) dot_rows<T, bytes, 1, J>(out + i * pool, left + i * columns, right, pool, columns);
 }
@@ -135,7 +133,7 @@ struct Kernels {
   void (*dots)(T* out, const T* left, const T* right, int64_t rows, int64_t pool, int64_t columns);
 };
 
-// VECTORS: as many as let TILE_ROWS * VECTORS sums and what they are made of fit the registers.
+// VECTORS: as many as let ROW_TILE * VECTORS sums and what they are made of fit the registers.
 #define PUMA_KERNELS(NAME, BYTES, VECTORS, ...)                                                                      \
   template <class T>                                                                                                 \
   __VA_ARGS__ void product_##NAME(                                                                                   \

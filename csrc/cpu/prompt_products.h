@@ -1,12 +1,14 @@
 // Products of the prompt pool on one thread: few prompts and many columns suit general GEMMs badly. Matrices are
-// contiguous, row by row; the result overwrites `out`. Every element is summed in one order, whatever part of a product
-// a call computes.
+// contiguous, row by row; the result overwrites `out`. Every element is summed in one order, but the compiler decides
+// for each size of tile whether a product is rounded before it is added (GCC does for small ones where it is tuned to
+// avoid chains of fused operations). So the last bit may depend on where a call's rows and columns begin and end.
 #pragma once
 
 #include <cstdint>
 
 namespace puma {
 
+constexpr int64_t ROW_TILE = 4;        // rows computed together; those behind the last whole tile one by one
 constexpr int64_t COLUMN_BLOCK = 384;  // columns worth a call, a multiple of every tile's width
 
 // out (rows, columns) = left (rows, pool) @ right (pool, columns).
