@@ -1,4 +1,4 @@
-"""Settings for the whole suite: one thread per test process (the suite runs in parallel), fixed seeds."""
+"""Settings for the whole suite: one thread per test process (the suite runs in parallel), none depends on another."""
 
 import importlib.util
 import sys
@@ -14,6 +14,12 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled() -> None:
+    """torch counts how often it compiled one function in a process, and gives up after eight times."""
+    torch.compiler.reset()
 
 
 @pytest.fixture(scope="session")

@@ -45,7 +45,8 @@ def stochastic_adapter(
         up: (r, C), same dtype as tokens.
         gate: (B,), floating, one factor per sample: Bernoulli(1-p)/(1-p) in training. None means 1 everywhere. Takes no
             gradient.
-        scale: a finite number, or a tensor with one element that may be trained.
+        scale: a finite number, or a tensor with one element that may be trained. To ``torch.compile`` a number is a
+            constant, as to torch's own operators: each new one is compiled again, the values of a tensor or gate not.
         recompute: ``(function, input)`` with ``tokens = function(input)``. The backward then keeps the input, not the
             tokens, and calls the function once more: saves memory where the input is kept anyway, as a layer norm does.
             Compiled code decides by itself what to keep and ignores this.

@@ -81,7 +81,6 @@ def test_state_dict_round_trip_and_load_of_a_plain_checkpoint(
 def test_compile_without_graph_breaks(
     make_vit: Callable[..., nn.Module], randomize: Callable[[nn.Module], None], images: Tensor, name: str
 ) -> None:
-    torch._dynamo.reset()
     vit = adapt(make_vit(name), **SMALL)
     randomize(vit)
     compiled = torch.compile(vit, fullgraph=True, backend="aot_eager")

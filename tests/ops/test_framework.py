@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from puma_plugin.ops import match_prompts, stochastic_adapter
 
@@ -96,6 +97,17 @@ def test_compile_under_autocast(small: tuple[Small, Tensor, Tensor]) -> None:
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.autocast(tokens.device.type, torch.bfloat16):
         torch.testing.assert_close(gradients(model, compiled, tokens, gate), gradients(model, model, tokens, gate))
+
+
+def test_compiled_once_for_all_values_of_gates_and_scale(small: tuple[Small, Tensor, Tensor]) -> None:
+    model, tokens, gate = small
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    counters.clear()
+    for step in range(10):
+        with torch.no_grad():
+            model.scale.fill_(0.1 * step)
+        compiled(tokens, gate.roll(step) * (step != 5)).sum().backward()
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 def test_export_keeps_the_operators(small: tuple[Small, Tensor, Tensor]) -> None:

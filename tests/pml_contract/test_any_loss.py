@@ -187,7 +187,7 @@ def exhaustive(names: Iterable[str]) -> list[Any]:
 
 def compare_compiled(name: str, labels: Tensor, fullgraph: bool) -> None:
     """Value and gradients of the compiled loss are those of the loss; and something was compiled."""
-    # Many losses share one forward in their base class; without a reset torch gives up on it after eight of them.
+    # Compiled anew, also the second time in a test: its graphs are counted.
     torch.compiler.reset()
     counters.clear()
     loss = LOSSES[name]()
