@@ -57,7 +57,7 @@ struct RowReader {
     for (int q = 0; q < 2; ++q) read_group(rows, place, slot, column, q);
   }
   PUMA_DEVICE void read_group(const void* rows, const LanePlace& place, int slot, int column, int q) {
-    const bool whole = column + 2 * kGroup<T> <= place.columns_left;
+    const bool whole = column + kGroup<T> < place.columns_left;  // group 1 is there, and so is group 0
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const S* row = static_cast<const S*>(rows) + (place.offset[h] + column);
@@ -124,7 +124,7 @@ PUMA_DEVICE void first_product(const AdapterArguments& p, WeightStream<T, kWidth
       }
       const Bytes16* weights = stream.next(p);
       if constexpr (uses_warpgroups<T>) {
-        dev::warpgroup_begin();
+        dev::warpgroup_begin(sums);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const Bytes16* b = weights + i * (2 * 8 * kTiles);
@@ -134,7 +134,7 @@ PUMA_DEVICE void first_product(const AdapterArguments& p, WeightStream<T, kWidth
       } else {
 #pragma unroll
         for (int j = 0; j < kTiles; ++j) {
-          if (sizeof(T) == 4 && j % 4 == 0) dev::sync_warp();  // as above
+          if (sizeof(T) == 4 && j % 4 == 0) dev::sync_warp();  // limits how far ahead weights are read: registers are short
           in_short_run<T>(sums[j], [&](float (&d)[4]) {
 #pragma unroll
             for (int q = 0; q < 2; ++q) {
@@ -312,10 +312,10 @@ template <typename T, typename R, int kWidth, bool kBackward, Branch kBranch>
 PUMA_DEVICE void adapter(const AdapterArguments& p) {
   using Stream = WeightStream<T, kWidth>;
   using Plan = typename Stream::Plan;
-  dev::let_next_kernel_begin();
   Stream::set_up(p);
   dev::sync_block();
   dev::wait_for_previous_kernel();
+  dev::let_next_kernel_begin();  // not before: then at most the kernel in front of it is unfinished
 
   LanePlace place(p, Plan::first_row(0), kElements<T>);
   const int passes = Plan(p).passes();

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "types.h"
+#include "problem.h"
 
 namespace puma {
 
@@ -18,10 +18,9 @@ struct AdapterArguments {
   const void* mask;      // backward: hidden (T), compacted rows of `width` elements
   void* activation;      // forward: hidden (T), compacted rows of `width`; backward: delta (T), rows of kWidth. Or null
   void* narrow_input;    // backward, where R is wider than T: the input as T, compacted rows of `channels`. Or null
-  const int32_t* kept;     // these three: see PrepareArguments
+  SampleList* list;        // these three: see PrepareArguments
   const int32_t* order;
   const float* factors;
-  int32_t* next_chunk;     // of dropped samples: the counter behind `kept`
   const Bytes16* weights;  // packed
   int64_t samples;
   int tokens_per_sample;

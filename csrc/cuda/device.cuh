@@ -34,7 +34,8 @@ PUMA_DEVICE void sync_block() { __syncthreads(); }
 PUMA_DEVICE void sync_first_threads(int count) { asm volatile("bar.sync 1, %0;" ::"r"(count) : "memory"); }
 
 // Programmatic dependent launch (sm_90). A kernel launched as dependent may begin before the one in front of it has
-// ended: it touches no memory before wait_for_previous_kernel(), which returns when that one's writes are visible.
+// ended: before wait_for_previous_kernel(), which returns when that one's writes are visible, it writes nothing and reads
+// nothing that one writes.
 PUMA_DEVICE void wait_for_previous_kernel() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -135,6 +136,8 @@ PUMA_DEVICE void bulk_barrier_init(BulkBarrier* barrier) {
 }
 // By the thread that has set them up, in front of a barrier of the block.
 PUMA_DEVICE void bulk_barriers_are_set_up() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+// What ordinary accesses have written to global memory becomes visible to the bulk copies that follow.
+PUMA_DEVICE void see_ordinary_writes() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
 PUMA_DEVICE void bulk_copy(void* shared, const void* global, int bytes, BulkBarrier* barrier) {
   const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   const uint32_t arrived = static_cast<uint32_t>(__cvta_generic_to_shared(barrier));

@@ -10,8 +10,8 @@
 namespace puma {
 
 // A chunk is what a warp moves at once: kUnroll times 32 lanes times kElements<T> elements of one sample. Warps of all
-// blocks take chunks from one counter, each the next one while it moves the last: who moves which does not show in the
-// result.
+// blocks take chunks from one counter, each the next one while the rows of the last are on their way: who moves which
+// does not show in the result.
 template <typename T, typename R, bool kBackward, Branch kBranch>
 class DroppedSamples {
  public:
@@ -20,15 +20,13 @@ class DroppedSamples {
 
   // Called by whole warps; returns when nothing is left.
   PUMA_DEVICE void move() const {
-    const int kept = *p_.kept;
+    const int kept = p_.list->kept;
     const int64_t chunks_per_sample = (elements_ + kChunk - 1) / kChunk;
     const int64_t chunks = (p_.samples - kept) * chunks_per_sample;
-    int64_t next = take();
-    while (next < chunks) {
-      const int64_t chunk = next;
-      next = take();
+    int64_t chunk = take();
+    while (chunk < chunks) {
       const int64_t rank = chunk / chunks_per_sample;
-      move_chunk(p_.order[kept + rank] * elements_, (chunk - rank * chunks_per_sample) * kChunk);
+      chunk = move_chunk(p_.order[kept + rank] * elements_, (chunk - rank * chunks_per_sample) * kChunk);
     }
   }
 
@@ -41,9 +39,10 @@ class DroppedSamples {
   static constexpr int64_t kChunk = kUnroll * kStride;
 
   PUMA_DEVICE int64_t take() const {
-    return dev::first_lane(dev::lane() == 0 ? dev::add_global(p_.next_chunk, 1) : 0);
+    return dev::first_lane(dev::lane() == 0 ? dev::add_global(&p_.list->next_chunk, 1) : 0);
   }
-  PUMA_DEVICE void move_chunk(int64_t sample, int64_t begin) const {
+  // Returns the chunk to move next.
+  PUMA_DEVICE int64_t move_chunk(int64_t sample, int64_t begin) const {
     const int64_t first = begin + dev::lane() * kElements<T>;
     if constexpr (kBackward) {
 #pragma unroll
@@ -51,6 +50,7 @@ class DroppedSamples {
         const int64_t at = first + i * kStride;
         if (at < elements_) dev::store_global16(static_cast<T*>(p_.output) + sample + at, Bytes16{{0, 0, 0, 0}});
       }
+      return take();
     } else {
       Stored<R, T> rows[kUnroll];
       Stored<B, T> branch[kUnroll];
@@ -61,6 +61,7 @@ class DroppedSamples {
         rows[i].load(static_cast<const R*>(p_.residual) + sample + at);
         if constexpr (kBranch != Branch::kNone) branch[i].load(static_cast<const B*>(p_.branch) + sample + at);
       }
+      const int64_t next = take();
 #pragma unroll
       for (int i = 0; i < kUnroll; ++i) {
         const int64_t at = first + i * kStride;
@@ -73,6 +74,7 @@ class DroppedSamples {
         }
         rows[i].store(static_cast<R*>(p_.output) + sample + at);
       }
+      return next;
     }
   }
 

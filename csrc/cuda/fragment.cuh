@@ -152,8 +152,8 @@ template <typename T>
 PUMA_DEVICE void mma_group(float (&d)[4], const Bytes16& upper, const Bytes16& lower, const Bytes16& b) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const uint32_t a[4] = {upper.word[2 * half], lower.word[2 * half], upper.word[2 * half + 1],
-                           lower.word[2 * half + 1]};
+    const Fragment fragment = fragment_half({upper, lower}, half);
+    const uint32_t(&a)[4] = fragment.word;
     const uint32_t bb[2] = {b.word[2 * half], b.word[2 * half + 1]};
     if constexpr (sizeof(T) == 4) {
       mma_float(d, a, bb);

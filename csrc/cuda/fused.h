@@ -81,7 +81,7 @@ class FusedAdapter {
     w.grad_is_compact = narrow_grad != nullptr;
     w.hidden = p.hidden;
     w.delta = delta;
-    w.kept = a.kept;
+    w.list = a.list;
     w.order = a.order;
     w.factors = a.factors;
     w.parts = parts;
@@ -126,7 +126,7 @@ class FusedAdapter {
     PrepareArguments p{};
     p.gate = gate;
     p.samples = s.samples;
-    p.kept = space.take<int32_t>(kListNumbers);
+    p.list = space.take<SampleList>(1);
     p.order = space.take<int32_t>(s.samples);
     p.factors = space.take<float>(s.samples);
     p.scale = static_cast<float>(scale);
@@ -136,10 +136,9 @@ class FusedAdapter {
     const int64_t units = 2 * (a.padded_channels / Packed::kStepColumns) * Packed::kUnitsPerStep;
     p.packed = space.take<Bytes16>(units);
     p.pack_blocks = plan_pack_blocks(units);
-    a.kept = p.kept;
+    a.list = p.list;
     a.order = p.order;
     a.factors = p.factors;
-    a.next_chunk = p.kept + 2;
     a.weights = p.packed;
     return p;
   }

@@ -20,7 +20,7 @@ struct CompactElement {
     const int64_t per_sample = p.tokens_per_sample * p.channels;
     const int64_t rank = index / per_sample;
     const int64_t sample = p.order[rank];
-    kept = rank < *p.kept;
+    kept = rank < p.list->kept;
     full = sample * per_sample + (index - rank * per_sample);
     const Real scale = static_cast<Real>(p.scale);
     factor = p.gate == nullptr ? scale : static_cast<const Real*>(p.gate)[sample] * scale;
@@ -85,7 +85,7 @@ PUMA_DEVICE void rectify(int64_t count, T* values) {
 template <typename T>
 PUMA_DEVICE void mask_by_activation(const RowsArguments& p, int64_t width, const T* hidden, T* delta, T* clean) {
   using Real = arithmetic_t<T>;
-  const int64_t kept_elements = *p.kept * p.tokens_per_sample * width;
+  const int64_t kept_elements = p.list->kept * p.tokens_per_sample * width;
   for_each_element(p.samples * p.tokens_per_sample * width, [&](int64_t i) {
     const bool kept = i < kept_elements;
     const Real value = kept ? dev::to_arithmetic(hidden[i]) : Real(0);

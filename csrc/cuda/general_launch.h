@@ -8,13 +8,13 @@
 namespace puma {
 
 template <typename Launcher>
-void list_kept_samples(const Launcher& launcher, const void* gate, bool gate_is_double, int64_t samples, int32_t* kept,
+void list_kept_samples(const Launcher& launcher, const void* gate, bool gate_is_double, int64_t samples, SampleList* list,
                        int32_t* order) {
   PrepareArguments a{};
   a.gate = gate;
   a.gate_is_double = gate_is_double;
   a.samples = samples;
-  a.kept = kept;
+  a.list = list;
   a.order = order;
   launcher.template run<PrepareKernel<float, 64>>(1, kPrepareSharedBytes, a);
 }

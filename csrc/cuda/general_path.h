@@ -9,15 +9,16 @@
 #pragma once
 
 #include "general_steps.h"
-#include "sizes.h"
 
 namespace puma {
 
 template <typename Backend>
 RowsArguments list_rows(Backend& backend, const AdapterSizes& s, const void* gate, bool gate_is_double, double scale) {
-  int32_t* order = backend.integers(s.samples + kListNumbers);
-  list_kept_samples(backend.launcher(), gate, gate_is_double, s.samples, order + s.samples, order);
-  return {gate, order + s.samples, order, s.samples, s.tokens_per_sample, s.channels, scale};
+  constexpr int64_t kListIntegers = sizeof(SampleList) / sizeof(int32_t);
+  int32_t* order = backend.integers(s.samples + kListIntegers);
+  auto* list = reinterpret_cast<SampleList*>(order + s.samples);
+  list_kept_samples(backend.launcher(), gate, gate_is_double, s.samples, list, order);
+  return {gate, list, order, s.samples, s.tokens_per_sample, s.channels, scale};
 }
 
 // Returns the activation: rows of kept samples, zeros behind. Of the problem's matrices `down` and `up` are used.

@@ -20,7 +20,7 @@ class CudaLauncher {
 
  private:
   template <typename Kernel>
-  bool set_up() const;  // whether the kernel waits for the one in front by itself
+  bool set_up() const;  // see launch.cuh; whether the kernel waits for the one in front by itself
   static void check(cudaError_t error);  // throws
   int attribute(cudaDeviceAttr which) const {
     int value = 0;

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "fragment.cuh"
+#include "problem.h"
 
 namespace puma {
 
@@ -21,7 +22,7 @@ struct PrepareArguments {
   const void* gate;   // (samples,), float, or double for the general path; null: all samples are kept
   bool gate_is_double;
   int64_t samples;
-  int32_t* kept;      // how many samples are kept, whether their gates are all the same, and a counter that starts at 0
+  SampleList* list;
   int32_t* order;     // (samples,): the kept samples in ascending order, then the dropped ones in ascending order
   float* factors;     // (samples,): gate * scale of each, in that order. Or null
   float scale;
@@ -138,9 +139,7 @@ PUMA_DEVICE void list_samples(const PrepareArguments& p) {
     if (warp_lowest < lowest) lowest = warp_lowest;
     if (warp_highest > highest) highest = warp_highest;
   }
-  p.kept[0] = kept;
-  p.kept[2] = 0;
-  p.kept[1] = all_alike && lowest >= highest ? 1 : 0;  // none kept: infinity >= -infinity
+  *p.list = {kept, all_alike && lowest >= highest ? 1 : 0, 0};  // none kept: infinity >= -infinity
 }
 
 template <typename T>

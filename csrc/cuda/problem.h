@@ -54,10 +54,17 @@ struct BackwardProblem {
   void* grad_up;
 };
 
+// What is listed of the samples, beside their order.
+struct SampleList {
+  int32_t kept;        // how many
+  int32_t alike;       // whether the kept ones' gates are all the same
+  int32_t next_chunk;  // a counter that starts at 0, see dropped.cuh
+};
+
 // Of the general path: which rows of a (samples * tokens_per_sample, channels) matrix are kept.
 struct RowsArguments {
   const void* gate;  // (samples,) double for float64, else float; or null: 1
-  const int32_t* kept;
+  const SampleList* list;
   const int32_t* order;
   int64_t samples;
   int64_t tokens_per_sample;

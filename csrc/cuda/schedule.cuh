@@ -15,7 +15,7 @@ struct Schedule {
   int tiles;
 
   PUMA_DEVICE explicit Schedule(const AdapterArguments& p)
-      : kept(p.kept[0]),
+      : kept(p.list->kept),
         kept_rows(kept * p.tokens_per_sample),
         tiles((kept_rows + kTileRows * kTogether - 1) / (kTileRows * kTogether)) {}
 

@@ -6,7 +6,6 @@
 namespace puma {
 
 inline constexpr int kMaxWidth = 128;
-inline constexpr int kListNumbers = 3;  // that the list of kept samples begins with: see PrepareArguments::kept
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -9,6 +9,16 @@
 namespace puma::dev {
 
 PUMA_DEVICE void warpgroup_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+// Before a run that adds to d, which is complete by then.
+template <int kTiles>
+PUMA_DEVICE void warpgroup_begin(float (&d)[kTiles][4]) {
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) asm volatile("" : "+f"(d[j][i])::"memory");
+  }
+  warpgroup_begin();
+}
 template <int kTiles>
 PUMA_DEVICE void warpgroup_end(float (&d)[kTiles][4]) {
   asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");

@@ -18,7 +18,7 @@ struct WeightGradientArguments {
   bool grad_is_compact;  // rows of kept samples only
   const void* hidden;  // (T), compacted rows of `width`
   const void* delta;   // (T), compacted rows of kWidth
-  const int32_t* kept;  // these three: see PrepareArguments
+  const SampleList* list;  // these three: see PrepareArguments
   const int32_t* order;
   const float* factors;
   float* parts;     // [matrix 2][channel tile][split][kChannelTile][kWidth]
@@ -100,16 +100,16 @@ struct GradientSums {
   }
 };
 
-// sums += A^T B over the kRows rows of one stage.
+// sums += A^T B over the first `rows` rows of one stage, which are followed by zeros.
 template <typename T, int kWidth>
-PUMA_DEVICE void multiply_tile(const char* a, const char* b, GradientSums<T, kWidth>& sums) {
+PUMA_DEVICE void multiply_tile(const char* a, const char* b, int rows, GradientSums<T, kWidth>& sums) {
   using Tile = GradientTile<T, kWidth>;
   const int lane = dev::lane();
   const int m0 = sums.first_channel(), n0 = sums.first_column();
   if constexpr (uses_warpgroups<T>) {
-    dev::warpgroup_begin();
+    dev::warpgroup_begin(sums.sum[0]);
 #pragma unroll
-    for (int k = 0; k < Tile::kRows; k += 16) {
+    for (int k = 0; k < Tile::kRows; k += 16) {  // all rows: a branch among these products would cost more
       const char* block_a = a + dev::warp() / 4 * Tile::kBlockBytes;
       dev::warpgroup_product_transposed(T{}, sums.sum[0], block_a + k * 128, b + k * 128, Tile::kBlockBytes);
     }
@@ -117,6 +117,7 @@ PUMA_DEVICE void multiply_tile(const char* a, const char* b, GradientSums<T, kWi
   } else if constexpr (sizeof(T) == 2) {
 #pragma unroll
     for (int k = 0; k < Tile::kRows; k += 16) {
+      if (k >= rows) break;
       Bytes16 fragment_a[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {  // matrices: (k, m), (k, m + 8), (k + 8, m), (k + 8, m + 8)
@@ -139,7 +140,7 @@ PUMA_DEVICE void multiply_tile(const char* a, const char* b, GradientSums<T, kWi
   } else {
     const int g = lane / 4, t = lane % 4;
 #pragma unroll 1  // reading further ahead would take more registers than there are
-    for (int k = 0; k < Tile::kRows; k += 8) {
+    for (int k = 0; k < Tile::kRows && k < rows; k += 8) {
       uint32_t fragment_a[2][4];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -178,7 +179,7 @@ struct GradientOperands {
 };
 
 // A chunk of rows of one kept sample. Chunks do not reach over a sample's end: then its rows lie one behind the other
-// in every operand.
+// in every operand. (Samples of a few tokens leave most of a chunk empty: right, but slow.)
 struct RowChunk {
   int rank;    // of the sample among the kept ones
   int sample;
@@ -210,7 +211,7 @@ PUMA_DEVICE void weight_gradient_part(const WeightGradientArguments& p, const Gr
   constexpr int kRowsPerLoadA = kGradientThreads / kUnitsPerRowA;
   constexpr int kRowsPerLoadB = kGradientThreads / kUnitsPerRowB;
 
-  const int kept = *p.kept;
+  const int kept = p.list->kept;
   const int chunks_per_sample = (p.tokens_per_sample + Tile::kRows - 1) / Tile::kRows;
   const int chunks_in_all = kept * chunks_per_sample;
   const int chunks_per_split = (chunks_in_all + p.splits - 1) / p.splits;
@@ -289,7 +290,8 @@ PUMA_DEVICE void weight_gradient_part(const WeightGradientArguments& p, const Gr
     if constexpr (uses_warpgroups<T>) dev::publish_operands();
     dev::sync_block();  // these rows have arrived for all, and all have left the stage filled next
     fetch();
-    multiply_tile<T, kWidth>(stage(use), stage(use) + Tile::kBytesA, sums);
+    const int first = (begin + chunk) % chunks_per_sample * Tile::kRows;
+    multiply_tile<T, kWidth>(stage(use), stage(use) + Tile::kBytesA, p.tokens_per_sample - first, sums);
     if (++use == p.stages) use = 0;
   }
 
@@ -311,8 +313,8 @@ PUMA_DEVICE void weight_gradient_part(const WeightGradientArguments& p, const Gr
 // One block per (matrix, channel tile, split).
 template <typename T, int kWidth>
 PUMA_DEVICE void weight_gradient(const WeightGradientArguments& p) {
-  dev::let_next_kernel_begin();
   dev::wait_for_previous_kernel();
+  dev::let_next_kernel_begin();  // not before: then at most the kernel in front of it is unfinished
   const int split = static_cast<int>(dev::block() % p.splits);
   const int rest = static_cast<int>(dev::block() / p.splits);
   const bool is_up = rest >= p.channel_tiles;
@@ -321,7 +323,7 @@ PUMA_DEVICE void weight_gradient(const WeightGradientArguments& p) {
   operands.a_is_compact = is_up && p.grad_is_compact;
   operands.b = is_up ? p.hidden : p.delta;
   operands.b_width = is_up ? p.width : kWidth;
-  operands.b_is_scaled = is_up && p.kept[1] == 0;  // else the sum is
+  operands.b_is_scaled = is_up && p.list->alike == 0;  // else the sum is
   weight_gradient_part<T, kWidth>(p, operands, rest % p.channel_tiles, split,
                                   p.parts + dev::block() * (kChannelTile * kWidth));
 }
@@ -336,7 +338,6 @@ PUMA_DEVICE void weight_gradient_sum(const WeightGradientArguments& p) {
   constexpr int kAtOnce = 8;  // loads under way
   static_assert(kReduceThreads * 4 == kReduceTile * kReduceTile);
   auto* transposed = reinterpret_cast<float*>(dev::shared_memory());
-  dev::let_next_kernel_begin();
   dev::wait_for_previous_kernel();
 
   int rest = static_cast<int>(dev::block());
@@ -366,7 +367,7 @@ PUMA_DEVICE void weight_gradient_sum(const WeightGradientArguments& p) {
   }
   const int64_t first_channel = static_cast<int64_t>(channel_tile) * kChannelTile + in_part * kReduceTile;
   if (is_up) {
-    const float factor = p.kept[1] != 0 ? p.factors[0] : 1.0f;
+    const float factor = p.list->alike != 0 ? p.factors[0] : 1.0f;
 #pragma unroll
     for (int e = 0; e < 4; ++e) dev::store_shared(transposed + (x + e) * kStride + y, sum[e] * factor);
   } else if (first_channel + y < p.channels) {

@@ -144,6 +144,7 @@ class BulkWeights : public WeightRing<T, kWidth> {
   }
   PUMA_DEVICE BulkWeights(const AdapterArguments& p, const Plan& schedule) : Ring(schedule) {
     if (dev::thread() != 0) return;
+    dev::see_ordinary_writes();
     if (p.resident) {
       for (int i = 0; i < Ring::used_steps(p); ++i) fetch(p, i, i);
     } else {

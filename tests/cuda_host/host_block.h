@@ -45,6 +45,8 @@ struct Fiber {
   ucontext_t context{};
   std::vector<char> stack;
   bool done = false;
+  bool waited = false;  // for the kernel in front
+  std::vector<size_t> unpublished;  // words of shared memory it has written since it last published
   const uint64_t* wait_counter = nullptr;  // runnable once it differs from wait_value
   uint64_t wait_value = 0;
   std::deque<std::vector<AsyncCopy>> groups;
@@ -83,13 +85,16 @@ struct Shadow {
   int writer = -1, reader = -1;  // thread; reader -2: several
   uint32_t write_epoch = 0, read_epoch = 0;
   bool in_flight = false;
+  bool published = false;  // to the hardware that reads operands from shared memory
 };
 
 class Block {
  public:
-  void run(int threads, int shared_bytes, int64_t block, int64_t blocks, uint32_t seed,
+  // dependent: the kernel may begin before the one in front has ended.
+  void run(int threads, int shared_bytes, int64_t block, int64_t blocks, uint32_t seed, bool dependent,
            const std::function<void()>& body) {
     threads_ = threads;
+    dependent_ = dependent;
     block_ = block;
     blocks_ = blocks;
     body_ = &body;
@@ -245,10 +250,27 @@ class Block {
         s.in_flight = false;
         s.writer = -1;
         s.write_epoch = 0;  // seen by all that wait for it
+        s.published = true;
       });
       bulk.under_way = false;
       ++bulk.phases;
     }
+  }
+
+  void wait_for_previous_kernel() { fibers_[current_]->waited = true; }
+  void write_global() const {
+    if (dependent_ && !fibers_[current_]->waited) fail("global memory is written before the kernel in front has ended");
+  }
+  void publish() {
+    Fiber& fiber = *fibers_[current_];
+    for (const size_t word : fiber.unpublished) shadow_[word].published = true;
+    fiber.unpublished.clear();
+  }
+  void read_published(const void* address, int bytes) {
+    for_words(static_cast<const char*>(address), bytes, [&](Shadow& s) {
+      if (!s.published) fail("an operand in shared memory was not published");
+    });
+    read(address, bytes);
   }
 
   void read(const void* address, int bytes) {
@@ -283,6 +305,8 @@ class Block {
     }
     s.writer = current_;
     s.write_epoch = epoch_;
+    s.published = false;
+    fibers_[current_]->unpublished.push_back(static_cast<size_t>(&s - shadow_.data()));
   }
 
   void release_barrier() {
@@ -305,6 +329,8 @@ class Block {
     }
     Fiber& fiber = *fibers_[i];
     fiber.done = false;
+    fiber.waited = false;
+    fiber.unpublished.clear();
     fiber.wait_counter = nullptr;
     fiber.groups.clear();
     fiber.open_group.clear();
@@ -349,6 +375,7 @@ class Block {
 
   static constexpr size_t kStackBytes = 256 * 1024;
 
+  bool dependent_ = false;
   int threads_ = 0, current_ = 0, alive_ = 0, barrier_arrived_ = 0;
   int64_t block_ = 0, blocks_ = 0, shared_size_ = 0;
   int partial_arrived_ = 0, partial_count_ = 0;

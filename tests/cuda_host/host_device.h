@@ -101,7 +101,7 @@ inline int64_t block() { return host::block().block(); }
 inline int64_t blocks() { return host::block().blocks(); }
 inline void sync_block() { host::block().barrier(); }
 inline void sync_first_threads(int count) { host::block().partial_barrier(count); }
-inline void wait_for_previous_kernel() {}
+inline void wait_for_previous_kernel() { host::block().wait_for_previous_kernel(); }
 inline void let_next_kernel_begin() {}
 inline char* shared_memory() { return host::block().shared(); }
 
@@ -157,6 +157,7 @@ inline void store_shared(T* address, T value) {
 }
 
 inline int add_global(int32_t* counter, int value) {
+  host::block().write_global();
   const int before = *counter;
   *counter += value;
   return before;
@@ -170,10 +171,12 @@ inline Bytes16 load_global16(const void* address) {
 }
 inline Bytes16 load_written16(const void* address) { return load_global16(address); }
 inline void store_global16(void* address, Bytes16 value) {
+  host::block().write_global();
   host::require_aligned(address, 16);
   std::memcpy(address, &value, 16);
 }
 inline void store_global8(void* address, float a, float b) {
+  host::block().write_global();
   host::require_aligned(address, 8);
   const float pair[2] = {a, b};
   std::memcpy(address, pair, 8);
@@ -197,6 +200,7 @@ struct BulkBarrier {
 };
 inline void bulk_barrier_init(BulkBarrier* barrier) { host::block().bulk_barrier(barrier); }
 inline void bulk_barriers_are_set_up() {}
+inline void see_ordinary_writes() {}
 inline void bulk_copy(void* shared, const void* global, int bytes, BulkBarrier* barrier) {
   host::require_aligned(global, 16);
   host::block().bulk_copy(static_cast<char*>(shared), static_cast<const char*>(global), bytes, barrier);
@@ -300,7 +304,7 @@ namespace host {
 
 // The operands are looked at once per warp, not element by element.
 inline void read_by_warp(const void* address, int bytes) {
-  if (block().thread() % 32 == 0) block().read(address, bytes);
+  if (block().thread() % 32 == 0) block().read_published(address, bytes);
 }
 inline uint16_t half_at(const char* address) {
   uint16_t bits;
@@ -325,10 +329,14 @@ inline void multiply_rows(T type, float (&d)[kTiles][4], const float (&a)[2][16]
 
 inline void warpgroup_begin() { host::block().warpgroup("begin"); }
 template <int kTiles>
+inline void warpgroup_begin(float (&)[kTiles][4]) {
+  warpgroup_begin();
+}
+template <int kTiles>
 inline void warpgroup_end(float (&)[kTiles][4]) {
   host::block().warpgroup("end");
 }
-inline void publish_operands() {}
+inline void publish_operands() { host::block().publish(); }
 
 template <typename T, int kTiles>
 inline void warpgroup_product(T type, float (&d)[kTiles][4], const uint32_t (&a)[4], const Bytes16* b, int all_tiles,

@@ -33,7 +33,7 @@ class HostLauncher {
     std::shuffle(order.begin(), order.end(), random);
     for (const int64_t block : order) {
       dev::host::block().run(Kernel::kThreads, shared_bytes, block, blocks, static_cast<uint32_t>(random()),
-                             [&] { Kernel::body(arguments); });
+                             Kernel::kDependent, [&] { Kernel::body(arguments); });
     }
   }
 
@@ -305,6 +305,7 @@ struct FaultyKernel {
     float* data;
   };
   static constexpr int kThreads = 64;
+  static constexpr bool kDependent = kFault >= 9;
   static void body(const Arguments& a) {
     auto* shared = reinterpret_cast<float*>(dev::shared_memory());
     const int i = dev::thread();
@@ -344,6 +345,8 @@ struct FaultyKernel {
       dev::store_shared(shared + i + 1, 1.0f);
     } else if constexpr (kFault == 8) {  // 16 bytes from an address that is not a multiple of 16
       dev::load_global16(a.data + 1);
+    } else if constexpr (kFault == 9) {  // written before the kernel in front has ended
+      dev::store_global8(a.data, 0.0f, 0.0f);
     }
   }
 };
@@ -367,6 +370,7 @@ void run_fault(const Case& c) {
     case 6: return fault_case<6>(c);
     case 7: return fault_case<7>(c);
     case 8: return fault_case<8>(c);
+    case 9: return fault_case<9>(c);
     default: dev::host::fail("unknown fault");
   }
 }

@@ -161,6 +161,8 @@ SMALL = {
     "weights lying transposed": Case(BF16, BF16, MIXED, 5, 72, 24, transposed=True),
     "all kept, no gate": Case(BF16, F32, None, 19, 64, 32, samples=3),
     "many samples": Case(F32, F32, [float(i % 3) for i in range(300)], 1, 16, 8),
+    "one token per sample": Case(BF16, BF16, [float(i % 3) for i in range(150)], 1, 16, 8),
+    "several chunks per sample, different gates": Case(BF16, F32, [2.0, 0.0, 1.5, 1.0], 70, 64, 16),
     "negative gates": Case(F16, F16, [-2.0, 0.0, 1.5], 9, 32, 8),
     "several passes, weights resident": Case(BF16, BF16, [2.0, 0.0] * 6, 55, 64, 16, multiprocessors=1),
     "several passes, weights streamed": Case(

@@ -17,6 +17,7 @@ FAULTS = {
     6: "heap-buffer-overflow",
     7: "outside of shared memory",
     8: "misaligned access to global memory",
+    9: "before the kernel in front has ended",
 }
 
 
