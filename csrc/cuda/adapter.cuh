@@ -134,7 +134,7 @@ PUMA_DEVICE void first_product(const AdapterArguments& p, WeightStream<T, kWidth
       } else {
 #pragma unroll
         for (int j = 0; j < kTiles; ++j) {
-          if (sizeof(T) == 4 && j % 4 == 0) dev::sync_warp();  // limits how far ahead weights are read: registers are short
+          if (sizeof(T) == 4 && j % 4 == 0) dev::sync_warp();  // else weights are read too far ahead
           in_short_run<T>(sums[j], [&](float (&d)[4]) {
 #pragma unroll
             for (int q = 0; q < 2; ++q) {

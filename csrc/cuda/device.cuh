@@ -34,8 +34,8 @@ PUMA_DEVICE void sync_block() { __syncthreads(); }
 PUMA_DEVICE void sync_first_threads(int count) { asm volatile("bar.sync 1, %0;" ::"r"(count) : "memory"); }
 
 // Programmatic dependent launch (sm_90). A kernel launched as dependent may begin before the one in front of it has
-// ended: before wait_for_previous_kernel(), which returns when that one's writes are visible, it writes nothing and reads
-// nothing that one writes.
+// ended: before wait_for_previous_kernel(), which returns when that one's writes are visible, it writes nothing and
+// reads nothing that one writes.
 PUMA_DEVICE void wait_for_previous_kernel() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

@@ -8,8 +8,8 @@
 namespace puma {
 
 template <typename Launcher>
-void list_kept_samples(const Launcher& launcher, const void* gate, bool gate_is_double, int64_t samples, SampleList* list,
-                       int32_t* order) {
+void list_kept_samples(const Launcher& launcher, const void* gate, bool gate_is_double, int64_t samples,
+                       SampleList* list, int32_t* order) {
   PrepareArguments a{};
   a.gate = gate;
   a.gate_is_double = gate_is_double;

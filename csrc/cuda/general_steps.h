@@ -8,8 +8,8 @@ namespace puma {
 
 // Writes the number of kept samples, and their order: kept ones first, then the dropped ones.
 template <typename Launcher>
-void list_kept_samples(const Launcher& launcher, const void* gate, bool gate_is_double, int64_t samples, SampleList* list,
-                       int32_t* order);
+void list_kept_samples(const Launcher& launcher, const void* gate, bool gate_is_double, int64_t samples,
+                       SampleList* list, int32_t* order);
 
 // T: type of the tokens, S: of the source, R: of the residual. See general.cuh.
 template <typename S, typename T, typename Launcher>

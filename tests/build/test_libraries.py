@@ -58,7 +58,7 @@ def test_cuda_library_has_native_code_for_the_main_architectures() -> None:
     triton = pytest.importorskip("triton")
     cuobjdump = Path(triton.__path__[0]) / "backends" / "nvidia" / "bin" / "cuobjdump"
     native = output(cuobjdump, "--list-elf", library("_C_cuda"))
-    for architecture in ("sm_80", "sm_90"):
+    for architecture in ("sm_80", "sm_90a"):
         assert f".{architecture}." in native
     assert "PTX file" in output(cuobjdump, "--list-ptx", library("_C_cuda"))
 
