@@ -14,46 +14,57 @@
 namespace puma {
 namespace {
 
-// Consecutive rows of kept samples in the (B*N, C) tensors; `packed` is where they start in `hidden`.
+// Rows packed .. packed + rows of the kept samples, laid one behind the other. In the (B*N, C) tensors they begin at
+// `row` and are neighbours there, or (`scattered`) lie sample by sample wherever these are.
 struct Block {
-  int64_t row, rows, packed;
+  int64_t packed, rows, row;
+  bool scattered;
+};
+
+struct Run {
+  int64_t row, rows;
 };
 
 struct Plan {
   int64_t tokens_per_sample;
   bool few_sizes;
-  std::vector<double> factor;   // per sample: gate * scale
-  std::vector<Block> kept;      // cache-sized
-  std::vector<Block> dropped;   // whole runs of dropped samples
+  std::vector<double> factor;          // per sample: gate * scale
+  std::vector<int64_t> kept_samples;
+  std::vector<Block> kept;             // cache-sized
+  std::vector<Run> dropped;            // whole runs of dropped samples
 };
 
-// Bytes of one (rows, C) operand. Two of them share the second-level cache; a product of half types costs so much
-// before it starts that fewer, larger ones win though they leave that cache.
+// Bytes of one (rows, C) operand. Two of them share the second-level cache; for half types fewer, larger products win
+// though they leave it.
 template <class T>
 constexpr int64_t kBlockBytes = (sizeof(T) == 2 ? 3072 : 384) * 1024;
 
-// oneDNN, which multiplies half types, builds a program for each product and number of rows that it meets, and keeps it
-// (half a MiB). Random gates of so many samples would show it many numbers.
-constexpr int64_t kManySamples = 64;
-
+// Neighbouring rows, cut into equal shares: no small rest.
 void add_run(std::vector<Block>& blocks, int64_t row, int64_t rows, int64_t packed, int64_t block_rows) {
   const int64_t count = (rows + block_rows - 1) / block_rows;
-  for (int64_t i = 0; i < count; ++i) {  // equal shares: no small rest
+  for (int64_t i = 0; i < count; ++i) {
     const int64_t begin = rows * i / count, end = rows * (i + 1) / count;
-    blocks.push_back({row + begin, end - begin, packed + begin});
+    blocks.push_back({packed + begin, end - begin, row + begin, false});
   }
 }
 
-// The same at the borders of samples, in powers of two of them: few sizes.
-void add_samples(
-    std::vector<Block>& blocks, int64_t row, int64_t samples, int64_t tokens, int64_t packed, int64_t block_rows) {
-  while (samples > 0) {
-    int64_t count = 1;
-    while (2 * count <= samples && 2 * count * tokens <= block_rows) count *= 2;
-    add_run(blocks, row, count * tokens, packed, block_rows);
-    row += count * tokens;
-    packed += count * tokens;
-    samples -= count;
+// All kept samples, in powers of two of them: each product of half types costs so much before it starts that few, large
+// ones win though rows are gathered for them; and oneDNN, which multiplies, builds a program for each number of rows
+// that it meets and keeps it (half a MiB), so there are few sizes.
+void add_samples(Plan& plan, int64_t block_rows) {
+  const int64_t tokens = plan.tokens_per_sample, all = static_cast<int64_t>(plan.kept_samples.size());
+  int64_t most = 1;
+  while (2 * most * tokens <= block_rows) most *= 2;
+  for (int64_t first = 0; first < all;) {
+    int64_t count = most;
+    while (count > all - first) count /= 2;
+    const int64_t from = plan.kept_samples[first], to = plan.kept_samples[first + count - 1];
+    if (to - from == count - 1) {
+      add_run(plan.kept, from * tokens, count * tokens, first * tokens, block_rows);
+    } else {
+      plan.kept.push_back({first * tokens, count * tokens, from * tokens, true});
+    }
+    first += count;
   }
 }
 
@@ -64,8 +75,8 @@ Plan make_plan(const std::optional<Tensor>& gate, double scale, int64_t samples,
   const int64_t share = samples * tokens / (4 * torch::stable::get_num_threads());
   const int64_t block_rows =
       std::max<int64_t>(16, std::min<int64_t>(share, kBlockBytes<T> / (width * static_cast<int64_t>(sizeof(T)))));
-  const bool few_sizes = sizeof(T) == 2 && gate.has_value() && samples >= kManySamples;
-  Plan plan{tokens, few_sizes, std::vector<double>(samples, static_cast<Gate>(scale)), {}, {}};
+  const bool few_sizes = sizeof(T) == 2 && gate.has_value();
+  Plan plan{tokens, few_sizes, std::vector<double>(samples, static_cast<Gate>(scale)), {}, {}, {}};
   std::optional<Tensor> held;
   const Gate* gates = nullptr;
   if (gate.has_value()) {
@@ -78,23 +89,19 @@ Plan make_plan(const std::optional<Tensor>& gate, double scale, int64_t samples,
   }
   if (tokens == 0) return plan;
   const auto keeps = [&](int64_t b) { return gates == nullptr || gates[b] != 0; };
-  int64_t packed = 0;
   for (int64_t b = 0; b < samples;) {
     int64_t end = b + 1;
     while (end < samples && keeps(end) == keeps(b)) ++end;
-    const int64_t rows = (end - b) * tokens;
     if (keeps(b)) {
-      if (few_sizes && end - b < samples) {
-        add_samples(plan.kept, b * tokens, end - b, tokens, packed, block_rows);
-      } else {
-        add_run(plan.kept, b * tokens, rows, packed, block_rows);
-      }
-      packed += rows;
+      const int64_t packed = static_cast<int64_t>(plan.kept_samples.size()) * tokens;
+      for (int64_t kept = b; kept < end; ++kept) plan.kept_samples.push_back(kept);
+      if (!plan.few_sizes) add_run(plan.kept, b * tokens, (end - b) * tokens, packed, block_rows);
     } else {
-      plan.dropped.push_back({b * tokens, rows, 0});
+      plan.dropped.push_back({b * tokens, (end - b) * tokens});
     }
     b = end;
   }
+  if (plan.few_sizes) add_samples(plan, block_rows);
   return plan;
 }
 
@@ -131,23 +138,43 @@ std::unique_ptr<T[]> scratch(int64_t elements) {
   return std::unique_ptr<T[]>(new T[elements]);
 }
 
-// Calls body(first row in the block, rows, factor) for the stretch of each sample in the block.
+// Calls body(first row in the block, rows, first row in the whole tensors, factor) for the stretch of each sample in
+// the block.
 template <class F>
 void for_each_sample(const Plan& plan, const Block& block, const F& body) {
+  const int64_t tokens = plan.tokens_per_sample;
   for (int64_t done = 0; done < block.rows;) {
-    const int64_t row = block.row + done, sample = row / plan.tokens_per_sample;
-    const int64_t rows = std::min(block.rows - done, (sample + 1) * plan.tokens_per_sample - row);
-    body(done, rows, plan.factor[sample]);
+    const int64_t packed = block.packed + done, rank = packed / tokens, token = packed - rank * tokens;
+    const int64_t rows = std::min(block.rows - done, tokens - token), sample = plan.kept_samples[rank];
+    body(done, rows, sample * tokens + token, plan.factor[sample]);
     done += rows;
   }
+}
+
+// The block's rows of a (B*N, width) tensor: where they are if they are neighbours there, else in `buffer`.
+template <class T>
+const T* gathered(const Plan& plan, const Block& block, const T* source, T* buffer, int64_t width) {
+  if (!block.scattered) return source + block.row * width;
+  for_each_sample(plan, block, [&](int64_t first, int64_t n, int64_t row, double) {
+    const auto bytes = static_cast<size_t>(n * width) * sizeof(T);
+    std::memcpy(static_cast<void*>(buffer + first * width), source + row * width, bytes);
+  });
+  return buffer;
+}
+
+// Rows of the largest scattered block: what a buffer for `gathered` needs.
+int64_t most_scattered_rows(const std::vector<Block>& blocks) {
+  int64_t rows = 0;
+  for (const Block& block : blocks) rows = std::max(rows, block.scattered ? block.rows : 0);
+  return rows;
 }
 
 // Calls body(first element, elements) for this part's share of the dropped rows.
 template <class F>
 void for_each_dropped(const Plan& plan, int64_t width, int64_t part, int64_t parts, const F& body) {
-  for (const Block& block : plan.dropped) {
-    const int64_t begin = block.rows * part / parts, end = block.rows * (part + 1) / parts;
-    body((block.row + begin) * width, (end - begin) * width);
+  for (const Run& run : plan.dropped) {
+    const int64_t begin = run.rows * part / parts, end = run.rows * (part + 1) / parts;
+    body((run.row + begin) * width, (end - begin) * width);
   }
 }
 
@@ -223,13 +250,14 @@ std::tuple<Tensor, Tensor> forward(
       const Block& block = plan.kept[i];
       T* const h = save_hidden ? hidden_data + block.packed * rank : unsaved.get();
       const Tensor h_matrix = matrix(h, block.rows, rank);
-      mm(h_matrix, matrix(tokens_data + block.row * width, block.rows, width), down_matrix);
+      // The gathered tokens' place is that of the second product.
+      const T* const x = gathered(plan, block, tokens_data, product.get(), width);
+      mm(h_matrix, matrix(x, block.rows, width), down_matrix);
       relu(h, block.rows * rank);
       mm(matrix(product.get(), block.rows, width), h_matrix, up_matrix);
-      for_each_sample(plan, block, [&](int64_t first, int64_t n, double factor) {
-        const int64_t offset = (block.row + first) * width;
+      for_each_sample(plan, block, [&](int64_t first, int64_t n, int64_t row, double factor) {
         add_kept<R, T>(
-            out_data, residual_data, branch, offset, product.get() + first * width, factor, n * width);
+            out_data, residual_data, branch, row * width, product.get() + first * width, factor, n * width);
       });
     }
     for_each_dropped(plan, width, part, parts, [&](int64_t offset, int64_t n) {
@@ -311,36 +339,47 @@ std::tuple<Tensor, Tensor, Tensor> backward(
     if (begin == end) return;
     const auto delta = scratch<T>(rows * rank);
     const auto scaled_hidden = scratch<T>(need_weights ? rows * rank : 0);
-    const auto narrow_grad = scratch<T>(std::is_same_v<R, T> ? 0 : rows * width);
+    const int64_t gathered_rows = most_scattered_rows(plan.kept);
+    const auto grad_rows = scratch<T>((std::is_same_v<R, T> ? gathered_rows : rows) * width);
+    const auto token_rows = scratch<T>(gathered_rows * width);
     if (need_weights) {
       down_sums[part].emplace(width, rank);
       up_sums[part].emplace(rank, width);
     }
     for (int64_t i = begin; i < end; ++i) {
       const Block& block = plan.kept[i];
-      const T* g = nullptr;
+      const T* g = grad_rows.get();
       if constexpr (std::is_same_v<R, T>) {
-        g = grad_data + block.row * width;
+        g = gathered(plan, block, grad_data, grad_rows.get(), width);
       } else {
-        convert(narrow_grad.get(), grad_data + block.row * width, block.rows * width);
-        g = narrow_grad.get();
+        for_each_sample(plan, block, [&](int64_t first, int64_t n, int64_t row, double) {
+          convert(grad_rows.get() + first * width, grad_data + row * width, n * width);
+        });
       }
       const T* const h = hidden_data + block.packed * rank;
-      const T* const x = tokens_data + block.row * width;
       const Tensor g_matrix = matrix(g, block.rows, width), delta_matrix = matrix(delta.get(), block.rows, rank);
       // The factor goes into the narrow (rows, r) matrices: delta for tokens and down, hidden for up.
       mm(delta_matrix, g_matrix, up_transposed);
-      for_each_sample(plan, block, [&](int64_t first, int64_t n, double factor) {
+      for_each_sample(plan, block, [&](int64_t first, int64_t n, int64_t, double factor) {
         const auto f = static_cast<accumulate_t<T>>(factor);
         mask_scaled(delta.get() + first * rank, h + first * rank, f, n * rank);
         if (need_weights) scale(scaled_hidden.get() + first * rank, h + first * rank, f, n * rank);
       });
       if (need_weights) {
+        const T* const x = gathered(plan, block, tokens_data, token_rows.get(), width);
         down_sums[part]->add(transposed(x, block.rows, width), delta_matrix);
         up_sums[part]->add(transposed(scaled_hidden.get(), block.rows, rank), g_matrix);
       }
       if (need_tokens) {
-        mm(matrix(grad_tokens_data + block.row * width, block.rows, width), delta_matrix, down_transposed);
+        T* const result = block.scattered ? token_rows.get() : grad_tokens_data + block.row * width;
+        mm(matrix(result, block.rows, width), delta_matrix, down_transposed);
+        if (block.scattered) {
+          for_each_sample(plan, block, [&](int64_t first, int64_t n, int64_t row, double) {
+            std::memcpy(
+                static_cast<void*>(grad_tokens_data + row * width), result + first * width,
+                static_cast<size_t>(n * width) * sizeof(T));
+          });
+        }
       }
     }
   });
