@@ -56,14 +56,11 @@ step() {
 architecture=$("$python" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())')
 if [[ $architecture == 9.0 ]]; then architecture=9.0a; fi # with Hopper's own instructions, as the default build
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} OMP_NUM_THREADS=4 PYTHONUNBUFFERED=1
+export PUMA_STRICT=1 # the compiled operators or an error, never plain PyTorch in their place
 
 if PUMA_CUDA=1 TORCH_CUDA_ARCH_LIST=$architecture step build 90 "$python" setup.py build_ext --inplace; then
   step info 30 "$python" -m puma_plugin.cli.main info
 
-  # What the figures are worth depends on it, so one quick look first.
-  step smoke 40 "$python" -m benchmarks.run --effort smoke --device cuda --out "$out/smoke" --no-compiled \
-    --suites ceilings adapter prompts training_step
-  step kernels 30 "$python" -m benchmarks.kernels
   step benchmarks $(($(left) - 60)) "$python" -m benchmarks.run --quick --device cuda --out "$out" \
     --suites ceilings adapter prompts training_step
 
@@ -83,6 +80,7 @@ print(f"-n {min(8, os.cpu_count())}" if importlib.util.find_spec("xdist") else "
     echo "skipped  compute-sanitizer: not on the PATH" | tee -a "$summary"
   fi
   wait
+  step kernels 60 "$python" -m benchmarks.kernels
 fi
 
 echo

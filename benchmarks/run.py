@@ -86,7 +86,9 @@ def measure(
         quiet = ["-q", "-s", "-rNfE", "--no-header", "--benchmark-quiet", "--continue-on-collection-errors"]
         plugins = ["-p", "no:cacheprovider"]
         command = [sys.executable, "-m", "pytest", *files, *options, *quiet, *plugins, f"--benchmark-json={path}"]
-        code = subprocess.run(command, cwd=ROOT, env=malloc_environment(setting), check=False).returncode
+        # Strict: "ours" are the compiled operators or a failure, never the definition in plain PyTorch in their place.
+        environment = {**malloc_environment(setting), "PUMA_STRICT": "1"}
+        code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
         return code, json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 

@@ -6,14 +6,14 @@
 STABLE_TORCH_LIBRARY(puma, m) {
   // residual + branch + gate * scale * relu(tokens @ down) @ up. `hidden` holds relu(tokens @ down) of the kept samples
   // (gate != 0), compacted to the front in their order, if save_hidden; else it has no rows. Rows behind are undefined.
-  // branch has the residual's dtype or the tokens'.
+  // branch has the residual's dtype or the tokens'. `prepared` is what this device's backward takes over besides.
   m.def(
       "stochastic_adapter(Tensor residual, Tensor tokens, Tensor down, Tensor up, Tensor? gate, Tensor? branch, "
-      "float scale, bool save_hidden) -> (Tensor out, Tensor hidden)");
+      "float scale, bool save_hidden) -> (Tensor out, Tensor hidden, Tensor prepared)");
   // Gradients of tokens, down and up. What is not needed comes back as a tensor without elements.
   m.def(
       "stochastic_adapter_backward(Tensor grad, Tensor tokens, Tensor down, Tensor up, Tensor? gate, Tensor hidden, "
-      "float scale, bool need_tokens, bool need_weights) -> (Tensor grad_tokens, Tensor grad_down, Tensor grad_up)");
+      "Tensor prepared, float scale, bool need_tokens, bool need_weights) -> (Tensor grad_tokens, Tensor grad_down, Tensor grad_up)");
   // weights = cos(query * softmax(attention), keys) of shape (B, M); prompt = weights @ prompts of shape (B, L, C);
   // inverse_norm (B, M) = 1 / |query * softmax(attention)|, for the backward.
   m.def(

@@ -226,7 +226,7 @@ void add_dropped(R* out, const R* residual, const Branch<R, T>& branch, int64_t 
 }
 
 template <class R, class T>
-std::tuple<Tensor, Tensor> forward(
+std::tuple<Tensor, Tensor, Tensor> forward(
     const Tensor& residual, const Tensor& tokens, const Tensor& down, const Tensor& up,
     const std::optional<Tensor>& gate, const std::optional<Tensor>& branch_tensor, double scale, bool save_hidden) {
   const int64_t samples = residual.size(0), length = residual.size(1), width = residual.size(2), rank = down.size(1);
@@ -264,7 +264,7 @@ std::tuple<Tensor, Tensor> forward(
       add_dropped<R, T>(out_data, residual_data, branch, offset, n);
     });
   });
-  return {out, hidden};
+  return {out, hidden, empty<1>({0}, ScalarType::Byte)};  // nothing else is handed to the backward
 }
 
 // A contiguous matrix, transposed. A copy, where there are to be few programs: to oneDNN the backward's products then
@@ -408,7 +408,7 @@ auto dispatch(ScalarType residual, ScalarType tokens, const F& body) {
   }
 }
 
-std::tuple<Tensor, Tensor> stochastic_adapter(
+std::tuple<Tensor, Tensor, Tensor> stochastic_adapter(
     const Tensor& residual, const Tensor& tokens, const Tensor& down, const Tensor& up,
     const std::optional<Tensor>& gate, const std::optional<Tensor>& branch, double scale, bool save_hidden) {
   std::optional<Tensor> dense_branch;
@@ -422,7 +422,7 @@ std::tuple<Tensor, Tensor> stochastic_adapter(
 
 std::tuple<Tensor, Tensor, Tensor> stochastic_adapter_backward(
     const Tensor& grad, const Tensor& tokens, const Tensor& down, const Tensor& up, const std::optional<Tensor>& gate,
-    const Tensor& hidden, double scale, bool need_tokens, bool need_weights) {
+    const Tensor& hidden, const Tensor& /*prepared*/, double scale, bool need_tokens, bool need_weights) {
   return dispatch(grad.scalar_type(), tokens.scalar_type(), [&](auto r, auto t) {
     return backward<decltype(r), decltype(t)>(
         as_contiguous(grad), as_contiguous(tokens), as_contiguous(down), as_contiguous(up), gate, as_contiguous(hidden),

@@ -11,6 +11,7 @@
 #pragma once
 
 #include "dropped.cuh"
+#include "read_ahead.cuh"
 #include "weight_stream.cuh"
 
 namespace puma {
@@ -52,11 +53,11 @@ struct RowReader {
   Stored<S, T> ahead[kSteps][2][2];
 
   // column: that of the step. Columns behind the last one are zeros: their weights are, but not what lies there.
-  PUMA_DEVICE void read(const void* rows, const LanePlace& place, int slot, int column) {
+  PUMA_DEVICE void read(const void* rows, const LanePlace<T>& place, int slot, int column) {
 #pragma unroll
     for (int q = 0; q < 2; ++q) read_group(rows, place, slot, column, q);
   }
-  PUMA_DEVICE void read_group(const void* rows, const LanePlace& place, int slot, int column, int q) {
+  PUMA_DEVICE void read_group(const void* rows, const LanePlace<T>& place, int slot, int column, int q) {
     const bool whole = column + kGroup<T> < place.columns_left;  // group 1 is there, and so is group 0
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -73,12 +74,12 @@ template <typename T, int kWidth>
 using HiddenUnits = Bytes16[kWidth / kGroup<T>][2];
 
 template <typename T>
-PUMA_DEVICE void save_operand(const AdapterArguments& p, const LanePlace& place, int column,
+PUMA_DEVICE void save_operand(const AdapterArguments& p, const LanePlace<T>& place, int column,
                               const Bytes16 (&operand)[2][2]) {
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     if (!place.valid(h)) continue;
-    const int64_t row = place.compact + 8 * h;
+    const int64_t row = place.compact() + 8 * h;
     T* saved = static_cast<T*>(p.narrow_input) + row * p.channels + (p.channels - place.columns_left) + column;
 #pragma unroll
     for (int q = 0; q < 2; ++q) {
@@ -89,8 +90,8 @@ PUMA_DEVICE void save_operand(const AdapterArguments& p, const LanePlace& place,
 
 // sums (16 x kWidth) = input @ first weights. In the backward on a wider R, the input is also saved as T.
 template <typename T, typename R, int kWidth, bool kBackward>
-PUMA_DEVICE void first_product(const AdapterArguments& p, WeightStream<T, kWidth>& stream,
-                               const LanePlace& place, float (&sums)[kWidth / 8][4]) {
+PUMA_DEVICE void first_product(const AdapterArguments& p, WeightStream<T, kWidth>& stream, const LanePlace<T>& place,
+                               float (&sums)[kWidth / 8][4]) {
   using In = std::conditional_t<kBackward, R, T>;
   constexpr int kTiles = kWidth / 8;
   constexpr int kStepColumns = PackedWeights<T, kWidth>::kStepColumns;
@@ -127,8 +128,8 @@ PUMA_DEVICE void first_product(const AdapterArguments& p, WeightStream<T, kWidth
         dev::warpgroup_begin(sums);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const Bytes16* b = weights + i * (2 * 8 * kTiles);
-          dev::warpgroup_product(T{}, sums, fragment_half(operand[i / 2], i % 2).word, b, kTiles, true);
+          constexpr int kBytes = 2 * 8 * kTiles * 16;  // of 16 rows of the weights
+          dev::warpgroup_product(T{}, sums, fragment_half(operand[i / 2], i % 2).word, weights, i * kBytes, kTiles, true);
         }
         dev::warpgroup_end(sums);
       } else {
@@ -148,27 +149,43 @@ PUMA_DEVICE void first_product(const AdapterArguments& p, WeightStream<T, kWidth
   }
 }
 
+// The saved activation in a group of columns; zeros behind the last row.
+template <typename T>
+PUMA_DEVICE void read_mask(const AdapterArguments& p, const LanePlace<T>& place, int group, bool rows_aligned,
+                           Bytes16 (&mask)[2]) {
+  const int column = group + dev::lane() % 4 * kElements<T>;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    mask[h] = Bytes16{{0, 0, 0, 0}};
+    if (!place.valid(h)) continue;
+    const T* row = static_cast<const T*>(p.mask) + static_cast<int64_t>(place.compact() + 8 * h) * p.width;
+    mask[h] = load_row_unit(row, column, p.width, rows_aligned);
+  }
+}
+
 // The activation, or its gradient: rounded to T and saved.
 template <typename T, int kWidth, bool kBackward>
-PUMA_DEVICE void activate(const AdapterArguments& p, const LanePlace& place, const float (&sums)[kWidth / 8][4],
+PUMA_DEVICE void activate(const AdapterArguments& p, const LanePlace<T>& place, const float (&sums)[kWidth / 8][4],
                           HiddenUnits<T, kWidth>& hidden) {
+  constexpr int kGroups = kWidth / kGroup<T>;
+  constexpr int kAtOnce = uses_warpgroups<T> ? kGroups : 1;  // groups of the mask that are read together
   const bool rows_aligned = p.width % kElements<T> == 0;
+  Bytes16 mask[kAtOnce][2];
 #pragma unroll
-  for (int g = 0; g < kWidth / kGroup<T>; ++g) {
+  for (int g = 0; g < kGroups; ++g) {
+    if (kBackward && g % kAtOnce == 0) {
+#pragma unroll
+      for (int a = 0; a < kAtOnce; ++a) read_mask<T>(p, place, (g + a) * kGroup<T>, rows_aligned, mask[a]);
+    }
     const int column = g * kGroup<T> + dev::lane() % 4 * kElements<T>;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       float v[kElements<T>];
       accumulator_row<T>(sums + g * kTilesPerGroup<T>, h, v);
       if constexpr (kBackward) {
-        Bytes16 saved{{0, 0, 0, 0}};
-        if (place.valid(h)) {
-          const T* mask = static_cast<const T*>(p.mask) + static_cast<int64_t>(place.compact + 8 * h) * p.width;
-          saved = load_row_unit(mask, column, p.width, rows_aligned);
-        }
 #pragma unroll
         for (int e = 0; e < kElements<T>; ++e) {
-          v[e] = unit_element<T>(saved, e) > 0.0f ? v[e] * place.factor[h] : 0.0f;
+          v[e] = unit_element<T>(mask[g % kAtOnce][h], e) > 0.0f ? v[e] * place.factor[h] : 0.0f;
         }
       } else {
 #pragma unroll
@@ -177,7 +194,7 @@ PUMA_DEVICE void activate(const AdapterArguments& p, const LanePlace& place, con
       hidden[g][h] = make_unit<T>(v);
       if (p.activation != nullptr && place.valid(h)) {
         const int width = kBackward ? kWidth : p.width;
-        T* activation = static_cast<T*>(p.activation) + static_cast<int64_t>(place.compact + 8 * h) * width;
+        T* activation = static_cast<T*>(p.activation) + static_cast<int64_t>(place.compact() + 8 * h) * width;
         store_row_unit(activation, column, width, kBackward || rows_aligned, hidden[g][h]);
       }
     }
@@ -200,8 +217,9 @@ PUMA_DEVICE void multiply_hidden(const HiddenUnits<T, kWidth>& hidden, const Byt
 #pragma unroll
     for (int i = 0; i < 2 * kWidthGroups; ++i) {
       constexpr int kAllTiles = 2 * kTilesPerGroup<T>;
-      const Bytes16* b = weights + i * (2 * 8 * kAllTiles);
-      dev::warpgroup_product(T{}, product, fragment_half(hidden[i / 2], i % 2).word, b, kAllTiles, i > 0);
+      constexpr int kBytes = 2 * 8 * kAllTiles * 16;
+      dev::warpgroup_product(T{}, product, fragment_half(hidden[i / 2], i % 2).word, weights, i * kBytes, kAllTiles,
+                             i > 0);
     }
     dev::warpgroup_end(product);
   } else {
@@ -226,16 +244,16 @@ PUMA_DEVICE void multiply_hidden(const HiddenUnits<T, kWidth>& hidden, const Byt
 // What is added to the second product: the residual and the branch, in the forward.
 template <typename T, typename R, Branch kBranch>
 class Addends {
-  using B = std::conditional_t<kBranch == Branch::kNarrow, T, R>;
+  using B = BranchType<T, R, kBranch>;
   static constexpr bool kHasBranch = kBranch != Branch::kNone;
 
  public:
-  PUMA_DEVICE void read_group(const AdapterArguments& p, const LanePlace& place, int column, int q) {
+  PUMA_DEVICE void read_group(const AdapterArguments& p, const LanePlace<T>& place, int column, int q) {
     residual_.read_group(p.residual, place, 0, column, q);
     if constexpr (kHasBranch && sizeof(T) < 4) branch_.read_group(p.branch, place, 0, column, q);
   }
   // float's branch: registers do not last for both.
-  PUMA_DEVICE void read_late(const AdapterArguments& p, const LanePlace& place, int column, int q) {
+  PUMA_DEVICE void read_late(const AdapterArguments& p, const LanePlace<T>& place, int column, int q) {
     if constexpr (kHasBranch && sizeof(T) == 4) branch_.read_group(p.branch, place, 0, column, q);
   }
   // v = residual + branch + factor * v
@@ -254,8 +272,8 @@ class Addends {
 
 template <typename T>
 struct NoAddends {
-  PUMA_DEVICE void read_group(const AdapterArguments&, const LanePlace&, int, int) {}
-  PUMA_DEVICE void read_late(const AdapterArguments&, const LanePlace&, int, int) {}
+  PUMA_DEVICE void read_group(const AdapterArguments&, const LanePlace<T>&, int, int) {}
+  PUMA_DEVICE void read_late(const AdapterArguments&, const LanePlace<T>&, int, int) {}
   PUMA_DEVICE void join(int, int, float, float (&)[kElements<T>]) const {}
 };
 
@@ -263,7 +281,7 @@ struct NoAddends {
 // time.
 template <typename T, typename R, int kWidth, bool kBackward, Branch kBranch>
 PUMA_DEVICE void second_product(const AdapterArguments& p, WeightStream<T, kWidth>& stream,
-                                const LanePlace& place, const HiddenUnits<T, kWidth>& hidden) {
+                                const LanePlace<T>& place, const HiddenUnits<T, kWidth>& hidden) {
   using Out = std::conditional_t<kBackward, T, R>;
   using Packed = PackedWeights<T, kWidth>;
   constexpr int kGroupTiles = kTilesPerGroup<T>;
@@ -312,27 +330,32 @@ template <typename T, typename R, int kWidth, bool kBackward, Branch kBranch>
 PUMA_DEVICE void adapter(const AdapterArguments& p) {
   using Stream = WeightStream<T, kWidth>;
   using Plan = typename Stream::Plan;
+  using Dropped = DroppedSamples<T, R, kBackward, kBranch>;
   Stream::set_up(p);
+  prefetch_kept_input<std::conditional_t<kBackward, R, T>>(p);
   dev::sync_block();
   dev::wait_for_previous_kernel();
   dev::let_next_kernel_begin();  // not before: then at most the kernel in front of it is unfinished
 
-  LanePlace place(p, Plan::first_row(0), kElements<T>);
-  const int passes = Plan(p).passes();
-  if (passes > 0) {
+  LanePlace<T> place(p);
+  if (Plan(p).passes() > 0) {
     Stream stream(p, Plan(p));
-    for (int pass = 0; pass < passes; ++pass) {
-      if (pass > 0) place = LanePlace(p, Plan::first_row(pass), kElements<T>);
-      place.rows_left = Plan(p).kept_rows - place.compact;
+    Dropped(p).move_own();  // while the weights are on their way
+    for (; place.pass < Plan(p).passes(); ++place.pass) {
+      if (place.pass > 0) place.find_rows(p);
+      place.rows_left = Plan(p).kept_rows - place.compact();
+      if constexpr (kBackward) prefetch_mask<T>(p, place);
       float sums[kWidth / 8][4];
       first_product<T, R, kWidth, kBackward>(p, stream, place, sums);
       HiddenUnits<T, kWidth> hidden;
       activate<T, kWidth, kBackward>(p, place, sums, hidden);
       if (p.output != nullptr) second_product<T, R, kWidth, kBackward, kBranch>(p, stream, place, hidden);
-      stream.end_pass(p, pass);
+      stream.end_pass(p, place.pass);
     }
+  } else {
+    Dropped(p).move_own();
   }
-  if (p.output != nullptr) DroppedSamples<T, R, kBackward, kBranch>(p).move();
+  Dropped(p).move_others();
 }
 
 }  // namespace puma

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "problem.h"
 
@@ -9,6 +10,8 @@ namespace puma {
 
 // The forward's branch: there is none, it has the residual's type R, or it has the tokens' type T next to a wider R.
 enum class Branch { kNone, kWide, kNarrow };
+template <typename T, typename R, Branch kBranch>
+using BranchType = std::conditional_t<kBranch == Branch::kNarrow, T, R>;
 
 struct AdapterArguments {
   const void* input;     // rows of the first product: tokens (T), or the gradient of the output (R)
@@ -21,6 +24,7 @@ struct AdapterArguments {
   SampleList* list;        // these three: see PrepareArguments
   const int32_t* order;
   const float* factors;
+  const float* gate;       // (samples,); or null: 1. See prefetch_kept_input
   const Bytes16* weights;  // packed
   int64_t samples;
   int tokens_per_sample;

@@ -26,7 +26,11 @@ PUMA_DEVICE int thread() { return static_cast<int>(threadIdx.x); }
 PUMA_DEVICE int lane() { return static_cast<int>(threadIdx.x) & 31; }
 PUMA_DEVICE int warp() { return static_cast<int>(threadIdx.x) >> 5; }
 PUMA_DEVICE int threads() { return static_cast<int>(blockDim.x); }
-PUMA_DEVICE int64_t block() { return blockIdx.x; }
+PUMA_DEVICE int64_t block() {  // read anew each time: kept, it costs registers where there are none left
+  uint32_t index;
+  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(index));
+  return index;
+}
 PUMA_DEVICE int64_t blocks() { return gridDim.x; }
 
 PUMA_DEVICE void sync_block() { __syncthreads(); }
@@ -82,6 +86,14 @@ PUMA_DEVICE void store_shared<Bytes16>(Bytes16* address, Bytes16 v) {
   *reinterpret_cast<uint4*>(address) = make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]);
 }
 
+// Brings a piece, of a multiple of 16 bytes, into the level 2 cache in the background (sm_90). Nobody can see that, so
+// it may also come before wait_for_previous_kernel.
+PUMA_DEVICE void prefetch([[maybe_unused]] const void* address, [[maybe_unused]] int bytes) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(address), "r"(bytes));
+#endif
+}
+
 // Adds to a counter that blocks share and returns what it was.
 PUMA_DEVICE int add_global(int32_t* counter, int value) { return atomicAdd(counter, value); }
 
@@ -102,7 +114,8 @@ PUMA_DEVICE void store_global8(void* address, float a, float b) {
   *reinterpret_cast<float2*>(address) = make_float2(a, b);
 }
 
-// 16 bytes from global to shared memory, in the background, or zeros if not `inside`. Visible to this thread after
+// 16 bytes from global to shared memory, in the background, or zeros if not `inside`: then the address may be anything
+// that is a multiple of 16 (PTX ISA, cp.async: no bytes are read from it). Visible to this thread after
 // copy_async_wait, to the block after a barrier behind it.
 PUMA_DEVICE void copy_async16(void* shared, const void* global, bool inside) {
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));

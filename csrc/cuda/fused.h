@@ -4,6 +4,8 @@
 //   template <typename Kernel> void run(int64_t blocks, int shared_bytes, const typename Kernel::Arguments&) const;
 #pragma once
 
+#include <algorithm>
+
 #include "plan.h"
 
 namespace puma {
@@ -18,11 +20,26 @@ class Workspace {
     bytes_ += divide_up(count * static_cast<int64_t>(sizeof(T)), 256) * 256;
     return part;
   }
-  int64_t bytes() const { return bytes_; }
+  int64_t bytes() const { return std::max<int64_t>(bytes_, 1); }  // some, for null stands for the question
 
  private:
   char* base_;
   int64_t bytes_ = 0;
+};
+
+// What the backward takes over from the forward, prepared_bytes() in all, in dense parts.
+struct PreparedParts {
+  Bytes16* weights;  // packed for the backward
+  SampleList* list;
+  int32_t* order;
+  float* factors;
+
+  PreparedParts(char* base, const AdapterSizes& s, int64_t packed_units) {
+    weights = reinterpret_cast<Bytes16*>(base);
+    list = reinterpret_cast<SampleList*>(weights + packed_units);
+    order = reinterpret_cast<int32_t*>(list + 1);
+    factors = reinterpret_cast<float*>(order + divide_up(s.samples, 4) * 4);
+  }
 };
 
 template <typename T, typename R, int kWidth>
@@ -33,21 +50,42 @@ class FusedAdapter {
   static int64_t forward(const Launcher& launcher, const ForwardProblem& p, char* workspace) {
     Workspace space(workspace);
     AdapterArguments a = common(p.sizes);
-    const WeightView first = as_operand(p.down, p.sizes.channels, p.sizes.width);
-    const WeightView second = as_operand(p.up, p.sizes.width, p.sizes.channels);
-    const PrepareArguments prepare = plan(space, p.sizes, p.gate, p.scale, first, second, a);
+    PrepareArguments prepare{};
+    prepare.gate = p.gate;
+    prepare.samples = p.sizes.samples;
+    prepare.scale = static_cast<float>(p.scale);
+    prepare.padded_channels = a.padded_channels;
+    const int64_t units = packed_units(a);
+    const AdapterSizes& s = p.sizes;
+    auto* weights = space.take<Bytes16>(units);
+    prepare.packings[0] = {as_operand(p.down, s.channels, s.width), as_operand(p.up, s.width, s.channels), weights};
+    prepare.packing_count = 1;
+    auto* own = p.prepared == nullptr ? space.take<char>(prepared_bytes(s, sizeof(T))) : static_cast<char*>(p.prepared);
     if (workspace == nullptr) return space.bytes();
+    const PreparedParts parts(own, s, units);
+    if (p.prepared != nullptr) {
+      prepare.packings[1] = {as_transposed_operand(p.up, s.width, s.channels),
+                             as_transposed_operand(p.down, s.channels, s.width), parts.weights};
+      prepare.packing_count = 2;
+    }
+    prepare.list = parts.list;
+    prepare.order = parts.order;
+    prepare.factors = parts.factors;
+    prepare.pack_blocks = plan_pack_blocks(prepare.packing_count * units);
+    launcher.template run<PrepareKernel<T, kWidth>>(prepare.pack_blocks + 1, kPrepareSharedBytes, prepare);
+
+    take_over(parts, weights, p.gate, a);
     a.input = p.tokens;
     a.residual = p.residual;
     a.branch = p.branch;
     a.output = p.out;
     a.activation = p.hidden;
     if (p.branch == nullptr) {
-      run<false, Branch::kNone>(launcher, prepare, a, p.sizes);
+      run<false, Branch::kNone>(launcher, a, p.sizes);
     } else if (same_type<R, T> || !p.branch_is_narrow) {
-      run<false, Branch::kWide>(launcher, prepare, a, p.sizes);
+      run<false, Branch::kWide>(launcher, a, p.sizes);
     } else if constexpr (!same_type<R, T>) {
-      run<false, Branch::kNarrow>(launcher, prepare, a, p.sizes);
+      run<false, Branch::kNarrow>(launcher, a, p.sizes);
     }
     return space.bytes();
   }
@@ -56,9 +94,6 @@ class FusedAdapter {
   static int64_t backward(const Launcher& launcher, const BackwardProblem& p, char* workspace) {
     Workspace space(workspace);
     AdapterArguments a = common(p.sizes);
-    const WeightView first = as_transposed_operand(p.up, p.sizes.width, p.sizes.channels);
-    const WeightView second = as_transposed_operand(p.down, p.sizes.channels, p.sizes.width);
-    const PrepareArguments prepare = plan(space, p.sizes, p.gate, p.scale, first, second, a);
     const bool need_weights = p.grad_down != nullptr;
     const GradientPlan gradient =
         plan_gradient(launcher.limits(), p.sizes, kWidth, Gradient::kRows, Gradient::kStageBytes);
@@ -67,12 +102,15 @@ class FusedAdapter {
     T* narrow_grad = need_weights && !same_type<R, T> ? space.take<T>(rows * p.sizes.channels) : nullptr;
     float* parts = need_weights ? space.take<float>(gradient.part_elements) : nullptr;
     if (workspace == nullptr) return space.bytes();
+    auto* base = const_cast<char*>(static_cast<const char*>(p.prepared));  // the backward writes nothing there
+    const PreparedParts prepared(base, p.sizes, packed_units(a));
+    take_over(prepared, prepared.weights, p.gate, a);
     a.input = p.grad;
     a.output = p.grad_tokens;
     a.mask = p.hidden;
     a.activation = delta;
     a.narrow_input = narrow_grad;
-    run<true, Branch::kNone>(launcher, prepare, a, p.sizes);
+    run<true, Branch::kNone>(launcher, a, p.sizes);
     if (!need_weights) return space.bytes();
 
     WeightGradientArguments w{};
@@ -116,37 +154,27 @@ class FusedAdapter {
     a.samples = s.samples;
     a.tokens_per_sample = static_cast<int>(s.tokens_per_sample);
     a.channels = static_cast<int>(s.channels);
-    a.padded_channels = static_cast<int>(padded_channels(s.channels, Packed::kStepColumns));
+    a.padded_channels = static_cast<int>(padded_channels(s.channels, sizeof(T)));
     a.width = static_cast<int>(s.width);
     return a;
   }
 
-  static PrepareArguments plan(Workspace& space, const AdapterSizes& s, const void* gate, double scale,
-                               const WeightView& first, const WeightView& second, AdapterArguments& a) {
-    PrepareArguments p{};
-    p.gate = gate;
-    p.samples = s.samples;
-    p.list = space.take<SampleList>(1);
-    p.order = space.take<int32_t>(s.samples);
-    p.factors = space.take<float>(s.samples);
-    p.scale = static_cast<float>(scale);
-    p.first = first;
-    p.second = second;
-    p.padded_channels = a.padded_channels;
-    const int64_t units = 2 * (a.padded_channels / Packed::kStepColumns) * Packed::kUnitsPerStep;
-    p.packed = space.take<Bytes16>(units);
-    p.pack_blocks = plan_pack_blocks(units);
-    a.list = p.list;
-    a.order = p.order;
-    a.factors = p.factors;
-    a.weights = p.packed;
-    return p;
+  // Of both matrices.
+  static int64_t packed_units(const AdapterArguments& a) {
+    static_assert(Packed::kStepColumns == 128 / sizeof(T));  // as in padded_channels()
+    return 2 * (a.padded_channels / Packed::kStepColumns) * Packed::kUnitsPerStep;
+  }
+
+  static void take_over(const PreparedParts& parts, const Bytes16* weights, const void* gate, AdapterArguments& a) {
+    a.list = parts.list;
+    a.order = parts.order;
+    a.factors = parts.factors;
+    a.gate = static_cast<const float*>(gate);
+    a.weights = weights;
   }
 
   template <bool kBackward, Branch kBranch, typename Launcher>
-  static void run(const Launcher& launcher, const PrepareArguments& prepare, AdapterArguments& a,
-                  const AdapterSizes& s) {
-    launcher.template run<PrepareKernel<T, kWidth>>(prepare.pack_blocks + 1, kPrepareSharedBytes, prepare);
+  static void run(const Launcher& launcher, AdapterArguments& a, const AdapterSizes& s) {
     const int products = a.output != nullptr ? 2 : 1;
     const AdapterPlan plan =
         plan_adapter(launcher.limits(), s, Packed::kStepBytes, a.padded_channels / Packed::kStepColumns, products);

@@ -17,6 +17,7 @@ template <typename T, int kWidth>
 struct PrepareKernel : KernelDefaults {
   using Arguments = PrepareArguments;
   static constexpr int kThreads = kPrepareThreads;
+  static constexpr bool kDependent = true;
   static PUMA_DEVICE void body(const Arguments& a) { prepare<T, kWidth>(a); }
 };
 

@@ -9,14 +9,9 @@
 
 namespace puma {
 
-// Of the packed weights along C. step_columns: PackedWeights<T, kWidth>::kStepColumns.
-inline int64_t padded_channels(int64_t channels, int step_columns) {
-  return divide_up(channels, step_columns) * step_columns;
-}
-
-// Blocks that pack the weights, packed_units of 16 bytes; one more block lists the samples.
-inline int64_t plan_pack_blocks(int64_t packed_units) {
-  return std::min<int64_t>(divide_up(packed_units, kPrepareThreads), 1024);
+// Blocks that pack `units` units of weights; one more block lists the samples.
+inline int64_t plan_pack_blocks(int64_t units) {
+  return std::min<int64_t>(divide_up(units, kPrepareThreads), 1024);
 }
 
 struct AdapterPlan {

@@ -1,5 +1,5 @@
 // What precedes the adapter's main kernels, in one launch: the kept samples are listed, and the two weight matrices are
-// packed as the tensor cores read them, padded with zeros to whole groups.
+// packed as the tensor cores read them, padded with zeros to whole groups; for the backward as well, if there will be one.
 #pragma once
 
 #include <cmath>
@@ -18,17 +18,23 @@ struct WeightView {
   int64_t n_size;
 };
 
+// The two matrices of a kernel's products.
+struct Packing {
+  WeightView first;   // C x r
+  WeightView second;  // r x C
+  Bytes16* packed;    // first, then second; see PackedWeights
+};
+
 struct PrepareArguments {
   const void* gate;   // (samples,), float, or double for the general path; null: all samples are kept
   bool gate_is_double;
   int64_t samples;
   SampleList* list;
   int32_t* order;     // (samples,): the kept samples in ascending order, then the dropped ones in ascending order
-  float* factors;     // (samples,): gate * scale of each, in that order. Or null
+  float* factors;     // (samples,): gate * scale of each, in that order. Or null. Both with zeros up to a multiple of 4
   float scale;
-  WeightView first;   // C x r
-  WeightView second;  // r x C
-  Bytes16* packed;    // first, then second; see PackedWeights. Null: nothing to pack
+  Packing packings[2];  // for the forward and the backward
+  int packing_count;
   int64_t padded_channels;
   int64_t pack_blocks;  // blocks 0 .. pack_blocks - 1 pack, block pack_blocks lists the samples
 };
@@ -117,6 +123,13 @@ PUMA_DEVICE void list_samples(const PrepareArguments& p) {
     }
   }
 
+  // So that what is handed on has no byte that depends on what was there before.
+  const int64_t padding = p.samples + dev::thread();
+  if (p.factors != nullptr && padding < (p.samples + 3) / 4 * 4) {
+    p.order[padding] = 0;
+    p.factors[padding] = 0.0f;
+  }
+
   auto* range_of_warp = reinterpret_cast<double*>(dev::shared_memory() + kWarps * 8);
 #pragma unroll
   for (int mask = 16; mask > 0; mask /= 2) {
@@ -139,7 +152,7 @@ PUMA_DEVICE void list_samples(const PrepareArguments& p) {
     if (warp_lowest < lowest) lowest = warp_lowest;
     if (warp_highest > highest) highest = warp_highest;
   }
-  *p.list = {kept, all_alike && lowest >= highest ? 1 : 0, 0};  // none kept: infinity >= -infinity
+  *p.list = {kept, all_alike && lowest >= highest ? 1 : 0, 0, 0};  // none kept: infinity >= -infinity
 }
 
 template <typename T>
@@ -158,7 +171,8 @@ PUMA_DEVICE Bytes16 pack_unit(const WeightView& weight, int64_t k, int64_t n, in
 // the second all of r by 2 groups of C; the products of a step go through k group by group.
 template <typename T, int kWidth>
 PUMA_DEVICE void prepare(const PrepareArguments& p) {
-  dev::let_next_kernel_begin();
+  dev::wait_for_previous_kernel();
+  dev::let_next_kernel_begin();  // whose inputs, other than from here, are complete
   if (dev::block() == p.pack_blocks) {
     list_samples(p);
     return;
@@ -168,21 +182,22 @@ PUMA_DEVICE void prepare(const PrepareArguments& p) {
   const int64_t steps = p.padded_channels / Packed::kStepColumns;
   const int64_t units = 2 * steps * Packed::kUnitsPerStep;
   const int64_t stride = p.pack_blocks * kPrepareThreads;
-  for (int64_t unit = dev::block() * kPrepareThreads + dev::thread(); unit < units; unit += stride) {
-    const int64_t step = unit / Packed::kUnitsPerStep;
+  for (int64_t i = dev::block() * kPrepareThreads + dev::thread(); i < p.packing_count * units; i += stride) {
+    const Packing& packing = p.packings[i / units];
+    const int64_t unit = i % units, step = unit / Packed::kUnitsPerStep;
     const int index = static_cast<int>(unit % Packed::kUnitsPerStep);
     if (step < steps) {
       const PackedUnit u = packed_unit<T>(index, kWidth / 8);
-      p.packed[unit] = pack_unit<T>(p.first, step * Packed::kStepColumns + u.k, u.n, u.pair_stride);
+      packing.packed[unit] = pack_unit<T>(packing.first, step * Packed::kStepColumns + u.k, u.n, u.pair_stride);
     } else if constexpr (uses_warpgroups<T>) {
       const PackedUnit u = packed_unit<T>(index, 2 * kGroupTiles);
-      p.packed[unit] = pack_unit<T>(p.second, u.k, (step - steps) * Packed::kStepColumns + u.n, u.pair_stride);
+      packing.packed[unit] = pack_unit<T>(packing.second, u.k, (step - steps) * Packed::kStepColumns + u.n, u.pair_stride);
     } else {
       // One group of C after the other, so that few accumulators are needed at once.
       constexpr int kHalf = Packed::kUnitsPerStep / 2;
       const PackedUnit u = packed_unit<T>(index % kHalf, kGroupTiles);
       const int64_t n = (step - steps) * Packed::kStepColumns + index / kHalf * kGroup<T> + u.n;
-      p.packed[unit] = pack_unit<T>(p.second, u.k, n, u.pair_stride);
+      packing.packed[unit] = pack_unit<T>(packing.second, u.k, n, u.pair_stride);
     }
   }
 }

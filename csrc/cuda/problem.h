@@ -35,7 +35,8 @@ struct ForwardProblem {
   const void* gate;  // (B,) float, double for float64; or null: 1
   double scale;
   void* out;
-  void* hidden;  // or null
+  void* hidden;    // or null
+  void* prepared;  // see PreparedParts; null if hidden is
   const void* branch;  // added to the residual; or null
   bool branch_is_narrow;  // branch has the tokens' type, not the residual's
 };
@@ -48,6 +49,7 @@ struct BackwardProblem {
   Matrix up;
   const void* gate;  // (B,) float, double for float64; or null: 1
   const void* hidden;
+  const void* prepared;  // by the forward
   double scale;
   void* grad_tokens;  // or null
   void* grad_down;    // or null, together with grad_up
@@ -59,6 +61,7 @@ struct SampleList {
   int32_t kept;        // how many
   int32_t alike;       // whether the kept ones' gates are all the same
   int32_t next_chunk;  // a counter that starts at 0, see dropped.cuh
+  int32_t unused;
 };
 
 // Of the general path: which rows of a (samples * tokens_per_sample, channels) matrix are kept.

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "adapter_arguments.h"
-#include "device.cuh"
+#include "fragment.cuh"
 
 namespace puma {
 
@@ -46,28 +46,33 @@ struct Schedule {
 
 // A lane's part of a warp's 16 compacted rows: rows lane / 4 + 8 h, and of each group of columns its (lane % 4)-th
 // unit. A row behind the last one is computed like any other, from a row that exists; it is not stored.
+template <typename T>
 struct LanePlace {
-  int compact;        // row h = 0 among the kept samples' rows
-  int rows_left;      // kept samples' rows from there on
+  int pass = 0;
+  int rows_left;      // kept samples' rows from row h = 0 on
   int columns_left;   // from this lane's first column on
   int64_t offset[2];  // of row h and this lane's first column among all elements
   float factor[2];    // of row h's sample
 
+  PUMA_DEVICE explicit LanePlace(const AdapterArguments& p)
+      : columns_left(p.channels - dev::lane() % 4 * kElements<T>) {
+    find_rows(p);
+  }
   // Reads nothing that depends on how many samples are kept, so that all arrives at once; rows_left is set afterwards.
-  PUMA_DEVICE LanePlace(const AdapterArguments& p, int first_row, int unit_elements)
-      : compact(first_row + dev::lane() / 4),
-        rows_left(0),
-        columns_left(p.channels - dev::lane() % 4 * unit_elements) {
+  PUMA_DEVICE void find_rows(const AdapterArguments& p) {
+    const uint32_t column = dev::here(dev::lane() % 4 * kElements<T>);  // computed anew: kept, it costs registers
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int row = compact + 8 * h, rank = row / p.tokens_per_sample;
+      const int row = compact() + 8 * h, rank = row / p.tokens_per_sample;
       const int listed = rank < p.samples ? rank : static_cast<int>(p.samples) - 1;
       factor[h] = p.factors[listed];
       const int token = row - rank * p.tokens_per_sample;
       const int64_t full = static_cast<int64_t>(p.order[listed]) * p.tokens_per_sample + token;
-      offset[h] = full * p.channels + (p.channels - columns_left);
+      offset[h] = full * p.channels + column;
     }
   }
+  // Row h = 0 among the kept samples' rows.
+  PUMA_DEVICE int compact() const { return Schedule<kWarpsTogether<T>>::first_row(pass) + dev::lane() / 4; }
   PUMA_DEVICE bool valid(int h) const { return 8 * h < rows_left; }
 };
 

@@ -19,4 +19,18 @@ inline bool fused_kernels_apply(const AdapterSizes& s, int64_t element_size) {
 
 inline int padded_width(int64_t width) { return width <= 64 ? 64 : 128; }
 
+// Of the packed weights along C: whole steps, see PackedWeights.
+inline int64_t padded_channels(int64_t channels, int64_t element_size) {
+  const int64_t step = 128 / element_size;
+  return divide_up(channels, step) * step;
+}
+
+// What a forward's kernels leave to the backward's, see PreparedParts; 0 where the fused kernels do not apply. The fake
+// kernel in puma_plugin/ops says the same.
+inline int64_t prepared_bytes(const AdapterSizes& s, int64_t element_size) {
+  if (s.samples * s.tokens_per_sample == 0 || !fused_kernels_apply(s, element_size)) return 0;
+  const int64_t packed = 2 * padded_channels(s.channels, element_size) * padded_width(s.width) * element_size;
+  return packed + static_cast<int64_t>(sizeof(SampleList)) + 2 * divide_up(s.samples, 4) * 16;
+}
+
 }  // namespace puma

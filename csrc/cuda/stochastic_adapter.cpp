@@ -65,9 +65,9 @@ void with_types(ScalarType tokens, ScalarType residual, const Function& function
   });
 }
 
-std::tuple<Tensor, Tensor> forward(const Tensor& residual_in, const Tensor& tokens_in, const Tensor& down,
-                                   const Tensor& up, const std::optional<Tensor>& gate_in,
-                                   const std::optional<Tensor>& branch_in, double scale, bool save_hidden) {
+std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& residual_in, const Tensor& tokens_in, const Tensor& down,
+                                           const Tensor& up, const std::optional<Tensor>& gate_in,
+                                           const std::optional<Tensor>& branch_in, double scale, bool save_hidden) {
   const OnDevice device(tokens_in);
   const CudaLauncher launcher = device.launcher();
   const Tensor residual = dense(residual_in), tokens = dense(tokens_in);
@@ -78,9 +78,11 @@ std::tuple<Tensor, Tensor> forward(const Tensor& residual_in, const Tensor& toke
   const int64_t rows = s.samples * s.tokens_per_sample;
   Tensor out = new_tensor(residual, {s.samples, s.tokens_per_sample, s.channels}, residual.scalar_type());
   Tensor hidden = new_tensor(tokens, {save_hidden ? rows : 0, s.width}, tokens.scalar_type());
-  if (rows == 0) return {out, hidden};
+  const int64_t element_size = static_cast<int64_t>(tokens.element_size());
+  Tensor prepared = new_tensor(tokens, {save_hidden ? prepared_bytes(s, element_size) : 0}, ScalarType::Byte);
+  if (rows == 0) return {out, hidden, prepared};
 
-  const bool fused = fused_kernels_apply(s, static_cast<int64_t>(tokens.element_size()));
+  const bool fused = fused_kernels_apply(s, element_size);
   const ForwardProblem problem{s,
                                residual.data_ptr(),
                                tokens.data_ptr(),
@@ -90,6 +92,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& residual_in, const Tensor& toke
                                scale,
                                out.data_ptr(),
                                save_hidden ? hidden.data_ptr() : nullptr,
+                               save_hidden && fused ? prepared.data_ptr() : nullptr,
                                data_or_null(branch),
                                branch.has_value() && branch->scalar_type() != residual.scalar_type()};
   with_types(tokens.scalar_type(), residual.scalar_type(), [&](auto t, auto r) {
@@ -106,16 +109,17 @@ std::tuple<Tensor, Tensor> forward(const Tensor& residual_in, const Tensor& toke
     const Tensor activation = general_forward<T, R>(backend, problem, down, up);
     if (save_hidden) hidden = activation;
   });
-  return {out, hidden};
+  return {out, hidden, prepared};
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_in, const Tensor& tokens_in, const Tensor& down,
                                             const Tensor& up, const std::optional<Tensor>& gate_in,
-                                            const Tensor& hidden_in, double scale, bool need_tokens,
-                                            bool need_weights) {
+                                            const Tensor& hidden_in, const Tensor& prepared_in, double scale,
+                                            bool need_tokens, bool need_weights) {
   const OnDevice device(tokens_in);
   const CudaLauncher launcher = device.launcher();
   const Tensor grad = dense(grad_in), tokens = dense(tokens_in), hidden = dense(hidden_in);
+  const Tensor prepared = dense(prepared_in);
   const std::optional<Tensor> gate = dense_gate(gate_in);
   const AdapterSizes s = sizes_of(tokens, down);
   const ScalarType type = tokens.scalar_type();
@@ -132,7 +136,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_in, const Tensor&
     return {grad_tokens, grad_down, grad_up};
   }
 
-  const bool fused = fused_kernels_apply(s, static_cast<int64_t>(tokens.element_size()));
+  const int64_t element_size = static_cast<int64_t>(tokens.element_size());
+  const bool fused = fused_kernels_apply(s, element_size);
+  STD_TORCH_CHECK(prepared.numel() == prepared_bytes(s, element_size),
+                  "prepared must be what the forward returned with save_hidden for the same sizes and dtypes");
   const BackwardProblem problem{s,
                                 grad.data_ptr(),
                                 tokens.data_ptr(),
@@ -140,6 +147,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_in, const Tensor&
                                 matrix_of(up),
                                 data_or_null(gate),
                                 hidden.data_ptr(),
+                                prepared.data_ptr(),
                                 scale,
                                 need_tokens ? grad_tokens.data_ptr() : nullptr,
                                 need_weights ? grad_down.data_ptr() : nullptr,

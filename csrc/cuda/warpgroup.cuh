@@ -2,8 +2,8 @@
 // registers, is read by the hardware from shared memory. Part of the thin layer of device.cuh, for code for
 // sm_90a (dev::kHasWarpgroups); the tests' host_device.h stands for it on the host.
 //
-// All four warps call these functions together. begin() precedes the first product of a run, end() waits for the run;
-// between them neither accumulators nor operands are touched.
+// All four warps call these functions together. begin() precedes the first product of a run, commit() follows
+// the last one, wait() waits for the run, end() is both; until then neither accumulators nor operands are touched.
 #pragma once
 
 namespace puma::dev {
@@ -19,14 +19,20 @@ PUMA_DEVICE void warpgroup_begin(float (&d)[kTiles][4]) {
   }
   warpgroup_begin();
 }
+PUMA_DEVICE void warpgroup_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int kTiles>
-PUMA_DEVICE void warpgroup_end(float (&d)[kTiles][4]) {
-  asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
+PUMA_DEVICE void warpgroup_wait(float (&d)[kTiles][4]) {
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 #pragma unroll
   for (int j = 0; j < kTiles; ++j) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) asm volatile("" : "+f"(d[j][i])::"memory");  // not read any earlier
   }
+}
+template <int kTiles>
+PUMA_DEVICE void warpgroup_end(float (&d)[kTiles][4]) {
+  warpgroup_commit();
+  warpgroup_wait(d);
 }
 // What this thread has written to shared memory becomes visible to the hardware that reads operands there; a barrier
 // has to follow.
@@ -34,11 +40,13 @@ PUMA_DEVICE void publish_operands() { asm volatile("fence.proxy.async.shared::ct
 
 namespace detail {
 
-// PTX ISA, matrix descriptor of wgmma; offsets in bytes. swizzle: 0 none, 1 of 128 bytes.
-PUMA_DEVICE uint64_t descriptor(const void* shared, int leading, int stride, int swizzle) {
+// PTX ISA, matrix descriptor of wgmma, of what begins `offset` bytes behind `shared`; leading and stride in bytes too.
+// swizzle: 0 none, 1 of 128 bytes. Addresses in shared memory have 18 bits at most; a constant offset is one addition.
+PUMA_DEVICE uint64_t descriptor(const void* shared, int offset, int leading, int stride, int swizzle) {
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  return static_cast<uint64_t>((address & 0x3ffffu) >> 4) | static_cast<uint64_t>(leading >> 4) << 16 |
-         static_cast<uint64_t>(stride >> 4) << 32 | static_cast<uint64_t>(swizzle) << 62;
+  const uint32_t low = (address >> 4) + (static_cast<uint32_t>(offset >> 4) | static_cast<uint32_t>(leading >> 4) << 16);
+  const uint32_t high = static_cast<uint32_t>(stride >> 4) | static_cast<uint32_t>(swizzle) << 30;
+  return static_cast<uint64_t>(high) << 32 | low;
 }
 
 // The types have the instructions' names of them.
@@ -156,21 +164,22 @@ PUMA_WARPGROUP_PRODUCTS(f16)
 }  // namespace detail
 
 // d (64 x 8 kTiles) = [d +] a (64 x 16) * b (16 x 8 kTiles). a: this lane's fragment, as of mma.m16n8k16 for its warp's
-// 16 rows. b: "K-major without swizzle": cores of 8 columns x 8 k, 128 bytes each, one behind the other for k 0 to 7;
-// those of k 8 to 15 lie all_tiles cores behind.
+// 16 rows. b, `offset` bytes behind `shared`: "K-major without swizzle": cores of 8 columns x 8 k, 128 bytes each, one
+// behind the other for k 0 to 7; those of k 8 to 15 lie all_tiles cores behind.
 template <typename T, int kTiles>
-PUMA_DEVICE void warpgroup_product(T type, float (&d)[kTiles][4], const uint32_t (&a)[4], const Bytes16* b,
-                                   int all_tiles, bool accumulate) {
-  detail::product(type, d, a, detail::descriptor(b, all_tiles * 128, 128, 0), accumulate);
+PUMA_DEVICE void warpgroup_product(T type, float (&d)[kTiles][4], const uint32_t (&a)[4], const Bytes16* shared,
+                                   int offset, int all_tiles, bool accumulate) {
+  detail::product(type, d, a, detail::descriptor(shared, offset, all_tiles * 128, 128, 0), accumulate);
 }
 
-// d (64 x 8 kTiles) += a^T * b, a (16 x 64) and b (16 x 8 kTiles) from shared memory: rows of 64 elements in 128 bytes,
-// of which unit u of row k lies at u ^ (k % 8); a second block of 64 columns of b lies b_block bytes behind the first.
-// Both begin at multiples of 1024 bytes.
+// d (64 x 8 kTiles) += a^T * b, a (16 x 64) and b (16 x 8 kTiles) in shared memory, `offset` bytes behind the given
+// addresses: rows of 64 elements in 128 bytes, of which unit u of row k lies at u ^ (k % 8); a second block of 64 columns
+// of b lies b_block bytes behind the first. Both begin at multiples of 1024 bytes.
 template <typename T, int kTiles>
-PUMA_DEVICE void warpgroup_product_transposed(T type, float (&d)[kTiles][4], const void* a, const void* b,
+PUMA_DEVICE void warpgroup_product_transposed(T type, float (&d)[kTiles][4], const void* a, const void* b, int offset,
                                               int b_block) {
-  detail::product(type, d, detail::descriptor(a, b_block, 1024, 1), detail::descriptor(b, b_block, 1024, 1));
+  detail::product(type, d, detail::descriptor(a, offset, b_block, 1024, 1),
+                  detail::descriptor(b, offset, b_block, 1024, 1));
 }
 
 }  // namespace puma::dev

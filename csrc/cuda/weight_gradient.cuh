@@ -100,21 +100,26 @@ struct GradientSums {
   }
 };
 
+// sums += A^T B over one stage, on its way when this returns: dev::warpgroup_wait(sums.sum[0]) waits for it.
+template <typename T, int kWidth>
+PUMA_DEVICE void multiply_tile_meanwhile(const char* a, const char* b, GradientSums<T, kWidth>& sums) {
+  using Tile = GradientTile<T, kWidth>;
+  dev::warpgroup_begin(sums.sum[0]);
+#pragma unroll
+  for (int k = 0; k < Tile::kRows; k += 16) {  // all rows: a branch among these products would cost more
+    const char* block_a = a + dev::warp() / 4 * Tile::kBlockBytes;
+    dev::warpgroup_product_transposed(T{}, sums.sum[0], block_a, b, k * 128, Tile::kBlockBytes);
+  }
+  dev::warpgroup_commit();
+}
+
 // sums += A^T B over the first `rows` rows of one stage, which are followed by zeros.
 template <typename T, int kWidth>
 PUMA_DEVICE void multiply_tile(const char* a, const char* b, int rows, GradientSums<T, kWidth>& sums) {
   using Tile = GradientTile<T, kWidth>;
   const int lane = dev::lane();
   const int m0 = sums.first_channel(), n0 = sums.first_column();
-  if constexpr (uses_warpgroups<T>) {
-    dev::warpgroup_begin(sums.sum[0]);
-#pragma unroll
-    for (int k = 0; k < Tile::kRows; k += 16) {  // all rows: a branch among these products would cost more
-      const char* block_a = a + dev::warp() / 4 * Tile::kBlockBytes;
-      dev::warpgroup_product_transposed(T{}, sums.sum[0], block_a + k * 128, b + k * 128, Tile::kBlockBytes);
-    }
-    dev::warpgroup_end(sums.sum[0]);
-  } else if constexpr (sizeof(T) == 2) {
+  if constexpr (sizeof(T) == 2) {
 #pragma unroll
     for (int k = 0; k < Tile::kRows; k += 16) {
       if (k >= rows) break;
@@ -176,6 +181,7 @@ struct GradientOperands {
   const void* b;      // (T), compacted rows of b_width elements
   int b_width;
   bool b_is_scaled;   // each row by its factor
+  bool are_complete;  // none is written by the kernel in front
 };
 
 // A chunk of rows of one kept sample. Chunks do not reach over a sample's end: then its rows lie one behind the other
@@ -222,6 +228,7 @@ PUMA_DEVICE void weight_gradient_part(const WeightGradientArguments& p, const Gr
   const int row_a = dev::thread() / kUnitsPerRowA, column_a = dev::thread() % kUnitsPerRowA * kElements<T>;
   const int row_b = dev::thread() / kUnitsPerRowB, column_b = dev::thread() % kUnitsPerRowB * kElements<T>;
   const int channel = channel_tile * kChannelTile + column_a;
+  const bool has_a = channel < p.channels, has_b = column_b < operands.b_width;
   const bool rows_aligned = operands.b_width % kElements<T> == 0;
   // Where this thread's first unit lies in a stage, and how far apart its units are: whole swizzles.
   static_assert(kRowsPerLoadA % 8 == 0 && kRowsPerLoadB % 8 == 0);
@@ -236,28 +243,31 @@ PUMA_DEVICE void weight_gradient_part(const WeightGradientArguments& p, const Gr
   const auto fetch = [&] {
     if (to_fetch > 0) {
       const int rows = p.tokens_per_sample - ahead.first;
-      const T* a = static_cast<const T*>(operands.a) +
-                   (operands.a_is_compact ? ahead.compact_row(p) : ahead.full_row(p)) * p.channels;
-      const T* source_a = a + row_a * p.channels + channel;
+      const int64_t row = operands.a_is_compact ? ahead.compact_row(p) : ahead.full_row(p);
+      const T* a = static_cast<const T*>(operands.a) + ((row + row_a) * p.channels + channel);
+      const int rows_left_a = has_a ? rows - row_a : 0;
 #pragma unroll
       for (int i = 0; i < Tile::kUnitsPerThreadA; ++i) {
-        const bool inside = row_a + i * kRowsPerLoadA < rows && channel < p.channels;
-        dev::copy_async16(stage(fill) + offset_a + i * kStrideA, inside ? source_a : a, inside);
-        source_a += kRowsPerLoadA * p.channels;
+        dev::copy_async16(stage(fill) + offset_a + i * kStrideA, a, i * kRowsPerLoadA < rows_left_a);
+        a += kRowsPerLoadA * p.channels;
       }
-      const T* b = static_cast<const T*>(operands.b) + ahead.compact_row(p) * operands.b_width;
-      const T* source_b = b + row_b * operands.b_width;
+      const T* b = static_cast<const T*>(operands.b) + (ahead.compact_row(p) + row_b) * operands.b_width;
+      const int rows_left_b = rows - row_b;
+      if (rows_aligned) {
+        b += column_b;
 #pragma unroll
-      for (int i = 0; i < Tile::kUnitsPerThreadB; ++i) {
-        const bool valid = row_b + i * kRowsPerLoadB < rows;
-        auto* target = reinterpret_cast<Bytes16*>(stage(fill) + offset_b + i * kStrideB);
-        if (rows_aligned) {
-          const bool inside = valid && column_b < operands.b_width;
-          dev::copy_async16(target, inside ? source_b + column_b : b, inside);
-        } else {
-          dev::store_shared(target, load_row_unit(valid ? source_b : b, column_b, valid ? operands.b_width : 0, false));
+        for (int i = 0; i < Tile::kUnitsPerThreadB; ++i) {
+          dev::copy_async16(stage(fill) + offset_b + i * kStrideB, b, i * kRowsPerLoadB < (has_b ? rows_left_b : 0));
+          b += kRowsPerLoadB * operands.b_width;
         }
-        source_b += kRowsPerLoadB * operands.b_width;
+      } else {
+#pragma unroll 1
+        for (int i = 0; i < Tile::kUnitsPerThreadB; ++i) {
+          const int width = i * kRowsPerLoadB < rows_left_b ? operands.b_width : 0;
+          auto* unit = reinterpret_cast<Bytes16*>(stage(fill) + offset_b + i * kStrideB);
+          dev::store_shared(unit, load_row_unit(b, column_b, width, false));
+          b += kRowsPerLoadB * operands.b_width;
+        }
       }
       ahead.advance(p, Tile::kRows, kept);
       --to_fetch;
@@ -275,6 +285,7 @@ PUMA_DEVICE void weight_gradient_part(const WeightGradientArguments& p, const Gr
       for (int e = 0; e < 4; ++e) sums.sum[i][j][e] = 0.0f;
     }
   }
+  if (!operands.are_complete) dev::wait_for_previous_kernel();
   for (int i = 0; i < p.stages - 1; ++i) fetch();
   int use = 0;
   for (int chunk = 0; chunk < chunks; ++chunk) {
@@ -287,13 +298,25 @@ PUMA_DEVICE void weight_gradient_part(const WeightGradientArguments& p, const Gr
         dev::store_shared(unit, scale_unit<T>(dev::load_shared(unit), factor));
       }
     }
-    if constexpr (uses_warpgroups<T>) dev::publish_operands();
-    dev::sync_block();  // these rows have arrived for all, and all have left the stage filled next
-    fetch();
-    const int first = (begin + chunk) % chunks_per_sample * Tile::kRows;
-    multiply_tile<T, kWidth>(stage(use), stage(use) + Tile::kBytesA, p.tokens_per_sample - first, sums);
+    const char* a = stage(use);
+    const char* b = a + Tile::kBytesA;
     if (++use == p.stages) use = 0;
+    // The barrier: these rows have arrived for all, and all have left the stage filled next.
+    if constexpr (uses_warpgroups<T>) {
+      dev::publish_operands();
+      dev::sync_block();
+      multiply_tile_meanwhile<T, kWidth>(a, b, sums);
+      fetch();
+      dev::warpgroup_wait(sums.sum[0]);
+    } else {
+      dev::sync_block();
+      fetch();
+      const int first = (begin + chunk) % chunks_per_sample * Tile::kRows;
+      multiply_tile<T, kWidth>(a, b, p.tokens_per_sample - first, sums);
+    }
   }
+  dev::wait_for_previous_kernel();  // before anything is written
+  dev::let_next_kernel_begin();     // not before: then at most the kernel in front of it is unfinished
 
   const int m0 = sums.first_channel() + dev::lane() / 4;
   const int n0 = sums.first_column() + dev::lane() % 4 * 2;
@@ -313,8 +336,6 @@ PUMA_DEVICE void weight_gradient_part(const WeightGradientArguments& p, const Gr
 // One block per (matrix, channel tile, split).
 template <typename T, int kWidth>
 PUMA_DEVICE void weight_gradient(const WeightGradientArguments& p) {
-  dev::wait_for_previous_kernel();
-  dev::let_next_kernel_begin();  // not before: then at most the kernel in front of it is unfinished
   const int split = static_cast<int>(dev::block() % p.splits);
   const int rest = static_cast<int>(dev::block() / p.splits);
   const bool is_up = rest >= p.channel_tiles;
@@ -324,6 +345,7 @@ PUMA_DEVICE void weight_gradient(const WeightGradientArguments& p) {
   operands.b = is_up ? p.hidden : p.delta;
   operands.b_width = is_up ? p.width : kWidth;
   operands.b_is_scaled = is_up && p.list->alike == 0;  // else the sum is
+  operands.are_complete = is_up && !p.grad_is_compact;
   weight_gradient_part<T, kWidth>(p, operands, rest % p.channel_tiles, split,
                                   p.parts + dev::block() * (kChannelTile * kWidth));
 }

@@ -22,6 +22,14 @@ def _recompute(norm: nn.Module, x: Tensor) -> _Recompute:
     return norm.forward, x
 
 
+def _cast_once(tokens: Tensor) -> Tensor:
+    """Under autocast, tokens in its dtype: else the frozen branch and the adapter would each cast them, and back."""
+    device_type = tokens.device.type
+    if tokens.dtype is torch.float32 and torch.is_autocast_enabled(device_type):
+        return tokens.to(torch.get_autocast_dtype(device_type))
+    return tokens
+
+
 def _add(adapter: StochasticAdapter, x: Tensor, branch: Tensor, tokens: Tensor, recompute: _Recompute) -> Tensor:
     """``x + branch + adapter(tokens)`` in one pass over memory, in the dtype that ``x + branch`` has."""
     if torch.promote_types(x.dtype, branch.dtype) is x.dtype:
@@ -55,10 +63,10 @@ class AdaptedBlock(AdaptedModule):
 
     def forward(self, x: Tensor, **attention_options: Any) -> Tensor:
         """Tokens (B, N, C) to (B, N, C); the options (mask, rotary embedding, position bias) go to the attention."""
-        tokens = self.norm1(x)
+        tokens = _cast_once(self.norm1(x))
         branch = self.drop_path1(self.scale_attention(self.attn(tokens, **attention_options)))
         x = _add(self.adapter1, x, branch, tokens, _recompute(self.norm1, x))
-        tokens = self.norm2(x)
+        tokens = _cast_once(self.norm2(x))
         branch = self.drop_path2(self.scale_mlp(self.mlp(tokens)))
         return _add(self.adapter2, x, branch, tokens, _recompute(self.norm2, x))
 

@@ -16,7 +16,7 @@ from packaging.version import Version
 
 OLDEST_TORCH = "2.10"
 # The operators' schemas that these Python files call; `_C.schemas` says which ones the library has.
-SCHEMAS = 4
+SCHEMAS = 5
 REBUILD = "rebuild with `pip install --no-build-isolation .` in the source folder of puma_plugin"
 
 

@@ -170,9 +170,26 @@ def _fake_forward(
     branch: Tensor | None,
     scale: float,
     save_hidden: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     rows = tokens.shape[0] * tokens.shape[1] if save_hidden else 0
-    return residual.new_empty(residual.shape), tokens.new_empty((rows, down.shape[1]))
+    prepared = _prepared_bytes(tokens, down.shape[1]) if save_hidden and tokens.device.type == "cuda" else 0
+    return (
+        residual.new_empty(residual.shape),
+        tokens.new_empty((rows, down.shape[1])),
+        tokens.new_empty((prepared,), dtype=torch.uint8),
+    )
+
+
+def _prepared_bytes(tokens: Tensor, rank: int) -> int:
+    """``prepared_bytes`` of csrc/cuda/sizes.h: what the forward on CUDA leaves to the backward besides ``hidden``."""
+    samples, length, width = tokens.shape
+    size = tokens.dtype.itemsize
+    applies = size <= 4 and rank <= 128 and width * size % 16 == 0 and samples * length <= 1 << 30 and width <= 1 << 20
+    if samples * length == 0 or not applies:
+        return 0
+    step = 128 // size
+    packed_weights = 2 * (-(-width // step) * step) * (64 if rank <= 64 else 128) * size
+    return packed_weights + 16 + 2 * (-(-samples // 4) * 16)
 
 
 def _fake_backward(
@@ -182,6 +199,7 @@ def _fake_backward(
     up: Tensor,
     gate: Tensor | None,
     hidden: Tensor,
+    prepared: Tensor,
     scale: float,
     need_tokens: bool,
     need_weights: bool,
@@ -196,16 +214,16 @@ def _fake_backward(
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]  # torch.library's calling convention
     _, tokens, down, up, gate, branch, scale, save_hidden = inputs
-    hidden = output[1]
-    ctx.mark_non_differentiable(hidden)
+    _, hidden, prepared = output
+    ctx.mark_non_differentiable(hidden, prepared)
     ctx.set_materialize_grads(False)
     ctx.scale, ctx.save_hidden = scale, save_hidden
     ctx.branch_dtype = None if branch is None else branch.dtype
-    ctx.save_for_backward(tokens, down, up, gate, hidden)
+    ctx.save_for_backward(tokens, down, up, gate, hidden, prepared)
 
 
 def _gradients(needed: Sequence[bool], grad: Tensor, saved: Sequence[Tensor | None], scale: float) -> _Gradients:
-    """Of residual, tokens, down and up, as far as they are needed; `saved` is tokens, down, up, gate, hidden."""
+    """Of residual, tokens, down and up, as far as needed; `saved` is tokens, down, up, gate, hidden, prepared."""
     need_residual, need_tokens, need_down, need_up = needed[:4]
     grad_tokens = grad_down = grad_up = None
     if need_tokens or need_down or need_up:
@@ -218,7 +236,7 @@ def _gradients(needed: Sequence[bool], grad: Tensor, saved: Sequence[Tensor | No
     )
 
 
-def _backward(ctx, grad: Tensor | None, _: None):  # type: ignore[no-untyped-def]
+def _backward(ctx, grad: Tensor | None, *_: None):  # type: ignore[no-untyped-def]
     if grad is None:
         return (None,) * 8
     if any(ctx.needs_input_grad[1:4]) and not ctx.save_hidden:
@@ -249,7 +267,7 @@ class _StochasticAdapter(torch.autograd.Function):
         recompute: Recompute | None,
     ) -> Tensor:
         with below_autograd():
-            out, hidden = _operator(residual, tokens, down, up, gate, branch, scale, save_hidden)
+            out, hidden, prepared = _operator(residual, tokens, down, up, gate, branch, scale, save_hidden)
         ctx.set_materialize_grads(False)
         ctx.scale, ctx.function = scale, None
         ctx.branch_dtype = None if branch is None else branch.dtype
@@ -263,7 +281,7 @@ class _StochasticAdapter(torch.autograd.Function):
                     torch.get_autocast_dtype(device_type),
                     torch.is_autocast_enabled(device_type),
                 )
-            ctx.save_for_backward(kept, down, up, gate, hidden)
+            ctx.save_for_backward(kept, down, up, gate, hidden, prepared)
         return out
 
     @staticmethod

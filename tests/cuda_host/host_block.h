@@ -20,6 +20,8 @@
 #include <memory>
 #include <numeric>
 #include <random>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -47,6 +49,7 @@ struct Fiber {
   bool done = false;
   bool waited = false;  // for the kernel in front
   std::vector<size_t> unpublished;  // words of shared memory it has written since it last published
+  std::vector<std::pair<const void*, int>> under_way;  // operands in shared memory of products it has not waited for
   const uint64_t* wait_counter = nullptr;  // runnable once it differs from wait_value
   uint64_t wait_value = 0;
   std::deque<std::vector<AsyncCopy>> groups;
@@ -76,6 +79,7 @@ struct Bulk {
 
 struct Group {
   int arrived = 0;
+  bool products_under_way = false;
   const char* operation = nullptr;
   uint64_t generation = 0;
 };
@@ -186,6 +190,10 @@ class Block {
     if (group.arrived == 0) group.operation = operation;
     if (group.operation != operation) fail("the warps of a warpgroup meet in different operations");
     if (++group.arrived == 128) {
+      if (group.products_under_way && operation != std::string_view("wait")) {
+        fail("products begin before those in front of them were waited for");
+      }
+      group.products_under_way = operation == std::string_view("commit");
       group.arrived = 0;
       ++group.generation;
     } else {
@@ -266,11 +274,14 @@ class Block {
     for (const size_t word : fiber.unpublished) shadow_[word].published = true;
     fiber.unpublished.clear();
   }
-  void read_published(const void* address, int bytes) {
-    for_words(static_cast<const char*>(address), bytes, [&](Shadow& s) {
-      if (!s.published) fail("an operand in shared memory was not published");
-    });
-    read(address, bytes);
+  // The hardware reads operands at any time up to end_reading(): looked at here and there.
+  void begin_reading(const void* address, int bytes) {
+    read_published(address, bytes);
+    fibers_[current_]->under_way.emplace_back(address, bytes);
+  }
+  void end_reading() {
+    for (const auto& [address, bytes] : fibers_[current_]->under_way) read_published(address, bytes);
+    fibers_[current_]->under_way.clear();
   }
 
   void read(const void* address, int bytes) {
@@ -288,6 +299,12 @@ class Block {
   }
 
  private:
+  void read_published(const void* address, int bytes) {
+    for_words(static_cast<const char*>(address), bytes, [&](Shadow& s) {
+      if (!s.published) fail("an operand in shared memory was not published");
+    });
+    read(address, bytes);
+  }
   template <typename Function>
   void for_words(const char* address, int bytes, const Function& function) {
     const int64_t begin = address - shared_;

@@ -156,6 +156,15 @@ inline void store_shared(T* address, T value) {
   std::memcpy(address, &value, sizeof(T));
 }
 
+// Reads both ends, so that the address sanitizer sees what lies outside.
+inline void prefetch(const void* address, int bytes) {
+  host::require_aligned(address, 16);
+  if (bytes <= 0 || bytes % 16 != 0) host::fail("a piece to be prefetched is not a multiple of 16 bytes");
+  const auto* piece = static_cast<const volatile char*>(address);
+  static_cast<void>(piece[0]);
+  static_cast<void>(piece[bytes - 1]);
+}
+
 inline int add_global(int32_t* counter, int value) {
   host::block().write_global();
   const int before = *counter;
@@ -304,7 +313,7 @@ namespace host {
 
 // The operands are looked at once per warp, not element by element.
 inline void read_by_warp(const void* address, int bytes) {
-  if (block().thread() % 32 == 0) block().read_published(address, bytes);
+  if (block().thread() % 32 == 0) block().begin_reading(address, bytes);
 }
 inline uint16_t half_at(const char* address) {
   uint16_t bits;
@@ -332,15 +341,22 @@ template <int kTiles>
 inline void warpgroup_begin(float (&)[kTiles][4]) {
   warpgroup_begin();
 }
+inline void warpgroup_commit() { host::block().warpgroup("commit"); }
 template <int kTiles>
-inline void warpgroup_end(float (&)[kTiles][4]) {
-  host::block().warpgroup("end");
+inline void warpgroup_wait(float (&)[kTiles][4]) {
+  host::block().warpgroup("wait");
+  host::block().end_reading();
+}
+template <int kTiles>
+inline void warpgroup_end(float (&d)[kTiles][4]) {
+  warpgroup_commit();
+  warpgroup_wait(d);
 }
 inline void publish_operands() { host::block().publish(); }
 
 template <typename T, int kTiles>
-inline void warpgroup_product(T type, float (&d)[kTiles][4], const uint32_t (&a)[4], const Bytes16* b, int all_tiles,
-                              bool accumulate) {
+inline void warpgroup_product(T type, float (&d)[kTiles][4], const uint32_t (&a)[4], const Bytes16* shared, int offset,
+                              int all_tiles, bool accumulate) {
   // The pairs of rows lane / 4 and lane / 4 + 8, from the fragments of the four lanes that hold them.
   host::Words mine{};
   std::memcpy(mine.word, a, sizeof(a));
@@ -358,7 +374,7 @@ inline void warpgroup_product(T type, float (&d)[kTiles][4], const uint32_t (&a)
     for (int k = 0; k < 16; ++k) rows[h][k] = host::operand(type, pairs.word[8 * h + k / 2], k % 2);
   }
   if (!accumulate) std::memset(d, 0, sizeof(d));
-  const char* cores = reinterpret_cast<const char*>(b);
+  const char* cores = reinterpret_cast<const char*>(shared) + offset;
   for (int high = 0; high < 2; ++high) host::read_by_warp(cores + high * all_tiles * 128, kTiles * 128);
   host::multiply_rows(type, d, rows, [&](int k, int n) -> uint32_t {
     return host::half_at(cores + k / 8 * (all_tiles * 128) + n / 8 * 128 + n % 8 * 16 + k % 8 * 2);
@@ -367,7 +383,10 @@ inline void warpgroup_product(T type, float (&d)[kTiles][4], const uint32_t (&a)
 }
 
 template <typename T, int kTiles>
-inline void warpgroup_product_transposed(T type, float (&d)[kTiles][4], const void* a, const void* b, int b_block) {
+inline void warpgroup_product_transposed(T type, float (&d)[kTiles][4], const void* a, const void* b, int offset,
+                                         int b_block) {
+  a = static_cast<const char*>(a) + offset;
+  b = static_cast<const char*>(b) + offset;
   for (const void* operand : {a, b}) {
     if ((static_cast<const char*>(operand) - shared_memory()) % 1024 != 0) {
       host::fail("a swizzled operand does not begin at a multiple of 1024 bytes");

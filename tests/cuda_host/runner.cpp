@@ -131,6 +131,11 @@ class HostBackend {
 template <typename T, typename R>
 void run_fused(const HostLauncher& launcher, const ForwardProblem& forward, const BackwardProblem& backward) {
   with_fused_adapter<T, R>(forward.sizes.width, [&](auto adapter) {
+    // Where no backward follows, the forward keeps what it prepares to itself.
+    ForwardProblem alone = forward;
+    alone.hidden = alone.prepared = nullptr;
+    Buffer alone_workspace(adapter.forward(launcher, alone, nullptr));
+    adapter.forward(launcher, alone, alone_workspace.get<char>());
     Buffer forward_workspace(adapter.forward(launcher, forward, nullptr));
     adapter.forward(launcher, forward, forward_workspace.get<char>());
     Buffer backward_workspace(adapter.backward(launcher, backward, nullptr));
@@ -169,6 +174,7 @@ void adapter_case(const Case& c) {
   Buffer branch(c.words.at("branch") == "none" ? 0 : rows * s.channels * (branch_is_narrow ? sizeof(T) : sizeof(R)));
   for (Buffer* b : {&residual, &tokens, down.get(), up.get(), &gate, &grad, &branch}) b->read();
   Buffer out(rows * s.channels * sizeof(R)), hidden(rows * s.width * sizeof(T));
+  Buffer prepared(prepared_bytes(s, sizeof(T)));
   Buffer grad_tokens(c.flag("need_tokens") ? rows * s.channels * sizeof(T) : 0);
   Buffer grad_down(c.flag("need_weights") ? weight_bytes : 0), grad_up(c.flag("need_weights") ? weight_bytes : 0);
 
@@ -186,6 +192,7 @@ void adapter_case(const Case& c) {
   forward.scale = c.real("scale");
   forward.out = out.get();
   forward.hidden = hidden.get();
+  forward.prepared = prepared.get();
   forward.branch = branch.get();
   forward.branch_is_narrow = branch_is_narrow;
   BackwardProblem backward{};
@@ -196,6 +203,7 @@ void adapter_case(const Case& c) {
   backward.up = up_view;
   backward.gate = gate.get();
   backward.hidden = hidden.get();
+  backward.prepared = prepared.get();
   backward.scale = forward.scale;
   backward.grad_tokens = grad_tokens.get();
   backward.grad_down = grad_down.get();
@@ -267,14 +275,14 @@ void prompts_case(const Case& c) {
 }
 
 // How the adapter would be launched, as int64: forward: blocks, bytes of shared memory, resident or not; the weights'
-// gradients: blocks, splits, stages, bytes of shared memory; bytes of the backward's workspace.
+// gradients: blocks, splits, stages, bytes of shared memory; bytes of the backward's workspace, and prepared for it.
 template <typename T, typename R, int kWidth>
 void plan_case(const Case& c) {
   using Packed = PackedWeights<T, kWidth>;
   using Gradient = GradientTile<T, kWidth>;
   const AdapterSizes s = c.sizes();
   const HostLauncher launcher = c.launcher();
-  const int64_t steps = padded_channels(s.channels, Packed::kStepColumns) / Packed::kStepColumns;
+  const int64_t steps = padded_channels(s.channels, sizeof(T)) / Packed::kStepColumns;
   const AdapterPlan adapter = plan_adapter(launcher.limits(), s, Packed::kStepBytes, steps, 2);
   const GradientPlan gradient = plan_gradient(launcher.limits(), s, kWidth, Gradient::kRows, Gradient::kStageBytes);
   BackwardProblem backward{};
@@ -287,7 +295,8 @@ void plan_case(const Case& c) {
                             gradient.splits,
                             gradient.stages,
                             gradient.shared_bytes,
-                            FusedAdapter<T, R, kWidth>::backward(launcher, backward, nullptr)};
+                            FusedAdapter<T, R, kWidth>::backward(launcher, backward, nullptr),
+                            prepared_bytes(s, sizeof(T))};
   std::cout.write(reinterpret_cast<const char*>(values), sizeof(values));
 }
 

@@ -40,13 +40,13 @@ def relative_error(got: Tensor, want: Tensor) -> float:
 def test_full_size(tokens: torch.dtype, residual: torch.dtype, c: int, r: int, p: float) -> None:
     x, h, down, up, gate = inputs(tokens, residual, 48, 205, c, r, p)
     grad = torch.randn_like(x)
-    out, hidden = torch.ops.puma.stochastic_adapter(x, h, down, up, gate, None, 0.1, True)
+    out, hidden, prepared = torch.ops.puma.stochastic_adapter(x, h, down, up, gate, None, 0.1, True)
     kept = gate != 0
     want = reference.stochastic_adapter(x.double(), h.double(), down.double(), up.double(), gate.double(), 0.1)
     assert relative_error(out, want) <= TOLERANCE[residual if tokens == residual else tokens]
     assert torch.equal(out[~kept], x[~kept])
 
-    backward = torch.ops.puma.stochastic_adapter_backward(grad, h, down, up, gate, hidden, 0.1, True, True)
+    backward = torch.ops.puma.stochastic_adapter_backward(grad, h, down, up, gate, hidden, prepared, 0.1, True, True)
     rows = int(kept.sum()) * 205
     g = (grad.double() * (gate.double() * 0.1)[:, None, None])[kept].reshape(rows, c)
     mask = hidden[:rows].double() > 0  # the kernel's own: near 0 the sign depends on rounding
@@ -142,13 +142,14 @@ def test_more_than_2_to_the_31_elements() -> None:
     down, up = (torch.randn(*shape, device="cuda").to(BF16) for shape in ((c, r), (r, c)))
     gate = torch.zeros(b, device="cuda")
     gate[[0, b - 1]] = 1
-    out, hidden = torch.ops.puma.stochastic_adapter(residual, tokens, down, up, gate, None, 0.1, True)
+    operators = torch.ops.puma
+    out, hidden, prepared = operators.stochastic_adapter(residual, tokens, down, up, gate, None, 0.1, True)
     assert tokens.numel() > 2**31
     assert out[0].any()
     assert torch.equal(out[b - 1], out[0])
     assert not out[1 : b - 1].any()
-    grad_tokens = torch.ops.puma.stochastic_adapter_backward(tokens, tokens, down, up, gate, hidden, 0.1, True, False)[
-        0
-    ]
+    grad_tokens, *_ = operators.stochastic_adapter_backward(
+        tokens, tokens, down, up, gate, hidden, prepared, 0.1, True, False
+    )
     assert torch.equal(grad_tokens[b - 1], grad_tokens[0])
     assert grad_tokens[0].any()

@@ -17,6 +17,8 @@ import pytest
 import torch
 from kernel_host import Request, run
 
+from puma_plugin.ops.stochastic_adapter import _prepared_bytes
+
 PACKAGE = Path(__file__).resolve().parents[2] / "puma_plugin"
 ARCHITECTURES = ["sm_80", "sm_90a"]
 BRANCHES = {"0": "none", "1": "wide", "2": "narrow"}  # puma::Branch
@@ -167,8 +169,9 @@ def test_tensor_cores_and_wide_accesses(architecture: str, name: str) -> None:
     assert count(operations, instruction) == number
     assert count(operations, "LDL") + count(operations, "STL") == 0, "local memory"
     if name.startswith("Adapter"):
-        # One counter, of the chunks of dropped samples: who takes which does not show in the result.
-        assert count(operations, "ATOM") == count(operations, "ATOMG.E.ADD") == 2
+        # One counter, of the forward's chunks of dropped samples: who takes which does not show in the result.
+        taking = 0 if ", true, " in name else 2
+        assert count(operations, "ATOM") == count(operations, "ATOMG.E.ADD") == taking
         assert count(operations, "LDG.E.128") >= 8, "activations are not read 16 bytes at a time"
         assert count(operations, "STG.E.128") >= 8, "activations are not written 16 bytes at a time"
         if warpgroups:
@@ -206,6 +209,7 @@ class Plan:
     gradient_stages: int
     gradient_shared_bytes: int
     workspace_bytes: int
+    prepared_bytes: int
 
 
 def plan(device: Device, tokens: str, c: int, r: int, b: int = 180, n: int = 205) -> Plan:
@@ -220,7 +224,7 @@ def plan(device: Device, tokens: str, c: int, r: int, b: int = 180, n: int = 205
         "shared_bytes": device.shared_per_block,
         "seed": 0,
     }
-    values = run(Request(words, [], {"plan": ((8,), torch.int64)}))["plan"]
+    values = run(Request(words, [], {"plan": ((9,), torch.int64)}))["plan"]
     return Plan(*(int(value) for value in values))
 
 
@@ -255,9 +259,13 @@ def test_launch_plan(
     assert got.gradient_stages == stages
     stage_bytes = (128 // size) * (128 + padding + width + padding) * size
     assert got.gradient_shared_bytes == stages * stage_bytes <= device.shared_per_block
-    # delta, the parts of the gradients, the packed weights, and little else.
-    bulk = 180 * 205 * width * size + got.gradient_blocks * 128 * width * 4 + 2 * c * width * size
+    # delta, the parts of the gradients, and little else.
+    bulk = 180 * 205 * width * size + got.gradient_blocks * 128 * width * 4
     assert bulk <= got.workspace_bytes <= bulk + 8 * KB
+    # The packed weights and the list of samples; what the fake kernel says.
+    assert 2 * c * width * size <= got.prepared_bytes <= 2 * c * width * size + 8 * KB
+    tokens_like = torch.empty(180, 205, c, dtype=torch.bfloat16 if size == 2 else torch.float32, device="meta")
+    assert got.prepared_bytes == _prepared_bytes(tokens_like, r)
 
 
 @needs_library

@@ -44,3 +44,70 @@ def test_checkpointing_with_own_gates_under_autocast(
         loss.backward()
         gradients.append([parameter.grad.clone() for parameter in vit.trainable_parameters()])
     torch.testing.assert_close(gradients[1], gradients[0], atol=1e-3, rtol=2e-2)
+
+
+def _gradients(vit: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
+    vit.zero_grad(set_to_none=True)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        loss = vit(images).float().square().mean()
+    loss.backward()
+    return [parameter.grad for parameter in vit.parameters() if parameter.grad is not None]
+
+
+def _captured(vit: nn.Module, images: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, list[torch.Tensor]]:
+    """A training step's forward and backward as a CUDA graph, and the gradients that its replays write."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):
+            _gradients(vit, images)
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        gradients = _gradients(vit, images)
+    return graph, gradients
+
+
+def test_a_training_step_in_a_cuda_graph(
+    make_vit: Callable[..., nn.Module], randomize: Callable[[nn.Module], None]
+) -> None:
+    vit = adapt(make_vit().cuda(), **SMALL, drop=0.0).train()
+    randomize(vit)
+    images = torch.randn(8, 3, 32, 32, device="cuda")
+    graph, captured = _captured(vit, images)
+    images.copy_(torch.randn(8, 3, 32, 32))
+    graph.replay()
+    got = [gradient.clone() for gradient in captured]
+    torch.testing.assert_close(got, _gradients(vit, images), atol=1e-3, rtol=2e-2)
+
+
+def test_each_replay_of_a_cuda_graph_draws_its_own_gates(
+    make_vit: Callable[..., nn.Module], randomize: Callable[[nn.Module], None]
+) -> None:
+    vit = adapt(make_vit().cuda(), **SMALL, drop=0.5).train()
+    randomize(vit)
+    graph, captured = _captured(vit, torch.randn(16, 3, 32, 32, device="cuda"))
+    replays = []
+    for seed in (1, 2, 1):
+        torch.cuda.manual_seed(seed)
+        graph.replay()
+        replays.append([gradient.clone() for gradient in captured])
+    torch.testing.assert_close(replays[2], replays[0])
+    assert not torch.equal(replays[1][0], replays[0][0])
+
+
+def test_compiled_under_autocast_without_graph_breaks(
+    make_vit: Callable[..., nn.Module], randomize: Callable[[nn.Module], None]
+) -> None:
+    vit = adapt(make_vit().cuda(), **SMALL, drop=0.0).train()
+    randomize(vit)
+    images = torch.randn(8, 3, 32, 32, device="cuda")
+    want = [gradient.clone() for gradient in _gradients(vit, images)]
+    torch._dynamo.reset()
+    compiled = torch.compile(vit, fullgraph=True, backend="aot_eager")
+    vit.zero_grad(set_to_none=True)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        loss = compiled(images).float().square().mean()
+    loss.backward()
+    got = [parameter.grad for parameter in vit.parameters() if parameter.grad is not None]
+    torch.testing.assert_close(got, want, atol=1e-3, rtol=2e-2)

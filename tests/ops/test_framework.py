@@ -45,11 +45,11 @@ def test_opcheck_adapter(device: str, dtype: torch.dtype, adapter_inputs: Callab
     torch.library.opcheck(OPS.stochastic_adapter.default, (*inputs, gate, None, 0.1, True))
     detached = [t.detach() for t in inputs]
     torch.library.opcheck(OPS.stochastic_adapter.default, (*detached, None, None, 0.1, False))
-    hidden = OPS.stochastic_adapter.default(*detached, gate, None, 0.1, True)[1]
+    _, hidden, prepared = OPS.stochastic_adapter.default(*detached, gate, None, 0.1, True)
     for need_tokens, need_weights in ((True, True), (False, True), (True, False)):
         torch.library.opcheck(
             OPS.stochastic_adapter_backward.default,
-            (torch.randn_like(detached[0]), *detached[1:], gate, hidden, 0.1, need_tokens, need_weights),
+            (torch.randn_like(detached[0]), *detached[1:], gate, hidden, prepared, 0.1, need_tokens, need_weights),
         )
 
 

@@ -310,7 +310,7 @@ def test_second_derivative_is_refused_with_the_way_out(
 def test_gradient_of_a_call_that_saved_nothing_is_refused(
     device: str, adapter_inputs: Callable[..., list[Tensor]]
 ) -> None:
-    out, _ = OP(*adapter_inputs(2, 3, 8, 4, torch.float32), None, None, 0.1, False)
+    out, *_ = OP(*adapter_inputs(2, 3, 8, 4, torch.float32), None, None, 0.1, False)
     with pytest.raises(RuntimeError, match="save_hidden=False"):
         out.sum().backward()
 
