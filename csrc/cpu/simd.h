@@ -20,10 +20,10 @@ struct Vector {
   typedef T type __attribute__((vector_size(bytes), aligned(alignof(T)), may_alias));
 };
 
-enum class InstructionSet { portable, avx2, avx512, avx512_vnni };
+enum class InstructionSet { portable, avx2, avx512, avx512_vnni, amx };
 
-// The best that this machine has, or a lesser one that PUMA_CPU_CAPABILITY names: default, avx2, avx512 or
-// avx512_vnni.
+// The best that this machine has, or a lesser one that PUMA_CPU_CAPABILITY names: default, avx2, avx512,
+// avx512_vnni or amx.
 InstructionSet instruction_set();
 
 // Its name, as PUMA_CPU_CAPABILITY spells it.
@@ -33,6 +33,7 @@ const char* cpu_capability();
 template <class Kernel>
 Kernel choose(Kernel portable, Kernel avx2, Kernel avx512) {
   switch (instruction_set()) {
+    case InstructionSet::amx:
     case InstructionSet::avx512_vnni:
     case InstructionSet::avx512:
       return avx512;

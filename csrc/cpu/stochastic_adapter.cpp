@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "amx_adapter.h"
 #include "gemm.h"
 
 namespace puma {
@@ -225,6 +226,27 @@ void add_dropped(R* out, const R* residual, const Branch<R, T>& branch, int64_t 
   }
 }
 
+#if defined(__x86_64__)
+// This part's share of the kept rows, kAmxRows at a time.
+template <class F>
+void for_each_step(const Plan& plan, int64_t part, int64_t parts, const F& body) {
+  const int64_t rows = static_cast<int64_t>(plan.kept_samples.size()) * plan.tokens_per_sample;
+  const int64_t steps = (rows + kAmxRows - 1) / kAmxRows;
+  for (int64_t i = steps * part / parts; i < steps * (part + 1) / parts; ++i) {
+    AmxRows step;
+    step.packed = i * kAmxRows;
+    step.count = std::min(kAmxRows, rows - step.packed);
+    for_each_sample(plan, {step.packed, step.count, 0, true}, [&](int64_t first, int64_t n, int64_t row, double factor) {
+      for (int64_t j = 0; j < n; ++j) {
+        step.row[first + j] = row + j;
+        step.factor[first + j] = static_cast<float>(factor);
+      }
+    });
+    body(step);
+  }
+}
+#endif
+
 template <class R, class T>
 std::tuple<Tensor, Tensor> forward(
     const Tensor& residual, const Tensor& tokens, const Tensor& down, const Tensor& up,
@@ -239,6 +261,24 @@ std::tuple<Tensor, Tensor> forward(
   const R* const residual_data = const_data<R>(residual);
   const T* const tokens_data = const_data<T>(tokens);
   const Branch<R, T> branch(branch_tensor, samples * length * width);
+#if defined(__x86_64__)
+  if constexpr (std::is_same_v<T, bf16>) {
+    if (amx_serves(width, rank)) {
+      const auto down_operand = AmxOperand::of(const_data<bf16>(down), width, rank);
+      const auto up_operand = AmxOperand::of(const_data<bf16>(up), rank, width);
+      for_each_part(samples * length * width, [&](int64_t part, int64_t parts) {
+        AmxForward<R> adapter(
+            down_operand, up_operand, tokens_data, residual_data, branch.wide, branch.narrow, out_data,
+            save_hidden ? hidden_data : nullptr);
+        for_each_step(plan, part, parts, [&](const AmxRows& rows) { adapter.step(rows); });
+        for_each_dropped(plan, width, part, parts, [&](int64_t offset, int64_t n) {
+          add_dropped<R, T>(out_data, residual_data, branch, offset, n);
+        });
+      });
+      return {out, hidden};
+    }
+  }
+#endif
   const Tensor down_matrix = matrix(const_data<T>(down), width, rank);
   const Tensor up_matrix = matrix(const_data<T>(up), rank, width);
   const int64_t rows = most_rows(plan.kept);
@@ -279,14 +319,14 @@ Tensor transposed_operand(const Tensor& matrix, const Plan& plan) {
 template <class T>
 struct WeightSum {
   using Sum = accumulate_t<T>;
+  std::vector<Sum>& sum;
   int64_t rows, columns;
-  std::vector<Sum> sum;
   std::unique_ptr<T[]> product;
 
-  WeightSum(int64_t rows, int64_t columns)
-      : rows(rows),
+  WeightSum(std::vector<Sum>& sum, int64_t rows, int64_t columns)
+      : sum(sum),
+        rows(rows),
         columns(columns),
-        sum(rows * columns),
         product(scratch<T>(std::is_same_v<T, Sum> ? 0 : rows * columns)) {}
 
   void add(const Tensor& a, const Tensor& b) {
@@ -299,11 +339,12 @@ struct WeightSum {
   }
 };
 
+// Of all threads; those without work have no elements.
 template <class T>
-void reduce(std::vector<std::optional<WeightSum<T>>>& parts, T* out, int64_t elements) {
+void reduce(const std::vector<std::vector<accumulate_t<T>>>& parts, T* out, int64_t elements) {
   std::vector<accumulate_t<T>> total(elements);
   for (const auto& part : parts) {
-    if (part.has_value()) accumulate<accumulate_t<T>>(total.data(), part->sum.data(), elements);
+    if (!part.empty()) accumulate<accumulate_t<T>>(total.data(), part.data(), elements);
   }
   convert(out, total.data(), elements);
 }
@@ -323,19 +364,46 @@ std::tuple<Tensor, Tensor, Tensor> backward(
   const T* const tokens_data = const_data<T>(tokens);
   const T* const hidden_data = const_data<T>(hidden);
   T* const grad_tokens_data = mutable_data<T>(grad_tokens);
+  const int64_t threads = torch::stable::get_num_threads();
+  std::vector<std::vector<accumulate_t<T>>> down_sums(threads), up_sums(threads);
+  const auto drop = [&](int64_t part, int64_t parts) {
+    if (!need_tokens) return;
+    for_each_dropped(plan, width, part, parts, [&](int64_t offset, int64_t n) {
+      std::memset(static_cast<void*>(grad_tokens_data + offset), 0, static_cast<size_t>(n) * sizeof(T));
+    });
+  };
+#if defined(__x86_64__)
+  if constexpr (std::is_same_v<T, bf16>) {
+    if (amx_serves(width, rank)) {
+      const auto down_operand = AmxOperand::of_transposed(const_data<bf16>(down), rank, width);
+      const auto up_operand = AmxOperand::of_transposed(const_data<bf16>(up), width, rank);
+      for_each_part(samples * length * width, [&](int64_t part, int64_t parts) {
+        drop(part, parts);
+        if (need_weights) {
+          down_sums[part].resize(rank * width);
+          up_sums[part].resize(rank * width);
+        }
+        AmxBackward<R> adapter(
+            down_operand, up_operand, grad_data, tokens_data, hidden_data, need_tokens ? grad_tokens_data : nullptr,
+            down_sums[part], up_sums[part]);
+        for_each_step(plan, part, parts, [&](const AmxRows& rows) { adapter.step(rows); });
+        adapter.finish();
+      });
+      if (!need_weights) return {grad_tokens, grad_down, grad_up};
+      const Tensor across = empty<2>({rank, width}, dtype);
+      reduce(down_sums, mutable_data<T>(across), rank * width);
+      reduce(up_sums, mutable_data<T>(grad_up), rank * width);
+      return {grad_tokens, torch::stable::contiguous(transposed(const_data<T>(across), rank, width)), grad_up};
+    }
+  }
+#endif
   const Tensor down_transposed = transposed_operand<T>(down, plan);
   const Tensor up_transposed = transposed_operand<T>(up, plan);
   const int64_t rows = most_rows(plan.kept);
-  const int64_t threads = torch::stable::get_num_threads();
-  std::vector<std::optional<WeightSum<T>>> down_sums(threads), up_sums(threads);
 
   for_each_part(samples * length * width, [&](int64_t part, int64_t parts) {
     const int64_t begin = first_block(plan, part, parts), end = first_block(plan, part + 1, parts);
-    if (need_tokens) {
-      for_each_dropped(plan, width, part, parts, [&](int64_t offset, int64_t n) {
-        std::memset(static_cast<void*>(grad_tokens_data + offset), 0, static_cast<size_t>(n) * sizeof(T));
-      });
-    }
+    drop(part, parts);
     if (begin == end) return;
     const auto delta = scratch<T>(rows * rank);
     const auto scaled_hidden = scratch<T>(need_weights ? rows * rank : 0);
@@ -343,9 +411,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(
     const auto grad_rows = scratch<T>((std::is_same_v<R, T> ? gathered_rows : rows) * width);
     const auto token_rows = scratch<T>(gathered_rows * width);
     if (need_weights) {
-      down_sums[part].emplace(width, rank);
-      up_sums[part].emplace(rank, width);
+      down_sums[part].resize(width * rank);
+      up_sums[part].resize(rank * width);
     }
+    WeightSum<T> down_sum(down_sums[part], width, rank), up_sum(up_sums[part], rank, width);
     for (int64_t i = begin; i < end; ++i) {
       const Block& block = plan.kept[i];
       const T* g = grad_rows.get();
@@ -367,8 +436,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(
       });
       if (need_weights) {
         const T* const x = gathered(plan, block, tokens_data, token_rows.get(), width);
-        down_sums[part]->add(transposed(x, block.rows, width), delta_matrix);
-        up_sums[part]->add(transposed(scaled_hidden.get(), block.rows, rank), g_matrix);
+        down_sum.add(transposed(x, block.rows, width), delta_matrix);
+        up_sum.add(transposed(scaled_hidden.get(), block.rows, rank), g_matrix);
       }
       if (need_tokens) {
         T* const result = block.scattered ? token_rows.get() : grad_tokens_data + block.row * width;

@@ -1,0 +1,123 @@
+// The stochastic adapter in bfloat16 on the matrix unit of Intel's processors (AMX): 32 rows at a time go through both
+// products and all that surrounds them, without leaving the nearest caches in between.
+#pragma once
+
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "vector.h"
+
+namespace puma {
+
+constexpr int64_t kAmxRows = 32;  // of one step; C and r must be multiples of it, too
+
+// Memory that begins with a cache line, so that no row of a tile lies in two.
+struct LineDelete {
+  void operator()(void* memory) const { ::operator delete(memory, std::align_val_t(64)); }
+};
+template <class T>
+using Lines = std::unique_ptr<T[], LineDelete>;
+template <class T>
+Lines<T> lines(int64_t elements) {
+  const auto bytes = static_cast<size_t>(elements) * sizeof(T);
+  return Lines<T>(static_cast<T*>(::operator new(bytes, std::align_val_t(64))));
+}
+
+bool amx_serves(int64_t width, int64_t rank);
+
+// Up to kAmxRows rows of kept samples.
+struct AmxRows {
+  int64_t count;
+  int64_t packed;            // the first one's place among all kept rows
+  int64_t row[kAmxRows];     // each one's place in the (B*N, C) tensors
+  float factor[kAmxRows];    // its sample's gate * scale
+};
+
+// The right-hand side of a product, (depth, columns), as the matrix unit reads it: tiles of 32 rows and 16 columns, in
+// which pairs of rows are interleaved, those of the same columns one behind the other.
+class AmxOperand {
+ public:
+  AmxOperand(int64_t depth, int64_t columns);
+  // A contiguous (depth, columns) matrix, and the transpose of a contiguous (columns, depth) one.
+  static AmxOperand of(const bf16* matrix, int64_t depth, int64_t columns);
+  static AmxOperand of_transposed(const bf16* matrix, int64_t depth, int64_t columns);
+
+  bf16* tile(int64_t row, int64_t column) const {
+    return tiles_.get() + (column / 16 * (depth_ / 32) + row / 32) * 512;
+  }
+  int64_t depth() const { return depth_; }
+
+ private:
+  int64_t depth_, columns_;
+  Lines<bf16> tiles_;
+};
+
+// The matrix unit of this thread, set up for as long as this lives.
+class AmxUnit {
+ public:
+  AmxUnit();
+  ~AmxUnit();
+  AmxUnit(const AmxUnit&) = delete;
+  AmxUnit& operator=(const AmxUnit&) = delete;
+};
+
+// R is the residual's type. At most one of wide and narrow, the branch, is not null; hidden is, if it is not saved.
+template <class R>
+class AmxForward {
+ public:
+  AmxForward(
+      const AmxOperand& down, const AmxOperand& up, const bf16* tokens, const R* residual, const R* wide,
+      const bf16* narrow, R* out, bf16* hidden)
+      : down_(down), up_(up), tokens_(tokens), residual_(residual), wide_(wide), narrow_(narrow), out_(out),
+        hidden_(hidden), width_(down.depth()), rank_(up.depth()), token_rows_(lines<bf16>(kAmxRows * width_)),
+        hidden_rows_(lines<bf16>(kAmxRows * rank_)) {}
+
+  void step(const AmxRows& rows);
+
+ private:
+  void add(const AmxRows& rows, int64_t column, const float* product) const;
+
+  const AmxOperand &down_, &up_;
+  const bf16* tokens_;
+  const R *residual_, *wide_;
+  const bf16* narrow_;
+  R* out_;
+  bf16* hidden_;
+  int64_t width_, rank_;
+  Lines<bf16> token_rows_, hidden_rows_;
+  AmxUnit unit_;
+};
+
+// R is the gradient's type. grad_tokens is null if it is not needed.
+template <class R>
+class AmxBackward {
+ public:
+  // The transposes of the weights; sums of r rows and C columns, grown by what the steps add: the transpose of down's
+  // gradient, and up's. Both are empty, or none.
+  AmxBackward(
+      const AmxOperand& down, const AmxOperand& up, const R* grad, const bf16* tokens, const bf16* hidden,
+      bf16* grad_tokens, std::vector<float>& down_sum, std::vector<float>& up_sum);
+
+  void step(const AmxRows& rows);
+  // After the last step: the rest of the weights' gradients.
+  void finish();
+
+ private:
+  void make_delta(const AmxRows& rows, const bf16* grad);
+  void collect(const bf16* tokens, const bf16* grad);
+
+  const AmxOperand &down_, &up_;
+  const R* grad_;
+  const bf16 *tokens_, *hidden_;
+  bf16* grad_tokens_;
+  std::vector<float>&down_sum_, &up_sum_;
+  int64_t width_, rank_;
+  Lines<bf16> token_rows_, grad_rows_, delta_, scaled_hidden_;
+  // Rows of many steps, for the products that sum over rows: the fewer of these, the less often their sums are moved.
+  AmxOperand tokens_panel_, grad_panel_, delta_panel_, hidden_panel_;
+  int64_t collected_ = 0;
+  AmxUnit unit_;
+};
+
+}  // namespace puma
