@@ -100,9 +100,9 @@ PUMA_AMX_INLINE void multiply(
   }
 }
 
-// out (32, 32) = left (32, depth) @ 32 columns of right.
-PUMA_AMX_INLINE void product(float* out, const bf16* left, const AmxOperand& right, int64_t column) {
-  const int64_t depth = right.depth(), row_bytes = 128;
+// out (32, 32), rows of `stride` elements, = left (32, depth) @ 32 columns of right.
+PUMA_AMX_INLINE void product(float* out, int64_t stride, const bf16* left, const AmxOperand& right, int64_t column) {
+  const int64_t depth = right.depth(), row_bytes = 4 * stride;
   memory_barrier();
   _tile_zero(0);
   _tile_zero(1);
@@ -111,8 +111,8 @@ PUMA_AMX_INLINE void product(float* out, const bf16* left, const AmxOperand& rig
   multiply(left, 2 * depth, 32, 16 * depth, right.tile(0, column), depth / 32 * kTile, depth / 32);
   _tile_stored(0, out, row_bytes);
   _tile_stored(1, out + 16, row_bytes);
-  _tile_stored(2, out + 16 * 32, row_bytes);
-  _tile_stored(3, out + 16 * 32 + 16, row_bytes);
+  _tile_stored(2, out + 16 * stride, row_bytes);
+  _tile_stored(3, out + 16 * stride + 16, row_bytes);
   memory_barrier();
 }
 
@@ -228,7 +228,7 @@ PUMA_AMX void AmxForward<R>::step(const AmxRows& rows) {
   bf16* const h = in_place ? saved : hidden_rows_.get();
   const __m512 zero = _mm512_setzero_ps();
   for (int64_t column = 0; column < rank_; column += 32) {
-    product(sums, x, down_, column);
+    product(sums, 32, x, down_, column);
     for (int64_t i = 0; i < kAmxRows; ++i) {  // zero first: of NaN and another the second is taken
       const __m512 first = _mm512_max_ps(zero, load(sums + 32 * i));
       store_pair(h + i * rank_ + column, first, _mm512_max_ps(zero, load(sums + 32 * i + 16)));
@@ -238,22 +238,23 @@ PUMA_AMX void AmxForward<R>::step(const AmxRows& rows) {
     std::memcpy(static_cast<void*>(saved), h, static_cast<size_t>(rows.count * rank_) * sizeof(bf16));
   }
   for (int64_t column = 0; column < width_; column += 32) {
-    product(sums, h, up_, column);
-    add(rows, column, sums);
+    product(product_.get() + column, width_, h, up_, column);
   }
+  add(rows);
 }
 
-// out = residual + branch + factor * product, 32 columns.
+// out = residual + branch + factor * product, row by row: streams that the processor sees coming.
 template <class R>
-PUMA_AMX void AmxForward<R>::add(const AmxRows& rows, int64_t column, const float* product) const {
+PUMA_AMX void AmxForward<R>::add(const AmxRows& rows) const {
   for (int64_t i = 0; i < rows.count; ++i) {
     const __m512 factor = _mm512_set1_ps(rows.factor[i]);
-    PUMA_UNROLL for (int64_t c = 0; c < 32; c += 16) {
-      const int64_t place = rows.row[i] * width_ + column + c;
-      __m512 value = load(residual_ + place);
-      if (wide_ != nullptr) value = _mm512_add_ps(value, load(wide_ + place));
-      if (narrow_ != nullptr) value = _mm512_add_ps(value, load(narrow_ + place));
-      store(out_ + place, _mm512_fmadd_ps(factor, load(product + 32 * i + c), value));
+    const int64_t place = rows.row[i] * width_;
+    const float* const product = product_.get() + i * width_;
+    for (int64_t c = 0; c < width_; c += 16) {
+      __m512 value = load(residual_ + place + c);
+      if (wide_ != nullptr) value = _mm512_add_ps(value, load(wide_ + place + c));
+      if (narrow_ != nullptr) value = _mm512_add_ps(value, load(narrow_ + place + c));
+      store(out_ + place + c, _mm512_fmadd_ps(factor, load(product + c), value));
     }
   }
 }
@@ -276,7 +277,7 @@ PUMA_AMX void AmxBackward<R>::step(const AmxRows& rows) {
   if (grad_tokens_ != nullptr) {
     alignas(64) float sums[kAmxRows * 32];
     for (int64_t column = 0; column < width_; column += 32) {
-      product(sums, delta_.get(), down_, column);
+      product(sums, 32, delta_.get(), down_, column);
       for (int64_t i = 0; i < rows.count; ++i) {
         store_pair(grad_tokens_ + rows.row[i] * width_ + column, load(sums + 32 * i), load(sums + 32 * i + 16));
       }
@@ -291,7 +292,7 @@ PUMA_AMX void AmxBackward<R>::make_delta(const AmxRows& rows, const bf16* grad) 
   alignas(64) float sums[kAmxRows * 32];
   const __m512 zero = _mm512_setzero_ps();
   for (int64_t column = 0; column < rank_; column += 32) {
-    product(sums, grad, up_, column);
+    product(sums, 32, grad, up_, column);
     for (int64_t i = 0; i < kAmxRows; ++i) {
       __m512 delta[2] = {zero, zero}, scaled[2] = {zero, zero};
       if (i < rows.count) {

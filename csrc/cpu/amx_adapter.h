@@ -71,12 +71,13 @@ class AmxForward {
       const bf16* narrow, R* out, bf16* hidden)
       : down_(down), up_(up), tokens_(tokens), residual_(residual), wide_(wide), narrow_(narrow), out_(out),
         hidden_(hidden), width_(down.depth()), rank_(up.depth()), token_rows_(lines<bf16>(kAmxRows * width_)),
-        hidden_rows_(lines<bf16>(kAmxRows * rank_)) {}
+        hidden_rows_(lines<bf16>(kAmxRows * rank_)),
+        product_(lines<float>(kAmxRows * width_)) {}
 
   void step(const AmxRows& rows);
 
  private:
-  void add(const AmxRows& rows, int64_t column, const float* product) const;
+  void add(const AmxRows& rows) const;
 
   const AmxOperand &down_, &up_;
   const bf16* tokens_;
@@ -86,6 +87,7 @@ class AmxForward {
   bf16* hidden_;
   int64_t width_, rank_;
   Lines<bf16> token_rows_, hidden_rows_;
+  Lines<float> product_;
   AmxUnit unit_;
 };
 
