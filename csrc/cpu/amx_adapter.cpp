@@ -7,7 +7,7 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#define PUMA_AMX __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,amx-tile,amx-bf16")))
+#define PUMA_AMX __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16")))
 #define PUMA_AMX_INLINE inline __attribute__((always_inline)) PUMA_AMX
 
 namespace puma {
@@ -36,30 +36,38 @@ PUMA_AMX_INLINE __m512i low_half(const bf16* in) {
 }
 PUMA_AMX_INLINE __m512 load(const bf16* in) { return _mm512_castsi512_ps(_mm512_slli_epi32(low_half(in), 16)); }
 PUMA_AMX_INLINE __m512 load(const float* in) { return _mm512_loadu_ps(in); }
-PUMA_AMX_INLINE void store(float* out, __m512 value) { _mm512_storeu_ps(out, value); }
 
-// Round to nearest even; NaN stays NaN. The processor's own conversion makes subnormals 0, which a result of the matrix
-// unit has behind it anyway, but the residual has not.
-PUMA_AMX_INLINE void store(bf16* out, __m512 value) {
-  const __m512i all = _mm512_castps_si512(value), one = _mm512_set1_epi32(1);
-  const __m512i last = _mm512_and_si512(_mm512_srli_epi32(all, 16), one);
-  const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(all, last), _mm512_set1_epi32(0x7fff)), 16);
-  const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
-  const __m512i result = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc0));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_cvtepi32_epi16(result));
-}
-
-// 32 values, rounded by the processor.
+// 32 values, to nearest even as the processor rounds: subnormals become 0, as they do in the matrix unit.
 PUMA_AMX_INLINE void store_pair(bf16* out, __m512 first, __m512 second) {
   _mm512_storeu_si512(out, bits(_mm512_cvtne2ps_pbh(second, first)));
 }
 
-// A tile of the pairs of 32 rows, 16 columns.
-PUMA_AMX_INLINE void interleave(bf16* tile, const bf16* in, int64_t stride) {
-  for (int64_t k = 0; k < 16; ++k) {
-    const __m512i even = low_half(in + 2 * k * stride), odd = low_half(in + (2 * k + 1) * stride);
-    _mm512_storeu_si512(tile + 32 * k, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
+// The same with subnormals kept and one NaN for all.
+PUMA_AMX_INLINE void store_exactly(bf16* out, __m512 first, __m512 second) {
+  constexpr int kSpecial = 0x80 | 0x20 | 0x01;  // signalling NaN, subnormal, quiet NaN
+  if (__builtin_expect((_mm512_fpclass_ps_mask(first, kSpecial) | _mm512_fpclass_ps_mask(second, kSpecial)) != 0, 0)) {
+    alignas(64) float values[32];
+    _mm512_store_ps(values, first);
+    _mm512_store_ps(values + 16, second);
+    convert(out, values, 32);
+  } else {
+    store_pair(out, first, second);
   }
+}
+PUMA_AMX_INLINE void store_exactly(float* out, __m512 first, __m512 second) {
+  _mm512_storeu_ps(out, first);
+  _mm512_storeu_ps(out + 16, second);
+}
+
+// Two rows, 16 columns, interleaved.
+PUMA_AMX_INLINE void interleave_pair(bf16* out, const bf16* in, int64_t stride) {
+  const __m512i even = low_half(in), odd = low_half(in + stride);
+  _mm512_storeu_si512(out, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
+}
+
+// A tile: 32 rows, 16 columns.
+PUMA_AMX_INLINE void interleave(bf16* tile, const bf16* in, int64_t stride) {
+  for (int64_t k = 0; k < 16; ++k) interleave_pair(tile + 32 * k, in + 2 * k * stride, stride);
 }
 
 // out (16, 16) = the transpose of in, whose elements are pairs; strides in halves.
@@ -84,14 +92,16 @@ PUMA_AMX_INLINE void transpose_pairs(bf16* out, const bf16* in, int64_t stride) 
 }
 
 // Tiles 0 to 3, 32 rows and columns, += left @ right. The left-hand side's tiles are `next` elements apart towards its
-// columns, `below` towards its rows, and their own rows `stride` bytes.
+// columns, `below` towards its rows, and their own rows `stride` bytes; the right one's begin in `column`.
 PUMA_AMX_INLINE void multiply(
-    const bf16* left, int64_t stride, int64_t next, int64_t below, const bf16* right, int64_t right_next,
+    const bf16* left, int64_t stride, int64_t next, int64_t below, const AmxOperand& operand, int64_t column,
     int64_t steps) {
+  const bf16* const right = operand.tile(0, column);
+  const int64_t right_below = operand.below(), right_next = operand.next();
   for (int64_t k = 0; k < steps; ++k) {
     _tile_loadd(4, left + k * next, stride);
-    _tile_loadd(6, right + k * kTile, 64);
-    _tile_loadd(7, right + k * kTile + right_next, 64);
+    _tile_loadd(6, right + k * right_below, 64);
+    _tile_loadd(7, right + k * right_below + right_next, 64);
     _tile_loadd(5, left + k * next + below, stride);
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
@@ -108,7 +118,7 @@ PUMA_AMX_INLINE void product(float* out, int64_t stride, const bf16* left, const
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  multiply(left, 2 * depth, 32, 16 * depth, right.tile(0, column), depth / 32 * kTile, depth / 32);
+  multiply(left, 2 * depth, 32, 16 * depth, right, column, depth / 32);
   _tile_stored(0, out, row_bytes);
   _tile_stored(1, out + 16, row_bytes);
   _tile_stored(2, out + 16 * stride, row_bytes);
@@ -119,7 +129,7 @@ PUMA_AMX_INLINE void product(float* out, int64_t stride, const bf16* left, const
 // sum (rows, columns) += left @ right over the first `depth` rows of panels; left's tiles hold its transpose.
 PUMA_AMX void add_product(
     float* sum, int64_t rows, int64_t columns, const AmxOperand& left, const AmxOperand& right, int64_t depth) {
-  const int64_t row_bytes = 4 * columns, next = kPanelRows / 32 * kTile;
+  const int64_t row_bytes = 4 * columns;
   memory_barrier();
   for (int64_t column = 0; column < columns; column += 32) {
     for (int64_t row = 0; row < rows; row += 32) {
@@ -129,7 +139,7 @@ PUMA_AMX void add_product(
       _tile_loadd(1, upper + 16, row_bytes);
       _tile_loadd(2, lower, row_bytes);
       _tile_loadd(3, lower + 16, row_bytes);
-      multiply(left.tile(0, row), 64, kTile, next, right.tile(0, column), next, depth / 32);
+      multiply(left.tile(0, row), 64, left.below(), left.next(), right, column, depth / 32);
       _tile_stored(0, upper, row_bytes);
       _tile_stored(1, upper + 16, row_bytes);
       _tile_stored(2, lower, row_bytes);
@@ -178,10 +188,12 @@ PUMA_AMX void fill_transposed(const AmxOperand& operand, const bf16* matrix, int
   }
 }
 
-// 32 rows of a panel, from row `row` on, as they are.
+// 32 rows of a panel, from row `row` on, as they are; along the rows, so that memory is read in streams.
 PUMA_AMX void fill_rows(const AmxOperand& panel, int64_t row, const bf16* in, int64_t columns) {
-  for (int64_t column = 0; column < columns; column += 16) {
-    interleave(panel.tile(row, column), in + column, columns);
+  for (int64_t k = 0; k < 16; ++k) {
+    for (int64_t column = 0; column < columns; column += 16) {
+      interleave_pair(panel.tile(row, column) + 32 * k, in + 2 * k * columns + column, columns);
+    }
   }
 }
 
@@ -200,17 +212,22 @@ bool amx_serves(int64_t width, int64_t rank) {
   return instruction_set() == InstructionSet::amx && width % 32 == 0 && rank % 32 == 0;
 }
 
-AmxOperand::AmxOperand(int64_t depth, int64_t columns)
-    : depth_(depth), columns_(columns), tiles_(lines<bf16>(depth * columns)) {}
+AmxOperand::AmxOperand(int64_t depth, int64_t columns, int64_t below, int64_t next)
+    : depth_(depth), below_(below), next_(next), tiles_(lines<bf16>(depth * columns)) {}
+
+// One panel of rows behind the other.
+AmxOperand AmxOperand::panel(int64_t depth, int64_t columns) {
+  return AmxOperand(depth, columns, columns / 16 * kTile, kTile);
+}
 
 AmxOperand AmxOperand::of(const bf16* matrix, int64_t depth, int64_t columns) {
-  AmxOperand operand(depth, columns);
+  AmxOperand operand(depth, columns, kTile, depth / 32 * kTile);
   fill(operand, matrix, depth, columns);
   return operand;
 }
 
 AmxOperand AmxOperand::of_transposed(const bf16* matrix, int64_t depth, int64_t columns) {
-  AmxOperand operand(depth, columns);
+  AmxOperand operand(depth, columns, kTile, depth / 32 * kTile);
   fill_transposed(operand, matrix, depth, columns);
   return operand;
 }
@@ -250,11 +267,16 @@ PUMA_AMX void AmxForward<R>::add(const AmxRows& rows) const {
     const __m512 factor = _mm512_set1_ps(rows.factor[i]);
     const int64_t place = rows.row[i] * width_;
     const float* const product = product_.get() + i * width_;
-    for (int64_t c = 0; c < width_; c += 16) {
-      __m512 value = load(residual_ + place + c);
-      if (wide_ != nullptr) value = _mm512_add_ps(value, load(wide_ + place + c));
-      if (narrow_ != nullptr) value = _mm512_add_ps(value, load(narrow_ + place + c));
-      store(out_ + place + c, _mm512_fmadd_ps(factor, load(product + c), value));
+    for (int64_t c = 0; c < width_; c += 32) {
+      __m512 value[2];
+      PUMA_UNROLL for (int half = 0; half < 2; ++half) {
+        const int64_t at = c + 16 * half;
+        value[half] = load(residual_ + place + at);
+        if (wide_ != nullptr) value[half] = _mm512_add_ps(value[half], load(wide_ + place + at));
+        if (narrow_ != nullptr) value[half] = _mm512_add_ps(value[half], load(narrow_ + place + at));
+        value[half] = _mm512_fmadd_ps(factor, load(product + at), value[half]);
+      }
+      store_exactly(out_ + place + c, value[0], value[1]);
     }
   }
 }
@@ -267,19 +289,23 @@ AmxBackward<R>::AmxBackward(
       down_sum_(down_sum), up_sum_(up_sum), width_(up.depth()), rank_(down.depth()),
       token_rows_(lines<bf16>(kAmxRows * width_)), grad_rows_(lines<bf16>(kAmxRows * width_)),
       delta_(lines<bf16>(kAmxRows * rank_)), scaled_hidden_(lines<bf16>(kAmxRows * rank_)),
-      tokens_panel_(kPanelRows, width_), grad_panel_(kPanelRows, width_), delta_panel_(kPanelRows, rank_),
-      hidden_panel_(kPanelRows, rank_) {}
+      product_(lines<float>(kAmxRows * width_)),
+      tokens_panel_(AmxOperand::panel(kPanelRows, width_)), grad_panel_(AmxOperand::panel(kPanelRows, width_)), delta_panel_(AmxOperand::panel(kPanelRows, rank_)),
+      hidden_panel_(AmxOperand::panel(kPanelRows, rank_)) {}
 
 template <class R>
 PUMA_AMX void AmxBackward<R>::step(const AmxRows& rows) {
   const bf16* const grad = gathered(grad_, rows, grad_rows_.get(), width_);
   make_delta(rows, grad);
   if (grad_tokens_ != nullptr) {
-    alignas(64) float sums[kAmxRows * 32];
+    float* const sums = product_.get();
     for (int64_t column = 0; column < width_; column += 32) {
-      product(sums, 32, delta_.get(), down_, column);
-      for (int64_t i = 0; i < rows.count; ++i) {
-        store_pair(grad_tokens_ + rows.row[i] * width_ + column, load(sums + 32 * i), load(sums + 32 * i + 16));
+      product(sums + column, width_, delta_.get(), down_, column);
+    }
+    for (int64_t i = 0; i < rows.count; ++i) {
+      for (int64_t column = 0; column < width_; column += 32) {
+        const float* const sum = sums + i * width_ + column;
+        store_pair(grad_tokens_ + rows.row[i] * width_ + column, load(sum), load(sum + 16));
       }
     }
   }

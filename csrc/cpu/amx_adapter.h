@@ -35,21 +35,25 @@ struct AmxRows {
 };
 
 // The right-hand side of a product, (depth, columns), as the matrix unit reads it: tiles of 32 rows and 16 columns, in
-// which pairs of rows are interleaved, those of the same columns one behind the other.
+// which pairs of rows are interleaved.
 class AmxOperand {
  public:
-  AmxOperand(int64_t depth, int64_t columns);
   // A contiguous (depth, columns) matrix, and the transpose of a contiguous (columns, depth) one.
   static AmxOperand of(const bf16* matrix, int64_t depth, int64_t columns);
   static AmxOperand of_transposed(const bf16* matrix, int64_t depth, int64_t columns);
+  // To be filled, 32 rows at a time.
+  static AmxOperand panel(int64_t depth, int64_t columns);
 
-  bf16* tile(int64_t row, int64_t column) const {
-    return tiles_.get() + (column / 16 * (depth_ / 32) + row / 32) * 512;
-  }
+  bf16* tile(int64_t row, int64_t column) const { return tiles_.get() + row / 32 * below_ + column / 16 * next_; }
   int64_t depth() const { return depth_; }
+  // How many elements the next tile of the same columns, and of the same rows, is away.
+  int64_t below() const { return below_; }
+  int64_t next() const { return next_; }
 
  private:
-  int64_t depth_, columns_;
+  AmxOperand(int64_t depth, int64_t columns, int64_t below, int64_t next);
+
+  int64_t depth_, below_, next_;
   Lines<bf16> tiles_;
 };
 
@@ -116,6 +120,7 @@ class AmxBackward {
   std::vector<float>&down_sum_, &up_sum_;
   int64_t width_, rank_;
   Lines<bf16> token_rows_, grad_rows_, delta_, scaled_hidden_;
+  Lines<float> product_;
   // Rows of many steps, for the products that sum over rows: the fewer of these, the less often their sums are moved.
   AmxOperand tokens_panel_, grad_panel_, delta_panel_, hidden_panel_;
   int64_t collected_ = 0;
