@@ -190,9 +190,10 @@ PUMA_AMX void fill_transposed(const AmxOperand& operand, const bf16* matrix, int
 
 // 32 rows of a panel, from row `row` on, as they are; along the rows, so that memory is read in streams.
 PUMA_AMX void fill_rows(const AmxOperand& panel, int64_t row, const bf16* in, int64_t columns) {
-  for (int64_t k = 0; k < 16; ++k) {
-    for (int64_t column = 0; column < columns; column += 16) {
-      interleave_pair(panel.tile(row, column) + 32 * k, in + 2 * k * columns + column, columns);
+  for (int64_t k = 0; k < 16; ++k, in += 2 * columns) {
+    bf16* out = panel.tile(row, 0) + 32 * k;
+    for (int64_t column = 0; column < columns; column += 16, out += kTile) {
+      interleave_pair(out, in + column, columns);
     }
   }
 }
@@ -284,7 +285,7 @@ PUMA_AMX void AmxForward<R>::add(const AmxRows& rows) const {
 template <class R>
 AmxBackward<R>::AmxBackward(
     const AmxOperand& down, const AmxOperand& up, const R* grad, const bf16* tokens, const bf16* hidden,
-    bf16* grad_tokens, std::vector<float>& down_sum, std::vector<float>& up_sum)
+    bf16* grad_tokens, float* down_sum, float* up_sum)
     : down_(down), up_(up), grad_(grad), tokens_(tokens), hidden_(hidden), grad_tokens_(grad_tokens),
       down_sum_(down_sum), up_sum_(up_sum), width_(up.depth()), rank_(down.depth()),
       token_rows_(lines<bf16>(kAmxRows * width_)), grad_rows_(lines<bf16>(kAmxRows * width_)),
@@ -295,7 +296,9 @@ AmxBackward<R>::AmxBackward(
 
 template <class R>
 PUMA_AMX void AmxBackward<R>::step(const AmxRows& rows) {
+  const bool weights = up_sum_ != nullptr;
   const bf16* const grad = gathered(grad_, rows, grad_rows_.get(), width_);
+  if (weights) fill_rows(grad_panel_, collected_, grad, width_);  // first, for it reads along the rows
   make_delta(rows, grad);
   if (grad_tokens_ != nullptr) {
     float* const sums = product_.get();
@@ -309,7 +312,12 @@ PUMA_AMX void AmxBackward<R>::step(const AmxRows& rows) {
       }
     }
   }
-  if (!up_sum_.empty()) collect(gathered(tokens_, rows, token_rows_.get(), width_), grad);
+  if (!weights) return;
+  fill_rows(tokens_panel_, collected_, gathered(tokens_, rows, token_rows_.get(), width_), width_);
+  fill_columns(delta_panel_, collected_, delta_.get(), rank_);
+  fill_columns(hidden_panel_, collected_, scaled_hidden_.get(), rank_);
+  collected_ += kAmxRows;
+  if (collected_ == kPanelRows) finish();
 }
 
 // delta = factor * (grad @ up^T) where hidden > 0, and factor * hidden; zeros behind the last row.
@@ -337,20 +345,10 @@ PUMA_AMX void AmxBackward<R>::make_delta(const AmxRows& rows, const bf16* grad) 
 }
 
 template <class R>
-PUMA_AMX void AmxBackward<R>::collect(const bf16* tokens, const bf16* grad) {
-  fill_rows(tokens_panel_, collected_, tokens, width_);
-  fill_rows(grad_panel_, collected_, grad, width_);
-  fill_columns(delta_panel_, collected_, delta_.get(), rank_);
-  fill_columns(hidden_panel_, collected_, scaled_hidden_.get(), rank_);
-  collected_ += kAmxRows;
-  if (collected_ == kPanelRows) finish();
-}
-
-template <class R>
 void AmxBackward<R>::finish() {
   if (collected_ == 0) return;
-  add_product(down_sum_.data(), rank_, width_, delta_panel_, tokens_panel_, collected_);
-  add_product(up_sum_.data(), rank_, width_, hidden_panel_, grad_panel_, collected_);
+  add_product(down_sum_, rank_, width_, delta_panel_, tokens_panel_, collected_);
+  add_product(up_sum_, rank_, width_, hidden_panel_, grad_panel_, collected_);
   collected_ = 0;
 }
 

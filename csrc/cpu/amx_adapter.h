@@ -2,27 +2,12 @@
 // products and all that surrounds them, without leaving the nearest caches in between.
 #pragma once
 
-#include <memory>
-#include <new>
-#include <vector>
-
+#include "lines.h"
 #include "vector.h"
 
 namespace puma {
 
 constexpr int64_t kAmxRows = 32;  // of one step; C and r must be multiples of it, too
-
-// Memory that begins with a cache line, so that no row of a tile lies in two.
-struct LineDelete {
-  void operator()(void* memory) const { ::operator delete(memory, std::align_val_t(64)); }
-};
-template <class T>
-using Lines = std::unique_ptr<T[], LineDelete>;
-template <class T>
-Lines<T> lines(int64_t elements) {
-  const auto bytes = static_cast<size_t>(elements) * sizeof(T);
-  return Lines<T>(static_cast<T*>(::operator new(bytes, std::align_val_t(64))));
-}
 
 bool amx_serves(int64_t width, int64_t rank);
 
@@ -100,10 +85,10 @@ template <class R>
 class AmxBackward {
  public:
   // The transposes of the weights; sums of r rows and C columns, grown by what the steps add: the transpose of down's
-  // gradient, and up's. Both are empty, or none.
+  // gradient, and up's; or null.
   AmxBackward(
       const AmxOperand& down, const AmxOperand& up, const R* grad, const bf16* tokens, const bf16* hidden,
-      bf16* grad_tokens, std::vector<float>& down_sum, std::vector<float>& up_sum);
+      bf16* grad_tokens, float* down_sum, float* up_sum);
 
   void step(const AmxRows& rows);
   // After the last step: the rest of the weights' gradients.
@@ -111,13 +96,12 @@ class AmxBackward {
 
  private:
   void make_delta(const AmxRows& rows, const bf16* grad);
-  void collect(const bf16* tokens, const bf16* grad);
 
   const AmxOperand &down_, &up_;
   const R* grad_;
   const bf16 *tokens_, *hidden_;
   bf16* grad_tokens_;
-  std::vector<float>&down_sum_, &up_sum_;
+  float *down_sum_, *up_sum_;
   int64_t width_, rank_;
   Lines<bf16> token_rows_, grad_rows_, delta_, scaled_hidden_;
   Lines<float> product_;

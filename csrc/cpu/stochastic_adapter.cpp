@@ -4,13 +4,13 @@
 
 #include <algorithm>
 #include <cstring>
-#include <memory>
 #include <optional>
 #include <tuple>
 #include <vector>
 
 #include "amx_adapter.h"
 #include "gemm.h"
+#include "lines.h"
 
 namespace puma {
 namespace {
@@ -131,12 +131,6 @@ int64_t most_rows(const std::vector<Block>& blocks) {
   int64_t rows = 0;
   for (const Block& block : blocks) rows = std::max(rows, block.rows);
   return rows;
-}
-
-// Uninitialised memory: every element is written before it is read.
-template <class T>
-std::unique_ptr<T[]> scratch(int64_t elements) {
-  return std::unique_ptr<T[]>(new T[elements]);
 }
 
 // Calls body(first row in the block, rows, first row in the whole tensors, factor) for the stretch of each sample in
@@ -284,8 +278,8 @@ std::tuple<Tensor, Tensor> forward(
   const int64_t rows = most_rows(plan.kept);
 
   for_each_part(samples * length * width, [&](int64_t part, int64_t parts) {
-    const auto product = scratch<T>(rows * width);
-    const auto unsaved = scratch<T>(save_hidden ? 0 : rows * rank);
+    const auto product = lines<T>(rows * width);
+    const auto unsaved = lines<T>(save_hidden ? 0 : rows * rank);
     for (int64_t i = first_block(plan, part, parts); i < first_block(plan, part + 1, parts); ++i) {
       const Block& block = plan.kept[i];
       T* const h = save_hidden ? hidden_data + block.packed * rank : unsaved.get();
@@ -319,34 +313,34 @@ Tensor transposed_operand(const Tensor& matrix, const Plan& plan) {
 template <class T>
 struct WeightSum {
   using Sum = accumulate_t<T>;
-  std::vector<Sum>& sum;
+  Sum* sum;
   int64_t rows, columns;
-  std::unique_ptr<T[]> product;
+  Lines<T> product;
 
-  WeightSum(std::vector<Sum>& sum, int64_t rows, int64_t columns)
+  WeightSum(Sum* sum, int64_t rows, int64_t columns)
       : sum(sum),
         rows(rows),
         columns(columns),
-        product(scratch<T>(std::is_same_v<T, Sum> ? 0 : rows * columns)) {}
+        product(lines<T>(std::is_same_v<T, Sum> ? 0 : rows * columns)) {}
 
   void add(const Tensor& a, const Tensor& b) {
     if constexpr (std::is_same_v<T, Sum>) {
-      mm_accumulate(matrix(sum.data(), rows, columns), a, b);
+      mm_accumulate(matrix(sum, rows, columns), a, b);
     } else {
       mm(matrix(product.get(), rows, columns), a, b);
-      accumulate(sum.data(), product.get(), rows * columns);
+      accumulate(sum, product.get(), rows * columns);
     }
   }
 };
 
-// Of all threads; those without work have no elements.
+// The sums of all threads; those without work have none.
 template <class T>
-void reduce(const std::vector<std::vector<accumulate_t<T>>>& parts, T* out, int64_t elements) {
-  std::vector<accumulate_t<T>> total(elements);
+void reduce(const std::vector<Lines<accumulate_t<T>>>& parts, T* out, int64_t elements) {
+  const auto total = zero_lines<accumulate_t<T>>(elements);
   for (const auto& part : parts) {
-    if (!part.empty()) accumulate<accumulate_t<T>>(total.data(), part.data(), elements);
+    if (part != nullptr) accumulate<accumulate_t<T>>(total.get(), part.get(), elements);
   }
-  convert(out, total.data(), elements);
+  convert(out, total.get(), elements);
 }
 
 template <class R, class T>
@@ -365,7 +359,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(
   const T* const hidden_data = const_data<T>(hidden);
   T* const grad_tokens_data = mutable_data<T>(grad_tokens);
   const int64_t threads = torch::stable::get_num_threads();
-  std::vector<std::vector<accumulate_t<T>>> down_sums(threads), up_sums(threads);
+  std::vector<Lines<accumulate_t<T>>> down_sums(threads), up_sums(threads);
   const auto drop = [&](int64_t part, int64_t parts) {
     if (!need_tokens) return;
     for_each_dropped(plan, width, part, parts, [&](int64_t offset, int64_t n) {
@@ -380,12 +374,12 @@ std::tuple<Tensor, Tensor, Tensor> backward(
       for_each_part(samples * length * width, [&](int64_t part, int64_t parts) {
         drop(part, parts);
         if (need_weights) {
-          down_sums[part].resize(rank * width);
-          up_sums[part].resize(rank * width);
+          down_sums[part] = zero_lines<accumulate_t<T>>(rank * width);
+          up_sums[part] = zero_lines<accumulate_t<T>>(rank * width);
         }
         AmxBackward<R> adapter(
             down_operand, up_operand, grad_data, tokens_data, hidden_data, need_tokens ? grad_tokens_data : nullptr,
-            down_sums[part], up_sums[part]);
+            down_sums[part].get(), up_sums[part].get());
         for_each_step(plan, part, parts, [&](const AmxRows& rows) { adapter.step(rows); });
         adapter.finish();
       });
@@ -405,16 +399,16 @@ std::tuple<Tensor, Tensor, Tensor> backward(
     const int64_t begin = first_block(plan, part, parts), end = first_block(plan, part + 1, parts);
     drop(part, parts);
     if (begin == end) return;
-    const auto delta = scratch<T>(rows * rank);
-    const auto scaled_hidden = scratch<T>(need_weights ? rows * rank : 0);
+    const auto delta = lines<T>(rows * rank);
+    const auto scaled_hidden = lines<T>(need_weights ? rows * rank : 0);
     const int64_t gathered_rows = most_scattered_rows(plan.kept);
-    const auto grad_rows = scratch<T>((std::is_same_v<R, T> ? gathered_rows : rows) * width);
-    const auto token_rows = scratch<T>(gathered_rows * width);
+    const auto grad_rows = lines<T>((std::is_same_v<R, T> ? gathered_rows : rows) * width);
+    const auto token_rows = lines<T>(gathered_rows * width);
     if (need_weights) {
-      down_sums[part].resize(width * rank);
-      up_sums[part].resize(rank * width);
+      down_sums[part] = zero_lines<accumulate_t<T>>(width * rank);
+      up_sums[part] = zero_lines<accumulate_t<T>>(rank * width);
     }
-    WeightSum<T> down_sum(down_sums[part], width, rank), up_sum(up_sums[part], rank, width);
+    WeightSum<T> down_sum(down_sums[part].get(), width, rank), up_sum(up_sums[part].get(), rank, width);
     for (int64_t i = begin; i < end; ++i) {
       const Block& block = plan.kept[i];
       const T* g = grad_rows.get();
