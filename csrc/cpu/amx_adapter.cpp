@@ -5,9 +5,10 @@
 #include "simd.h"
 
 #if defined(__x86_64__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 has many in its own header
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 
-#define PUMA_AMX __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16")))
 #define PUMA_AMX_INLINE inline __attribute__((always_inline)) PUMA_AMX
 
 namespace puma {

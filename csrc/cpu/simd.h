@@ -9,8 +9,10 @@
 #define PUMA_INLINE inline __attribute__((always_inline))
 #define PUMA_UNROLL _Pragma("GCC unroll 16")
 #define PUMA_AVX2 __attribute__((target("avx2,fma")))
+// Plain loops, too, at the full width.
 #define PUMA_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,prefer-vector-width=512")))
 #define PUMA_AVX512_VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
+#define PUMA_AMX __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16")))
 
 namespace puma {
 
