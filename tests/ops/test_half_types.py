@@ -1,4 +1,4 @@
-"""The adapter in half types on the CPU, to the last bit: what its loops and the matrix unit round, and what they keep."""
+"""The adapter in half types on the CPU, to the last bit: what loops and matrix unit round, and what they keep."""
 
 import pytest
 import torch
