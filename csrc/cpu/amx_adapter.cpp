@@ -14,7 +14,7 @@
 namespace puma {
 namespace {
 
-constexpr int64_t kPanelRows = 256;
+constexpr int64_t kPanelRows = 256;  // measured: 128 and 512 are no faster
 constexpr int64_t kTile = 512;  // elements of a tile of half types; 16 rows of 32, or pairs of 16
 
 struct alignas(64) TileConfiguration {
@@ -292,8 +292,8 @@ AmxBackward<R>::AmxBackward(
       token_rows_(lines<bf16>(kAmxRows * width_)), grad_rows_(lines<bf16>(kAmxRows * width_)),
       delta_(lines<bf16>(kAmxRows * rank_)), scaled_hidden_(lines<bf16>(kAmxRows * rank_)),
       product_(lines<float>(kAmxRows * width_)),
-      tokens_panel_(AmxOperand::panel(kPanelRows, width_)), grad_panel_(AmxOperand::panel(kPanelRows, width_)), delta_panel_(AmxOperand::panel(kPanelRows, rank_)),
-      hidden_panel_(AmxOperand::panel(kPanelRows, rank_)) {}
+      tokens_panel_(AmxOperand::panel(kPanelRows, width_)), grad_panel_(AmxOperand::panel(kPanelRows, width_)),
+      delta_panel_(AmxOperand::panel(kPanelRows, rank_)), hidden_panel_(AmxOperand::panel(kPanelRows, rank_)) {}
 
 template <class R>
 PUMA_AMX void AmxBackward<R>::step(const AmxRows& rows) {

@@ -51,7 +51,8 @@ class AmxUnit {
   AmxUnit& operator=(const AmxUnit&) = delete;
 };
 
-// R is the residual's type. At most one of wide and narrow, the branch, is not null; hidden is, if it is not saved.
+// R is the residual's type. wide or narrow is the branch, in R or bfloat16; both are null if there is none, and hidden
+// is if it is not to be saved.
 template <class R>
 class AmxForward {
  public:

@@ -19,7 +19,8 @@ bool has_amx() {
 #if defined(__x86_64__) && defined(__linux__)
   constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
-      __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512dq") && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+      __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512dq") &&
+      syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
 #else
   return false;
 #endif
@@ -44,8 +45,8 @@ InstructionSet wanted() {
     if (std::string(name) == kNames[i]) return static_cast<InstructionSet>(i);
   }
   throw std::runtime_error(
-      "PUMA_CPU_CAPABILITY must be default, avx2, avx512, avx512_vnni or amx and no more than this machine has, which is " +
-      std::string(kNames[static_cast<int>(best())]) + "; got " + name);
+      "PUMA_CPU_CAPABILITY must be default, avx2, avx512, avx512_vnni or amx and no more than this machine has, "
+      "which is " + std::string(kNames[static_cast<int>(best())]) + "; got " + name);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // The stochastic adapter on the CPU. Only kept samples are computed: their rows are cut into blocks that fit the cache,
 // and each thread takes a block through both GEMMs and the element-wise steps around them before it takes the next.
+// bfloat16 goes another way where there is a matrix unit: amx_adapter.h.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -230,7 +231,8 @@ void for_each_step(const Plan& plan, int64_t part, int64_t parts, const F& body)
     AmxRows step;
     step.packed = i * kAmxRows;
     step.count = std::min(kAmxRows, rows - step.packed);
-    for_each_sample(plan, {step.packed, step.count, 0, true}, [&](int64_t first, int64_t n, int64_t row, double factor) {
+    const Block block{step.packed, step.count, 0, true};
+    for_each_sample(plan, block, [&](int64_t first, int64_t n, int64_t row, double factor) {
       for (int64_t j = 0; j < n; ++j) {
         step.row[first + j] = row + j;
         step.factor[first + j] = static_cast<float>(factor);

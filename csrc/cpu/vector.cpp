@@ -97,7 +97,7 @@ void loop(int64_t n, const Body& body) {
 
 }  // namespace
 
-// Captures by value: what the loop reads cannot be what it writes.
+// Captures by value: pointers that a reference leads to would be read anew after each store.
 #define PUMA_BODY(...) [=](int64_t i) __attribute__((always_inline)) { __VA_ARGS__; }
 
 template <class T>
