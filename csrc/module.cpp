@@ -33,5 +33,5 @@ PYBIND11_MODULE(_C, m) {
   m.attr("schemas") = puma::kSchemas;
   m.def(
       "cpu_capability", &puma::cpu_capability,
-      "Instruction set of the kernels here: avx512_vnni, avx512, avx2 or default.");
+      "Instruction set of the kernels here: amx, avx512_vnni, avx512, avx2 or default.");
 }

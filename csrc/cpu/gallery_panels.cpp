@@ -97,7 +97,7 @@ PackedGallery::PackedGallery(int64_t items, int64_t width)
     : items_(items),
       width_(width),
       start_((width * static_cast<int64_t>(sizeof(float)) + 63) / 64 * 64),
-      whole_numbers_(instruction_set() == InstructionSet::avx512_vnni && width <= kMostColumns) {
+      whole_numbers_(instruction_set() >= InstructionSet::avx512_vnni && width <= kMostColumns) {
   const int64_t columns = whole_numbers_ ? query_bytes() : width * static_cast<int64_t>(sizeof(float));
   stride_ = static_cast<int64_t>(sizeof(PanelFacts)) + PANEL * columns;
 }

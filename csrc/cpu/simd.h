@@ -9,8 +9,10 @@
 #define PUMA_INLINE inline __attribute__((always_inline))
 #define PUMA_UNROLL _Pragma("GCC unroll 16")
 #define PUMA_AVX2 __attribute__((target("avx2,fma")))
-#define PUMA_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl")))
+// Plain loops, too, at the full width.
+#define PUMA_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,prefer-vector-width=512")))
 #define PUMA_AVX512_VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
+#define PUMA_AMX __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16")))
 
 namespace puma {
 
@@ -20,10 +22,10 @@ struct Vector {
   typedef T type __attribute__((vector_size(bytes), aligned(alignof(T)), may_alias));
 };
 
-enum class InstructionSet { portable, avx2, avx512, avx512_vnni };
+enum class InstructionSet { portable, avx2, avx512, avx512_vnni, amx };
 
-// The best that this machine has, or a lesser one that PUMA_CPU_CAPABILITY names: default, avx2, avx512 or
-// avx512_vnni.
+// The best that this machine has, or a lesser one that PUMA_CPU_CAPABILITY names: default, avx2, avx512,
+// avx512_vnni or amx.
 InstructionSet instruction_set();
 
 // Its name, as PUMA_CPU_CAPABILITY spells it.
@@ -33,6 +35,7 @@ const char* cpu_capability();
 template <class Kernel>
 Kernel choose(Kernel portable, Kernel avx2, Kernel avx512) {
   switch (instruction_set()) {
+    case InstructionSet::amx:
     case InstructionSet::avx512_vnni:
     case InstructionSet::avx512:
       return avx512;

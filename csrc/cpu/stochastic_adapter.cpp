@@ -1,15 +1,17 @@
 // The stochastic adapter on the CPU. Only kept samples are computed: their rows are cut into blocks that fit the cache,
 // and each thread takes a block through both GEMMs and the element-wise steps around them before it takes the next.
+// bfloat16 goes another way where there is a matrix unit: amx_adapter.h.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 #include <cstring>
-#include <memory>
 #include <optional>
 #include <tuple>
 #include <vector>
 
+#include "amx_adapter.h"
 #include "gemm.h"
+#include "lines.h"
 
 namespace puma {
 namespace {
@@ -132,12 +134,6 @@ int64_t most_rows(const std::vector<Block>& blocks) {
   return rows;
 }
 
-// Uninitialised memory: every element is written before it is read.
-template <class T>
-std::unique_ptr<T[]> scratch(int64_t elements) {
-  return std::unique_ptr<T[]>(new T[elements]);
-}
-
 // Calls body(first row in the block, rows, first row in the whole tensors, factor) for the stretch of each sample in
 // the block.
 template <class F>
@@ -225,6 +221,28 @@ void add_dropped(R* out, const R* residual, const Branch<R, T>& branch, int64_t 
   }
 }
 
+#if defined(__x86_64__)
+// This part's share of the kept rows, kAmxRows at a time.
+template <class F>
+void for_each_step(const Plan& plan, int64_t part, int64_t parts, const F& body) {
+  const int64_t rows = static_cast<int64_t>(plan.kept_samples.size()) * plan.tokens_per_sample;
+  const int64_t steps = (rows + kAmxRows - 1) / kAmxRows;
+  for (int64_t i = steps * part / parts; i < steps * (part + 1) / parts; ++i) {
+    AmxRows step;
+    step.packed = i * kAmxRows;
+    step.count = std::min(kAmxRows, rows - step.packed);
+    const Block block{step.packed, step.count, 0, true};
+    for_each_sample(plan, block, [&](int64_t first, int64_t n, int64_t row, double factor) {
+      for (int64_t j = 0; j < n; ++j) {
+        step.row[first + j] = row + j;
+        step.factor[first + j] = static_cast<float>(factor);
+      }
+    });
+    body(step);
+  }
+}
+#endif
+
 template <class R, class T>
 std::tuple<Tensor, Tensor, Tensor> forward(
     const Tensor& residual, const Tensor& tokens, const Tensor& down, const Tensor& up,
@@ -233,19 +251,38 @@ std::tuple<Tensor, Tensor, Tensor> forward(
   const Plan plan = make_plan<T>(gate, scale, samples, length, width);
   const Tensor out = empty<3>({samples, length, width}, scalar_type<R>());
   const Tensor hidden = empty<2>({save_hidden ? samples * length : 0, rank}, scalar_type<T>());
+  const Tensor prepared = empty<1>({0}, ScalarType::Byte);  // nothing else is handed to the backward
 
   R* const out_data = mutable_data<R>(out);
   T* const hidden_data = mutable_data<T>(hidden);
   const R* const residual_data = const_data<R>(residual);
   const T* const tokens_data = const_data<T>(tokens);
   const Branch<R, T> branch(branch_tensor, samples * length * width);
+#if defined(__x86_64__)
+  if constexpr (std::is_same_v<T, bf16>) {
+    if (amx_serves(width, rank)) {
+      const auto down_operand = AmxOperand::of(const_data<bf16>(down), width, rank);
+      const auto up_operand = AmxOperand::of(const_data<bf16>(up), rank, width);
+      for_each_part(samples * length * width, [&](int64_t part, int64_t parts) {
+        AmxForward<R> adapter(
+            down_operand, up_operand, tokens_data, residual_data, branch.wide, branch.narrow, out_data,
+            save_hidden ? hidden_data : nullptr);
+        for_each_step(plan, part, parts, [&](const AmxRows& rows) { adapter.step(rows); });
+        for_each_dropped(plan, width, part, parts, [&](int64_t offset, int64_t n) {
+          add_dropped<R, T>(out_data, residual_data, branch, offset, n);
+        });
+      });
+      return {out, hidden, prepared};
+    }
+  }
+#endif
   const Tensor down_matrix = matrix(const_data<T>(down), width, rank);
   const Tensor up_matrix = matrix(const_data<T>(up), rank, width);
   const int64_t rows = most_rows(plan.kept);
 
   for_each_part(samples * length * width, [&](int64_t part, int64_t parts) {
-    const auto product = scratch<T>(rows * width);
-    const auto unsaved = scratch<T>(save_hidden ? 0 : rows * rank);
+    const auto product = lines<T>(rows * width);
+    const auto unsaved = lines<T>(save_hidden ? 0 : rows * rank);
     for (int64_t i = first_block(plan, part, parts); i < first_block(plan, part + 1, parts); ++i) {
       const Block& block = plan.kept[i];
       T* const h = save_hidden ? hidden_data + block.packed * rank : unsaved.get();
@@ -264,7 +301,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(
       add_dropped<R, T>(out_data, residual_data, branch, offset, n);
     });
   });
-  return {out, hidden, empty<1>({0}, ScalarType::Byte)};  // nothing else is handed to the backward
+  return {out, hidden, prepared};
 }
 
 // A contiguous matrix, transposed. A copy, where there are to be few programs: to oneDNN the backward's products then
@@ -279,33 +316,34 @@ Tensor transposed_operand(const Tensor& matrix, const Plan& plan) {
 template <class T>
 struct WeightSum {
   using Sum = accumulate_t<T>;
+  Sum* sum;
   int64_t rows, columns;
-  std::vector<Sum> sum;
-  std::unique_ptr<T[]> product;
+  Lines<T> product;
 
-  WeightSum(int64_t rows, int64_t columns)
-      : rows(rows),
+  WeightSum(Sum* sum, int64_t rows, int64_t columns)
+      : sum(sum),
+        rows(rows),
         columns(columns),
-        sum(rows * columns),
-        product(scratch<T>(std::is_same_v<T, Sum> ? 0 : rows * columns)) {}
+        product(lines<T>(std::is_same_v<T, Sum> ? 0 : rows * columns)) {}
 
   void add(const Tensor& a, const Tensor& b) {
     if constexpr (std::is_same_v<T, Sum>) {
-      mm_accumulate(matrix(sum.data(), rows, columns), a, b);
+      mm_accumulate(matrix(sum, rows, columns), a, b);
     } else {
       mm(matrix(product.get(), rows, columns), a, b);
-      accumulate(sum.data(), product.get(), rows * columns);
+      accumulate(sum, product.get(), rows * columns);
     }
   }
 };
 
+// The sums of all threads; those without work have none.
 template <class T>
-void reduce(std::vector<std::optional<WeightSum<T>>>& parts, T* out, int64_t elements) {
-  std::vector<accumulate_t<T>> total(elements);
+void reduce(const std::vector<Lines<accumulate_t<T>>>& parts, T* out, int64_t elements) {
+  const auto total = zero_lines<accumulate_t<T>>(elements);
   for (const auto& part : parts) {
-    if (part.has_value()) accumulate<accumulate_t<T>>(total.data(), part->sum.data(), elements);
+    if (part != nullptr) accumulate<accumulate_t<T>>(total.get(), part.get(), elements);
   }
-  convert(out, total.data(), elements);
+  convert(out, total.get(), elements);
 }
 
 template <class R, class T>
@@ -323,29 +361,57 @@ std::tuple<Tensor, Tensor, Tensor> backward(
   const T* const tokens_data = const_data<T>(tokens);
   const T* const hidden_data = const_data<T>(hidden);
   T* const grad_tokens_data = mutable_data<T>(grad_tokens);
+  const int64_t threads = torch::stable::get_num_threads();
+  std::vector<Lines<accumulate_t<T>>> down_sums(threads), up_sums(threads);
+  const auto drop = [&](int64_t part, int64_t parts) {
+    if (!need_tokens) return;
+    for_each_dropped(plan, width, part, parts, [&](int64_t offset, int64_t n) {
+      std::memset(static_cast<void*>(grad_tokens_data + offset), 0, static_cast<size_t>(n) * sizeof(T));
+    });
+  };
+#if defined(__x86_64__)
+  if constexpr (std::is_same_v<T, bf16>) {
+    if (amx_serves(width, rank)) {
+      const auto down_operand = AmxOperand::of_transposed(const_data<bf16>(down), rank, width);
+      const auto up_operand = AmxOperand::of_transposed(const_data<bf16>(up), width, rank);
+      for_each_part(samples * length * width, [&](int64_t part, int64_t parts) {
+        drop(part, parts);
+        if (need_weights) {
+          down_sums[part] = zero_lines<accumulate_t<T>>(rank * width);
+          up_sums[part] = zero_lines<accumulate_t<T>>(rank * width);
+        }
+        AmxBackward<R> adapter(
+            down_operand, up_operand, grad_data, tokens_data, hidden_data, need_tokens ? grad_tokens_data : nullptr,
+            down_sums[part].get(), up_sums[part].get());
+        for_each_step(plan, part, parts, [&](const AmxRows& rows) { adapter.step(rows); });
+        adapter.finish();
+      });
+      if (!need_weights) return {grad_tokens, grad_down, grad_up};
+      const Tensor across = empty<2>({rank, width}, dtype);
+      reduce(down_sums, mutable_data<T>(across), rank * width);
+      reduce(up_sums, mutable_data<T>(grad_up), rank * width);
+      return {grad_tokens, torch::stable::contiguous(transposed(const_data<T>(across), rank, width)), grad_up};
+    }
+  }
+#endif
   const Tensor down_transposed = transposed_operand<T>(down, plan);
   const Tensor up_transposed = transposed_operand<T>(up, plan);
   const int64_t rows = most_rows(plan.kept);
-  const int64_t threads = torch::stable::get_num_threads();
-  std::vector<std::optional<WeightSum<T>>> down_sums(threads), up_sums(threads);
 
   for_each_part(samples * length * width, [&](int64_t part, int64_t parts) {
     const int64_t begin = first_block(plan, part, parts), end = first_block(plan, part + 1, parts);
-    if (need_tokens) {
-      for_each_dropped(plan, width, part, parts, [&](int64_t offset, int64_t n) {
-        std::memset(static_cast<void*>(grad_tokens_data + offset), 0, static_cast<size_t>(n) * sizeof(T));
-      });
-    }
+    drop(part, parts);
     if (begin == end) return;
-    const auto delta = scratch<T>(rows * rank);
-    const auto scaled_hidden = scratch<T>(need_weights ? rows * rank : 0);
+    const auto delta = lines<T>(rows * rank);
+    const auto scaled_hidden = lines<T>(need_weights ? rows * rank : 0);
     const int64_t gathered_rows = most_scattered_rows(plan.kept);
-    const auto grad_rows = scratch<T>((std::is_same_v<R, T> ? gathered_rows : rows) * width);
-    const auto token_rows = scratch<T>(gathered_rows * width);
+    const auto grad_rows = lines<T>((std::is_same_v<R, T> ? gathered_rows : rows) * width);
+    const auto token_rows = lines<T>(gathered_rows * width);
     if (need_weights) {
-      down_sums[part].emplace(width, rank);
-      up_sums[part].emplace(rank, width);
+      down_sums[part] = zero_lines<accumulate_t<T>>(width * rank);
+      up_sums[part] = zero_lines<accumulate_t<T>>(rank * width);
     }
+    WeightSum<T> down_sum(down_sums[part].get(), width, rank), up_sum(up_sums[part].get(), rank, width);
     for (int64_t i = begin; i < end; ++i) {
       const Block& block = plan.kept[i];
       const T* g = grad_rows.get();
@@ -367,8 +433,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(
       });
       if (need_weights) {
         const T* const x = gathered(plan, block, tokens_data, token_rows.get(), width);
-        down_sums[part]->add(transposed(x, block.rows, width), delta_matrix);
-        up_sums[part]->add(transposed(scaled_hidden.get(), block.rows, rank), g_matrix);
+        down_sum.add(transposed(x, block.rows, width), delta_matrix);
+        up_sum.add(transposed(scaled_hidden.get(), block.rows, rank), g_matrix);
       }
       if (need_tokens) {
         T* const result = block.scattered ? token_rows.get() : grad_tokens_data + block.row * width;

@@ -4,13 +4,6 @@
 
 #include "simd.h"
 
-// One clone per instruction set, picked by the dynamic loader: a binary built anywhere runs everywhere.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__gnu_linux__)
-#define PUMA_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define PUMA_CLONES
-#endif
-
 namespace puma {
 namespace {
 
@@ -59,71 +52,110 @@ PUMA_INLINE void store(fp16& out, float value) {
   out.bits = static_cast<uint16_t>((magnitude >= 0x477ff000u ? special : finite) | ((bits >> 16) & 0x8000u));
 }
 
+
+// A negative half becomes 0, in integers: its bits lie between those of -0 and of minus infinity.
+PUMA_INLINE float positive_part(float value) { return value < 0 ? 0 : value; }
+PUMA_INLINE double positive_part(double value) { return value < 0 ? 0 : value; }
+PUMA_INLINE bf16 positive_part(bf16 value) {
+  return {static_cast<uint16_t>(value.bits > 0x8000u && value.bits <= 0xff80u ? 0 : value.bits)};
+}
+PUMA_INLINE fp16 positive_part(fp16 value) {
+  return {static_cast<uint16_t>(value.bits > 0x8000u && value.bits <= 0xfc00u ? 0 : value.bits)};
+}
+
+// value where condition > 0, else 0.
+PUMA_INLINE float where_positive(float condition, float value) { return condition > 0 ? value : 0; }
+PUMA_INLINE double where_positive(double condition, double value) { return condition > 0 ? value : 0; }
+PUMA_INLINE bf16 where_positive(bf16 condition, bf16 value) {
+  return {static_cast<uint16_t>(static_cast<uint16_t>(condition.bits - 1u) < 0x7f80u ? value.bits : 0)};
+}
+PUMA_INLINE fp16 where_positive(fp16 condition, fp16 value) {
+  return {static_cast<uint16_t>(static_cast<uint16_t>(condition.bits - 1u) < 0x7c00u ? value.bits : 0)};
+}
+
+#define PUMA_LOOP(name, attributes)                          \
+  template <class Body>                                      \
+  attributes void name(int64_t n, const Body& body) {        \
+    _Pragma("GCC ivdep") for (int64_t i = 0; i < n; ++i) body(i); \
+  }
+
+PUMA_LOOP(loop_portable, )
+#if defined(__x86_64__)
+PUMA_LOOP(loop_avx2, PUMA_AVX2)
+PUMA_LOOP(loop_avx512, PUMA_AVX512)
+#endif
+
+// body(i) for every i < n, compiled for each instruction set. Iterations do not depend on one another.
+template <class Body>
+void loop(int64_t n, const Body& body) {
+#if defined(__x86_64__)
+  choose(loop_portable<Body>, loop_avx2<Body>, loop_avx512<Body>)(n, body);
+#else
+  loop_portable(n, body);
+#endif
+}
+
 }  // namespace
 
-#define PUMA_LOOPS(T)                                                                                     \
-  template <>                                                                                             \
-  PUMA_CLONES void relu<T>(T * h, int64_t n) {                                                            \
-    for (int64_t i = 0; i < n; ++i) {                                                                     \
-      const auto value = load(h[i]);                                                                      \
-      store(h[i], value < 0 ? 0 : value);                                                                 \
-    }                                                                                                     \
-  }                                                                                                       \
-  template <>                                                                                             \
-  PUMA_CLONES void mask_scaled<T>(T * d, const T* hidden, accumulate_t<T> factor, int64_t n) {            \
-    for (int64_t i = 0; i < n; ++i) {                                                                     \
-      const accumulate_t<T> value = factor * load(d[i]);                                                  \
-      store(d[i], load(hidden[i]) > 0 ? value : 0);                                                       \
-    }                                                                                                     \
-  }                                                                                                       \
-  template <>                                                                                             \
-  PUMA_CLONES void scale<T>(T * __restrict out, const T* __restrict in, accumulate_t<T> factor, int64_t n) { \
-    for (int64_t i = 0; i < n; ++i) store(out[i], factor * load(in[i]));                                  \
-  }                                                                                                       \
-  template <>                                                                                             \
-  PUMA_CLONES void convert<T>(T * __restrict out, const accumulate_t<T>* __restrict in, int64_t n) {      \
-    for (int64_t i = 0; i < n; ++i) store(out[i], in[i]);                                                 \
-  }                                                                                                       \
-  template <>                                                                                             \
-  PUMA_CLONES void accumulate<T>(accumulate_t<T> * __restrict sum, const T* __restrict in, int64_t n) {   \
-    for (int64_t i = 0; i < n; ++i) sum[i] += load(in[i]);                                                \
-  }
+// Captures by value: pointers that a reference leads to would be read anew after each store.
+#define PUMA_BODY(...) [=](int64_t i) __attribute__((always_inline)) { __VA_ARGS__; }
 
-#define PUMA_ADD(R, T)                                                                                    \
-  template <>                                                                                             \
-  PUMA_CLONES void add_scaled<R, T>(                                                                      \
-      R * __restrict out, const R* __restrict residual, const T* __restrict product, accumulate_t<T> factor, \
-      int64_t n) {                                                                                        \
-    for (int64_t i = 0; i < n; ++i) store(out[i], load(residual[i]) + factor * load(product[i]));         \
-  }
+template <class T>
+void relu(T* h, int64_t n) {
+  loop(n, PUMA_BODY(h[i] = positive_part(h[i])));
+}
 
-#define PUMA_ADD_BRANCH(R, B, T)                                                                          \
-  template <>                                                                                             \
-  PUMA_CLONES void add_branch_scaled<R, B, T>(                                                            \
-      R * __restrict out, const R* __restrict residual, const B* __restrict branch,                       \
-      const T* __restrict product, accumulate_t<T> factor, int64_t n) {                                   \
-    for (int64_t i = 0; i < n; ++i) {                                                                     \
-      store(out[i], load(residual[i]) + load(branch[i]) + factor * load(product[i]));                     \
-    }                                                                                                     \
-  }
+template <class T>
+void mask_scaled(T* d, const T* hidden, accumulate_t<T> factor, int64_t n) {
+  loop(n, PUMA_BODY(T value; store(value, factor * load(d[i])); d[i] = where_positive(hidden[i], value)));
+}
+
+template <class T>
+void scale(T* out, const T* in, accumulate_t<T> factor, int64_t n) {
+  loop(n, PUMA_BODY(store(out[i], factor * load(in[i]))));
+}
+
+template <class T>
+void convert(T* out, const accumulate_t<T>* in, int64_t n) {
+  loop(n, PUMA_BODY(store(out[i], in[i])));
+}
+
+template <class T>
+void accumulate(accumulate_t<T>* sum, const T* in, int64_t n) {
+  loop(n, PUMA_BODY(sum[i] += load(in[i])));
+}
+
+template <class R, class T>
+void add_scaled(R* out, const R* residual, const T* product, accumulate_t<T> factor, int64_t n) {
+  loop(n, PUMA_BODY(store(out[i], load(residual[i]) + factor * load(product[i]))));
+}
+
+template <class R, class B, class T>
+void add_branch_scaled(
+    R* out, const R* residual, const B* branch, const T* product, accumulate_t<T> factor, int64_t n) {
+  loop(n, PUMA_BODY(store(out[i], load(residual[i]) + load(branch[i]) + factor * load(product[i]))));
+}
+
+#define PUMA_LOOPS(T)                                                        \
+  template void relu<T>(T*, int64_t);                                        \
+  template void mask_scaled<T>(T*, const T*, accumulate_t<T>, int64_t);      \
+  template void scale<T>(T*, const T*, accumulate_t<T>, int64_t);            \
+  template void convert<T>(T*, const accumulate_t<T>*, int64_t);             \
+  template void accumulate<T>(accumulate_t<T>*, const T*, int64_t);          \
+  template void add_scaled<T, T>(T*, const T*, const T*, accumulate_t<T>, int64_t); \
+  template void add_branch_scaled<T, T, T>(T*, const T*, const T*, const T*, accumulate_t<T>, int64_t);
+
+// Half types next to a float residual.
+#define PUMA_MIXED(T)                                                                           \
+  template void add_scaled<float, T>(float*, const float*, const T*, float, int64_t);           \
+  template void add_branch_scaled<float, float, T>(float*, const float*, const float*, const T*, float, int64_t); \
+  template void add_branch_scaled<float, T, T>(float*, const float*, const T*, const T*, float, int64_t);
 
 PUMA_LOOPS(float)
 PUMA_LOOPS(double)
 PUMA_LOOPS(bf16)
 PUMA_LOOPS(fp16)
-PUMA_ADD(float, float)
-PUMA_ADD(double, double)
-PUMA_ADD(bf16, bf16)
-PUMA_ADD(fp16, fp16)
-PUMA_ADD(float, bf16)
-PUMA_ADD(float, fp16)
-PUMA_ADD_BRANCH(float, float, float)
-PUMA_ADD_BRANCH(double, double, double)
-PUMA_ADD_BRANCH(bf16, bf16, bf16)
-PUMA_ADD_BRANCH(fp16, fp16, fp16)
-PUMA_ADD_BRANCH(float, float, bf16)
-PUMA_ADD_BRANCH(float, bf16, bf16)
-PUMA_ADD_BRANCH(float, float, fp16)
-PUMA_ADD_BRANCH(float, fp16, fp16)
+PUMA_MIXED(bf16)
+PUMA_MIXED(fp16)
 
 }  // namespace puma

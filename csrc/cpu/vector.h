@@ -1,5 +1,5 @@
-// Element-wise loops around the GEMMs, compiled for several instruction sets; the dynamic loader takes the best. Memory never
-// overlaps unless it is the same.
+// Element-wise loops around the GEMMs, compiled for several instruction sets, see simd.h. Memory never overlaps unless
+// it is the same.
 #pragma once
 
 #include <cstdint>

@@ -19,7 +19,7 @@ def test_cpu_library_is_loaded() -> None:
     assert loader.CPU_LIBRARY.loaded, loader.CPU_LIBRARY.reason
     assert loader.CPU_LIBRARY.error is None
     assert loader.CPU_MODULE is not None
-    assert loader.CPU_MODULE.cpu_capability() in ("avx512_vnni", "avx512", "avx2", "default")
+    assert loader.CPU_MODULE.cpu_capability() in ("amx", "avx512_vnni", "avx512", "avx2", "default")
     assert "torch_headers" in loader.CPU_MODULE.build_info()
 
 
@@ -31,11 +31,12 @@ def run(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=variables, cwd=PACKAGE.parent)
 
 
-@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512", "avx512_vnni"])
 def test_kernels_of_every_instruction_set(capability: str) -> None:
     # Other vector widths, tiles and rests than those that this machine would take by itself.
     here = Path(__file__).parent
-    files = [str(here / name) for name in ("test_match_prompts.py", "test_nearest_neighbours.py")]
+    names = ("test_match_prompts.py", "test_nearest_neighbours.py", "test_half_types.py")
+    files = [str(here / name) for name in names]
     script = f"""
 import sys
 from puma_plugin.ops import loader
@@ -64,7 +65,7 @@ for k in (5, 500):
     found = torch.ops.puma.nearest_neighbours(rows[:90], rows, packed, k, *[None] * 4, 0, 500, False)
     print([column.tolist() for column in found])
 """
-    names = ("avx2", "avx512", "avx512_vnni")
+    names = ("avx2", "avx512", "avx512_vnni", "amx")
     runs = [run(script, PUMA_CPU_CAPABILITY=name) for name in names]
     found = [each for each in runs if "no more than this machine has" not in each.stderr]
     if len(found) < 2:
@@ -75,7 +76,7 @@ for k in (5, 500):
 
 def test_an_unknown_instruction_set_is_refused_with_the_known_ones() -> None:
     found = run("import puma_plugin.ops.loader as l; print(l.CPU_LIBRARY.reason)", PUMA_CPU_CAPABILITY="sse9")
-    assert "PUMA_CPU_CAPABILITY must be default, avx2, avx512 or avx512_vnni" in found.stdout
+    assert "PUMA_CPU_CAPABILITY must be default, avx2, avx512, avx512_vnni or amx" in found.stdout
 
 
 @pytest.mark.parametrize(

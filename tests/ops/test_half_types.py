@@ -1,0 +1,141 @@
+"""The adapter in half types on the CPU, to the last bit: what loops and matrix unit round, and what they keep."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from puma_plugin.ops import reference, stochastic_adapter
+
+HALF_TYPES = (torch.bfloat16, torch.float16)
+
+
+def every_value(dtype: torch.dtype) -> Tensor:
+    """All bit patterns: subnormals, infinities and NaN among them."""
+    return torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+
+
+def same_bits(found: Tensor, expected: Tensor) -> bool:
+    """Whether all are equal, zeros with their sign; one NaN is as good as another."""
+    integer = torch.int32 if found.dtype is torch.float32 else torch.int16
+    nan = expected.isnan()
+    equal = found.view(integer) == expected.view(integer)
+    return found.dtype is expected.dtype and bool(torch.where(nan, found.isnan(), equal).all())
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("dtype", HALF_TYPES)
+def test_sums_of_every_value_are_rounded_as_torch_rounds(dtype: torch.dtype, wide: bool) -> None:
+    values = every_value(dtype)
+    weights = torch.ones(1, 1, dtype=dtype), torch.ones(1, 1, dtype=dtype)
+    for offset in (0, 1, 4097, 30001):  # partners; of other exponents and signs
+        # Odd lengths at odd addresses; of a dropped sample residual and branch are added.
+        residual, branch = values[1:], values.roll(offset)[1:]
+        residual = residual.float() if wide else residual
+        shaped = [part.reshape(1, -1, 1) for part in (residual, branch)]
+        tokens = torch.zeros(shaped[0].shape, dtype=dtype)
+        found = stochastic_adapter(shaped[0], tokens, *weights, torch.zeros(1), branch=shaped[1])
+        assert same_bits(found.flatten(), (residual.float() + branch.float()).to(residual.dtype))
+
+
+@pytest.mark.parametrize(("width", "rank"), [(32, 32), (96, 64), (24, 8)])
+@pytest.mark.parametrize("dtype", HALF_TYPES)
+def test_kept_samples_add_to_every_value(dtype: torch.dtype, width: int, rank: int) -> None:
+    values = every_value(dtype)
+    residual = values[: values.numel() // width * width].reshape(1, -1, width)
+    tokens = torch.zeros_like(residual)
+    tokens[..., 0] = 1
+    down, up = torch.zeros(width, rank, dtype=dtype), torch.zeros(rank, width, dtype=dtype)
+    down[0, 1] = 2
+    up[1] = (torch.arange(width) % 5).to(dtype)
+    found = stochastic_adapter(residual, tokens, down, up, scale=0.25)
+    assert same_bits(found, (residual.float() + 0.5 * up[1].float()).to(dtype))
+
+
+def whole_numbers(*shape: int, share: float, generator: torch.Generator) -> Tensor:
+    """-1 and 1 in a share of the places, else 0."""
+    signs = torch.randint(0, 2, shape, generator=generator) * 2.0 - 1
+    return signs * (torch.rand(shape, generator=generator) < share)
+
+
+@pytest.mark.parametrize("branch_dtype", [None, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("residual_dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    ("samples", "tokens", "width", "rank"),
+    # Multiples of 32, for the matrix unit, and others; fewer rows than its steps take, and more than its panels hold.
+    [(1, 1, 32, 32), (5, 37, 64, 32), (5, 37, 96, 96), (7, 9, 40, 24), (9, 205, 384, 128), (9, 64, 128, 64)],
+)
+def test_whole_numbers_come_out_exactly(
+    samples: int,
+    tokens: int,
+    width: int,
+    rank: int,
+    residual_dtype: torch.dtype,
+    branch_dtype: torch.dtype | None,
+) -> None:
+    # Small whole numbers: no order of summation and no rounding on the way can change them.
+    if branch_dtype is torch.float32 and residual_dtype is not torch.float32:
+        pytest.skip("a branch is never wider than the residual")
+    generator = torch.Generator().manual_seed(samples + width)
+    shape = (samples, tokens, width)
+    drawn = [
+        whole_numbers(*size, share=share, generator=generator)
+        for size, share in ((shape, 0.2), (shape, 0.2), ((width, rank), 4 / width), ((rank, width), 4 / rank))
+    ]
+    gate = torch.tensor([2.0, 0.0, 0.0, 4.0, 2.0, 2.0, 0.0, 4.0, 2.0])[:samples]
+    grad = whole_numbers(*shape, share=0.2, generator=generator)
+    branch = None if branch_dtype is None else whole_numbers(*shape, share=0.5, generator=generator)
+
+    exact = [part.double().requires_grad_() for part in drawn]
+    out = reference.stochastic_adapter(*exact, gate.double(), 0.5, None if branch is None else branch.double())
+    expected = [out, *torch.autograd.grad(out, exact, grad.double())]
+    assert max(float(part.detach().abs().max()) for part in expected) <= 256
+
+    dtypes = (residual_dtype, torch.bfloat16, torch.bfloat16, torch.bfloat16)
+    leaves = [part.to(dtype).requires_grad_() for part, dtype in zip(drawn, dtypes, strict=True)]
+    out = stochastic_adapter(*leaves, gate, 0.5, branch=None if branch is None else branch.to(branch_dtype))
+    found = [out, *torch.autograd.grad(out, leaves, grad.to(residual_dtype))]
+    for left, right in zip(found, expected, strict=True):
+        assert torch.equal(left.double(), right)
+    if not gate.all():
+        assert not found[2][gate == 0].any()
+
+
+@pytest.mark.parametrize(("width", "rank"), [(64, 32), (40, 24)])
+@pytest.mark.parametrize("dtype", HALF_TYPES)
+def test_nan_stays_in_its_row(dtype: torch.dtype, width: int, rank: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    residual, tokens = (torch.randn(2, 41, width, generator=generator).to(dtype) for _ in range(2))
+    down = torch.randn(width, rank, generator=generator).to(dtype)
+    up = torch.randn(rank, width, generator=generator).to(dtype)
+    clean = stochastic_adapter(residual, tokens, down, up)
+    tokens[1, 3, 7] = torch.nan
+    found = stochastic_adapter(residual, tokens, down, up)
+    assert found[1, 3].isnan().all()
+    found[1, 3] = clean[1, 3]
+    assert torch.equal(found, clean)
+
+
+@pytest.mark.parametrize(("width", "rank"), [(128, 64), (120, 60)])
+def test_results_are_the_same_every_time_and_forward_with_any_number_of_threads(width: int, rank: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    leaves = [
+        torch.randn(*shape, generator=generator).bfloat16().requires_grad_()
+        for shape in ((12, 101, width), (12, 101, width), (width, rank), (rank, width))
+    ]
+    gate = (torch.arange(12) % 3 > 0).float()
+
+    def run() -> list[Tensor]:
+        out = stochastic_adapter(*leaves, gate)
+        return [out, *torch.autograd.grad(out.float().square().sum(), leaves)]
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        first, second = run(), run()
+        torch.set_num_threads(1)
+        alone = run()
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(left, right) for left, right in zip(first, second, strict=True))
+    # Of the gradients, those of the weights are summed over the threads.
+    assert all(torch.equal(left, right) for left, right in zip(first[:3], alone[:3], strict=True))
