@@ -6,15 +6,9 @@
 #include <string>
 
 #include "cpu/simd.h"
+#include "schemas.h"
 
 namespace py = pybind11;
-
-namespace puma {
-
-// Raised with every change in registration.cpp, as is SCHEMAS in puma_plugin/ops/loader.py.
-constexpr int kSchemas = 5;
-
-}  // namespace puma
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "CPU operators of puma_plugin (registered in torch.ops.puma) and facts about this build.";

@@ -13,7 +13,8 @@ STABLE_TORCH_LIBRARY(puma, m) {
   // Gradients of tokens, down and up. What is not needed comes back as a tensor without elements.
   m.def(
       "stochastic_adapter_backward(Tensor grad, Tensor tokens, Tensor down, Tensor up, Tensor? gate, Tensor hidden, "
-      "Tensor prepared, float scale, bool need_tokens, bool need_weights) -> (Tensor grad_tokens, Tensor grad_down, Tensor grad_up)");
+      "Tensor prepared, float scale, bool need_tokens, bool need_weights) "
+      "-> (Tensor grad_tokens, Tensor grad_down, Tensor grad_up)");
   // weights = cos(query * softmax(attention), keys) of shape (B, M); prompt = weights @ prompts of shape (B, L, C);
   // inverse_norm (B, M) = 1 / |query * softmax(attention)|, for the backward.
   m.def(

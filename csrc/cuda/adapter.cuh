@@ -21,10 +21,11 @@ template <typename T, typename R, int kWidth, Branch kBranch>
 inline constexpr int kAdapterWarps =
     sizeof(T) == 4 || (kWidth > 64 && sizeof(R) == 4 && kBranch == Branch::kWide) ? 8 : 12;
 
-// A unit of a row of `width` elements from column on; rows need not be aligned.
+// A unit of a row of `width` elements from column on; rows need not be aligned, and may have been written by the kernel
+// in front.
 template <typename T>
 PUMA_DEVICE Bytes16 load_row_unit(const T* row, int column, int width, bool aligned) {
-  if (aligned) return column < width ? dev::load_global16(row + column) : Bytes16{{0, 0, 0, 0}};
+  if (aligned) return column < width ? dev::load_written16(row + column) : Bytes16{{0, 0, 0, 0}};
   float v[kElements<T>];
 #pragma unroll
   for (int e = 0; e < kElements<T>; ++e) v[e] = column + e < width ? dev::to_arithmetic(row[column + e]) : 0.0f;
@@ -47,8 +48,9 @@ PUMA_DEVICE void store_row_unit(T* row, int column, int width, bool aligned, con
 template <typename T, typename S>
 inline constexpr int kAhead = uses_warpgroups<T> && sizeof(S) == 2 ? 2 : 1;
 
-// What a lane reads of its two rows, step by step: units (group q, row h). S: type in memory.
-template <typename S, typename T, int kSteps>
+// What a lane reads of its two rows, step by step: units (group q, row h). S: type in memory; kWritten: the kernel in
+// front may have written it.
+template <typename S, typename T, int kSteps, bool kWritten = false>
 struct RowReader {
   Stored<S, T> ahead[kSteps][2][2];
 
@@ -64,7 +66,7 @@ struct RowReader {
       const S* row = static_cast<const S*>(rows) + (place.offset[h] + column);
       Stored<S, T>& to = ahead[slot][q][h];
       if (!whole) to.clear();
-      if (whole || column + q * kGroup<T> < place.columns_left) to.load(row + q * kGroup<T>);
+      if (whole || column + q * kGroup<T> < place.columns_left) to.template load<kWritten>(row + q * kGroup<T>);
     }
   }
 };
@@ -97,7 +99,7 @@ PUMA_DEVICE void first_product(const AdapterArguments& p, WeightStream<T, kWidth
   constexpr int kStepColumns = PackedWeights<T, kWidth>::kStepColumns;
   constexpr int kSteps = kAhead<T, In>;
   const int steps = stream.steps(p);
-  RowReader<In, T, kSteps> input;
+  RowReader<In, T, kSteps, kBackward> input;  // the forward's kernel in front writes no input of the operator
 #pragma unroll
   for (int a = 0; a < kSteps; ++a) {
     if (a < steps) input.read(p.input, place, a, a * kStepColumns);
@@ -129,7 +131,8 @@ PUMA_DEVICE void first_product(const AdapterArguments& p, WeightStream<T, kWidth
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           constexpr int kBytes = 2 * 8 * kTiles * 16;  // of 16 rows of the weights
-          dev::warpgroup_product(T{}, sums, fragment_half(operand[i / 2], i % 2).word, weights, i * kBytes, kTiles, true);
+          const auto a = fragment_half(operand[i / 2], i % 2);
+          dev::warpgroup_product(T{}, sums, a.word, weights, i * kBytes, kTiles, true);
         }
         dev::warpgroup_end(sums);
       } else {

@@ -9,9 +9,10 @@
 namespace puma {
 
 // A chunk is what a warp moves at once: kUnroll times 32 lanes times kElements<T> elements of one sample. Forward: each
-// warp of the grid has one of the first chunks as its own; the others are taken from a counter by warps that have no rows
-// to multiply, or none any more. Who moves which does not show in the result. Backward: there is nothing to wait for, so
-// each warp has its share and the counter, which a second backward of the same forward would find used, is left alone.
+// warp of the grid has one of the first chunks as its own; the others are taken from a counter by warps that have no
+// rows to multiply, or none any more. Who moves which does not show in the result. Backward: there is nothing to wait
+// for, so each warp has its share, and the counter, which a second backward of the same forward would find used, is
+// left alone.
 template <typename T, typename R, bool kBackward, Branch kBranch>
 class DroppedSamples {
  public:

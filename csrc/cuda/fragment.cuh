@@ -63,9 +63,14 @@ struct Stored {
 #pragma unroll
     for (int i = 0; i < kUnits; ++i) unit[i] = Bytes16{{0, 0, 0, 0}};
   }
+  // kWritten: the kernel in front may have written it.
+  template <bool kWritten = false>
   PUMA_DEVICE void load(const S* address) {
 #pragma unroll
-    for (int i = 0; i < kUnits; ++i) unit[i] = dev::load_global16(address + i * kElements<S>);
+    for (int i = 0; i < kUnits; ++i) {
+      const S* part = address + i * kElements<S>;
+      unit[i] = kWritten ? dev::load_written16(part) : dev::load_global16(part);
+    }
   }
   PUMA_DEVICE void store(S* address) const {
 #pragma unroll

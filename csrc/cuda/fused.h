@@ -27,19 +27,25 @@ class Workspace {
   int64_t bytes_ = 0;
 };
 
-// What the backward takes over from the forward, prepared_bytes() in all, in dense parts.
-struct PreparedParts {
-  Bytes16* weights;  // packed for the backward
+// The list of samples, in dense parts: list_bytes().
+struct ListParts {
   SampleList* list;
   int32_t* order;
   float* factors;
 
-  PreparedParts(char* base, const AdapterSizes& s, int64_t packed_units) {
-    weights = reinterpret_cast<Bytes16*>(base);
-    list = reinterpret_cast<SampleList*>(weights + packed_units);
-    order = reinterpret_cast<int32_t*>(list + 1);
-    factors = reinterpret_cast<float*>(order + divide_up(s.samples, 4) * 4);
-  }
+  ListParts(char* base, int64_t samples)
+      : list(reinterpret_cast<SampleList*>(base)),
+        order(reinterpret_cast<int32_t*>(list + 1)),
+        factors(reinterpret_cast<float*>(order + divide_up(samples, 4) * 4)) {}
+};
+
+// What the backward takes over from the forward: prepared_bytes().
+struct PreparedParts {
+  Bytes16* weights;  // packed for the backward
+  ListParts samples;
+
+  PreparedParts(void* base, const AdapterSizes& s, int64_t packed_units)
+      : weights(static_cast<Bytes16*>(base)), samples(reinterpret_cast<char*>(weights + packed_units), s.samples) {}
 };
 
 template <typename T, typename R, int kWidth>
@@ -50,31 +56,34 @@ class FusedAdapter {
   static int64_t forward(const Launcher& launcher, const ForwardProblem& p, char* workspace) {
     Workspace space(workspace);
     AdapterArguments a = common(p.sizes);
-    PrepareArguments prepare{};
-    prepare.gate = p.gate;
-    prepare.samples = p.sizes.samples;
-    prepare.scale = static_cast<float>(p.scale);
-    prepare.padded_channels = a.padded_channels;
-    const int64_t units = packed_units(a);
     const AdapterSizes& s = p.sizes;
+    const int64_t units = packed_units(a);
     auto* weights = space.take<Bytes16>(units);
+    auto* own_list = space.take<char>(p.prepared == nullptr ? list_bytes(s.samples) : 0);
+    if (workspace == nullptr) return space.bytes();
+
+    PrepareArguments prepare{};
     prepare.packings[0] = {as_operand(p.down, s.channels, s.width), as_operand(p.up, s.width, s.channels), weights};
     prepare.packing_count = 1;
-    auto* own = p.prepared == nullptr ? space.take<char>(prepared_bytes(s, sizeof(T))) : static_cast<char*>(p.prepared);
-    if (workspace == nullptr) return space.bytes();
-    const PreparedParts parts(own, s, units);
+    ListParts list(own_list, s.samples);
     if (p.prepared != nullptr) {
+      const PreparedParts prepared(p.prepared, s, units);
       prepare.packings[1] = {as_transposed_operand(p.up, s.width, s.channels),
-                             as_transposed_operand(p.down, s.channels, s.width), parts.weights};
+                             as_transposed_operand(p.down, s.channels, s.width), prepared.weights};
       prepare.packing_count = 2;
+      list = prepared.samples;
     }
-    prepare.list = parts.list;
-    prepare.order = parts.order;
-    prepare.factors = parts.factors;
+    prepare.gate = p.gate;
+    prepare.samples = s.samples;
+    prepare.scale = static_cast<float>(p.scale);
+    prepare.padded_channels = a.padded_channels;
+    prepare.list = list.list;
+    prepare.order = list.order;
+    prepare.factors = list.factors;
     prepare.pack_blocks = plan_pack_blocks(prepare.packing_count * units);
     launcher.template run<PrepareKernel<T, kWidth>>(prepare.pack_blocks + 1, kPrepareSharedBytes, prepare);
 
-    take_over(parts, weights, p.gate, a);
+    take_over(list, weights, p.gate, a);
     a.input = p.tokens;
     a.residual = p.residual;
     a.branch = p.branch;
@@ -102,9 +111,8 @@ class FusedAdapter {
     T* narrow_grad = need_weights && !same_type<R, T> ? space.take<T>(rows * p.sizes.channels) : nullptr;
     float* parts = need_weights ? space.take<float>(gradient.part_elements) : nullptr;
     if (workspace == nullptr) return space.bytes();
-    auto* base = const_cast<char*>(static_cast<const char*>(p.prepared));  // the backward writes nothing there
-    const PreparedParts prepared(base, p.sizes, packed_units(a));
-    take_over(prepared, prepared.weights, p.gate, a);
+    const PreparedParts prepared(const_cast<void*>(p.prepared), p.sizes, packed_units(a));  // nothing is written there
+    take_over(prepared.samples, prepared.weights, p.gate, a);
     a.input = p.grad;
     a.output = p.grad_tokens;
     a.mask = p.hidden;
@@ -165,10 +173,10 @@ class FusedAdapter {
     return 2 * (a.padded_channels / Packed::kStepColumns) * Packed::kUnitsPerStep;
   }
 
-  static void take_over(const PreparedParts& parts, const Bytes16* weights, const void* gate, AdapterArguments& a) {
-    a.list = parts.list;
-    a.order = parts.order;
-    a.factors = parts.factors;
+  static void take_over(const ListParts& samples, const Bytes16* weights, const void* gate, AdapterArguments& a) {
+    a.list = samples.list;
+    a.order = samples.order;
+    a.factors = samples.factors;
     a.gate = static_cast<const float*>(gate);
     a.weights = weights;
   }

@@ -1,5 +1,6 @@
 // What precedes the adapter's main kernels, in one launch: the kept samples are listed, and the two weight matrices are
-// packed as the tensor cores read them, padded with zeros to whole groups; for the backward as well, if there will be one.
+// packed as the tensor cores read them, padded with zeros to whole groups, for the backward as well if there will be
+// one.
 #pragma once
 
 #include <cmath>
@@ -31,7 +32,7 @@ struct PrepareArguments {
   int64_t samples;
   SampleList* list;
   int32_t* order;     // (samples,): the kept samples in ascending order, then the dropped ones in ascending order
-  float* factors;     // (samples,): gate * scale of each, in that order. Or null. Both with zeros up to a multiple of 4
+  float* factors;     // (samples,): gate * scale of each, in that order. Or null; else both end in zeros, whole units
   float scale;
   Packing packings[2];  // for the forward and the backward
   int packing_count;
@@ -191,7 +192,8 @@ PUMA_DEVICE void prepare(const PrepareArguments& p) {
       packing.packed[unit] = pack_unit<T>(packing.first, step * Packed::kStepColumns + u.k, u.n, u.pair_stride);
     } else if constexpr (uses_warpgroups<T>) {
       const PackedUnit u = packed_unit<T>(index, 2 * kGroupTiles);
-      packing.packed[unit] = pack_unit<T>(packing.second, u.k, (step - steps) * Packed::kStepColumns + u.n, u.pair_stride);
+      const int64_t n = (step - steps) * Packed::kStepColumns + u.n;
+      packing.packed[unit] = pack_unit<T>(packing.second, u.k, n, u.pair_stride);
     } else {
       // One group of C after the other, so that few accumulators are needed at once.
       constexpr int kHalf = Packed::kUnitsPerStep / 2;

@@ -1,6 +1,7 @@
 // puma::stochastic_adapter and its backward on CUDA. Schemas and semantics: csrc/registration.cpp.
 #include <tuple>
 
+#include "../schemas.h"
 #include "general_path.h"
 #include "sizes.h"
 #include "torch_helpers.h"
@@ -80,9 +81,10 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& residual_in, const Tens
   Tensor hidden = new_tensor(tokens, {save_hidden ? rows : 0, s.width}, tokens.scalar_type());
   const int64_t element_size = static_cast<int64_t>(tokens.element_size());
   Tensor prepared = new_tensor(tokens, {save_hidden ? prepared_bytes(s, element_size) : 0}, ScalarType::Byte);
+  const bool fused = rows > 0 && fused_kernels_apply(s, element_size);
+  if (!fused) torch::stable::zero_(prepared);
   if (rows == 0) return {out, hidden, prepared};
 
-  const bool fused = fused_kernels_apply(s, element_size);
   const ForwardProblem problem{s,
                                residual.data_ptr(),
                                tokens.data_ptr(),
@@ -179,3 +181,6 @@ STABLE_TORCH_LIBRARY_IMPL(puma, CUDA, m) {
   m.impl("stochastic_adapter", TORCH_BOX(&puma::forward));
   m.impl("stochastic_adapter_backward", TORCH_BOX(&puma::backward));
 }
+
+// Asked for by puma_plugin/ops/loader.py.
+extern "C" __attribute__((visibility("default"))) int puma_cuda_schemas() { return puma::kSchemas; }

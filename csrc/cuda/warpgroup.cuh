@@ -44,7 +44,8 @@ namespace detail {
 // swizzle: 0 none, 1 of 128 bytes. Addresses in shared memory have 18 bits at most; a constant offset is one addition.
 PUMA_DEVICE uint64_t descriptor(const void* shared, int offset, int leading, int stride, int swizzle) {
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  const uint32_t low = (address >> 4) + (static_cast<uint32_t>(offset >> 4) | static_cast<uint32_t>(leading >> 4) << 16);
+  const uint32_t constant = static_cast<uint32_t>(offset >> 4) | static_cast<uint32_t>(leading >> 4) << 16;
+  const uint32_t low = (address >> 4) + constant;
   const uint32_t high = static_cast<uint32_t>(stride >> 4) | static_cast<uint32_t>(swizzle) << 30;
   return static_cast<uint64_t>(high) << 32 | low;
 }
@@ -173,8 +174,8 @@ PUMA_DEVICE void warpgroup_product(T type, float (&d)[kTiles][4], const uint32_t
 }
 
 // d (64 x 8 kTiles) += a^T * b, a (16 x 64) and b (16 x 8 kTiles) in shared memory, `offset` bytes behind the given
-// addresses: rows of 64 elements in 128 bytes, of which unit u of row k lies at u ^ (k % 8); a second block of 64 columns
-// of b lies b_block bytes behind the first. Both begin at multiples of 1024 bytes.
+// addresses: rows of 64 elements in 128 bytes, of which unit u of row k lies at u ^ (k % 8); a second block of 64
+// columns of b lies b_block bytes behind the first. Both begin at multiples of 1024 bytes.
 template <typename T, int kTiles>
 PUMA_DEVICE void warpgroup_product_transposed(T type, float (&d)[kTiles][4], const void* a, const void* b, int offset,
                                               int b_block) {

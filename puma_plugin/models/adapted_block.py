@@ -25,7 +25,7 @@ def _recompute(norm: nn.Module, x: Tensor) -> _Recompute:
 def _cast_once(tokens: Tensor) -> Tensor:
     """Under autocast, tokens in its dtype: else the frozen branch and the adapter would each cast them, and back."""
     device_type = tokens.device.type
-    if tokens.dtype is torch.float32 and torch.is_autocast_enabled(device_type):
+    if device_type != "meta" and tokens.dtype is torch.float32 and torch.is_autocast_enabled(device_type):
         return tokens.to(torch.get_autocast_dtype(device_type))
     return tokens
 

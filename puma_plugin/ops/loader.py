@@ -4,6 +4,7 @@
 Where a kernel is missing, the plain-PyTorch definition runs instead, after one warning (or an error if PUMA_STRICT=1).
 """
 
+import ctypes
 import importlib
 import importlib.util
 import os
@@ -17,6 +18,7 @@ from packaging.version import Version
 OLDEST_TORCH = "2.10"
 # The operators' schemas that these Python files call; `_C.schemas` says which ones the library has.
 SCHEMAS = 5
+OTHER_SOURCES = "the library was compiled from other sources than these Python files"
 REBUILD = "rebuild with `pip install --no-build-isolation .` in the source folder of puma_plugin"
 
 
@@ -63,7 +65,7 @@ def load_cpu_library() -> tuple[LibraryState, ModuleType | None]:
     except (ImportError, OSError, RuntimeError) as error:
         return LibraryState("_C", False, true_cause(error), error), None
     if getattr(module, "schemas", 1) != SCHEMAS:
-        return LibraryState("_C", False, "the library was compiled from other sources than these Python files"), None
+        return LibraryState("_C", False, OTHER_SOURCES), None
     return LibraryState("_C", True), module
 
 
@@ -78,8 +80,11 @@ def load_cuda_library(cpu: LibraryState) -> LibraryState:
         return LibraryState("_C_cuda", False, "the library is missing: it was not compiled")
     try:
         torch.ops.load_library(spec.origin)
+        schemas = getattr(ctypes.CDLL(spec.origin), "puma_cuda_schemas", lambda: 0)()
     except (ImportError, OSError, RuntimeError) as error:
         return LibraryState("_C_cuda", False, true_cause(error), error)
+    if schemas != SCHEMAS:
+        return LibraryState("_C_cuda", False, OTHER_SOURCES)
     return LibraryState("_C_cuda", True)
 
 

@@ -1,6 +1,7 @@
 """Python face of the stochastic adapter: validation, autocast, fake kernels, autograd around the compiled operator."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -182,10 +183,9 @@ def _fake_forward(
 
 def _prepared_bytes(tokens: Tensor, rank: int) -> int:
     """``prepared_bytes`` of csrc/cuda/sizes.h: what the forward on CUDA leaves to the backward besides ``hidden``."""
-    samples, length, width = tokens.shape
+    samples, _, width = tokens.shape
     size = tokens.dtype.itemsize
-    applies = size <= 4 and rank <= 128 and width * size % 16 == 0 and samples * length <= 1 << 30 and width <= 1 << 20
-    if samples * length == 0 or not applies:
+    if size > 4 or not 1 <= rank <= 128 or width * size % 16 != 0 or not 1 <= width <= 1 << 20:
         return 0
     step = 128 // size
     packed_weights = 2 * (-(-width // step) * step) * (64 if rank <= 64 else 128) * size
@@ -250,6 +250,13 @@ def _branch_gradient(ctx, grad: Tensor) -> Tensor | None:  # type: ignore[no-unt
     return grad.to(ctx.branch_dtype) if ctx.needs_input_grad[5] else None
 
 
+def _autocast_as_before(device_type: str, dtype: torch.dtype | None) -> AbstractContextManager[None]:
+    """Autocast to ``dtype``, or none; there is none on meta tensors."""
+    if device_type == "meta":
+        return nullcontext()
+    return torch.autocast(device_type, dtype, enabled=dtype is not None)
+
+
 class _StochasticAdapter(torch.autograd.Function):
     """The operator's autograd for eager code, see `eager`; the same arguments and ``recompute``."""
 
@@ -276,11 +283,9 @@ class _StochasticAdapter(torch.autograd.Function):
             if recompute is not None:
                 ctx.function, kept = recompute
                 device_type = tokens.device.type
-                ctx.autocast = (
-                    device_type,
-                    torch.get_autocast_dtype(device_type),
-                    torch.is_autocast_enabled(device_type),
-                )
+                ctx.autocast = None
+                if device_type != "meta" and torch.is_autocast_enabled(device_type):
+                    ctx.autocast = torch.get_autocast_dtype(device_type)
             ctx.save_for_backward(kept, down, up, gate, hidden, prepared)
         return out
 
@@ -290,8 +295,7 @@ class _StochasticAdapter(torch.autograd.Function):
             return (None,) * 9
         saved = ctx.saved_tensors
         if ctx.function is not None:
-            device_type, dtype, enabled = ctx.autocast
-            with torch.no_grad(), torch.autocast(device_type, dtype, enabled=enabled):
+            with torch.no_grad(), _autocast_as_before(saved[1].device.type, ctx.autocast):
                 saved = (ctx.function(saved[0]).to(saved[1].dtype), *saved[1:])
         with in_backward():
             gradients = _gradients(ctx.needs_input_grad, grad, saved, ctx.scale)

@@ -130,7 +130,8 @@ class HostBackend {
 
 template <typename T, typename R>
 void run_fused(const HostLauncher& launcher, const ForwardProblem& forward, const BackwardProblem& backward) {
-  with_fused_adapter<T, R>(forward.sizes.width, [&](auto adapter) {
+  const AdapterSizes& s = forward.sizes;
+  with_fused_adapter<T, R>(s.width, [&](auto adapter) {
     // Where no backward follows, the forward keeps what it prepares to itself.
     ForwardProblem alone = forward;
     alone.hidden = alone.prepared = nullptr;
@@ -138,8 +139,17 @@ void run_fused(const HostLauncher& launcher, const ForwardProblem& forward, cons
     adapter.forward(launcher, alone, alone_workspace.get<char>());
     Buffer forward_workspace(adapter.forward(launcher, forward, nullptr));
     adapter.forward(launcher, forward, forward_workspace.get<char>());
-    Buffer backward_workspace(adapter.backward(launcher, backward, nullptr));
-    return adapter.backward(launcher, backward, backward_workspace.get<char>());
+    // A backward may be followed by another one of the same forward.
+    const int64_t bytes = prepared_bytes(s, sizeof(T)), elements = s.samples * s.tokens_per_sample * s.channels;
+    const auto* begin = static_cast<const char*>(forward.prepared);
+    const std::vector<char> before(begin, begin + bytes);
+    for (int time = 0; time < 2; ++time) {
+      if (backward.grad_tokens != nullptr) std::memset(backward.grad_tokens, 0xff, elements * sizeof(T));
+      Buffer backward_workspace(adapter.backward(launcher, backward, nullptr));
+      adapter.backward(launcher, backward, backward_workspace.get<char>());
+      if (!std::equal(before.begin(), before.end(), begin)) dev::host::fail("the backward changed what was prepared");
+    }
+    return int64_t{0};
   });
 }
 

@@ -89,6 +89,28 @@ def test_the_same_bits_every_time() -> None:
         assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
 
 
+def test_two_backwards_of_one_forward() -> None:
+    x, h, down, up, gate = inputs(BF16, BF16, 32, 205, 384, 128)
+    out = ops.stochastic_adapter(x, h, down, up, gate, 0.1)
+    grad = torch.randn_like(x)
+    first = torch.autograd.grad(out, (h, down, up), grad, retain_graph=True)
+    second = torch.autograd.grad(out, (h, down, up), grad)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not first[0][gate == 0].any()
+
+
+def test_a_backward_right_behind_its_forward() -> None:
+    x, h, down, up, gate = inputs(BF16, F32, 64, 205, 384, 128)
+    grads = [torch.randn_like(x) for _ in range(4)]
+    for grad in grads:  # queued while the device waits, so that nothing lies between forward and backward
+        torch.cuda._sleep(2_000_000)
+        quick = torch.autograd.grad(ops.stochastic_adapter(x, h, down, up, gate, 0.1), (h, down, up), grad)
+        out = ops.stochastic_adapter(x, h, down, up, gate, 0.1)
+        torch.cuda.synchronize()
+        slow = torch.autograd.grad(out, (h, down, up), grad)
+        assert all(torch.equal(a, b) for a, b in zip(quick, slow, strict=True))
+
+
 def test_a_graph_replays_with_another_gate() -> None:
     x, h, down, up, gate = (t.detach() for t in inputs(BF16, BF16, 16, 50, 384, 128))
     operator = torch.ops.puma.stochastic_adapter

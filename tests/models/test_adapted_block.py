@@ -42,6 +42,43 @@ def test_stream_branch_and_adapter_are_added_in_one_pass(
     assert (3, tokens, vit.embed_dim) not in sums.shapes
 
 
+class Casts(TorchDispatchMode):
+    """Counts the conversions of tensors of one shape."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = shape
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.name == "aten::_to_copy" and tuple(args[0].shape) == self.shape:
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_tokens_are_cast_once_under_autocast(make_vit: Callable[..., nn.Module]) -> None:
+    """For the frozen branch and the adapter together, in each direction."""
+    vit: Any = adapt(make_vit("vit_tiny_patch16_224"), adapter_dim=8, pool_size=0)
+    shape = (3, vit.num_prefix_tokens + 4, vit.embed_dim)
+    x = torch.randn(shape, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16), Casts(shape) as casts:
+        out = vit.blocks[0](x)
+    assert casts.count == 2  # of norm1's and norm2's output
+    with Casts(shape) as casts:
+        out.sum().backward()
+    # Of their gradients, of those of the two branches' outputs, and of the tokens that are computed once more.
+    assert casts.count == 6
+
+
+def test_a_block_of_meta_tensors(make_vit: Callable[..., nn.Module]) -> None:
+    vit: Any = adapt(make_vit("vit_tiny_patch16_224"), adapter_dim=8, pool_size=0).to("meta")
+    x = torch.randn(3, 5, vit.embed_dim, device="meta", requires_grad=True)
+    out = vit.blocks[0](x)
+    assert (out.shape, out.device.type) == (x.shape, "meta")
+    out.sum().backward()
+    assert vit.blocks[0].adapter1.down.grad.shape == (vit.embed_dim, 8)
+
+
 @pytest.mark.parametrize(
     ("stream", "branch_dtype", "result"),
     [

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from puma_plugin.ops import match_prompts, stochastic_adapter
 
@@ -129,6 +131,35 @@ def test_fake_and_meta_tensors_have_the_real_shapes() -> None:
     assert inputs[2].grad.shape == (8, 4)
     prompt, weights = match_prompts(*(torch.zeros(s, device="meta") for s in ((2, 8), (5, 8), (5, 8), (5, 3, 8))))
     assert (prompt.shape, weights.shape) == ((2, 3, 8), (2, 5))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "rank", "prepared"),
+    [
+        (torch.bfloat16, 384, 100, 2 * 384 * 128 * 2),
+        (torch.float32, 40, 64, 2 * 64 * 64 * 4),
+        (torch.float64, 64, 16, None),
+        (torch.float32, 6, 16, None),
+        (torch.float32, 64, 129, None),
+    ],
+    ids=str,
+)
+def test_fake_cuda_tensors_of_unknown_size(dtype: torch.dtype, width: int, rank: int, prepared: int | None) -> None:
+    """Nothing asks how many samples or tokens there are: programs may be exported without knowing."""
+    shapes = ShapeEnv()
+    with FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True):
+        samples, length = shapes.create_unbacked_symint(), shapes.create_unbacked_symint()
+        torch._check(samples >= 0)
+        torch._check(length >= 0)
+        tokens = torch.empty(samples, length, width, device="cuda", dtype=dtype)
+        down, up = (torch.empty(*shape, device="cuda", dtype=dtype) for shape in ((width, rank), (rank, width)))
+        out, hidden, got = OPS.stochastic_adapter.default(tokens, tokens, down, up, None, None, 0.1, True)
+    assert out.shape == tokens.shape
+    assert hidden.shape[1] == rank
+    if prepared is None:
+        assert got.shape == (0,)
+    else:
+        assert str(got.shape[0] - prepared - 16) == str(2 * (16 * -(-samples // 4)))
 
 
 def adapter_of(weight: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """What happens where a compiled library is missing, too old or broken."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -100,6 +101,10 @@ def test_a_library_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch)
     state, module = loader.load_cpu_library()
     assert (state.loaded, module) == (False, None)
     assert "compiled from other sources" in state.reason
+    if importlib.util.find_spec("puma_plugin._C_cuda") is not None and torch.version.cuda is not None:
+        state = loader.load_cuda_library(loader.CPU_LIBRARY)
+        assert not state.loaded
+        assert "compiled from other sources" in state.reason
 
 
 @pytest.fixture
