@@ -333,7 +333,6 @@ template <typename T, typename R, int kWidth, bool kBackward, Branch kBranch>
 PUMA_DEVICE void adapter(const AdapterArguments& p) {
   using Stream = WeightStream<T, kWidth>;
   using Plan = typename Stream::Plan;
-  using Dropped = DroppedSamples<T, R, kBackward, kBranch>;
   Stream::set_up(p);
   prefetch_kept_input<std::conditional_t<kBackward, R, T>>(p);
   dev::sync_block();
@@ -343,7 +342,6 @@ PUMA_DEVICE void adapter(const AdapterArguments& p) {
   LanePlace<T> place(p);
   if (Plan(p).passes() > 0) {
     Stream stream(p, Plan(p));
-    Dropped(p).move_own();  // while the weights are on their way
     for (; place.pass < Plan(p).passes(); ++place.pass) {
       if (place.pass > 0) place.find_rows(p);
       place.rows_left = Plan(p).kept_rows - place.compact();
@@ -355,10 +353,8 @@ PUMA_DEVICE void adapter(const AdapterArguments& p) {
       if (p.output != nullptr) second_product<T, R, kWidth, kBackward, kBranch>(p, stream, place, hidden);
       stream.end_pass(p, place.pass);
     }
-  } else {
-    Dropped(p).move_own();
   }
-  Dropped(p).move_others();
+  if (p.output != nullptr) DroppedSamples<T, R, kBackward, kBranch>(p).move();
 }
 
 }  // namespace puma

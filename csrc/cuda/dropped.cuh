@@ -3,39 +3,33 @@
 
 #include <type_traits>
 
-#include "adapter_arguments.h"
-#include "fragment.cuh"
+#include "schedule.cuh"
 
 namespace puma {
 
-// A chunk is what a warp moves at once: kUnroll times 32 lanes times kElements<T> elements of one sample. Forward: each
-// warp of the grid has one of the first chunks as its own; the others are taken from a counter by warps that have no
-// rows to multiply, or none any more. Who moves which does not show in the result. Backward: there is nothing to wait
-// for, so each warp has its share, and the counter, which a second backward of the same forward would find used, is
-// left alone.
+// A chunk is what a warp moves at once: kUnroll times 32 lanes times kElements<T> elements of one sample. They are moved
+// by warps that have no rows to multiply, or none any more. (All warps moving one at first, while weights are on their
+// way, was slower on an H200.) Who moves which does not show in the result.
+//   Forward:  chunks are taken from a counter.
+//   Backward: there is nothing to wait for, so the warps without rows in the last pass share them out, or all warps if
+//             those are few. The counter, which a second backward of the same forward would find used, is left alone.
 template <typename T, typename R, bool kBackward, Branch kBranch>
 class DroppedSamples {
  public:
-  // What it computes is computed anew each time: kept from the first to the last, it would cost registers in between.
   PUMA_DEVICE explicit DroppedSamples(const AdapterArguments& p)
-      : p_(p), elements_(static_cast<int64_t>(dev::here(static_cast<uint32_t>(p.tokens_per_sample))) * p.channels) {}
+      : p_(p), elements_(static_cast<int64_t>(p.tokens_per_sample) * p.channels) {}
 
-  // Both are called by whole warps.
-  PUMA_DEVICE void move_own() {
-    int64_t chunk = dev::warp() * dev::blocks() + dev::block();
-    while (begin(chunk)) {
-      finish();
-      if constexpr (!kBackward) return;
-      chunk += warps();
-    }
-  }
-  // Returns when no other chunk is left.
-  PUMA_DEVICE void move_others() {
-    if (kBackward || p_.output == nullptr) return;
-    int64_t chunk = take();
-    while (begin(chunk)) {
-      chunk = take();  // meanwhile
-      finish();
+  // By whole warps; returns when nothing is left for this one.
+  PUMA_DEVICE void move() {
+    if constexpr (kBackward) {
+      const Movers movers(p_);
+      for (int64_t chunk = movers.first; begin(chunk); chunk += movers.count) finish();
+    } else {
+      int64_t chunk = take();
+      while (begin(chunk)) {
+        chunk = take();  // meanwhile
+        finish();
+      }
     }
   }
 
@@ -47,16 +41,31 @@ class DroppedSamples {
   static constexpr int64_t kStride = 32 * kElements<T>;
   static constexpr int64_t kChunk = kUnroll * kStride;
 
-  PUMA_DEVICE static int64_t warps() { return dev::blocks() * (dev::threads() / 32); }
+  // The warps of the backward that move chunks.
+  struct Movers {
+    int64_t first = INT64_MAX;  // this warp's first chunk; none if it is no mover
+    int64_t count = 0;
+
+    PUMA_DEVICE explicit Movers(const AdapterArguments& p) {
+      using Plan = Schedule<kWarpsTogether<T>>;
+      const int slots = Plan::slots(), tiles = Plan(p).tiles;
+      const int busy = tiles == 0 ? 0 : (tiles - 1) % slots + 1;  // groups with rows in the last pass: the first ones
+      const int begin = (slots - busy) * 8 < slots ? 0 : busy;
+      count = static_cast<int64_t>(slots - begin) * kWarpsTogether<T>;
+      const int group = Plan::tile(0) - begin;
+      if (group >= 0) first = static_cast<int64_t>(group) * kWarpsTogether<T> + dev::warp() % kWarpsTogether<T>;
+    }
+  };
+
   PUMA_DEVICE int64_t take() const {
-    return warps() + dev::first_lane(dev::lane() == 0 ? dev::add_global(&p_.list->next_chunk, 1) : 0);
+    return dev::first_lane(dev::lane() == 0 ? dev::add_global(&p_.list->next_chunk, 1) : 0);
   }
   // The reads of a chunk, if there is such a one.
   PUMA_DEVICE bool begin(int64_t chunk) {
     left_ = 0;
     const int kept = p_.list->kept;
     const int64_t chunks_per_sample = (elements_ + kChunk - 1) / kChunk;
-    if (p_.output == nullptr || chunk >= (p_.samples - kept) * chunks_per_sample) return false;
+    if (chunk >= (p_.samples - kept) * chunks_per_sample) return false;
     const int64_t rank = chunk / chunks_per_sample;
     const int64_t in_sample = (chunk - rank * chunks_per_sample) * kChunk + dev::lane() * kElements<T>;
     first_ = p_.order[kept + rank] * elements_ + in_sample;
