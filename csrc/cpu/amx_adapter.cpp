@@ -2,9 +2,7 @@
 
 #include <cstring>
 
-#include "simd.h"
-
-#if defined(__x86_64__)
+#if PUMA_HAS_AMX
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 has many in its own header
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "lines.h"
+#include "simd.h"
 #include "vector.h"
 
 namespace puma {

@@ -1,6 +1,6 @@
 #include "simd.h"
 
-#if defined(__x86_64__) && defined(__linux__)
+#if PUMA_HAS_AMX
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -16,7 +16,7 @@ constexpr const char* kNames[] = {"default", "avx2", "avx512", "avx512_vnni", "a
 
 // The matrix unit, with products of bfloat16. Its registers are many: the system gives them to those who ask.
 bool has_amx() {
-#if defined(__x86_64__) && defined(__linux__)
+#if PUMA_HAS_AMX
   constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
       __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512dq") &&

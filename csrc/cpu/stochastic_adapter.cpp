@@ -221,7 +221,7 @@ void add_dropped(R* out, const R* residual, const Branch<R, T>& branch, int64_t 
   }
 }
 
-#if defined(__x86_64__)
+#if PUMA_HAS_AMX
 // This part's share of the kept rows, kAmxRows at a time.
 template <class F>
 void for_each_step(const Plan& plan, int64_t part, int64_t parts, const F& body) {
@@ -258,7 +258,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(
   const R* const residual_data = const_data<R>(residual);
   const T* const tokens_data = const_data<T>(tokens);
   const Branch<R, T> branch(branch_tensor, samples * length * width);
-#if defined(__x86_64__)
+#if PUMA_HAS_AMX
   if constexpr (std::is_same_v<T, bf16>) {
     if (amx_serves(width, rank)) {
       const auto down_operand = AmxOperand::of(const_data<bf16>(down), width, rank);
@@ -369,7 +369,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(
       std::memset(static_cast<void*>(grad_tokens_data + offset), 0, static_cast<size_t>(n) * sizeof(T));
     });
   };
-#if defined(__x86_64__)
+#if PUMA_HAS_AMX
   if constexpr (std::is_same_v<T, bf16>) {
     if (amx_serves(width, rank)) {
       const auto down_operand = AmxOperand::of_transposed(const_data<bf16>(down), rank, width);
