@@ -23,7 +23,11 @@ struct alignas(64) TileConfiguration {
 
 constexpr TileConfiguration kConfiguration;
 
-PUMA_AMX void configure() { _tile_loadconfig(&kConfiguration); }
+PUMA_AMX void configure() {
+  const void* configuration = &kConfiguration;
+  asm volatile("" : "+r"(configuration) : : "memory");  // the intrinsic does not say that it reads all 64 bytes
+  _tile_loadconfig(configuration);
+}
 PUMA_AMX void release() { _tile_release(); }
 
 // The intrinsics of tiles do not tell the compiler which memory they use.

@@ -14,18 +14,30 @@ namespace {
 
 constexpr const char* kNames[] = {"default", "avx2", "avx512", "avx512_vnni", "amx"};
 
-// The matrix unit, with products of bfloat16. Its registers are many: the system gives them to those who ask.
+#if defined(__x86_64__)
+// The matrix unit, with products of bfloat16.
 bool has_amx() {
 #if PUMA_HAS_AMX
-  constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
-      __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512dq") &&
-      syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+      __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512dq");
+#else
+  return false;
+#endif
+}
+#endif
+
+// Its registers are many: the system gives them to processes that ask. Those who will not use them should not, because
+// afterwards the system refuses small stacks for signals.
+bool amx_is_granted() {
+#if PUMA_HAS_AMX
+  constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
 #else
   return false;
 #endif
 }
 
+// Of this machine.
 InstructionSet best() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -40,13 +52,21 @@ InstructionSet best() {
 
 InstructionSet wanted() {
   const char* const name = std::getenv("PUMA_CPU_CAPABILITY");
-  if (name == nullptr || *name == '\0') return best();
-  for (int i = 0; i <= static_cast<int>(best()); ++i) {
-    if (std::string(name) == kNames[i]) return static_cast<InstructionSet>(i);
+  const InstructionSet most = best();
+  if (name == nullptr || *name == '\0') {
+    return most == InstructionSet::amx && !amx_is_granted() ? InstructionSet::avx512_vnni : most;
+  }
+  for (int i = 0; i <= static_cast<int>(most); ++i) {
+    if (std::string(name) != kNames[i]) continue;
+    const auto named = static_cast<InstructionSet>(i);
+    if (named == InstructionSet::amx && !amx_is_granted()) {
+      throw std::runtime_error("PUMA_CPU_CAPABILITY is amx, but the system refuses the registers of the matrix unit");
+    }
+    return named;
   }
   throw std::runtime_error(
       "PUMA_CPU_CAPABILITY must be default, avx2, avx512, avx512_vnni or amx and no more than this machine has, "
-      "which is " + std::string(kNames[static_cast<int>(best())]) + "; got " + name);
+      "which is " + std::string(kNames[static_cast<int>(most)]) + "; got " + name);
 }
 
 }  // namespace

@@ -13,7 +13,7 @@
 #define PUMA_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,prefer-vector-width=512")))
 #define PUMA_AVX512_VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
 // Compilers that know the matrix unit, and a system that can be asked for its registers.
-#if defined(__x86_64__) && defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 16 : __GNUC__ >= 12)
+#if defined(__x86_64__) && defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 19 : __GNUC__ >= 12)
 #define PUMA_HAS_AMX 1
 #else
 #define PUMA_HAS_AMX 0

@@ -222,12 +222,22 @@ void add_dropped(R* out, const R* residual, const Branch<R, T>& branch, int64_t 
 }
 
 #if PUMA_HAS_AMX
-// This part's share of the kept rows, kAmxRows at a time.
+// A part's share of the kept rows, kAmxRows at a time.
+struct Steps {
+  int64_t rows, begin, end;
+
+  Steps(const Plan& plan, int64_t part, int64_t parts)
+      : rows(static_cast<int64_t>(plan.kept_samples.size()) * plan.tokens_per_sample) {
+    const int64_t steps = (rows + kAmxRows - 1) / kAmxRows;
+    begin = steps * part / parts;
+    end = steps * (part + 1) / parts;
+  }
+};
+
 template <class F>
-void for_each_step(const Plan& plan, int64_t part, int64_t parts, const F& body) {
-  const int64_t rows = static_cast<int64_t>(plan.kept_samples.size()) * plan.tokens_per_sample;
-  const int64_t steps = (rows + kAmxRows - 1) / kAmxRows;
-  for (int64_t i = steps * part / parts; i < steps * (part + 1) / parts; ++i) {
+void for_each_step(const Plan& plan, const Steps& steps, const F& body) {
+  const int64_t rows = steps.rows;
+  for (int64_t i = steps.begin; i < steps.end; ++i) {
     AmxRows step;
     step.packed = i * kAmxRows;
     step.count = std::min(kAmxRows, rows - step.packed);
@@ -264,13 +274,15 @@ std::tuple<Tensor, Tensor, Tensor> forward(
       const auto down_operand = AmxOperand::of(const_data<bf16>(down), width, rank);
       const auto up_operand = AmxOperand::of(const_data<bf16>(up), rank, width);
       for_each_part(samples * length * width, [&](int64_t part, int64_t parts) {
-        AmxForward<R> adapter(
-            down_operand, up_operand, tokens_data, residual_data, branch.wide, branch.narrow, out_data,
-            save_hidden ? hidden_data : nullptr);
-        for_each_step(plan, part, parts, [&](const AmxRows& rows) { adapter.step(rows); });
         for_each_dropped(plan, width, part, parts, [&](int64_t offset, int64_t n) {
           add_dropped<R, T>(out_data, residual_data, branch, offset, n);
         });
+        const Steps steps(plan, part, parts);
+        if (steps.begin == steps.end) return;
+        AmxForward<R> adapter(
+            down_operand, up_operand, tokens_data, residual_data, branch.wide, branch.narrow, out_data,
+            save_hidden ? hidden_data : nullptr);
+        for_each_step(plan, steps, [&](const AmxRows& rows) { adapter.step(rows); });
       });
       return {out, hidden, prepared};
     }
@@ -336,14 +348,17 @@ struct WeightSum {
   }
 };
 
-// The sums of all threads; those without work have none.
+// The sums of all threads; those without work have none. Each element's are added in the order of the threads.
 template <class T>
 void reduce(const std::vector<Lines<accumulate_t<T>>>& parts, T* out, int64_t elements) {
+  constexpr int64_t kGrain = 16384;
   const auto total = zero_lines<accumulate_t<T>>(elements);
-  for (const auto& part : parts) {
-    if (part != nullptr) accumulate<accumulate_t<T>>(total.get(), part.get(), elements);
-  }
-  convert(out, total.get(), elements);
+  torch::stable::parallel_for(0, elements, kGrain, [&](int64_t begin, int64_t end) {
+    for (const auto& part : parts) {
+      if (part != nullptr) accumulate<accumulate_t<T>>(total.get() + begin, part.get() + begin, end - begin);
+    }
+    convert(out + begin, total.get() + begin, end - begin);
+  });
 }
 
 template <class R, class T>
@@ -376,6 +391,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(
       const auto up_operand = AmxOperand::of_transposed(const_data<bf16>(up), width, rank);
       for_each_part(samples * length * width, [&](int64_t part, int64_t parts) {
         drop(part, parts);
+        const Steps steps(plan, part, parts);
+        if (steps.begin == steps.end) return;
         if (need_weights) {
           down_sums[part] = zero_lines<accumulate_t<T>>(rank * width);
           up_sums[part] = zero_lines<accumulate_t<T>>(rank * width);
@@ -383,7 +400,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(
         AmxBackward<R> adapter(
             down_operand, up_operand, grad_data, tokens_data, hidden_data, need_tokens ? grad_tokens_data : nullptr,
             down_sums[part].get(), up_sums[part].get());
-        for_each_step(plan, part, parts, [&](const AmxRows& rows) { adapter.step(rows); });
+        for_each_step(plan, steps, [&](const AmxRows& rows) { adapter.step(rows); });
         adapter.finish();
       });
       if (!need_weights) return {grad_tokens, grad_down, grad_up};

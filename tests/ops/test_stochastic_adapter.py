@@ -201,18 +201,17 @@ def test_not_contiguous_inputs(device: str, adapter_inputs: Callable[..., list[T
     torch.testing.assert_close(torch.autograd.grad(out.sum(), strided), torch.autograd.grad(expected.sum(), inputs))
 
 
-def test_two_threads_give_one_threads_result(adapter_inputs: Callable[..., list[Tensor]], device: str) -> None:
+def test_two_threads_give_one_threads_result(
+    adapter_inputs: Callable[..., list[Tensor]], device: str, set_threads: Callable[[int], None]
+) -> None:
     """Large enough to be split: worker threads see no autograd state, and sums are in a fixed order."""
     inputs = adapter_inputs(7, 100, 256, 16, torch.float32)
     gate = gates("mixed", 7, device)
     results = []
-    try:
-        for threads in (1, 2, 2):
-            torch.set_num_threads(threads)
-            out = stochastic_adapter(*inputs, gate)
-            results.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
-    finally:
-        torch.set_num_threads(1)
+    for threads in (1, 2, 2):
+        set_threads(threads)
+        out = stochastic_adapter(*inputs, gate)
+        results.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-4)
     assert all(torch.equal(a, b) for a, b in zip(results[1], results[2], strict=True))
 
@@ -224,6 +223,7 @@ def test_many_samples_with_random_gates(
     residual_dtype: torch.dtype,
     dtype: torch.dtype,
     threads: int,
+    set_threads: Callable[[int], None],
     adapter_inputs: Callable[..., list[Tensor]],
     error: Callable[[Tensor, Tensor], float],
 ) -> None:
@@ -231,13 +231,10 @@ def test_many_samples_with_random_gates(
     samples = 150
     inputs = adapter_inputs(samples, 29, 256, 12, dtype, residual_dtype)
     gate = (torch.rand(samples) < 0.8).float().to(device) * 1.25
-    try:
-        torch.set_num_threads(threads)
-        out = stochastic_adapter(*inputs, gate)
-        grad = torch.randn(out.shape, device=device, dtype=residual_dtype)
-        got_grads = torch.autograd.grad(out, inputs, grad)
-    finally:
-        torch.set_num_threads(1)
+    set_threads(threads)
+    out = stochastic_adapter(*inputs, gate)
+    grad = torch.randn(out.shape, device=device, dtype=residual_dtype)
+    got_grads = torch.autograd.grad(out, inputs, grad)
     expected = by_hand(inputs, gate, 0.1, relu_mask(inputs, gate))
     assert error(out, expected) <= TOLERANCE[dtype]
     for got, wanted in zip(got_grads, torch.autograd.grad(expected, inputs, grad.double()), strict=True):
