@@ -251,33 +251,37 @@ class Addends {
   static constexpr bool kHasBranch = kBranch != Branch::kNone;
 
  public:
-  PUMA_DEVICE void read_group(const AdapterArguments& p, const LanePlace<T>& place, int column, int q) {
-    residual_.read_group(p.residual, place, 0, column, q);
-    if constexpr (kHasBranch && sizeof(T) < 4) branch_.read_group(p.branch, place, 0, column, q);
-  }
+  static constexpr int kSteps = kHasBranch ? 1 : kAhead<T, R>;  // read ahead, each in a slot
   // float's branch: registers do not last for both.
-  PUMA_DEVICE void read_late(const AdapterArguments& p, const LanePlace<T>& place, int column, int q) {
-    if constexpr (kHasBranch && sizeof(T) == 4) branch_.read_group(p.branch, place, 0, column, q);
+  static constexpr bool kBranchLate = kHasBranch && sizeof(T) == 4;
+
+  PUMA_DEVICE void read_group(const AdapterArguments& p, const LanePlace<T>& place, int slot, int column, int q) {
+    residual_.read_group(p.residual, place, slot, column, q);
+    if constexpr (kHasBranch && !kBranchLate) branch_.read_group(p.branch, place, slot, column, q);
+  }
+  PUMA_DEVICE void read_late(const AdapterArguments& p, const LanePlace<T>& place, int slot, int column, int q) {
+    if constexpr (kBranchLate) branch_.read_group(p.branch, place, slot, column, q);
   }
   // v = residual + branch + factor * v
-  PUMA_DEVICE void join(int q, int h, float factor, float (&v)[kElements<T>]) const {
+  PUMA_DEVICE void join(int slot, int q, int h, float factor, float (&v)[kElements<T>]) const {
 #pragma unroll
     for (int e = 0; e < kElements<T>; ++e) {
-      v[e] = residual_.ahead[0][q][h].element(e) + factor * v[e];
-      if constexpr (kHasBranch) v[e] += branch_.ahead[0][q][h].element(e);
+      v[e] = residual_.ahead[slot][q][h].element(e) + factor * v[e];
+      if constexpr (kHasBranch) v[e] += branch_.ahead[slot][q][h].element(e);
     }
   }
 
  private:
-  RowReader<R, T, 1> residual_;
-  RowReader<B, T, 1> branch_;
+  RowReader<R, T, kSteps> residual_;
+  RowReader<B, T, kSteps> branch_;
 };
 
 template <typename T>
 struct NoAddends {
-  PUMA_DEVICE void read_group(const AdapterArguments&, const LanePlace<T>&, int, int) {}
-  PUMA_DEVICE void read_late(const AdapterArguments&, const LanePlace<T>&, int, int) {}
-  PUMA_DEVICE void join(int, int, float, float (&)[kElements<T>]) const {}
+  static constexpr int kSteps = 1;
+  PUMA_DEVICE void read_group(const AdapterArguments&, const LanePlace<T>&, int, int, int) {}
+  PUMA_DEVICE void read_late(const AdapterArguments&, const LanePlace<T>&, int, int, int) {}
+  PUMA_DEVICE void join(int, int, int, float, float (&)[kElements<T>]) const {}
 };
 
 // output = hidden @ second weights, joined with the residual and the branch in the forward; a step of columns at a
@@ -287,41 +291,52 @@ PUMA_DEVICE void second_product(const AdapterArguments& p, WeightStream<T, kWidt
                                 const LanePlace<T>& place, const HiddenUnits<T, kWidth>& hidden) {
   using Out = std::conditional_t<kBackward, T, R>;
   using Packed = PackedWeights<T, kWidth>;
+  using Added = std::conditional_t<kBackward, NoAddends<T>, Addends<T, R, kBranch>>;
   constexpr int kGroupTiles = kTilesPerGroup<T>;
-  constexpr int kGroupsAtOnce = uses_warpgroups<T> && sizeof(R) == sizeof(T) ? 2 : 1;  // else registers are too few
+  // Both groups of columns where the registers last.
+  constexpr int kGroupsAtOnce = uses_warpgroups<T> && sizeof(R) == sizeof(T) && Added::kSteps == 1 ? 2 : 1;
   const int steps = stream.steps(p);
-  std::conditional_t<kBackward, NoAddends<T>, Addends<T, R, kBranch>> addends;
-  // Each group of columns is read one step ahead; float's products take long enough for its own.
+  Added added;
+  // Each group of columns is read some steps ahead; float's products take long enough for its own.
   constexpr bool kReadsAhead = sizeof(T) < 4;
   if (kReadsAhead) {
 #pragma unroll
-    for (int q = 0; q < 2; ++q) addends.read_group(p, place, 0, q);
+    for (int slot = 0; slot < Added::kSteps; ++slot) {
+#pragma unroll
+      for (int q = 0; q < 2; ++q) {
+        if (slot == 0 || slot < steps) added.read_group(p, place, slot, slot * Packed::kStepColumns, q);
+      }
+    }
   }
 #pragma unroll 1
-  for (int step = 0; step < steps; ++step) {
-    const Bytes16* weights = stream.next(p);
+  for (int first = 0; first < steps; first += Added::kSteps) {
 #pragma unroll
-    for (int q0 = 0; q0 < 2; q0 += kGroupsAtOnce) {
-      if (!kReadsAhead) addends.read_group(p, place, step * Packed::kStepColumns, q0);
-      float product[kGroupsAtOnce * kGroupTiles][4];
-      multiply_hidden<T, kWidth>(hidden, weights + second_weights<T, kWidth>(q0), product);
+    for (int slot = 0; slot < Added::kSteps; ++slot) {
+      const int step = first + slot;
+      if (step >= steps) break;
+      const Bytes16* weights = stream.next(p);
 #pragma unroll
-      for (int q = q0; q < q0 + kGroupsAtOnce; ++q) {
-        const int column = step * Packed::kStepColumns + q * kGroup<T>;
-        addends.read_late(p, place, step * Packed::kStepColumns, q);
+      for (int q0 = 0; q0 < 2; q0 += kGroupsAtOnce) {
+        if (!kReadsAhead) added.read_group(p, place, slot, step * Packed::kStepColumns, q0);
+        float product[kGroupsAtOnce * kGroupTiles][4];
+        multiply_hidden<T, kWidth>(hidden, weights + second_weights<T, kWidth>(q0), product);
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          float v[kElements<T>];
-          accumulator_row<T>(product + (q - q0) * kGroupTiles, h, v);
-          addends.join(q, h, place.factor[h], v);
-          Stored<Out, T> result;
-          result.set(v);
-          if (place.valid(h) && column < place.columns_left) {
-            result.store(static_cast<Out*>(p.output) + (place.offset[h] + column));
+        for (int q = q0; q < q0 + kGroupsAtOnce; ++q) {
+          const int column = step * Packed::kStepColumns + q * kGroup<T>;
+          added.read_late(p, place, slot, step * Packed::kStepColumns, q);
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            float v[kElements<T>];
+            accumulator_row<T>(product + (q - q0) * kGroupTiles, h, v);
+            added.join(slot, q, h, place.factor[h], v);
+            Stored<Out, T> result;
+            result.set(v);
+            if (place.valid(h) && column < place.columns_left) {
+              result.store(static_cast<Out*>(p.output) + (place.offset[h] + column));
+            }
           }
-        }
-        if (kReadsAhead && step + 1 < steps) {
-          addends.read_group(p, place, (step + 1) * Packed::kStepColumns, q);
+          const int next = step + Added::kSteps;
+          if (kReadsAhead && next < steps) added.read_group(p, place, slot, next * Packed::kStepColumns, q);
         }
       }
     }

@@ -37,7 +37,7 @@ class DroppedSamples {
   using B = BranchType<T, R, kBranch>;
   // Units that a lane reads for kElements<T> elements.
   static constexpr int kUnits = Stored<R, T>::kUnits + (kBranch == Branch::kNone ? 0 : Stored<B, T>::kUnits);
-  static constexpr int kUnroll = kBackward || kUnits == 1 ? 8 : kUnits == 2 ? 4 : 2;
+  static constexpr int kUnroll = kBackward || kUnits <= 2 ? 8 : 4;  // as many as it takes to fill the way to memory
   static constexpr int64_t kStride = 32 * kElements<T>;
   static constexpr int64_t kChunk = kUnroll * kStride;
 

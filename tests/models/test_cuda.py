@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from puma_plugin import adapt, load_adapter
 
@@ -86,16 +87,17 @@ def test_each_replay_of_a_cuda_graph_draws_its_own_gates(
 ) -> None:
     vit = adapt(make_vit().cuda(), **SMALL, drop=0.5).train()
     randomize(vit)
-    graph, captured = _captured(vit, torch.randn(16, 3, 32, 32, device="cuda"))
+    images = torch.randn(16, 3, 32, 32, device="cuda")  # kept: a graph reads its inputs where they were
+    with sdpa_kernel(SDPBackend.MATH):  # the other ones' backwards may add up in another order each time
+        graph, captured = _captured(vit, images)
     replays = []
     for seed in (1, 2, 1):
         torch.cuda.manual_seed(seed)
         graph.replay()
         replays.append(torch.cat([gradient.flatten().clone() for gradient in captured]))
     first, other, again = replays
-    # Attention's own backward may add up in another order each time.
-    assert (again - first).norm() < 0.03 * first.norm()
-    assert (other - first).norm() > 0.3 * first.norm()
+    assert torch.equal(again, first)
+    assert (other - first).norm() > 0.1 * first.norm()
 
 
 def test_compiled_under_autocast_without_graph_breaks(
