@@ -3,18 +3,14 @@
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
-#include <algorithm>
 #include <array>
+#include <initializer_list>
 
+#include "../tensors.h"
 #include "vector.h"
 
 namespace puma {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 template <class T>
 constexpr ScalarType scalar_type();
@@ -63,24 +59,8 @@ inline void mm_accumulate(const Tensor& out, const Tensor& a, const Tensor& b) {
   TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1.0, 1.0));
 }
 
-// A new tensor without values, made without the dispatcher.
-template <size_t D>
-Tensor empty(const std::array<int64_t, D>& sizes, ScalarType dtype) {
-  std::array<int64_t, D> strides;
-  int64_t stride = 1;
-  for (size_t d = D; d-- > 0;) {
-    strides[d] = stride;
-    stride *= std::max<int64_t>(sizes[d], 1);
-  }
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      D, sizes.data(), strides.data(), torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
-      aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
-}
-
-inline Tensor as_contiguous(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype) {
+  return empty(sizes, dtype, aoti_torch_device_type_cpu(), 0);
 }
 
 template <class T>

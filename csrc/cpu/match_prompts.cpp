@@ -91,9 +91,9 @@ template <class T>
 std::tuple<Tensor, Tensor, Tensor> forward(
     const Tensor& query, const Tensor& keys, const Tensor& attention, const Tensor& prompts) {
   const int64_t samples = query.size(0), width = query.size(1), pool = keys.size(0), length = prompts.size(1);
-  const Tensor prompt = empty<3>({samples, length, width}, scalar_type<T>());
-  const Tensor weights = empty<2>({samples, pool}, scalar_type<T>());
-  const Tensor inverse_norm = empty<2>({samples, pool}, scalar_type<T>());
+  const Tensor prompt = empty({samples, length, width}, scalar_type<T>());
+  const Tensor weights = empty({samples, pool}, scalar_type<T>());
+  const Tensor inverse_norm = empty({samples, pool}, scalar_type<T>());
   if (samples == 0) return {prompt, weights, inverse_norm};
 
   const Pool<T> p = prepare<T>(keys, attention);
@@ -126,9 +126,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   const int64_t samples = query.size(0), width = query.size(1), pool = keys.size(0), length = prompts.size(1);
   const int64_t features = length * width, cells = samples * pool;
   constexpr ScalarType dtype = scalar_type<T>();
-  const Tensor grad_query = need_query ? empty<2>({samples, width}, dtype) : empty<1>({0}, dtype);
-  const Tensor grad_keys = empty<2>({pool, width}, dtype), grad_attention = empty<2>({pool, width}, dtype);
-  const Tensor grad_prompts = empty<3>({pool, length, width}, dtype);
+  const Tensor grad_query = need_query ? empty({samples, width}, dtype) : empty({0}, dtype);
+  const Tensor grad_keys = empty({pool, width}, dtype), grad_attention = empty({pool, width}, dtype);
+  const Tensor grad_prompts = empty({pool, length, width}, dtype);
   T* const gp = mutable_data<T>(grad_prompts);
   if (samples == 0) {
     std::fill_n(mutable_data<T>(grad_keys), pool * width, T{0});

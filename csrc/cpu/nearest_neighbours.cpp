@@ -174,7 +174,7 @@ Tensor pack_gallery(const Tensor& gallery) {
       gallery.dim() == 2 && gallery.scalar_type() == ScalarType::Float && gallery.is_contiguous(),
       "puma::pack_gallery: a contiguous gallery of shape (G, C) in float32");
   const PackedGallery layout(gallery.size(0), gallery.size(1));
-  const Tensor packed = empty<1>({layout.bytes()}, ScalarType::Byte);
+  const Tensor packed = empty({layout.bytes()}, ScalarType::Byte);
   layout.pack(mutable_data<uint8_t>(packed), const_data<float>(gallery));
   return packed;
 }
@@ -219,7 +219,7 @@ std::tuple<Tensor, Tensor> nearest_neighbours(
       "puma::nearest_neighbours: places of at least 0 and less than 2^32");
   STD_TORCH_CHECK(
       0 <= begin && begin <= end && end <= items, "puma::nearest_neighbours: 0 <= begin <= end <= gallery items");
-  const Tensor distances = empty<2>({count, k}, ScalarType::Float), positions = empty<2>({count, k}, ScalarType::Long);
+  const Tensor distances = empty({count, k}, ScalarType::Float), positions = empty({count, k}, ScalarType::Long);
   const float* const query_data = const_data<float>(queries);
   const int64_t* const own_ids = query_ids.has_value() ? const_data<int64_t>(*query_ids) : nullptr;
   const int64_t* const ids = gallery_ids.has_value() ? const_data<int64_t>(*gallery_ids) : nullptr;

@@ -102,9 +102,9 @@ std::tuple<Tensor, Tensor, Tensor> forward(
     const std::optional<Tensor>& gate, const std::optional<Tensor>& branch_tensor, double scale, bool save_hidden) {
   const int64_t samples = residual.size(0), length = residual.size(1), width = residual.size(2), rank = down.size(1);
   const Plan plan = make_plan<T>(gate, scale, samples, length, width);
-  const Tensor out = empty<3>({samples, length, width}, scalar_type<R>());
-  const Tensor hidden = empty<2>({save_hidden ? samples * length : 0, rank}, scalar_type<T>());
-  const Tensor prepared = empty<1>({0}, ScalarType::Byte);  // nothing else is handed to the backward
+  const Tensor out = empty({samples, length, width}, scalar_type<R>());
+  const Tensor hidden = empty({save_hidden ? samples * length : 0, rank}, scalar_type<T>());
+  const Tensor prepared = empty({0}, ScalarType::Byte);  // nothing else is handed to the backward
 
   R* const out_data = mutable_data<R>(out);
   T* const hidden_data = mutable_data<T>(hidden);
@@ -211,9 +211,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(
   const int64_t samples = grad.size(0), length = grad.size(1), width = grad.size(2), rank = down.size(1);
   const Plan plan = make_plan<T>(gate, scale_value, samples, length, width);
   constexpr ScalarType dtype = scalar_type<T>();
-  const Tensor grad_tokens = need_tokens ? empty<3>({samples, length, width}, dtype) : empty<1>({0}, dtype);
-  const Tensor grad_down = need_weights ? empty<2>({width, rank}, dtype) : empty<1>({0}, dtype);
-  const Tensor grad_up = need_weights ? empty<2>({rank, width}, dtype) : empty<1>({0}, dtype);
+  const Tensor grad_tokens = need_tokens ? empty({samples, length, width}, dtype) : empty({0}, dtype);
+  const Tensor grad_down = need_weights ? empty({width, rank}, dtype) : empty({0}, dtype);
+  const Tensor grad_up = need_weights ? empty({rank, width}, dtype) : empty({0}, dtype);
 
   const R* const grad_data = const_data<R>(grad);
   const T* const tokens_data = const_data<T>(tokens);
@@ -247,7 +247,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(
         adapter.finish();
       });
       if (!need_weights) return {grad_tokens, grad_down, grad_up};
-      const Tensor across = empty<2>({rank, width}, dtype);
+      const Tensor across = empty({rank, width}, dtype);
       reduce(down_sums, mutable_data<T>(across), rank * width);
       reduce(up_sums, mutable_data<T>(grad_up), rank * width);
       return {grad_tokens, torch::stable::contiguous(transposed(const_data<T>(across), rank, width)), grad_up};

@@ -27,9 +27,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& query_in, const Tensor&
                                            const Tensor& prompts_in) {
   const OnDevice device(query_in);
   const CudaLauncher launcher = device.launcher();
-  using torch::stable::contiguous;
-  const Tensor query = contiguous(query_in), keys = contiguous(keys_in), attention = contiguous(attention_in);
-  const Tensor prompts = contiguous(prompts_in);
+  const Tensor query = as_contiguous(query_in), keys = as_contiguous(keys_in), attention = as_contiguous(attention_in);
+  const Tensor prompts = as_contiguous(prompts_in);
   const int64_t batch = query.size(0), channels = query.size(1), pool = prompts.size(0), length = prompts.size(1);
   const ScalarType type = query.scalar_type();
   Tensor prompt = new_tensor(query, {batch, length, channels}, type);
@@ -60,18 +59,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     const std::optional<Tensor>& grad_prompt_in, const std::optional<Tensor>& grad_weights_in, const Tensor& query_in,
     const Tensor& keys_in, const Tensor& attention_in, const Tensor& prompts_in, const Tensor& weights_in,
     const Tensor& inverse_norm_in, bool need_query) {
-  using torch::stable::contiguous;
   const OnDevice device(query_in);
   const CudaLauncher launcher = device.launcher();
   const auto dense_or_none = [](const std::optional<Tensor>& t) -> std::optional<Tensor> {
     if (!t.has_value()) return std::nullopt;
-    return contiguous(*t);
+    return as_contiguous(*t);
   };
   const std::optional<Tensor> grad_prompt = dense_or_none(grad_prompt_in);
   const std::optional<Tensor> grad_weights = dense_or_none(grad_weights_in);
-  const Tensor query = contiguous(query_in), keys = contiguous(keys_in), attention = contiguous(attention_in);
-  const Tensor prompts = contiguous(prompts_in), weights = contiguous(weights_in);
-  const Tensor inverse_norm = contiguous(inverse_norm_in);
+  const Tensor query = as_contiguous(query_in), keys = as_contiguous(keys_in), attention = as_contiguous(attention_in);
+  const Tensor prompts = as_contiguous(prompts_in), weights = as_contiguous(weights_in);
+  const Tensor inverse_norm = as_contiguous(inverse_norm_in);
   const int64_t batch = query.size(0), channels = query.size(1), pool = prompts.size(0), length = prompts.size(1);
   const ScalarType type = query.scalar_type();
   Tensor grad_query = need_query ? new_tensor(query, {batch, channels}, type) : new_tensor(query, {0}, type);

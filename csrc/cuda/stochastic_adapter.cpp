@@ -17,7 +17,7 @@ Matrix matrix_of(const Tensor& t) { return {t.data_ptr(), t.stride(0), t.stride(
 
 std::optional<Tensor> dense_gate(const std::optional<Tensor>& gate) {
   if (!gate.has_value()) return std::nullopt;
-  return torch::stable::contiguous(*gate);
+  return as_contiguous(*gate);
 }
 
 const void* data_or_null(const std::optional<Tensor>& t) { return t.has_value() ? t->data_ptr() : nullptr; }
@@ -40,7 +40,7 @@ class TorchBackend {
   static Tensor product(const Tensor& a, const Tensor& b) {
     std::array<StableIValue, 2> stack{torch::stable::detail::from(a), torch::stable::detail::from(b)};
     TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "", stack.data(), TORCH_ABI_VERSION));
-    return torch::stable::contiguous(torch::stable::detail::to<Tensor>(stack[0]));
+    return as_contiguous(torch::stable::detail::to<Tensor>(stack[0]));
   }
   static Tensor transposed(const Tensor& t) { return torch::stable::transpose(t, 0, 1); }
   static void* data(const Tensor& t) { return t.data_ptr(); }

@@ -3,19 +3,14 @@
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
-#include <array>
+#include <initializer_list>
 #include <optional>
 
+#include "../tensors.h"
 #include "functions.h"
 
 namespace puma {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // The kernels' name of a torch type.
 template <typename T>
@@ -57,13 +52,13 @@ class OnDevice {
 
 // Contiguous, and aligned to the 16 bytes that the kernels load at once (a view into another tensor may not be).
 inline Tensor dense(const Tensor& tensor) {
-  Tensor result = torch::stable::contiguous(tensor);
+  Tensor result = as_contiguous(tensor);
   if (reinterpret_cast<uintptr_t>(result.data_ptr()) % 16 != 0) result = torch::stable::clone(result);
   return result;
 }
 
 inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType type) {
-  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()), type);
+  return empty(sizes, type, aoti_torch_device_type_cuda(), like.get_device_index());
 }
 
 inline Tensor new_workspace(const Tensor& like, int64_t bytes) { return new_tensor(like, {bytes}, ScalarType::Byte); }

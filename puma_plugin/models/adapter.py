@@ -85,8 +85,8 @@ class StochasticAdapter(nn.Module):
         """Gates (B,) float32 of one training pass; None where every gate is 1 (evaluation, or ``drop`` = 0)."""
         if not self.training or self.drop == 0.0:
             return None
-        kept = torch.rand(samples, device=device) >= self.drop
-        return kept.float() / (1.0 - self.drop)
+        keep = 1.0 - self.drop
+        return torch.empty(samples, dtype=torch.float32, device=device).bernoulli_(keep).div_(keep)
 
     def forward(
         self,
