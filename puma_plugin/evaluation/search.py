@@ -172,11 +172,7 @@ class FaissGpuSearcher(FaissSearcher):
 
     def __init__(self, gallery: FloatArray, ids: IntArray | None, places: IntArray | None = None) -> None:
         super().__init__(gallery, ids, places)
-        faiss = load_faiss()
-        index, options = faiss.IndexFlatL2(gallery.shape[1]), faiss.GpuMultipleClonerOptions()
-        index.add(gallery)
-        options.shard = True
-        self.index = faiss.index_cpu_to_gpu_multiple_py(_gpu_resources(), index, options)
+        self.index = _sharded_index(gallery)
 
     def find(self, queries: FloatArray, k: int) -> Neighbours:
         if k >= min(_GPU_MAX_K, len(self.gallery)):
@@ -232,15 +228,25 @@ class CompiledSearcher:
 def searcher_type(items: int) -> type[FaissGpuSearcher] | type[FaissSearcher] | type[CompiledSearcher]:
     """The fastest search there is for so many items: on GPUs, in the compiled operator, or by faiss on the CPU."""
     load_faiss()  # the compiled search could do without it for long: say at the door that it is missing
-    if items >= len(_gpu_resources()) > 0:
+    if items >= len(_gpus()) > 0:
         return FaissGpuSearcher
     return CompiledSearcher if loader.CPU_LIBRARY.loaded else FaissSearcher
 
 
+def _sharded_index(gallery: FloatArray) -> Any:
+    """faiss' index of the rows, a share on each GPU; where a row stands among all is what it answers."""
+    faiss = load_faiss()
+    index, options = faiss.IndexFlatL2(gallery.shape[1]), faiss.GpuMultipleClonerOptions()
+    index.add(gallery)
+    options.shard = True
+    devices, resources = zip(*_gpus(), strict=True)
+    return faiss.index_cpu_to_gpu_multiple_py(resources, index, options, devices)
+
+
 @lru_cache(maxsize=1)
-def _gpu_resources() -> list[Any]:
-    """Scratch memory of each GPU that this faiss can use, made once; empty where it was built for the CPU only."""
+def _gpus() -> list[tuple[int, Any]]:
+    """Number and scratch memory, made once, of each GPU that this faiss can use; none if it was built for the CPU."""
     faiss = load_faiss()
     if not hasattr(faiss, "StandardGpuResources"):
         return []
-    return [faiss.StandardGpuResources() for _ in range(faiss.get_num_gpus())]
+    return [(device, faiss.StandardGpuResources()) for device in range(faiss.get_num_gpus())]

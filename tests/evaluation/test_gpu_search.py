@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from puma_plugin.evaluation import evaluate_retrieval, nearest_neighbours
+from puma_plugin.evaluation import evaluate_retrieval, nearest_neighbours, search
 from puma_plugin.evaluation.search import FaissGpuSearcher, FaissSearcher, searcher_type
 
 faiss = pytest.importorskip("faiss")
@@ -19,9 +19,13 @@ def rows_and_labels(spread: float) -> tuple[np.ndarray, np.ndarray]:
     return rows.astype(np.float32), np.stack([classes, classes % 3], axis=1)
 
 
+@pytest.mark.parametrize("shards", [None, 3])  # of one GPU, where there are no more; None: one of each GPU
 @pytest.mark.parametrize("spread", [0.0, 1.5])
-def test_scores_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch, spread: float) -> None:
+def test_scores_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch, spread: float, shards: int | None) -> None:
     rows, labels = rows_and_labels(spread)
+    if shards is not None:
+        gpus = [(0, faiss.StandardGpuResources()) for _ in range(shards)]
+        monkeypatch.setattr(search, "_gpus", lambda: gpus)
     assert searcher_type(len(rows)) is FaissGpuSearcher
     on_gpu = evaluate_retrieval(rows, labels, distribution_ks={"distribution 0": (1, 900)})
     monkeypatch.setattr("puma_plugin.evaluation.galleries.searcher_type", lambda items: FaissSearcher)
