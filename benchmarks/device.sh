@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one call of under five minutes, or eight: build, CUDA tests, compute-sanitizer, benchmarks.
+# Everything that needs a GPU, in one call of under five minutes: build, CUDA tests, compute-sanitizer, benchmarks.
 #
 #   benchmarks/device.sh [FOLDER [SECONDS]]     FOLDER: where results go, default benchmarks/results/<GPU's name>
-#                                               SECONDS: the whole call's, default 270; from 420 on, all cases of the
-#                                               benchmarks instead of the quick ones
+#                                               SECONDS: the whole call's, default 270; from about 400 on the adapter's
+#                                               and prompts' remaining cases are measured, too
 #
 # PYTHON: an interpreter with torch >= 2.10 (default python3); missing tools are reported and their step is skipped.
 # A step that fails does not stop the next ones; the last lines say what passed, and the exit code is 1 if any failed.
@@ -20,8 +20,6 @@ fi
 slug=$(tr '[:upper:] ' '[:lower:]-' <<<"$gpu" | sed 's/^nvidia-//')
 out=${1:-benchmarks/results/$slug}
 seconds=${2:-270}
-effort=quick
-if ((seconds >= 420)); then effort=full; fi
 mkdir -p "$out"
 summary=$out/summary.txt
 : >"$summary"
@@ -64,7 +62,7 @@ export PUMA_STRICT=1 # the compiled operators or an error, never plain PyTorch i
 if PUMA_CUDA=1 TORCH_CUDA_ARCH_LIST=$architecture step build 90 "$python" setup.py build_ext --inplace; then
   step info 30 "$python" -m puma_plugin.cli.main info
 
-  step benchmarks $(($(left) - 60)) "$python" -m benchmarks.run --effort "$effort" --device cuda --out "$out" \
+  step benchmarks $(($(left) - 60)) "$python" -m benchmarks.run --quick --device cuda --out "$out" \
     --suites ceilings adapter prompts training_step
 
   workers=$("$python" -c 'import importlib.util, os
@@ -84,6 +82,10 @@ print(f"-n {min(8, os.cpu_count())}" if importlib.util.find_spec("xdist") else "
   fi
   wait
   step kernels 60 "$python" -m benchmarks.kernels
+  if (($(left) >= 150)); then # a result file is written at the end only
+    step all_cases "$(left)" "$python" -m benchmarks.run --effort full --no-compiled --device cuda --out "$out/all_cases" \
+      --suites ceilings adapter prompts
+  fi
 fi
 
 echo

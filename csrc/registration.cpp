@@ -6,11 +6,12 @@
 STABLE_TORCH_LIBRARY(puma, m) {
   // residual + branch + gate * scale * relu(tokens @ down) @ up. `hidden` holds relu(tokens @ down) of the kept samples
   // (gate != 0), compacted to the front in their order, if save_hidden; else it has no rows. Rows behind are undefined.
-  // branch has the residual's dtype or the tokens'. `prepared` is what this device's backward takes over besides.
+  // branch has the residual's dtype or the tokens'; down and up have the tokens', or float32 next to half types, to which
+  // they are rounded. `prepared` is what this device's backward takes over besides.
   m.def(
       "stochastic_adapter(Tensor residual, Tensor tokens, Tensor down, Tensor up, Tensor? gate, Tensor? branch, "
       "float scale, bool save_hidden) -> (Tensor out, Tensor hidden, Tensor prepared)");
-  // Gradients of tokens, down and up. What is not needed comes back as a tensor without elements.
+  // Gradients of tokens, down and up, in their dtypes. What is not needed comes back as a tensor without elements.
   m.def(
       "stochastic_adapter_backward(Tensor grad, Tensor tokens, Tensor down, Tensor up, Tensor? gate, Tensor hidden, "
       "Tensor prepared, float scale, bool need_tokens, bool need_weights) "

@@ -4,6 +4,6 @@
 
 namespace puma {
 
-constexpr int kSchemas = 5;
+constexpr int kSchemas = 6;
 
 }  // namespace puma

@@ -1,5 +1,5 @@
-// Tensors without the way through torch's dispatcher, which for a stable library means a look-up by name: next to a
-// small kernel that costs.
+// Tensors made without a look-up of torch's operators by name, which is a stable library's usual way to them, and on
+// the CPU without the dispatcher at all: next to a small kernel that costs.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -30,6 +30,15 @@ inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, int3
       static_cast<int64_t>(sizes.size()), sizes.begin(), strides.data(),
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), device_type, device_index, &handle));
   return Tensor(handle);
+}
+
+// Of the adapter: kernels read what they are told is there.
+inline void check_weights(const Tensor& tokens, const Tensor& down, const Tensor& up) {
+  const ScalarType type = down.scalar_type();
+  const bool is_half = tokens.scalar_type() == ScalarType::BFloat16 || tokens.scalar_type() == ScalarType::Half;
+  STD_TORCH_CHECK(
+      up.scalar_type() == type && (type == tokens.scalar_type() || (is_half && type == ScalarType::Float)),
+      "puma::stochastic_adapter: down and up must have the dtype of tokens, or float32 next to half types");
 }
 
 inline Tensor as_contiguous(const Tensor& tensor) {

@@ -96,6 +96,16 @@ void for_each_step(const Plan& plan, const Steps& steps, const F& body) {
 }
 #endif
 
+// The weights, contiguous and in T.
+template <class T>
+Tensor in_type(const Tensor& weights) {
+  const Tensor dense = as_contiguous(weights);
+  if (dense.scalar_type() == scalar_type<T>()) return dense;
+  const Tensor converted = empty({dense.size(0), dense.size(1)}, scalar_type<T>());
+  convert(mutable_data<T>(converted), const_data<accumulate_t<T>>(dense), dense.numel());
+  return converted;
+}
+
 template <class R, class T>
 std::tuple<Tensor, Tensor, Tensor> forward(
     const Tensor& residual, const Tensor& tokens, const Tensor& down, const Tensor& up,
@@ -191,29 +201,38 @@ struct WeightSum {
   }
 };
 
-// The sums of all threads; those without work have none. Each element's are added in the order of the threads.
+// out, of T or of the type of the sums: those of all threads, of which some are without work and have none. Each
+// element's are added in the order of the threads.
 template <class T>
-void reduce(const std::vector<Lines<accumulate_t<T>>>& parts, T* out, int64_t elements) {
+void reduce(const std::vector<Lines<accumulate_t<T>>>& parts, const Tensor& out) {
+  using Sum = accumulate_t<T>;
   constexpr int64_t kGrain = 16384;
-  const auto total = zero_lines<accumulate_t<T>>(elements);
+  const int64_t elements = out.numel();
+  const auto total = zero_lines<Sum>(elements);
   torch::stable::parallel_for(0, elements, kGrain, [&](int64_t begin, int64_t end) {
     for (const auto& part : parts) {
-      if (part != nullptr) accumulate<accumulate_t<T>>(total.get() + begin, part.get() + begin, end - begin);
+      if (part != nullptr) accumulate<Sum>(total.get() + begin, part.get() + begin, end - begin);
     }
-    convert(out + begin, total.get() + begin, end - begin);
+    if (out.scalar_type() == scalar_type<T>()) {
+      convert(mutable_data<T>(out) + begin, total.get() + begin, end - begin);
+    } else {
+      convert(mutable_data<Sum>(out) + begin, total.get() + begin, end - begin);
+    }
   });
 }
 
 template <class R, class T>
 std::tuple<Tensor, Tensor, Tensor> backward(
-    const Tensor& grad, const Tensor& tokens, const Tensor& down, const Tensor& up, const std::optional<Tensor>& gate,
-    const Tensor& hidden, double scale_value, bool need_tokens, bool need_weights) {
-  const int64_t samples = grad.size(0), length = grad.size(1), width = grad.size(2), rank = down.size(1);
+    const Tensor& grad, const Tensor& tokens, const Tensor& down_in, const Tensor& up_in,
+    const std::optional<Tensor>& gate, const Tensor& hidden, double scale_value, bool need_tokens, bool need_weights) {
+  const int64_t samples = grad.size(0), length = grad.size(1), width = grad.size(2), rank = down_in.size(1);
   const Plan plan = make_plan<T>(gate, scale_value, samples, length, width);
   constexpr ScalarType dtype = scalar_type<T>();
+  const ScalarType weights_dtype = down_in.scalar_type();
+  const Tensor down = in_type<T>(down_in), up = in_type<T>(up_in);
   const Tensor grad_tokens = need_tokens ? empty({samples, length, width}, dtype) : empty({0}, dtype);
-  const Tensor grad_down = need_weights ? empty({width, rank}, dtype) : empty({0}, dtype);
-  const Tensor grad_up = need_weights ? empty({rank, width}, dtype) : empty({0}, dtype);
+  const Tensor grad_down = need_weights ? empty({width, rank}, weights_dtype) : empty({0}, weights_dtype);
+  const Tensor grad_up = need_weights ? empty({rank, width}, weights_dtype) : empty({0}, weights_dtype);
 
   const R* const grad_data = const_data<R>(grad);
   const T* const tokens_data = const_data<T>(tokens);
@@ -247,10 +266,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(
         adapter.finish();
       });
       if (!need_weights) return {grad_tokens, grad_down, grad_up};
-      const Tensor across = empty({rank, width}, dtype);
-      reduce(down_sums, mutable_data<T>(across), rank * width);
-      reduce(up_sums, mutable_data<T>(grad_up), rank * width);
-      return {grad_tokens, torch::stable::contiguous(transposed(const_data<T>(across), rank, width)), grad_up};
+      const Tensor across = empty({rank, width}, weights_dtype);
+      reduce<T>(down_sums, across);
+      reduce<T>(up_sums, grad_up);
+      return {grad_tokens, torch::stable::contiguous(torch::stable::transpose(across, 0, 1)), grad_up};
     }
   }
 #endif
@@ -310,8 +329,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(
     }
   });
   if (need_weights) {
-    reduce(down_sums, mutable_data<T>(grad_down), width * rank);
-    reduce(up_sums, mutable_data<T>(grad_up), rank * width);
+    reduce<T>(down_sums, grad_down);
+    reduce<T>(up_sums, grad_up);
   }
   return {grad_tokens, grad_down, grad_up};
 }
@@ -339,9 +358,10 @@ std::tuple<Tensor, Tensor, Tensor> stochastic_adapter(
     const std::optional<Tensor>& gate, const std::optional<Tensor>& branch, double scale, bool save_hidden) {
   std::optional<Tensor> dense_branch;
   if (branch.has_value()) dense_branch = as_contiguous(*branch);
+  check_weights(tokens, down, up);
   return dispatch(residual.scalar_type(), tokens.scalar_type(), [&](auto r, auto t) {
     return forward<decltype(r), decltype(t)>(
-        as_contiguous(residual), as_contiguous(tokens), as_contiguous(down), as_contiguous(up), gate,
+        as_contiguous(residual), as_contiguous(tokens), in_type<decltype(t)>(down), in_type<decltype(t)>(up), gate,
         dense_branch, scale, save_hidden);
   });
 }
@@ -349,10 +369,11 @@ std::tuple<Tensor, Tensor, Tensor> stochastic_adapter(
 std::tuple<Tensor, Tensor, Tensor> stochastic_adapter_backward(
     const Tensor& grad, const Tensor& tokens, const Tensor& down, const Tensor& up, const std::optional<Tensor>& gate,
     const Tensor& hidden, const Tensor& /*prepared*/, double scale, bool need_tokens, bool need_weights) {
+  check_weights(tokens, down, up);
   return dispatch(grad.scalar_type(), tokens.scalar_type(), [&](auto r, auto t) {
     return backward<decltype(r), decltype(t)>(
-        as_contiguous(grad), as_contiguous(tokens), as_contiguous(down), as_contiguous(up), gate, as_contiguous(hidden),
-        scale, need_tokens, need_weights);
+        as_contiguous(grad), as_contiguous(tokens), down, up, gate, as_contiguous(hidden), scale, need_tokens,
+        need_weights);
   });
 }
 

@@ -133,6 +133,7 @@ class FusedAdapter {
     w.parts = parts;
     w.grad_down = p.grad_down;
     w.grad_up = p.grad_up;
+    w.gradients_are_float = p.down.is_float;
     w.tokens_per_sample = a.tokens_per_sample;
     w.channels = a.channels;
     w.channel_tiles = gradient.channel_tiles;
@@ -151,10 +152,10 @@ class FusedAdapter {
 
   // Operand b of a product with element (k, n) = matrix[k][n], or matrix[n][k].
   static WeightView as_operand(const Matrix& m, int64_t rows, int64_t columns) {
-    return {m.data, m.row_stride, m.column_stride, rows, columns};
+    return {m.data, m.is_float, m.row_stride, m.column_stride, rows, columns};
   }
   static WeightView as_transposed_operand(const Matrix& m, int64_t rows, int64_t columns) {
-    return {m.data, m.column_stride, m.row_stride, columns, rows};
+    return {m.data, m.is_float, m.column_stride, m.row_stride, columns, rows};
   }
 
   static AdapterArguments common(const AdapterSizes& s) {

@@ -12,7 +12,8 @@ namespace puma {
 
 // A weight matrix as operand b of a product: element (k, n) at data[k * k_stride + n * n_stride].
 struct WeightView {
-  const void* data;
+  const void* data;  // (T), or float
+  bool is_float;
   int64_t k_stride;
   int64_t n_stride;
   int64_t k_size;
@@ -156,9 +157,10 @@ PUMA_DEVICE void list_samples(const PrepareArguments& p) {
   *p.list = {kept, all_alike && lowest >= highest ? 1 : 0, 0, 0};  // none kept: infinity >= -infinity
 }
 
-template <typename T>
-PUMA_DEVICE Bytes16 pack_unit(const WeightView& weight, int64_t k, int64_t n, int pair_stride) {
-  const T* data = static_cast<const T*>(weight.data) + k * weight.k_stride + n * weight.n_stride;
+// A unit of T of a matrix of S.
+template <typename T, typename S>
+PUMA_DEVICE Bytes16 pack_unit_of(const WeightView& weight, int64_t k, int64_t n, int pair_stride) {
+  const S* data = static_cast<const S*>(weight.data) + k * weight.k_stride + n * weight.n_stride;
   float v[kElements<T>];
 #pragma unroll
   for (int e = 0; e < kElements<T>; ++e) {
@@ -166,6 +168,12 @@ PUMA_DEVICE Bytes16 pack_unit(const WeightView& weight, int64_t k, int64_t n, in
     v[e] = n < weight.n_size && k + step < weight.k_size ? dev::to_arithmetic(data[step * weight.k_stride]) : 0.0f;
   }
   return make_unit<T>(v);
+}
+
+template <typename T>
+PUMA_DEVICE Bytes16 pack_unit(const WeightView& weight, int64_t k, int64_t n, int pair_stride) {
+  return weight.is_float ? pack_unit_of<T, float>(weight, k, n, pair_stride)
+                         : pack_unit_of<T, T>(weight, k, n, pair_stride);
 }
 
 // The matrices: first [step][unit], then second [step][unit]. A step of the first is 2 groups of C by all of r, one of

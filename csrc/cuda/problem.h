@@ -24,6 +24,7 @@ struct Matrix {
   const void* data;
   int64_t row_stride;
   int64_t column_stride;
+  bool is_float;  // else of the tokens' type. Its gradient's type is the same
 };
 
 struct ForwardProblem {

@@ -13,7 +13,11 @@ AdapterSizes sizes_of(const Tensor& tokens, const Tensor& down) {
   return {tokens.size(0), tokens.size(1), tokens.size(2), down.size(1)};
 }
 
-Matrix matrix_of(const Tensor& t) { return {t.data_ptr(), t.stride(0), t.stride(1)}; }
+Matrix matrix_of(const Tensor& t) {
+  return {t.data_ptr(), t.stride(0), t.stride(1), t.scalar_type() == ScalarType::Float};
+}
+
+Tensor converted(const Tensor& t, ScalarType type) { return t.scalar_type() == type ? t : torch::stable::to(t, type); }
 
 std::optional<Tensor> dense_gate(const std::optional<Tensor>& gate) {
   if (!gate.has_value()) return std::nullopt;
@@ -75,6 +79,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& residual_in, const Tens
   const std::optional<Tensor> gate = dense_gate(gate_in);
   std::optional<Tensor> branch;
   if (branch_in.has_value()) branch = dense(*branch_in);
+  check_weights(tokens, down, up);
   const AdapterSizes s = sizes_of(tokens, down);
   const int64_t rows = s.samples * s.tokens_per_sample;
   Tensor out = new_tensor(residual, {s.samples, s.tokens_per_sample, s.channels}, residual.scalar_type());
@@ -108,7 +113,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& residual_in, const Tens
       }
     }
     TorchBackend backend(launcher, tokens);
-    const Tensor activation = general_forward<T, R>(backend, problem, down, up);
+    const ScalarType type = tokens.scalar_type();
+    const Tensor activation = general_forward<T, R>(backend, problem, converted(down, type), converted(up, type));
     if (save_hidden) hidden = activation;
   });
   return {out, hidden, prepared};
@@ -123,12 +129,14 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_in, const Tensor&
   const Tensor grad = dense(grad_in), tokens = dense(tokens_in), hidden = dense(hidden_in);
   const Tensor prepared = dense(prepared_in);
   const std::optional<Tensor> gate = dense_gate(gate_in);
+  check_weights(tokens, down, up);
   const AdapterSizes s = sizes_of(tokens, down);
   const ScalarType type = tokens.scalar_type();
   const auto empty = [&] { return new_tensor(tokens, {0}, type); };
   Tensor grad_tokens = need_tokens ? new_tensor(tokens, {s.samples, s.tokens_per_sample, s.channels}, type) : empty();
-  Tensor grad_down = need_weights ? new_tensor(tokens, {s.channels, s.width}, type) : empty();
-  Tensor grad_up = need_weights ? new_tensor(tokens, {s.width, s.channels}, type) : empty();
+  const ScalarType weights_type = down.scalar_type();
+  Tensor grad_down = need_weights ? new_tensor(tokens, {s.channels, s.width}, weights_type) : empty();
+  Tensor grad_up = need_weights ? new_tensor(tokens, {s.width, s.channels}, weights_type) : empty();
   if (!need_tokens && !need_weights) return {grad_tokens, grad_down, grad_up};
   if (s.samples * s.tokens_per_sample == 0) {
     if (need_weights) {
@@ -165,10 +173,11 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_in, const Tensor&
       }
     }
     TorchBackend backend(launcher, tokens);
-    const auto gradients = general_backward<T, R>(backend, problem, down, up, need_weights);
+    const auto gradients =
+        general_backward<T, R>(backend, problem, converted(down, type), converted(up, type), need_weights);
     if (need_weights) {
-      grad_down = gradients.down;
-      grad_up = gradients.up;
+      grad_down = converted(gradients.down, weights_type);
+      grad_up = converted(gradients.up, weights_type);
     }
   });
   return {grad_tokens, grad_down, grad_up};

@@ -22,8 +22,9 @@ struct WeightGradientArguments {
   const int32_t* order;
   const float* factors;
   float* parts;     // [matrix 2][channel tile][split][kChannelTile][kWidth]
-  void* grad_down;  // (T) C x r
-  void* grad_up;    // (T) r x C
+  void* grad_down;  // (T, or float) C x r
+  void* grad_up;    // (T, or float) r x C
+  bool gradients_are_float;
   int tokens_per_sample;
   int channels;
   int channel_tiles;
@@ -350,6 +351,15 @@ PUMA_DEVICE void weight_gradient(const WeightGradientArguments& p) {
                                   p.parts + dev::block() * (kChannelTile * kWidth));
 }
 
+template <typename T>
+PUMA_DEVICE void store_gradient(const WeightGradientArguments& p, void* gradient, int64_t at, float value) {
+  if (p.gradients_are_float) {
+    static_cast<float*>(gradient)[at] = value;
+  } else {
+    dev::from_arithmetic(value, static_cast<T*>(gradient)[at]);
+  }
+}
+
 // One block per (matrix, 32 channels, 32 columns of r), four neighbouring columns per thread: adds the parts in the
 // order of the splits.
 template <typename T, int kWidth>
@@ -396,7 +406,7 @@ PUMA_DEVICE void weight_gradient_sum(const WeightGradientArguments& p) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       if (column + e < p.width) {
-        dev::from_arithmetic(sum[e], static_cast<T*>(p.grad_down)[(first_channel + y) * p.width + column + e]);
+        store_gradient<T>(p, p.grad_down, (first_channel + y) * p.width + column + e, sum[e]);
       }
     }
   }
@@ -409,7 +419,7 @@ PUMA_DEVICE void weight_gradient_sum(const WeightGradientArguments& p) {
     const int up_row = width_tile * kReduceTile + in_tile;
     if (channel < p.channels && up_row < p.width) {
       const float v = dev::load_shared(transposed + in_tile * kStride + dev::thread() % kReduceTile);
-      dev::from_arithmetic(v, static_cast<T*>(p.grad_up)[up_row * p.channels + channel]);
+      store_gradient<T>(p, p.grad_up, static_cast<int64_t>(up_row) * p.channels + channel, v);
     }
   }
 }

@@ -86,7 +86,9 @@ class StochasticAdapter(nn.Module):
         if not self.training or self.drop == 0.0:
             return None
         keep = 1.0 - self.drop
-        return torch.empty(samples, dtype=torch.float32, device=device).bernoulli_(keep).div_(keep)
+        # Not in place: under vmap each one may have gates of its own.
+        drawn = torch.empty(samples, dtype=torch.float32, device=device).bernoulli(keep)
+        return (drawn / keep).float()
 
     def forward(
         self,

@@ -35,15 +35,17 @@ def stochastic_adapter(
     """``residual + branch + gate * scale * ReLU(tokens @ down) @ up`` (PUMA, arXiv 2309.08944, stochastic adapter).
 
     Samples whose gate is 0 are skipped, forward and backward, not multiplied by 0: for them the result is
-    ``residual + branch``. Under autocast, tokens, down and up are cast to autocast's dtype; residual and branch keep
-    theirs. Sums of half types run in float32 and are rounded once, where ``residual + branch`` first would round twice.
+    ``residual + branch``. Under autocast, tokens are cast to autocast's dtype, down and up are rounded to it; residual
+    and branch keep theirs. Sums of half types run in float32 and are rounded once, where ``residual + branch`` first
+    would round twice.
 
     Args:
         residual: (B, N, C), what the adapter's output is added to; its dtype is the result's. Either the dtype of
             tokens, or float32 next to bfloat16 or float16 tokens.
         tokens: (B, N, C), the normalised tokens.
-        down: (C, r), same dtype as tokens.
-        up: (r, C), same dtype as tokens.
+        down: (C, r), same dtype as tokens; or float32 next to bfloat16 or float16 tokens: then it is rounded to their
+            dtype where it is used, and its gradient is float32.
+        up: (r, C), same dtype as down.
         gate: (B,), floating, one factor per sample: Bernoulli(1-p)/(1-p) in training. None means 1 everywhere. Takes no
             gradient.
         scale: a finite number, or a tensor with one element that may be trained. To ``torch.compile`` a number is a
@@ -68,7 +70,9 @@ def stochastic_adapter(
         up, scale = _resolve_scale(up, scale)
     if device_type != "meta" and torch.is_autocast_enabled(device_type) and tokens.dtype is not torch.float64:
         dtype = torch.get_autocast_dtype(device_type)
-        tokens, down, up = tokens.to(dtype), down.to(dtype), up.to(dtype)
+        tokens = tokens.to(dtype)
+        if down.dtype is not torch.float32 or up.dtype is not torch.float32:
+            down, up = down.to(dtype), up.to(dtype)
     _validate(residual, tokens, down, up, gate)
     exact = torch.float64 if tokens.dtype is torch.float64 else torch.float32
     if gate is not None and gate.dtype is not exact:
@@ -79,6 +83,7 @@ def stochastic_adapter(
             branch = branch.to(residual.dtype)
     if device_type not in loader.KERNEL_DEVICES:
         loader.report_fallback(device_type)
+        down, up = down.to(tokens.dtype), up.to(tokens.dtype)
         return reference.stochastic_adapter(residual, tokens, down, up, gate, scale, branch)
     refuse_tangents("stochastic_adapter", residual, tokens, down, up, gate, branch)
     save_hidden = torch.is_grad_enabled() and (tokens.requires_grad or down.requires_grad or up.requires_grad)
@@ -123,10 +128,11 @@ def _validate(residual: Tensor, tokens: Tensor, down: Tensor, up: Tensor, gate: 
     dtype = tokens.dtype
     if dtype not in DTYPES:
         raise TypeError(f"tokens must be float32, float64, bfloat16 or float16, got {dtype}")
-    if down.dtype is not dtype or up.dtype is not dtype:
+    weights = down.dtype
+    if up.dtype is not weights or not (weights is dtype or (weights is torch.float32 and dtype in HALF_DTYPES)):
         raise TypeError(
-            f"down and up must have tokens' dtype {dtype}, got {down.dtype} and {up.dtype}; "
-            "cast them, or run under torch.autocast"
+            f"down and up must have tokens' dtype {dtype}, or both float32 next to half types, got {weights} and "
+            f"{up.dtype}; cast them, or run under torch.autocast"
         )
     if residual.dtype is not dtype and not (residual.dtype is torch.float32 and dtype in HALF_DTYPES):
         raise TypeError(
@@ -296,7 +302,7 @@ class _StochasticAdapter(torch.autograd.Function):
         saved = ctx.saved_tensors
         if ctx.function is not None:
             with torch.no_grad(), _autocast_as_before(saved[1].device.type, ctx.autocast):
-                saved = (ctx.function(saved[0]).to(saved[1].dtype), *saved[1:])
+                saved = (ctx.function(saved[0]).to(saved[4].dtype), *saved[1:])  # hidden has the tokens' dtype
         with in_backward():
             gradients = _gradients(ctx.needs_input_grad, grad, saved, ctx.scale)
         return *gradients, None, _branch_gradient(ctx, grad), None, None, None

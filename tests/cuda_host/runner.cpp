@@ -176,7 +176,8 @@ void adapter_case(const Case& c) {
   const AdapterSizes s = c.sizes();
   const int64_t rows = s.samples * s.tokens_per_sample;
   const HostLauncher launcher = c.launcher();
-  const int64_t weight_bytes = s.channels * s.width * sizeof(T);
+  const bool float_weights = c.flag("float_weights");
+  const int64_t weight_bytes = s.channels * s.width * (float_weights ? sizeof(float) : sizeof(T));
   Buffer residual(rows * s.channels * sizeof(R)), tokens(rows * s.channels * sizeof(T));
   const auto down = std::make_shared<Buffer>(weight_bytes), up = std::make_shared<Buffer>(weight_bytes);
   Buffer gate(c.flag("gate") ? s.samples * sizeof(arithmetic_t<T>) : 0), grad(rows * s.channels * sizeof(R));
@@ -190,8 +191,8 @@ void adapter_case(const Case& c) {
 
   // transposed: the weights lie in memory the other way round.
   const bool transposed = c.flag("transposed");
-  const Matrix down_view{down->get(), transposed ? 1 : s.width, transposed ? s.channels : 1};
-  const Matrix up_view{up->get(), transposed ? 1 : s.channels, transposed ? s.width : 1};
+  const Matrix down_view{down->get(), transposed ? 1 : s.width, transposed ? s.channels : 1, float_weights};
+  const Matrix up_view{up->get(), transposed ? 1 : s.channels, transposed ? s.width : 1, float_weights};
   ForwardProblem forward{};
   forward.sizes = s;
   forward.residual = residual.get();

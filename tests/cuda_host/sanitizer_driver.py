@@ -5,7 +5,9 @@ import torch
 from puma_plugin import ops
 
 
-def adapter(tokens: torch.dtype, residual: torch.dtype, b: int, n: int, c: int, r: int, gated: bool) -> None:
+def adapter(
+    tokens: torch.dtype, residual: torch.dtype, b: int, n: int, c: int, r: int, gated: bool, float_weights: bool = False
+) -> None:
     """With and without a branch, which has the tokens' type, then the residual's."""
 
     def normal(*shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -15,7 +17,8 @@ def adapter(tokens: torch.dtype, residual: torch.dtype, b: int, n: int, c: int, 
     if gate is not None and tokens == torch.float64:
         gate = gate.double()
     x, h = normal(b, n, c, dtype=residual), normal(b, n, c, dtype=tokens)
-    down, up = normal(c, r, dtype=tokens), normal(r, c, dtype=tokens)
+    weights = torch.float32 if float_weights else tokens
+    down, up = normal(c, r, dtype=weights), normal(r, c, dtype=weights)
     for branch in (None, normal(b, n, c, dtype=tokens), normal(b, n, c, dtype=residual)):
         out = ops.stochastic_adapter(x, h, down, up, gate, 0.1, branch=branch)
         out.sum().backward()
@@ -40,6 +43,8 @@ def main() -> None:
         adapter(tokens, residual, 5, 37, 384, 128, gated=True)
         adapter(tokens, residual, 3, 21, 72, 24, gated=False)
     adapter(bf16, f32, 3, 37, 768, 128, gated=True)  # weights are streamed
+    adapter(bf16, f32, 5, 37, 384, 128, gated=True, float_weights=True)  # as under autocast
+    adapter(f16, f16, 3, 21, 72, 100, gated=True, float_weights=True)
     adapter(f32, f32, 3, 9, 20, 7, gated=True)  # rows of the activation are not aligned
     for tokens, residual in [(f64, f64), (f32, f32), (bf16, f32), (f16, f16)]:
         adapter(tokens, residual, 4, 7, 13, 150, gated=True)  # general path

@@ -39,6 +39,7 @@ class Case:
     need_weights: bool = True
     fused: bool = True
     branch: torch.dtype | None = None  # the residual's or the tokens'
+    float_weights: bool = False
     form: str = "warps"
 
 
@@ -61,11 +62,12 @@ def make_inputs(case: Case) -> Inputs:
 
     b = case.samples if case.gate is None else len(case.gate)
     gate = None if case.gate is None else torch.tensor(case.gate, dtype=F64 if case.tokens == F64 else F32)
+    weights = F32 if case.float_weights else case.tokens
     return Inputs(
         normal(b, case.n, case.c).to(case.residual),
         normal(b, case.n, case.c).to(case.tokens),
-        (normal(case.c, case.r) / case.c**0.5).to(case.tokens),
-        (normal(case.r, case.c) / case.r**0.5).to(case.tokens),
+        (normal(case.c, case.r) / case.c**0.5).to(weights),
+        (normal(case.r, case.c) / case.r**0.5).to(weights),
         gate,
         normal(b, case.n, case.c).to(case.residual),
         None if case.branch is None else normal(b, case.n, case.c).to(case.branch),
@@ -95,6 +97,7 @@ def run_kernels(case: Case, x: Inputs) -> dict[str, Tensor]:
         "need_tokens": int(case.need_tokens),
         "need_weights": int(case.need_weights),
         "fused": int(case.fused),
+        "float_weights": int(case.float_weights),
         "branch": "none" if case.branch is None else "residual" if case.branch == case.residual else "tokens",
     }
     weights = [x.down.T, x.up.T] if case.transposed else [x.down, x.up]
@@ -102,8 +105,8 @@ def run_kernels(case: Case, x: Inputs) -> dict[str, Tensor]:
         "out": ((b, case.n, case.c), case.residual),
         "hidden": ((b * case.n, case.r), case.tokens),
         "grad_tokens": ((b, case.n, case.c) if case.need_tokens else (0,), case.tokens),
-        "grad_down": ((case.c, case.r) if case.need_weights else (0,), case.tokens),
-        "grad_up": ((case.r, case.c) if case.need_weights else (0,), case.tokens),
+        "grad_down": ((case.c, case.r) if case.need_weights else (0,), x.down.dtype),
+        "grad_up": ((case.r, case.c) if case.need_weights else (0,), x.up.dtype),
     }
     return run(Request(words, [x.residual, x.tokens, *weights, x.gate, x.grad, x.branch], outputs), case.form)
 
@@ -176,6 +179,12 @@ SMALL = {
     "with a float32 branch on a float32 stream": Case(BF16, F32, [0.0, 2.0, 2.0, 1.0], 37, 72, 40, branch=F32),
     "with an fp16 branch, all kept": Case(F16, F32, None, 5, 64, 16, samples=3, branch=F16),
     "with a float32 branch, several passes": Case(F16, F32, [2.0, 0.0] * 6, 55, 64, 16, multiprocessors=1, branch=F32),
+    "odd number of steps": Case(BF16, BF16, MIXED, 17, 192, 16),
+    "odd number of steps, the last one nearly empty": Case(F16, F16, MIXED, 17, 136, 16),
+    "float32 weights": Case(BF16, BF16, MIXED, 17, 64, 16, float_weights=True),
+    "float32 weights, transposed, ragged": Case(
+        F16, F32, [0.0, 2.0, 2.0, 1.0], 37, 72, 100, transposed=True, float_weights=True
+    ),
     "only the tokens' gradient": Case(BF16, F32, MIXED, 7, 64, 70, need_weights=False),
     "only the weights' gradients": Case(BF16, BF16, MIXED, 7, 64, 70, need_tokens=False),
 }
@@ -278,6 +287,21 @@ def test_bits_do_not_depend_on_the_schedule(case: Case) -> None:
     first, second = check(case), check(replace(case, seed=1))
     for key, value in first.items():
         assert torch.equal(value, second[key]), key
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_float_weights_are_rounded_and_their_gradients_are_not(form: str) -> None:
+    case = Case(BF16, BF16, MIXED, 17, 72, 40, form=form, float_weights=True)
+    x = make_inputs(case)
+    got = run_kernels(case, x)
+    x.down, x.up = x.down.to(BF16), x.up.to(BF16)
+    rounded = run_kernels(replace(case, float_weights=False), x)
+    for key in ("out", "grad_tokens", "grad_down", "grad_up"):
+        assert torch.equal(got[key].to(BF16), rounded[key]), key
+    want = expected(case, x, got["hidden"][: 3 * case.n])
+    for key in ("grad_down", "grad_up"):
+        error, error_rounded = ((value[key].double() - want[key]).norm() for value in (got, rounded))
+        assert error < error_rounded, key
 
 
 @pytest.mark.parametrize("form", FORMS)
