@@ -68,7 +68,7 @@ def _cuda_adapter() -> list[Goal]:
     goals = []
     for width, microseconds in ((384, 44), (768, 82)):
         case = {"dtype": "bfloat16", "batch": 180, "width": width}
-        for against, ratio in (("fixed_compiled", 2.2), ("authors", 4.0), ("indexed", 1.5)):
+        for against, ratio in (("fixed_compiled", 2.2), ("authors", 4.0), ("indexed", 1.5), ("indexed_triton", 1.5)):
             goals.append(_adapter("cuda", "both", against, ratio, drop=0.5, **case))
         goals.append(_adapter("cuda", "both", "fixed_compiled", 1.1, drop=0.0, **case))
         fields = {**case, "adapter_dim": 128, "drop": 0.5, "residual_dtype": ""}

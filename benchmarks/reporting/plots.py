@@ -19,6 +19,7 @@ COLOURS = {
     "fixed": "#009e73",
     "fixed_compiled": "#56b4e9",
     "indexed": "#cc79a7",
+    "indexed_triton": "#f0e442",
     "triton": "#000000",
     "pml": "#d55e00",
     "two_products": "#009e73",

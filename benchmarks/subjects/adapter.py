@@ -1,4 +1,4 @@
-"""The stochastic adapter: ours, the authors' form, its fixed form, both compiled, dropping by index, and Triton."""
+"""The stochastic adapter: ours, the authors' form, its fixed form, both compiled, dropping by index, with Triton."""
 
 import importlib.util
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from puma_plugin.ops import reference, stochastic_adapter
 SCALE = 0.1
 MODES = ("forward", "backward", "both")
 EAGER = ("ours", "authors", "fixed", "indexed")
+TRITON = ("indexed_triton", "triton")  # triton comes with CUDA builds of torch only
 COMPILED = ("authors_compiled", "fixed_compiled")
 RESULTS = ("output", "grad residual", "grad tokens", "grad down", "grad up", "branch")
 
@@ -133,11 +134,15 @@ class AdapterWorkload(Workload):
         return self._functions[contestant]
 
     def _make(self, contestant: str) -> Callable[[AdapterInputs], Tensor]:
+        scale = SCALE / (1 - self.case.drop)
         if contestant == "indexed":
-            scale = SCALE / (1 - self.case.drop)
             return lambda x: peers.indexed(x.residual, x.tokens, x.down, x.up, x.kept, scale)
+        if contestant == "indexed_triton":
+            from benchmarks.peers.triton_indexed import indexed_adapter
+
+            return lambda x: indexed_adapter(x.residual, x.tokens, x.down, x.up, x.kept, scale)
         if contestant == "triton":
-            from benchmarks.peers.triton_adapter import fused_adapter  # triton comes with CUDA builds of torch only
+            from benchmarks.peers.triton_adapter import fused_adapter
 
             return lambda x: fused_adapter(x.residual, x.tokens, x.down, x.up, x.gate, x.kept, SCALE)
         form = {
@@ -209,7 +214,7 @@ def _without_gradient(function: Callable[[AdapterInputs], Tensor], inputs: Adapt
 
 def plans(settings: Settings) -> list[Plan]:
     """What is compared: the sizes of the paper in detail, then cost against B and against p."""
-    eager = (*EAGER, "triton") if settings.device == "cuda" and importlib.util.find_spec("triton") else EAGER
+    eager = (*EAGER, *TRITON) if settings.device == "cuda" and importlib.util.find_spec("triton") else EAGER
     everyone = (*eager, *COMPILED) if settings.compiled else eager
     cuda = settings.device == "cuda"
     if settings.smoke:
