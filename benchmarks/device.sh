@@ -2,7 +2,7 @@
 # Everything that needs a GPU, in one call of under five minutes: build, CUDA tests, compute-sanitizer, benchmarks.
 #
 #   benchmarks/device.sh [FOLDER [SECONDS]]     FOLDER: where results go, default benchmarks/results/<GPU's name>
-#                                               SECONDS: the whole call's, default 270; from about 400 on the adapter's
+#                                               SECONDS: the whole call's, default 270; from about 480 on the adapter's
 #                                               and prompts' remaining cases are measured, too
 #
 # PYTHON: an interpreter with torch >= 2.10 (default python3); missing tools are reported and their step is skipped.
@@ -82,7 +82,7 @@ print(f"-n {min(8, os.cpu_count())}" if importlib.util.find_spec("xdist") else "
   fi
   wait
   step kernels 60 "$python" -m benchmarks.kernels
-  if (($(left) >= 150)); then # a result file is written at the end only
+  if (($(left) >= 240)); then # a result file is written at the end only
     step all_cases "$(left)" "$python" -m benchmarks.run --effort full --no-compiled --device cuda --out "$out/all_cases" \
       --suites ceilings adapter prompts
   fi

@@ -1,7 +1,8 @@
 """The stochastic adapter, written in other ways.
 
-All take residual (B, N, C), tokens (B, N, C), down (C, r), up (r, C), the scale and, as they need it, the gate (B,) or
-the kept samples' indices; no gate means that every sample is kept.
+All take residual (B, N, C), tokens (B, N, C), down (C, r), up (r, C), the scale and, as they need it, the gate (B,),
+the kept samples' indices and each sample's rank (B,) among them, -1 where it is dropped. Without gate or indices all
+are kept.
 """
 
 import torch

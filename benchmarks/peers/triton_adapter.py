@@ -79,13 +79,25 @@ def _launch(
     )  # fmt: skip
 
 
+def _of_kept(tensor: Tensor, kept: Tensor | None) -> Tensor:
+    return tensor if kept is None else tensor.index_select(0, kept)
+
+
 class _FusedAdapter(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, residual: Tensor, tokens: Tensor, down: Tensor, up: Tensor, factor: Tensor, rank: Tensor, kept: Tensor
+        ctx: Any,
+        residual: Tensor,
+        tokens: Tensor,
+        down: Tensor,
+        up: Tensor,
+        factor: Tensor,
+        rank: Tensor,
+        kept: Tensor | None,
     ) -> Tensor:
         out = torch.empty_like(residual)
-        hidden = tokens.new_empty(kept.numel(), tokens.shape[1], down.shape[1])
+        samples = len(tokens) if kept is None else kept.numel()
+        hidden = tokens.new_empty(samples, tokens.shape[1], down.shape[1])
         _launch(tokens, residual, down, up, factor, rank, hidden, out, backward=False)
         ctx.save_for_backward(tokens, down, up, factor, rank, kept, hidden)
         return out
@@ -93,17 +105,24 @@ class _FusedAdapter(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         tokens, down, up, factor, rank, kept, hidden = ctx.saved_tensors
-        scaled = hidden * factor.index_select(0, kept).to(hidden.dtype)[:, None, None]
-        rows = grad.index_select(0, kept).to(tokens.dtype).flatten(0, 1)
+        scaled = hidden * _of_kept(factor, kept).to(hidden.dtype)[:, None, None]
+        rows = _of_kept(grad, kept).to(tokens.dtype).flatten(0, 1)
         grad_up = scaled.flatten(0, 1).T @ rows
         grad_tokens = torch.empty_like(tokens)
         _launch(grad, grad, up.T.contiguous(), down.T.contiguous(), factor, rank, hidden, grad_tokens, backward=True)
-        grad_down = tokens.index_select(0, kept).flatten(0, 1).T @ hidden.flatten(0, 1)
+        grad_down = _of_kept(tokens, kept).flatten(0, 1).T @ hidden.flatten(0, 1)
         return grad, grad_tokens, grad_down, grad_up, None, None, None
 
 
 def fused_adapter(
-    residual: Tensor, tokens: Tensor, down: Tensor, up: Tensor, gate: Tensor | None, kept: Tensor | None, scale: float
+    residual: Tensor,
+    tokens: Tensor,
+    down: Tensor,
+    up: Tensor,
+    gate: Tensor | None,
+    kept: Tensor | None,
+    rank: Tensor,
+    scale: float,
 ) -> Tensor:
     """The adapter by the Triton kernel; arguments as in `benchmarks.peers.adapter`, contiguous.
 
@@ -114,8 +133,5 @@ def fused_adapter(
     units = down.shape[1]
     if units < 16 or units & (units - 1) or width % COLUMNS:
         raise ValueError(f"r must be a power of two >= 16 and C a multiple of {COLUMNS}, got r = {units}, C = {width}")
-    if gate is None or kept is None:
-        gate, kept = tokens.new_ones(samples, dtype=torch.float32), torch.arange(samples, device=tokens.device)
-    rank = torch.full((samples,), -1, dtype=torch.int32, device=tokens.device)
-    rank[kept] = torch.arange(kept.numel(), dtype=torch.int32, device=tokens.device)
-    return _FusedAdapter.apply(residual, tokens, down, up, gate * scale, rank, kept)
+    factor = tokens.new_full((samples,), scale, dtype=torch.float32) if gate is None else gate * scale
+    return _FusedAdapter.apply(residual, tokens, down, up, factor, rank, kept)

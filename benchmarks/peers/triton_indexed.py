@@ -1,8 +1,8 @@
 """The stochastic adapter by index, with Triton kernels around torch's products.
 
-As xformers' ``scaled_index_add`` drops residual branches: the kept samples are gathered and multiplied; one kernel adds
-the product at their places. That one works in place; here, as everywhere, the result is a new tensor, so the kernel
-copies the dropped samples on its way.
+As xformers drops residual branches: the kept samples are gathered and multiplied; one kernel, its ``scaled_index_add``,
+adds the product at their places. That one works in place; here, as everywhere, the result is a new tensor, so the
+kernel copies the dropped samples on its way.
 """
 
 from typing import Any
@@ -11,6 +11,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from benchmarks.peers.adapter import fixed
 
 BLOCK = 4096  # elements per program
 
@@ -83,12 +85,9 @@ class _IndexedAdapter(torch.autograd.Function):
 
 
 def indexed_adapter(
-    residual: Tensor, tokens: Tensor, down: Tensor, up: Tensor, kept: Tensor | None, scale: float
+    residual: Tensor, tokens: Tensor, down: Tensor, up: Tensor, kept: Tensor | None, rank: Tensor, scale: float
 ) -> Tensor:
-    """The adapter by index; arguments as of `benchmarks.peers.adapter.indexed`, contiguous."""
-    samples = tokens.shape[0]
+    """The adapter by index; arguments as of `benchmarks.peers.adapter`, contiguous."""
     if kept is None:
-        kept = torch.arange(samples, device=tokens.device)
-    rank = torch.full((samples,), -1, dtype=torch.int32, device=tokens.device)
-    rank[kept] = torch.arange(kept.numel(), dtype=torch.int32, device=tokens.device)
+        return fixed(residual, tokens, down, up, None, scale)
     return _IndexedAdapter.apply(residual, tokens, down, up, kept, rank, scale)

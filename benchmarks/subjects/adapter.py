@@ -32,7 +32,7 @@ class AdapterCase:
         batch, tokens, width, adapter_dim: B, N, C, r.
         drop: p, the share of dropped samples.
         dtype: of tokens and weights.
-        residual_dtype: of the residual stream; float32 next to a half type is what autocast gives.
+        residual_dtype: of the residual stream; under autocast it is float32 next to a half type.
     """
 
     batch: int = 180
@@ -63,6 +63,7 @@ class AdapterInputs:
     up: Tensor
     gate: Tensor | None
     kept: Tensor | None
+    rank: Tensor
     grad: Tensor
 
     @property
@@ -95,6 +96,9 @@ def make_inputs(case: AdapterCase, device: str, seed: int, *, exact: bool = Fals
     if case.drop > 0:
         kept = torch.randperm(case.batch, generator=generator)[: case.kept].sort().values
         gate = torch.zeros(case.batch).index_fill_(0, kept, 1 / (1 - case.drop))
+    rank = torch.arange(case.batch, dtype=torch.int32)
+    if kept is not None:
+        rank = torch.full_like(rank, -1).index_copy_(0, kept, rank[: case.kept])
     up = normal(case.adapter_dim, case.width, std=0.02)
     # A small residual in the check: next to a large one the branch would drown in the result's rounding.
     residual, grad = normal(*shape, std=0.05 if exact else 1.0), normal(*shape)
@@ -106,6 +110,7 @@ def make_inputs(case: AdapterCase, device: str, seed: int, *, exact: bool = Fals
         place(up, dtype=dtype).requires_grad_(),
         None if gate is None else place(gate),
         None if kept is None else place(kept),
+        place(rank),
         place(grad, dtype=residual_dtype),
     )
 
@@ -140,11 +145,11 @@ class AdapterWorkload(Workload):
         if contestant == "indexed_triton":
             from benchmarks.peers.triton_indexed import indexed_adapter
 
-            return lambda x: indexed_adapter(x.residual, x.tokens, x.down, x.up, x.kept, scale)
+            return lambda x: indexed_adapter(x.residual, x.tokens, x.down, x.up, x.kept, x.rank, scale)
         if contestant == "triton":
             from benchmarks.peers.triton_adapter import fused_adapter
 
-            return lambda x: fused_adapter(x.residual, x.tokens, x.down, x.up, x.gate, x.kept, SCALE)
+            return lambda x: fused_adapter(x.residual, x.tokens, x.down, x.up, x.gate, x.kept, x.rank, SCALE)
         form = {
             "ours": stochastic_adapter,
             "reference": reference.stochastic_adapter,

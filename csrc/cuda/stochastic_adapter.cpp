@@ -132,11 +132,13 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_in, const Tensor&
   check_weights(tokens, down, up);
   const AdapterSizes s = sizes_of(tokens, down);
   const ScalarType type = tokens.scalar_type();
-  const auto empty = [&] { return new_tensor(tokens, {0}, type); };
-  Tensor grad_tokens = need_tokens ? new_tensor(tokens, {s.samples, s.tokens_per_sample, s.channels}, type) : empty();
+  Tensor grad_tokens = need_tokens ? new_tensor(tokens, {s.samples, s.tokens_per_sample, s.channels}, type)
+                                   : new_tensor(tokens, {0}, type);
   const ScalarType weights_type = down.scalar_type();
-  Tensor grad_down = need_weights ? new_tensor(tokens, {s.channels, s.width}, weights_type) : empty();
-  Tensor grad_up = need_weights ? new_tensor(tokens, {s.width, s.channels}, weights_type) : empty();
+  const auto new_gradient = [&](int64_t rows, int64_t columns) {
+    return need_weights ? new_tensor(tokens, {rows, columns}, weights_type) : new_tensor(tokens, {0}, weights_type);
+  };
+  Tensor grad_down = new_gradient(s.channels, s.width), grad_up = new_gradient(s.width, s.channels);
   if (!need_tokens && !need_weights) return {grad_tokens, grad_down, grad_up};
   if (s.samples * s.tokens_per_sample == 0) {
     if (need_weights) {

@@ -22,7 +22,7 @@ def stochastic_adapter(
     Args:
         residual: (B, N, C), what the adapter's output is added to.
         tokens: (B, N, C), the normalised tokens that the frozen branch also reads.
-        down: (C, r).
+        down: (C, r); like up rounded to the dtype of tokens, if it has another.
         up: (r, C).
         gate: (B,), or None for 1 everywhere (evaluation). 0 means: the sample passes untouched.
         scale: s of the paper, 0.1 there.
@@ -30,7 +30,7 @@ def stochastic_adapter(
     """
     if branch is not None:
         residual = residual + branch
-    added = torch.relu(tokens @ down) @ up
+    added = torch.relu(tokens @ down.to(tokens.dtype)) @ up.to(tokens.dtype)
     factor = scale if gate is None else (gate.to(residual.dtype) * scale)[:, None, None]
     return residual + added.to(residual.dtype) * factor
 

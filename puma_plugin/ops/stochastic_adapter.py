@@ -44,7 +44,7 @@ def stochastic_adapter(
             tokens, or float32 next to bfloat16 or float16 tokens.
         tokens: (B, N, C), the normalised tokens.
         down: (C, r), same dtype as tokens; or float32 next to bfloat16 or float16 tokens: then it is rounded to their
-            dtype where it is used, and its gradient is float32.
+            dtype where it is used. Its gradient is float32 then, though not everywhere more exact than tokens' dtype.
         up: (r, C), same dtype as down.
         gate: (B,), floating, one factor per sample: Bernoulli(1-p)/(1-p) in training. None means 1 everywhere. Takes no
             gradient.
@@ -83,7 +83,6 @@ def stochastic_adapter(
             branch = branch.to(residual.dtype)
     if device_type not in loader.KERNEL_DEVICES:
         loader.report_fallback(device_type)
-        down, up = down.to(tokens.dtype), up.to(tokens.dtype)
         return reference.stochastic_adapter(residual, tokens, down, up, gate, scale, branch)
     refuse_tangents("stochastic_adapter", residual, tokens, down, up, gate, branch)
     save_hidden = torch.is_grad_enabled() and (tokens.requires_grad or down.requires_grad or up.requires_grad)

@@ -45,6 +45,16 @@ def test_share_of_skipped_samples_is_drop_and_the_mean_is_kept() -> None:
     assert (gate == 0).float().mean() == pytest.approx(0.3, abs=5 * math.sqrt(0.21 / 20_000))
 
 
+def test_gates_of_their_own_under_vmap() -> None:
+    adapter = StochasticAdapter(4, 2, drop=0.5).train()
+    nn.init.normal_(adapter.up)
+    tokens = torch.ones(3, 4)[None].expand(64, 1, 3, 4)
+    with torch.no_grad():
+        out = torch.func.vmap(lambda t: adapter(t, t), randomness="different")(tokens)
+    changed = (out != tokens).flatten(1).any(dim=1)
+    assert 0 < changed.sum() < 64
+
+
 def test_skipped_samples_pass_untouched_and_give_no_gradient(adapter: StochasticAdapter) -> None:
     residual, tokens = torch.randn(2, 16, 3, 6, dtype=torch.float64)
     tokens.requires_grad_()
