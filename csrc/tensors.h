@@ -32,7 +32,7 @@ inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, int3
   return Tensor(handle);
 }
 
-// Of the adapter: kernels read what they are told is there.
+// The adapter's: a kernel reads memory as the type that it is told.
 inline void check_weights(const Tensor& tokens, const Tensor& down, const Tensor& up) {
   const ScalarType type = down.scalar_type();
   const bool is_half = tokens.scalar_type() == ScalarType::BFloat16 || tokens.scalar_type() == ScalarType::Half;

@@ -304,6 +304,7 @@ PUMA_DEVICE void second_product(const AdapterArguments& p, WeightStream<T, kWidt
     for (int slot = 0; slot < Added::kSteps; ++slot) {
 #pragma unroll
       for (int q = 0; q < 2; ++q) {
+        // There is a step 0. Asked whether there is, the compiler spills registers.
         if (slot == 0 || slot < steps) added.read_group(p, place, slot, slot * Packed::kStepColumns, q);
       }
     }
