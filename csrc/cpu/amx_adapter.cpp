@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "ahead.h"
+
 #if PUMA_HAS_AMX
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 has many in its own header
 #pragma GCC diagnostic ignored "-Wuninitialized"
@@ -12,6 +14,7 @@
 namespace puma {
 namespace {
 
+constexpr int kPieces = 4;  // fetched ahead with each step of a product
 constexpr int64_t kPanelRows = 256;  // measured: 128 and 512 are no faster
 constexpr int64_t kTile = 512;  // elements of a tile of half types; 16 rows of 32, or pairs of 16
 
@@ -96,9 +99,10 @@ PUMA_AMX_INLINE void transpose_pairs(bf16* out, const bf16* in, int64_t stride) 
 
 // Tiles 0 to 3, 32 rows and columns, += left @ right. The left-hand side's tiles are `next` elements apart towards its
 // columns, `below` towards its rows, and their own rows `stride` bytes; the right one's begin in `column`.
+template <class F>
 PUMA_AMX_INLINE void multiply(
     const bf16* left, int64_t stride, int64_t next, int64_t below, const AmxOperand& operand, int64_t column,
-    int64_t steps) {
+    int64_t steps, const F& meanwhile) {
   const bf16* const right = operand.tile(0, column);
   const int64_t right_below = operand.below(), right_next = operand.next();
   for (int64_t k = 0; k < steps; ++k) {
@@ -106,6 +110,7 @@ PUMA_AMX_INLINE void multiply(
     _tile_loadd(6, right + k * right_below, 64);
     _tile_loadd(7, right + k * right_below + right_next, 64);
     _tile_loadd(5, left + k * next + below, stride);
+    meanwhile();
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
     _tile_dpbf16ps(2, 5, 6);
@@ -114,14 +119,17 @@ PUMA_AMX_INLINE void multiply(
 }
 
 // out (32, 32), rows of `stride` elements, = left (32, depth) @ 32 columns of right.
-PUMA_AMX_INLINE void product(float* out, int64_t stride, const bf16* left, const AmxOperand& right, int64_t column) {
+PUMA_AMX_INLINE void product(
+    float* out, int64_t stride, const bf16* left, const AmxOperand& right, int64_t column, Ahead& ahead) {
   const int64_t depth = right.depth(), row_bytes = 4 * stride;
   memory_barrier();
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  multiply(left, 2 * depth, 32, 16 * depth, right, column, depth / 32);
+  multiply(left, 2 * depth, 32, 16 * depth, right, column, depth / 32, [&]() __attribute__((always_inline)) {
+    for (int i = 0; i < kPieces; ++i) ahead.fetch();
+  });
   _tile_stored(0, out, row_bytes);
   _tile_stored(1, out + 16, row_bytes);
   _tile_stored(2, out + 16 * stride, row_bytes);
@@ -142,7 +150,7 @@ PUMA_AMX void add_product(
       _tile_loadd(1, upper + 16, row_bytes);
       _tile_loadd(2, lower, row_bytes);
       _tile_loadd(3, lower + 16, row_bytes);
-      multiply(left.tile(0, row), 64, left.below(), left.next(), right, column, depth / 32);
+      multiply(left.tile(0, row), 64, left.below(), left.next(), right, column, depth / 32, [] {});
       _tile_stored(0, upper, row_bytes);
       _tile_stored(1, upper + 16, row_bytes);
       _tile_stored(2, lower, row_bytes);
@@ -154,7 +162,7 @@ PUMA_AMX void add_product(
 
 // The rows of a (B*N, width) matrix: where they are if they are neighbours there, else in `buffer`, which is filled up
 // with zeros.
-const bf16* gathered(const bf16* source, const AmxRows& rows, bf16* buffer, int64_t width) {
+const bf16* gathered(const bf16* source, const Step& rows, bf16* buffer, int64_t width) {
   if (rows.count == kAmxRows && rows.row[kAmxRows - 1] - rows.row[0] == kAmxRows - 1) {
     return source + rows.row[0] * width;
   }
@@ -166,7 +174,7 @@ const bf16* gathered(const bf16* source, const AmxRows& rows, bf16* buffer, int6
   return buffer;
 }
 
-const bf16* gathered(const float* source, const AmxRows& rows, bf16* buffer, int64_t width) {
+const bf16* gathered(const float* source, const Step& rows, bf16* buffer, int64_t width) {
   for (int64_t i = 0; i < rows.count; ++i) convert(buffer + i * width, source + rows.row[i] * width, width);
   std::memset(
       static_cast<void*>(buffer + rows.count * width), 0,
@@ -241,15 +249,20 @@ AmxUnit::AmxUnit() { configure(); }
 AmxUnit::~AmxUnit() { release(); }
 
 template <class R>
-PUMA_AMX void AmxForward<R>::step(const AmxRows& rows) {
+PUMA_AMX void AmxForward<R>::step(const Step& rows, const Step* next) {
   alignas(64) float sums[kAmxRows * 32];
   const bf16* const x = gathered(tokens_, rows, token_rows_.get(), width_);
   const bool in_place = hidden_ != nullptr && rows.count == kAmxRows;
   bf16* const saved = hidden_ + (hidden_ == nullptr ? 0 : rows.packed * rank_);
   bf16* const h = in_place ? saved : hidden_rows_.get();
   const __m512 zero = _mm512_setzero_ps();
+  Ahead addends(&rows, width_);
+  addends.add(residual_);
+  addends.add(wide_);
+  addends.add(narrow_);
+  addends.add(out_);
   for (int64_t column = 0; column < rank_; column += 32) {
-    product(sums, 32, x, down_, column);
+    product(sums, 32, x, down_, column, addends);
     for (int64_t i = 0; i < kAmxRows; ++i) {  // zero first: of NaN and another the second is taken
       const __m512 first = _mm512_max_ps(zero, load(sums + 32 * i));
       store_pair(h + i * rank_ + column, first, _mm512_max_ps(zero, load(sums + 32 * i + 16)));
@@ -258,15 +271,17 @@ PUMA_AMX void AmxForward<R>::step(const AmxRows& rows) {
   if (hidden_ != nullptr && !in_place) {
     std::memcpy(static_cast<void*>(saved), h, static_cast<size_t>(rows.count * rank_) * sizeof(bf16));
   }
+  Ahead tokens(next, width_);
+  tokens.add(tokens_);
   for (int64_t column = 0; column < width_; column += 32) {
-    product(product_.get() + column, width_, h, up_, column);
+    product(product_.get() + column, width_, h, up_, column, tokens);
   }
   add(rows);
 }
 
 // out = residual + branch + factor * product, row by row: streams that the processor sees coming.
 template <class R>
-PUMA_AMX void AmxForward<R>::add(const AmxRows& rows) const {
+PUMA_AMX void AmxForward<R>::add(const Step& rows) const {
   for (int64_t i = 0; i < rows.count; ++i) {
     const __m512 factor = _mm512_set1_ps(rows.factor[i]);
     const int64_t place = rows.row[i] * width_;
@@ -298,15 +313,17 @@ AmxBackward<R>::AmxBackward(
       delta_panel_(AmxOperand::panel(kPanelRows, rank_)), hidden_panel_(AmxOperand::panel(kPanelRows, rank_)) {}
 
 template <class R>
-PUMA_AMX void AmxBackward<R>::step(const AmxRows& rows) {
+PUMA_AMX void AmxBackward<R>::step(const Step& rows, const Step* next) {
   const bool weights = up_sum_ != nullptr;
   const bf16* const grad = gathered(grad_, rows, grad_rows_.get(), width_);
   if (weights) fill_rows(grad_panel_, collected_, grad, width_);  // first, for it reads along the rows
   make_delta(rows, grad);
   if (grad_tokens_ != nullptr) {
     float* const sums = product_.get();
+    Ahead ahead(next, width_);
+    ahead.add(grad_);
     for (int64_t column = 0; column < width_; column += 32) {
-      product(sums + column, width_, delta_.get(), down_, column);
+      product(sums + column, width_, delta_.get(), down_, column, ahead);
     }
     for (int64_t i = 0; i < rows.count; ++i) {
       for (int64_t column = 0; column < width_; column += 32) {
@@ -325,11 +342,14 @@ PUMA_AMX void AmxBackward<R>::step(const AmxRows& rows) {
 
 // delta = factor * (grad @ up^T) where hidden > 0, and factor * hidden; zeros behind the last row.
 template <class R>
-PUMA_AMX void AmxBackward<R>::make_delta(const AmxRows& rows, const bf16* grad) {
+PUMA_AMX void AmxBackward<R>::make_delta(const Step& rows, const bf16* grad) {
   alignas(64) float sums[kAmxRows * 32];
   const __m512 zero = _mm512_setzero_ps();
+  Ahead others(&rows, width_);
+  others.add(up_sum_ == nullptr ? nullptr : tokens_);
+  others.add(grad_tokens_);
   for (int64_t column = 0; column < rank_; column += 32) {
-    product(sums, 32, grad, up_, column);
+    product(sums, 32, grad, up_, column, others);
     for (int64_t i = 0; i < kAmxRows; ++i) {
       __m512 delta[2] = {zero, zero}, scaled[2] = {zero, zero};
       if (i < rows.count) {

@@ -4,21 +4,15 @@
 
 #include "lines.h"
 #include "simd.h"
+#include "step.h"
 #include "vector.h"
 
 namespace puma {
 
 constexpr int64_t kAmxRows = 32;  // of one step; C and r must be multiples of it, too
+static_assert(kAmxRows <= kMostStepRows);
 
 bool amx_serves(int64_t width, int64_t rank);
-
-// Up to kAmxRows rows of kept samples.
-struct AmxRows {
-  int64_t count;
-  int64_t packed;            // the first one's place among all kept rows
-  int64_t row[kAmxRows];     // each one's place in the (B*N, C) tensors
-  float factor[kAmxRows];    // its sample's gate * scale
-};
 
 // The right-hand side of a product, (depth, columns), as the matrix unit reads it: tiles of 32 rows and 16 columns, in
 // which pairs of rows are interleaved.
@@ -57,6 +51,9 @@ class AmxUnit {
 template <class R>
 class AmxForward {
  public:
+  using Operand = AmxOperand;
+  static int64_t rows() { return kAmxRows; }
+
   AmxForward(
       const AmxOperand& down, const AmxOperand& up, const bf16* tokens, const R* residual, const R* wide,
       const bf16* narrow, R* out, bf16* hidden)
@@ -65,10 +62,11 @@ class AmxForward {
         hidden_rows_(lines<bf16>(kAmxRows * rank_)),
         product_(lines<float>(kAmxRows * width_)) {}
 
-  void step(const AmxRows& rows);
+  // `next` is the step to come, or null: its rows are fetched meanwhile.
+  void step(const Step& rows, const Step* next);
 
  private:
-  void add(const AmxRows& rows) const;
+  void add(const Step& rows) const;
 
   const AmxOperand &down_, &up_;
   const bf16* tokens_;
@@ -86,18 +84,23 @@ class AmxForward {
 template <class R>
 class AmxBackward {
  public:
+  using Operand = AmxOperand;
+  static int64_t rows() { return kAmxRows; }
+  // Columns of a strip of the sums: they lie row by row.
+  static int64_t strip(int64_t width) { return width; }
+
   // The transposes of the weights; sums of r rows and C columns, grown by what the steps add: the transpose of down's
   // gradient, and up's; or null.
   AmxBackward(
       const AmxOperand& down, const AmxOperand& up, const R* grad, const bf16* tokens, const bf16* hidden,
       bf16* grad_tokens, float* down_sum, float* up_sum);
 
-  void step(const AmxRows& rows);
+  void step(const Step& rows, const Step* next);
   // After the last step: the rest of the weights' gradients.
   void finish();
 
  private:
-  void make_delta(const AmxRows& rows, const bf16* grad);
+  void make_delta(const Step& rows, const bf16* grad);
 
   const AmxOperand &down_, &up_;
   const R* grad_;

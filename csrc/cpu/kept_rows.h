@@ -29,6 +29,8 @@ struct Plan {
   std::vector<int64_t> kept_samples;
   std::vector<Block> kept;             // cache-sized
   std::vector<Run> dropped;            // whole runs of dropped samples
+
+  int64_t samples() const { return static_cast<int64_t>(factor.size()); }
 };
 
 // Bytes of one (rows, C) operand. Two of them share the second-level cache; for half types fewer, larger products win

@@ -11,8 +11,11 @@
 
 #include "amx_adapter.h"
 #include "gemm.h"
+#include "in_steps.h"
 #include "kept_rows.h"
 #include "lines.h"
+#include "vector_adapter.h"
+#include "weight_sums.h"
 
 namespace puma {
 namespace {
@@ -64,38 +67,6 @@ void add_dropped(R* out, const R* residual, const Branch<R, T>& branch, int64_t 
   }
 }
 
-#if PUMA_HAS_AMX
-// A part's share of the kept rows, kAmxRows at a time.
-struct Steps {
-  int64_t rows, begin, end;
-
-  Steps(const Plan& plan, int64_t part, int64_t parts)
-      : rows(static_cast<int64_t>(plan.kept_samples.size()) * plan.tokens_per_sample) {
-    const int64_t steps = (rows + kAmxRows - 1) / kAmxRows;
-    begin = steps * part / parts;
-    end = steps * (part + 1) / parts;
-  }
-};
-
-template <class F>
-void for_each_step(const Plan& plan, const Steps& steps, const F& body) {
-  const int64_t rows = steps.rows;
-  for (int64_t i = steps.begin; i < steps.end; ++i) {
-    AmxRows step;
-    step.packed = i * kAmxRows;
-    step.count = std::min(kAmxRows, rows - step.packed);
-    const Block block{step.packed, step.count, 0, true};
-    for_each_sample(plan, block, [&](int64_t first, int64_t n, int64_t row, double factor) {
-      for (int64_t j = 0; j < n; ++j) {
-        step.row[first + j] = row + j;
-        step.factor[first + j] = static_cast<float>(factor);
-      }
-    });
-    body(step);
-  }
-}
-#endif
-
 // The weights, contiguous and in T.
 template <class T>
 Tensor in_type(const Tensor& weights) {
@@ -121,26 +92,29 @@ std::tuple<Tensor, Tensor, Tensor> forward(
   const R* const residual_data = const_data<R>(residual);
   const T* const tokens_data = const_data<T>(tokens);
   const Branch<R, T> branch(branch_tensor, samples * length * width);
+  const auto drop = [&](int64_t part, int64_t parts) {
+    for_each_dropped(plan, width, part, parts, [&](int64_t offset, int64_t n) {
+      add_dropped<R, T>(out_data, residual_data, branch, offset, n);
+    });
+  };
 #if PUMA_HAS_AMX
   if constexpr (std::is_same_v<T, bf16>) {
     if (amx_serves(width, rank)) {
-      const auto down_operand = AmxOperand::of(const_data<bf16>(down), width, rank);
-      const auto up_operand = AmxOperand::of(const_data<bf16>(up), rank, width);
-      for_each_part(samples * length * width, [&](int64_t part, int64_t parts) {
-        for_each_dropped(plan, width, part, parts, [&](int64_t offset, int64_t n) {
-          add_dropped<R, T>(out_data, residual_data, branch, offset, n);
-        });
-        const Steps steps(plan, part, parts);
-        if (steps.begin == steps.end) return;
-        AmxForward<R> adapter(
-            down_operand, up_operand, tokens_data, residual_data, branch.wide, branch.narrow, out_data,
-            save_hidden ? hidden_data : nullptr);
-        for_each_step(plan, steps, [&](const AmxRows& rows) { adapter.step(rows); });
-      });
+      forward_in_steps<AmxForward<R>>(
+          plan, drop, const_data<T>(down), const_data<T>(up), width, rank, tokens_data, residual_data, branch.wide,
+          branch.narrow, out_data, save_hidden ? hidden_data : nullptr);
       return {out, hidden, prepared};
     }
   }
 #endif
+  if constexpr (std::is_same_v<T, float>) {
+    if (vectors_serve(width, rank)) {
+      forward_in_steps<VectorForward>(
+          plan, drop, const_data<T>(down), const_data<T>(up), width, rank, tokens_data, residual_data, branch.wide,
+          out_data, save_hidden ? hidden_data : nullptr);
+      return {out, hidden, prepared};
+    }
+  }
   const Tensor down_matrix = matrix(const_data<T>(down), width, rank);
   const Tensor up_matrix = matrix(const_data<T>(up), rank, width);
   const int64_t rows = most_rows(plan.kept);
@@ -162,9 +136,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(
             out_data, residual_data, branch, row * width, product.get() + first * width, factor, n * width);
       });
     }
-    for_each_dropped(plan, width, part, parts, [&](int64_t offset, int64_t n) {
-      add_dropped<R, T>(out_data, residual_data, branch, offset, n);
-    });
+    drop(part, parts);
   });
   return {out, hidden, prepared};
 }
@@ -201,26 +173,6 @@ struct WeightSum {
   }
 };
 
-// out, of T or of the type of the sums: those of all threads, of which some are without work and have none. Each
-// element's are added in the order of the threads.
-template <class T>
-void reduce(const std::vector<Lines<accumulate_t<T>>>& parts, const Tensor& out) {
-  using Sum = accumulate_t<T>;
-  constexpr int64_t kGrain = 16384;
-  const int64_t elements = out.numel();
-  const auto total = zero_lines<Sum>(elements);
-  torch::stable::parallel_for(0, elements, kGrain, [&](int64_t begin, int64_t end) {
-    for (const auto& part : parts) {
-      if (part != nullptr) accumulate<Sum>(total.get() + begin, part.get() + begin, end - begin);
-    }
-    if (out.scalar_type() == scalar_type<T>()) {
-      convert(mutable_data<T>(out) + begin, total.get() + begin, end - begin);
-    } else {
-      convert(mutable_data<Sum>(out) + begin, total.get() + begin, end - begin);
-    }
-  });
-}
-
 template <class R, class T>
 std::tuple<Tensor, Tensor, Tensor> backward(
     const Tensor& grad, const Tensor& tokens, const Tensor& down_in, const Tensor& up_in,
@@ -249,30 +201,29 @@ std::tuple<Tensor, Tensor, Tensor> backward(
 #if PUMA_HAS_AMX
   if constexpr (std::is_same_v<T, bf16>) {
     if (amx_serves(width, rank)) {
-      const auto down_operand = AmxOperand::of_transposed(const_data<bf16>(down), rank, width);
-      const auto up_operand = AmxOperand::of_transposed(const_data<bf16>(up), width, rank);
-      for_each_part(samples * length * width, [&](int64_t part, int64_t parts) {
-        drop(part, parts);
-        const Steps steps(plan, part, parts);
-        if (steps.begin == steps.end) return;
-        if (need_weights) {
-          down_sums[part] = zero_lines<accumulate_t<T>>(rank * width);
-          up_sums[part] = zero_lines<accumulate_t<T>>(rank * width);
-        }
-        AmxBackward<R> adapter(
-            down_operand, up_operand, grad_data, tokens_data, hidden_data, need_tokens ? grad_tokens_data : nullptr,
-            down_sums[part].get(), up_sums[part].get());
-        for_each_step(plan, steps, [&](const AmxRows& rows) { adapter.step(rows); });
-        adapter.finish();
-      });
-      if (!need_weights) return {grad_tokens, grad_down, grad_up};
-      const Tensor across = empty({rank, width}, weights_dtype);
-      reduce<T>(down_sums, across);
-      reduce<T>(up_sums, grad_up);
-      return {grad_tokens, torch::stable::contiguous(torch::stable::transpose(across, 0, 1)), grad_up};
+      backward_in_steps<AmxBackward<R>>(
+          plan, drop, const_data<T>(down), const_data<T>(up), width, rank, need_weights, down_sums, up_sums, grad_data,
+          tokens_data, hidden_data, need_tokens ? grad_tokens_data : nullptr);
+      if (need_weights) {
+        add_up<T>(grad_down, down_sums, {rank, width, AmxBackward<R>::strip(width), true});
+        add_up<T>(grad_up, up_sums, {rank, width, AmxBackward<R>::strip(width), false});
+      }
+      return {grad_tokens, grad_down, grad_up};
     }
   }
 #endif
+  if constexpr (std::is_same_v<T, float>) {
+    if (vectors_serve(width, rank)) {
+      backward_in_steps<VectorBackward>(
+          plan, drop, const_data<T>(down), const_data<T>(up), width, rank, need_weights, down_sums, up_sums, grad_data,
+          tokens_data, hidden_data, need_tokens ? grad_tokens_data : nullptr);
+      if (need_weights) {
+        add_up<T>(grad_down, down_sums, {rank, width, VectorBackward::strip(width), true});
+        add_up<T>(grad_up, up_sums, {rank, width, VectorBackward::strip(width), false});
+      }
+      return {grad_tokens, grad_down, grad_up};
+    }
+  }
   const Tensor down_transposed = transposed_operand<T>(down, plan);
   const Tensor up_transposed = transposed_operand<T>(up, plan);
   const int64_t rows = most_rows(plan.kept);
@@ -329,8 +280,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(
     }
   });
   if (need_weights) {
-    reduce<T>(down_sums, grad_down);
-    reduce<T>(up_sums, grad_up);
+    add_up<T>(grad_down, down_sums, {width, rank, rank, false});
+    add_up<T>(grad_up, up_sums, {rank, width, width, false});
   }
   return {grad_tokens, grad_down, grad_up};
 }

@@ -36,7 +36,7 @@ def run(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def test_kernels_of_every_instruction_set(capability: str) -> None:
     # Other vector widths, tiles and rests than those that this machine would take by itself.
     here = Path(__file__).parent
-    names = ("test_match_prompts.py", "test_nearest_neighbours.py", "test_half_types.py")
+    names = ("test_match_prompts.py", "test_nearest_neighbours.py", "test_adapter_to_the_last_bit.py")
     files = [str(here / name) for name in names]
     script = f"""
 import sys

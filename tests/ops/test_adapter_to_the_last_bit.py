@@ -1,4 +1,4 @@
-"""The adapter in half types on the CPU, to the last bit: what loops and matrix unit round, and what they keep."""
+"""The adapter on the CPU, to the last bit: what loops, tiles of vectors and matrix unit round, and what they keep."""
 
 from collections.abc import Callable
 
@@ -60,15 +60,21 @@ def whole_numbers(*shape: int, share: float, generator: torch.Generator) -> Tens
 
 
 @pytest.mark.parametrize("branch_dtype", [None, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("residual_dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    ("residual_dtype", "dtype"),
+    [(torch.bfloat16, torch.bfloat16), (torch.float32, torch.bfloat16), (torch.float32, torch.float32)],
+)
 @pytest.mark.parametrize(
     ("samples", "tokens", "width", "rank"),
-    # Multiples of 32, for the matrix unit, and others; fewer rows than its steps take, and more than its panels hold.
+    # Multiples of 32, for the matrix unit, of 16, for tiles of vectors, which may be wider, and others; fewer rows than
+    # a step takes, and more than are collected for the weights' gradients.
     [
         (1, 1, 32, 32),
         (5, 37, 64, 32),
         (5, 37, 96, 96),
         (7, 9, 40, 24),
+        (7, 41, 80, 48),
+        (9, 31, 16, 16),
         (9, 205, 384, 128),
         (9, 64, 128, 64),
         (0, 4, 64, 32),
@@ -84,6 +90,7 @@ def test_whole_numbers_come_out_exactly(
     width: int,
     rank: int,
     residual_dtype: torch.dtype,
+    dtype: torch.dtype,
     branch_dtype: torch.dtype | None,
 ) -> None:
     # Small whole numbers: no order of summation and no rounding on the way can change them.
@@ -105,7 +112,7 @@ def test_whole_numbers_come_out_exactly(
     expected = [out, *torch.autograd.grad(out, exact, grad.double())]
     assert all(float(part.detach().abs().max()) <= 256 for part in expected if part.numel() > 0)
 
-    dtypes = (residual_dtype, torch.bfloat16, torch.bfloat16, torch.bfloat16)
+    dtypes = (residual_dtype, dtype, dtype, dtype)
     leaves = [part.to(dtype).requires_grad_() for part, dtype in zip(drawn, dtypes, strict=True)]
     out = stochastic_adapter(*leaves, gate, 0.5, branch=None if branch is None else branch.to(branch_dtype))
     found = [out, *torch.autograd.grad(out, leaves, grad.to(residual_dtype))]
@@ -121,11 +128,12 @@ def test_whole_numbers_come_out_exactly(
 
 
 @pytest.mark.parametrize("kept", [0, 1])
-def test_threads_without_rows(set_threads: Callable[[int], None], kept: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_threads_without_rows(set_threads: Callable[[int], None], dtype: torch.dtype, kept: int) -> None:
     set_threads(4)
     generator = torch.Generator().manual_seed(0)
     shapes = ((40, 31, 64), (40, 31, 64), (64, 32), (32, 64))
-    leaves = [whole_numbers(*shape, share=0.1, generator=generator).bfloat16().requires_grad_() for shape in shapes]
+    leaves = [whole_numbers(*shape, share=0.1, generator=generator).to(dtype).requires_grad_() for shape in shapes]
     gate = torch.zeros(40)
     gate[25 : 25 + kept] = 2.0
     out = stochastic_adapter(*leaves, gate, 0.5)
@@ -145,7 +153,7 @@ def torch_spreads_nan(rows: Tensor, weights: Tensor) -> bool:
 
 
 @pytest.mark.parametrize(("width", "rank"), [(64, 32), (40, 24)])
-@pytest.mark.parametrize("dtype", HALF_TYPES)
+@pytest.mark.parametrize("dtype", [*HALF_TYPES, torch.float32])
 def test_nan_stays_in_its_row(dtype: torch.dtype, width: int, rank: int) -> None:
     generator = torch.Generator().manual_seed(0)
     residual, tokens = (torch.randn(2, 41, width, generator=generator).to(dtype) for _ in range(2))
@@ -161,13 +169,16 @@ def test_nan_stays_in_its_row(dtype: torch.dtype, width: int, rank: int) -> None
     assert torch.equal(found, clean)
 
 
-@pytest.mark.parametrize(("width", "rank"), [(128, 64), (120, 60)])
+@pytest.mark.parametrize(
+    ("dtype", "width", "rank"),
+    [(torch.bfloat16, 128, 64), (torch.bfloat16, 120, 60), (torch.float32, 128, 64), (torch.float32, 144, 48)],
+)
 def test_results_are_the_same_every_time_and_forward_with_any_number_of_threads(
-    set_threads: Callable[[int], None], width: int, rank: int
+    set_threads: Callable[[int], None], dtype: torch.dtype, width: int, rank: int
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     leaves = [
-        torch.randn(*shape, generator=generator).bfloat16().requires_grad_()
+        torch.randn(*shape, generator=generator).to(dtype).requires_grad_()
         for shape in ((12, 101, width), (12, 101, width), (width, rank), (rank, width))
     ]
     gate = (torch.arange(12) % 3 > 0).float()

@@ -1,0 +1,79 @@
+// The stochastic adapter in float32 on vector registers (AVX2, AVX-512): a few rows at a time go through both products
+// and all that surrounds them. Their sums stay in registers until they are added to the residual, so nothing but the
+// tensors themselves goes through memory.
+#pragma once
+
+#include "lines.h"
+#include "step.h"
+
+namespace puma {
+
+bool vectors_serve(int64_t width, int64_t rank);
+
+// The right-hand side of a product, (depth, columns): panels of as many columns as a tile of sums has, one row of a panel
+// behind the other; zeros behind the last column.
+class VectorOperand {
+ public:
+  // A contiguous (depth, columns) matrix, and the transpose of a contiguous (columns, depth) one.
+  static VectorOperand of(const float* matrix, int64_t depth, int64_t columns);
+  static VectorOperand of_transposed(const float* matrix, int64_t depth, int64_t columns);
+
+  const float* panel(int64_t column) const { return panels_.get() + column * depth_; }
+  int64_t depth() const { return depth_; }
+  int64_t columns() const { return columns_; }
+
+ private:
+  VectorOperand(int64_t depth, int64_t columns);
+
+  int64_t depth_, columns_;
+  Lines<float> panels_;
+};
+
+// branch is null if there is none, and hidden is if it is not to be saved.
+struct VectorForward {
+  using Operand = VectorOperand;
+  static int64_t rows();
+
+  VectorForward(
+      const VectorOperand& down, const VectorOperand& up, const float* tokens, const float* residual,
+      const float* branch, float* out, float* hidden);
+
+  // `next` is the step to come, or null: its rows are fetched meanwhile.
+  void step(const Step& rows, const Step* next);
+
+  const VectorOperand &down, &up;
+  const float *tokens, *residual, *branch;
+  float *out, *hidden;
+  int64_t width, rank;
+  Lines<float> token_tile, hidden_tile;
+};
+
+// grad_tokens is null if it is not needed.
+struct VectorBackward {
+  using Operand = VectorOperand;
+  static int64_t rows();
+  // Columns of a strip of the sums, in which these lie one behind the other.
+  static int64_t strip(int64_t width);
+
+  // The transposes of the weights; sums of r rows and C columns, grown by what the steps add: the transpose of down's
+  // gradient, and up's; or null.
+  VectorBackward(
+      const VectorOperand& down, const VectorOperand& up, const float* grad, const float* tokens, const float* hidden,
+      float* grad_tokens, float* down_sum, float* up_sum);
+
+  void step(const Step& rows, const Step* next);
+  // After the last step: the rest of the weights' gradients.
+  void finish();
+
+  const VectorOperand &down, &up;
+  const float *grad, *tokens, *hidden;
+  float *grad_tokens, *down_sum, *up_sum;
+  int64_t width, rank;
+  Lines<float> grad_tile;
+  // Rows of many steps, for the products that sum over rows: the fewer of these, the less often their sums are moved.
+  Lines<float> delta_panel, hidden_panel, wide_strip;
+  Lines<int64_t> collected_rows;
+  int64_t collected = 0;
+};
+
+}  // namespace puma
