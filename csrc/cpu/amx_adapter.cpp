@@ -256,11 +256,16 @@ PUMA_AMX void AmxForward<R>::step(const Step& rows, const Step* next) {
   bf16* const saved = hidden_ + (hidden_ == nullptr ? 0 : rows.packed * rank_);
   bf16* const h = in_place ? saved : hidden_rows_.get();
   const __m512 zero = _mm512_setzero_ps();
-  Ahead addends(&rows, width_);
-  addends.add(residual_);
-  addends.add(wide_);
-  addends.add(narrow_);
-  addends.add(out_);
+  Ahead addends(width_), others(width_);
+  const auto add = [&](const auto* tensor) {
+    addends.add(tensor, rows.row, rows.count);
+    others.add(tensor, rows.dropped_row, rows.dropped);
+  };
+  add(residual_);
+  add(wide_);
+  add(narrow_);
+  add(out_);
+  if (next != nullptr) others.add(tokens_, next->row, next->count);
   for (int64_t column = 0; column < rank_; column += 32) {
     product(sums, 32, x, down_, column, addends);
     for (int64_t i = 0; i < kAmxRows; ++i) {  // zero first: of NaN and another the second is taken
@@ -271,17 +276,15 @@ PUMA_AMX void AmxForward<R>::step(const Step& rows, const Step* next) {
   if (hidden_ != nullptr && !in_place) {
     std::memcpy(static_cast<void*>(saved), h, static_cast<size_t>(rows.count * rank_) * sizeof(bf16));
   }
-  Ahead tokens(next, width_);
-  tokens.add(tokens_);
   for (int64_t column = 0; column < width_; column += 32) {
-    product(product_.get() + column, width_, h, up_, column, tokens);
+    product(product_.get() + column, width_, h, up_, column, others);
   }
-  add(rows);
+  add_to_residual(rows);
 }
 
 // out = residual + branch + factor * product, row by row: streams that the processor sees coming.
 template <class R>
-PUMA_AMX void AmxForward<R>::add(const Step& rows) const {
+PUMA_AMX void AmxForward<R>::add_to_residual(const Step& rows) const {
   for (int64_t i = 0; i < rows.count; ++i) {
     const __m512 factor = _mm512_set1_ps(rows.factor[i]);
     const int64_t place = rows.row[i] * width_;
@@ -320,8 +323,9 @@ PUMA_AMX void AmxBackward<R>::step(const Step& rows, const Step* next) {
   make_delta(rows, grad);
   if (grad_tokens_ != nullptr) {
     float* const sums = product_.get();
-    Ahead ahead(next, width_);
-    ahead.add(grad_);
+    Ahead ahead(width_);
+    if (next != nullptr) ahead.add(grad_, next->row, next->count);
+    ahead.add(grad_tokens_, rows.dropped_row, rows.dropped);
     for (int64_t column = 0; column < width_; column += 32) {
       product(sums + column, width_, delta_.get(), down_, column, ahead);
     }
@@ -345,9 +349,9 @@ template <class R>
 PUMA_AMX void AmxBackward<R>::make_delta(const Step& rows, const bf16* grad) {
   alignas(64) float sums[kAmxRows * 32];
   const __m512 zero = _mm512_setzero_ps();
-  Ahead others(&rows, width_);
-  others.add(up_sum_ == nullptr ? nullptr : tokens_);
-  others.add(grad_tokens_);
+  Ahead others(width_);
+  others.add(up_sum_ == nullptr ? nullptr : tokens_, rows.row, rows.count);
+  others.add(grad_tokens_, rows.row, rows.count);
   for (int64_t column = 0; column < rank_; column += 32) {
     product(sums, 32, grad, up_, column, others);
     for (int64_t i = 0; i < kAmxRows; ++i) {

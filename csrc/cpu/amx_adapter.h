@@ -66,7 +66,7 @@ class AmxForward {
   void step(const Step& rows, const Step* next);
 
  private:
-  void add(const Step& rows) const;
+  void add_to_residual(const Step& rows) const;
 
   const AmxOperand &down_, &up_;
   const bf16* tokens_;

@@ -22,9 +22,53 @@ struct Steps {
   }
 };
 
-// Calls body(step, the next one or null).
+// A part's share of the dropped rows: as many with each step as are left over the steps that are left, but no more than
+// one holds; the rest after the last.
+class DroppedRows {
+ public:
+  DroppedRows(const Plan& plan, int64_t part, int64_t parts) {
+    for (const Run& run : plan.dropped) {
+      const int64_t begin = run.rows * part / parts, end = run.rows * (part + 1) / parts;
+      if (begin == end) continue;
+      runs_.push_back({run.row + begin, end - begin});
+      rows_ += end - begin;
+    }
+  }
+
+  void give(Step& step, int64_t steps_left) {
+    step.dropped = std::min(kMostStepRows, (rows_ + steps_left - 1) / steps_left);
+    rows_ -= step.dropped;
+    for (int64_t i = 0; i < step.dropped; ++i) {
+      Run& run = runs_[first_];
+      step.dropped_row[i] = run.row++;
+      if (--run.rows == 0) ++first_;
+    }
+  }
+
+  // Calls body(first row, rows) for the rest, run by run.
+  template <class F>
+  void for_rest(const F& body) const {
+    for (size_t i = first_; i < runs_.size(); ++i) body(runs_[i].row, runs_[i].rows);
+  }
+
+ private:
+  std::vector<Run> runs_;
+  size_t first_ = 0;
+  int64_t rows_ = 0;
+};
+
+// Calls body(first row, rows) for the dropped rows of a step, neighbours together.
 template <class F>
-void for_each_step(const Plan& plan, const Steps& steps, const F& body) {
+void for_dropped(const Step& step, const F& body) {
+  for (int64_t i = 0, n = 1; i < step.dropped; i += n, n = 1) {
+    while (i + n < step.dropped && step.dropped_row[i + n] == step.dropped_row[i] + n) ++n;
+    body(step.dropped_row[i], n);
+  }
+}
+
+// Calls body(step, the next one or null), then drop(first row, rows) for the dropped rows that come with the step.
+template <class F, class Drop>
+void for_each_step(const Plan& plan, const Steps& steps, DroppedRows& dropped, const F& body, const Drop& drop) {
   const int64_t begin = steps.begin, end = steps.end;
   const auto fill = [&](Step& step, int64_t index) {
     step.packed = index * steps.most;
@@ -36,6 +80,7 @@ void for_each_step(const Plan& plan, const Steps& steps, const F& body) {
         step.factor[first + j] = static_cast<float>(factor);
       }
     });
+    dropped.give(step, end - index);
   };
   Step at_hand[2];
   if (begin < end) fill(at_hand[begin % 2], begin);
@@ -43,21 +88,25 @@ void for_each_step(const Plan& plan, const Steps& steps, const F& body) {
     Step* const next = i + 1 < end ? &at_hand[(i + 1) % 2] : nullptr;
     if (next != nullptr) fill(*next, i + 1);
     body(at_hand[i % 2], next);
+    for_dropped(at_hand[i % 2], drop);
   }
 }
 
-// drop(part, parts) sees to the dropped rows; `rest` is what an Adapter takes after its weights.
+// drop(first row, rows) sees to dropped rows; `rest` is what an Adapter takes after its weights.
 template <class Adapter, class T, class Drop, class... Rest>
 void forward_in_steps(
     const Plan& plan, const Drop& drop, const T* down, const T* up, int64_t width, int64_t rank, Rest... rest) {
   const auto down_operand = Adapter::Operand::of(down, width, rank);
   const auto up_operand = Adapter::Operand::of(up, rank, width);
   for_each_part(plan.samples() * plan.tokens_per_sample * width, [&](int64_t part, int64_t parts) {
-    drop(part, parts);
+    DroppedRows dropped(plan, part, parts);
     const Steps steps(plan, part, parts, Adapter::rows());
-    if (steps.begin == steps.end) return;
-    Adapter adapter(down_operand, up_operand, rest...);
-    for_each_step(plan, steps, [&](const Step& step, const Step* next) { adapter.step(step, next); });
+    if (steps.begin < steps.end) {
+      Adapter adapter(down_operand, up_operand, rest...);
+      const auto step = [&](const Step& here, const Step* next) { adapter.step(here, next); };
+      for_each_step(plan, steps, dropped, step, drop);
+    }
+    dropped.for_rest(drop);
   });
 }
 
@@ -70,16 +119,19 @@ void backward_in_steps(
   const auto up_operand = Adapter::Operand::of_transposed(up, width, rank);
   const int64_t strip = Adapter::strip(width), elements = (width + strip - 1) / strip * strip * rank;
   for_each_part(plan.samples() * plan.tokens_per_sample * width, [&](int64_t part, int64_t parts) {
-    drop(part, parts);
+    DroppedRows dropped(plan, part, parts);
     const Steps steps(plan, part, parts, Adapter::rows());
-    if (steps.begin == steps.end) return;
-    if (need_weights) {
-      down_sums[part] = zero_lines<float>(elements);
-      up_sums[part] = zero_lines<float>(elements);
+    if (steps.begin < steps.end) {
+      if (need_weights) {
+        down_sums[part] = zero_lines<float>(elements);
+        up_sums[part] = zero_lines<float>(elements);
+      }
+      Adapter adapter(down_operand, up_operand, rest..., down_sums[part].get(), up_sums[part].get());
+      const auto step = [&](const Step& here, const Step* next) { adapter.step(here, next); };
+      for_each_step(plan, steps, dropped, step, drop);
+      adapter.finish();
     }
-    Adapter adapter(down_operand, up_operand, rest..., down_sums[part].get(), up_sums[part].get());
-    for_each_step(plan, steps, [&](const Step& step, const Step* next) { adapter.step(step, next); });
-    adapter.finish();
+    dropped.for_rest(drop);
   });
 }
 

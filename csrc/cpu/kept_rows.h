@@ -124,12 +124,12 @@ const T* gathered(const Plan& plan, const Block& block, const T* source, T* buff
   return buffer;
 }
 
-// Calls body(first element, elements) for this part's share of the dropped rows.
+// Calls body(first row, rows) for this part's share of the dropped rows, run by run.
 template <class F>
-void for_each_dropped(const Plan& plan, int64_t width, int64_t part, int64_t parts, const F& body) {
+void for_each_dropped(const Plan& plan, int64_t part, int64_t parts, const F& body) {
   for (const Run& run : plan.dropped) {
     const int64_t begin = run.rows * part / parts, end = run.rows * (part + 1) / parts;
-    body((run.row + begin) * width, (end - begin) * width);
+    body(run.row + begin, end - begin);
   }
 }
 

@@ -92,10 +92,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(
   const R* const residual_data = const_data<R>(residual);
   const T* const tokens_data = const_data<T>(tokens);
   const Branch<R, T> branch(branch_tensor, samples * length * width);
-  const auto drop = [&](int64_t part, int64_t parts) {
-    for_each_dropped(plan, width, part, parts, [&](int64_t offset, int64_t n) {
-      add_dropped<R, T>(out_data, residual_data, branch, offset, n);
-    });
+  const auto drop = [&](int64_t row, int64_t n) {
+    add_dropped<R, T>(out_data, residual_data, branch, row * width, n * width);
   };
 #if PUMA_HAS_AMX
   if constexpr (std::is_same_v<T, bf16>) {
@@ -136,7 +134,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(
             out_data, residual_data, branch, row * width, product.get() + first * width, factor, n * width);
       });
     }
-    drop(part, parts);
+    for_each_dropped(plan, part, parts, drop);
   });
   return {out, hidden, prepared};
 }
@@ -192,11 +190,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(
   T* const grad_tokens_data = mutable_data<T>(grad_tokens);
   const int64_t threads = torch::stable::get_num_threads();
   std::vector<Lines<accumulate_t<T>>> down_sums(threads), up_sums(threads);
-  const auto drop = [&](int64_t part, int64_t parts) {
+  const auto drop = [&](int64_t row, int64_t n) {
     if (!need_tokens) return;
-    for_each_dropped(plan, width, part, parts, [&](int64_t offset, int64_t n) {
-      std::memset(static_cast<void*>(grad_tokens_data + offset), 0, static_cast<size_t>(n) * sizeof(T));
-    });
+    std::memset(static_cast<void*>(grad_tokens_data + row * width), 0, static_cast<size_t>(n * width) * sizeof(T));
   };
 #if PUMA_HAS_AMX
   if constexpr (std::is_same_v<T, bf16>) {
@@ -230,7 +226,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(
 
   for_each_part(samples * length * width, [&](int64_t part, int64_t parts) {
     const int64_t begin = first_block(plan, part, parts), end = first_block(plan, part + 1, parts);
-    drop(part, parts);
+    for_each_dropped(plan, part, parts, drop);
     if (begin == end) return;
     const auto delta = lines<T>(rows * rank);
     const auto scaled_hidden = lines<T>(need_weights ? rows * rank : 0);

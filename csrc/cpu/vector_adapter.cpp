@@ -82,10 +82,12 @@ PUMA_INLINE void forward_step(const VectorForward& a, const Step& rows, const St
   T tile;
   float* const h = a.hidden_tile.get();
   pack_rows<bytes, I>(a.token_tile.get(), a.tokens, rows, a.width);
-  Ahead addends(&rows, a.width);
-  addends.add(a.residual);
-  addends.add(a.branch);
-  addends.add(a.out);
+  Ahead addends(a.width), others(a.width);
+  for (const float* const tensor : {a.residual, a.branch, static_cast<const float*>(a.out)}) {
+    addends.add(tensor, rows.row, rows.count);
+    others.add(tensor, rows.dropped_row, rows.dropped);
+  }
+  if (next != nullptr) others.add(a.tokens, next->row, next->count);
   for (int64_t column = 0; column < a.rank; column += J * W) {
     tile.multiply(a.token_tile.get(), I * kBlock, a.down.panel(column), a.width, addends);
     PUMA_UNROLL for (int j = 0; j < J; ++j) {
@@ -101,10 +103,8 @@ PUMA_INLINE void forward_step(const VectorForward& a, const Step& rows, const St
       }
     }
   }
-  Ahead tokens(next, a.width);
-  tokens.add(a.tokens);
   for (int64_t column = 0; column < a.width; column += J * W) {
-    tile.multiply(h, I * kBlock, a.up.panel(column), a.rank, tokens);
+    tile.multiply(h, I * kBlock, a.up.panel(column), a.rank, others);
     PUMA_UNROLL for (int i = 0; i < I; ++i) {
       if (i >= rows.count) break;
       const int64_t at = rows.row[i] * a.width + column;
@@ -127,9 +127,11 @@ PUMA_INLINE void backward_step(const VectorBackward& a, const Step& rows, const 
   pack_rows<bytes, I>(a.grad_tile.get(), a.grad, rows, a.width);
   float* const delta = a.delta_panel.get() + a.collected * kBlock;
   float* const scaled = a.hidden_panel.get() + a.collected * kBlock;
-  Ahead others(&rows, a.width);
-  others.add(a.up_sum == nullptr ? nullptr : a.tokens);
-  others.add(a.grad_tokens);
+  Ahead others(a.width), grad(a.width);
+  others.add(a.up_sum == nullptr ? nullptr : a.tokens, rows.row, rows.count);
+  others.add(a.grad_tokens, rows.row, rows.count);
+  if (next != nullptr) grad.add(a.grad, next->row, next->count);
+  grad.add(a.grad_tokens, rows.dropped_row, rows.dropped);
   for (int64_t column = 0; column < a.rank; column += J * W) {
     tile.multiply(a.grad_tile.get(), I * kBlock, a.up.panel(column), a.width, others);
     PUMA_UNROLL for (int j = 0; j < J; ++j) {
@@ -149,8 +151,6 @@ PUMA_INLINE void backward_step(const VectorBackward& a, const Step& rows, const 
     }
   }
   if (a.grad_tokens == nullptr) return;
-  Ahead grad(next, a.width);
-  grad.add(a.grad);
   for (int64_t column = 0; column < a.width; column += J * W) {
     tile.multiply(delta, kMostCollected * kBlock, a.down.panel(column), a.rank, grad);
     PUMA_UNROLL for (int i = 0; i < I; ++i) {
