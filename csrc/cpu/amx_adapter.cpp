@@ -14,7 +14,6 @@
 namespace puma {
 namespace {
 
-constexpr int kPieces = 4;  // fetched ahead with each step of a product
 constexpr int64_t kPanelRows = 256;  // measured: 128 and 512 are no faster
 constexpr int64_t kTile = 512;  // elements of a tile of half types; 16 rows of 32, or pairs of 16
 
@@ -128,7 +127,7 @@ PUMA_AMX_INLINE void product(
   _tile_zero(2);
   _tile_zero(3);
   multiply(left, 2 * depth, 32, 16 * depth, right, column, depth / 32, [&]() __attribute__((always_inline)) {
-    for (int i = 0; i < kPieces; ++i) ahead.fetch();
+    ahead.fetch();
   });
   _tile_stored(0, out, row_bytes);
   _tile_stored(1, out + 16, row_bytes);
@@ -136,6 +135,9 @@ PUMA_AMX_INLINE void product(
   _tile_stored(3, out + 16 * stride + 16, row_bytes);
   memory_barrier();
 }
+
+// How often `product` fetches ahead for a whole product of that depth.
+int64_t fetches(int64_t depth, int64_t columns) { return columns / 32 * (depth / 32); }
 
 // sum (rows, columns) += left @ right over the first `depth` rows of panels; left's tiles hold its transpose.
 PUMA_AMX void add_product(
@@ -256,18 +258,18 @@ PUMA_AMX void AmxForward<R>::step(const Step& rows, const Step* next) {
   bf16* const saved = hidden_ + (hidden_ == nullptr ? 0 : rows.packed * rank_);
   bf16* const h = in_place ? saved : hidden_rows_.get();
   const __m512 zero = _mm512_setzero_ps();
-  Ahead addends(width_), others(width_);
+  Ahead for_this_step(width_, fetches(width_, rank_)), for_later(width_, fetches(rank_, width_));
   const auto add = [&](const auto* tensor) {
-    addends.add(tensor, rows.row, rows.count);
-    others.add(tensor, rows.dropped_row, rows.dropped);
+    for_this_step.add(tensor, rows.row, rows.count);
+    for_later.add(tensor, rows.dropped_row, rows.dropped);
   };
   add(residual_);
   add(wide_);
   add(narrow_);
   add(out_);
-  if (next != nullptr) others.add(tokens_, next->row, next->count);
+  if (next != nullptr) for_later.add(tokens_, next->row, next->count);
   for (int64_t column = 0; column < rank_; column += 32) {
-    product(sums, 32, x, down_, column, addends);
+    product(sums, 32, x, down_, column, for_this_step);
     for (int64_t i = 0; i < kAmxRows; ++i) {  // zero first: of NaN and another the second is taken
       const __m512 first = _mm512_max_ps(zero, load(sums + 32 * i));
       store_pair(h + i * rank_ + column, first, _mm512_max_ps(zero, load(sums + 32 * i + 16)));
@@ -277,7 +279,7 @@ PUMA_AMX void AmxForward<R>::step(const Step& rows, const Step* next) {
     std::memcpy(static_cast<void*>(saved), h, static_cast<size_t>(rows.count * rank_) * sizeof(bf16));
   }
   for (int64_t column = 0; column < width_; column += 32) {
-    product(product_.get() + column, width_, h, up_, column, others);
+    product(product_.get() + column, width_, h, up_, column, for_later);
   }
   add_to_residual(rows);
 }
@@ -323,11 +325,11 @@ PUMA_AMX void AmxBackward<R>::step(const Step& rows, const Step* next) {
   make_delta(rows, grad);
   if (grad_tokens_ != nullptr) {
     float* const sums = product_.get();
-    Ahead ahead(width_);
-    if (next != nullptr) ahead.add(grad_, next->row, next->count);
-    ahead.add(grad_tokens_, rows.dropped_row, rows.dropped);
+    Ahead for_later(width_, fetches(rank_, width_));
+    if (next != nullptr) for_later.add(grad_, next->row, next->count);
+    for_later.add(grad_tokens_, rows.dropped_row, rows.dropped);
     for (int64_t column = 0; column < width_; column += 32) {
-      product(sums + column, width_, delta_.get(), down_, column, ahead);
+      product(sums + column, width_, delta_.get(), down_, column, for_later);
     }
     for (int64_t i = 0; i < rows.count; ++i) {
       for (int64_t column = 0; column < width_; column += 32) {
@@ -349,11 +351,11 @@ template <class R>
 PUMA_AMX void AmxBackward<R>::make_delta(const Step& rows, const bf16* grad) {
   alignas(64) float sums[kAmxRows * 32];
   const __m512 zero = _mm512_setzero_ps();
-  Ahead others(width_);
-  others.add(up_sum_ == nullptr ? nullptr : tokens_, rows.row, rows.count);
-  others.add(grad_tokens_, rows.row, rows.count);
+  Ahead for_this_step(width_, fetches(width_, rank_));
+  for_this_step.add(up_sum_ == nullptr ? nullptr : tokens_, rows.row, rows.count);
+  for_this_step.add(grad_tokens_, rows.row, rows.count);
   for (int64_t column = 0; column < rank_; column += 32) {
-    product(sums, 32, grad, up_, column, others);
+    product(sums, 32, grad, up_, column, for_this_step);
     for (int64_t i = 0; i < kAmxRows; ++i) {
       __m512 delta[2] = {zero, zero}, scaled[2] = {zero, zero};
       if (i < rows.count) {

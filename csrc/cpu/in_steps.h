@@ -1,4 +1,5 @@
-// The adapter a few rows at a time: how a thread walks through its share of the kept rows, whichever unit computes them.
+// The adapter a few rows at a time: how a thread walks through its share of the kept rows, whichever unit computes them,
+// and of the dropped ones.
 #pragma once
 
 #include <algorithm>
@@ -22,17 +23,15 @@ struct Steps {
   }
 };
 
-// A part's share of the dropped rows: as many with each step as are left over the steps that are left, but no more than
-// one holds; the rest after the last.
+// A part's share of the dropped rows, spread evenly over the steps that are left, at most kMostStepRows with each; the
+// rest after the last.
 class DroppedRows {
  public:
   DroppedRows(const Plan& plan, int64_t part, int64_t parts) {
-    for (const Run& run : plan.dropped) {
-      const int64_t begin = run.rows * part / parts, end = run.rows * (part + 1) / parts;
-      if (begin == end) continue;
-      runs_.push_back({run.row + begin, end - begin});
-      rows_ += end - begin;
-    }
+    for_each_dropped(plan, part, parts, [&](int64_t row, int64_t rows) {
+      runs_.push_back({row, rows});
+      rows_ += rows;
+    });
   }
 
   void give(Step& step, int64_t steps_left) {
@@ -92,12 +91,15 @@ void for_each_step(const Plan& plan, const Steps& steps, DroppedRows& dropped, c
   }
 }
 
-// drop(first row, rows) sees to dropped rows; `rest` is what an Adapter takes after its weights.
+// drop(first row, rows) sees to dropped rows; `rest` is what an Adapter takes between its weights and, in the backward, its
+// sums.
 template <class Adapter, class T, class Drop, class... Rest>
 void forward_in_steps(
     const Plan& plan, const Drop& drop, const T* down, const T* up, int64_t width, int64_t rank, Rest... rest) {
-  const auto down_operand = Adapter::Operand::of(down, width, rank);
-  const auto up_operand = Adapter::Operand::of(up, rank, width);
+  // Without kept rows the weights are not looked at.
+  const bool any = !plan.kept_samples.empty();
+  const auto down_operand = Adapter::Operand::of(down, any ? width : 0, rank);
+  const auto up_operand = Adapter::Operand::of(up, any ? rank : 0, width);
   for_each_part(plan.samples() * plan.tokens_per_sample * width, [&](int64_t part, int64_t parts) {
     DroppedRows dropped(plan, part, parts);
     const Steps steps(plan, part, parts, Adapter::rows());
@@ -115,8 +117,9 @@ template <class Adapter, class T, class Drop, class... Rest>
 void backward_in_steps(
     const Plan& plan, const Drop& drop, const T* down, const T* up, int64_t width, int64_t rank, bool need_weights,
     std::vector<Lines<float>>& down_sums, std::vector<Lines<float>>& up_sums, Rest... rest) {
-  const auto down_operand = Adapter::Operand::of_transposed(down, rank, width);
-  const auto up_operand = Adapter::Operand::of_transposed(up, width, rank);
+  const bool any = !plan.kept_samples.empty();
+  const auto down_operand = Adapter::Operand::of_transposed(down, any ? rank : 0, width);
+  const auto up_operand = Adapter::Operand::of_transposed(up, any ? width : 0, rank);
   const int64_t strip = Adapter::strip(width), elements = (width + strip - 1) / strip * strip * rank;
   for_each_part(plan.samples() * plan.tokens_per_sample * width, [&](int64_t part, int64_t parts) {
     DroppedRows dropped(plan, part, parts);

@@ -127,9 +127,13 @@ const T* gathered(const Plan& plan, const Block& block, const T* source, T* buff
 // Calls body(first row, rows) for this part's share of the dropped rows, run by run.
 template <class F>
 void for_each_dropped(const Plan& plan, int64_t part, int64_t parts, const F& body) {
+  int64_t all = 0, before = 0;
+  for (const Run& run : plan.dropped) all += run.rows;
+  const int64_t begin = all * part / parts, end = all * (part + 1) / parts;
   for (const Run& run : plan.dropped) {
-    const int64_t begin = run.rows * part / parts, end = run.rows * (part + 1) / parts;
-    body(run.row + begin, end - begin);
+    const int64_t first = std::max(begin - before, int64_t{0}), last = std::min(end - before, run.rows);
+    if (first < last) body(run.row + first, last - first);
+    before += run.rows;
   }
 }
 

@@ -21,19 +21,32 @@ std::unique_ptr<T[]> buffer(int64_t elements) {
 }
 
 constexpr int64_t WORTH_A_THREAD = 1 << 19;  // multiply-adds
-constexpr int64_t ROW_BLOCK = 32;            // samples whose rows stay in the cache together
 
-// Calls body(first row, rows) for blocks of rows; `work` is the multiply-adds of one row. Threads share whole tiles, so
-// that a row lies in a tile, or behind the last, whatever their number: results do not depend on it.
+// Calls body(first row, rows) for each thread's rows; `work` is the multiply-adds of one.
 template <class F>
-void for_each_row_block(int64_t rows, int64_t work, const F& body) {
-  static_assert(ROW_BLOCK % ROW_TILE == 0);
-  const int64_t grain = std::max<int64_t>(1, WORTH_A_THREAD / (ROW_TILE * work));
-  torch::stable::parallel_for(0, (rows + ROW_TILE - 1) / ROW_TILE, grain, [&](int64_t begin, int64_t end) {
-    const int64_t stop = std::min(end * ROW_TILE, rows);
-    for (int64_t row = begin * ROW_TILE; row < stop; row += ROW_BLOCK) body(row, std::min(ROW_BLOCK, stop - row));
-  });
+void for_rows(int64_t rows, int64_t work, const F& body) {
+  const int64_t grain = std::max<int64_t>(1, WORTH_A_THREAD / work);
+  torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) { body(begin, end - begin); });
 }
+
+// Calls body(first block, last block) for each thread's blocks of columns, `rows_of_work` multiply-adds for each column.
+template <class F>
+void for_blocks(int64_t blocks, int64_t columns, int64_t rows_of_work, const F& body) {
+  const int64_t grain = std::max<int64_t>(1, WORTH_A_THREAD / (rows_of_work * std::min(columns, COLUMN_BLOCK)));
+  torch::stable::parallel_for(0, blocks, grain, body);
+}
+
+// Calls body(m) for each prompt: a few passes over `width` elements.
+template <class F>
+void for_prompts(int64_t pool, int64_t width, const F& body) {
+  constexpr int64_t kWorthAThread = 1 << 12;  // elements
+  torch::stable::parallel_for(
+      0, pool, std::max<int64_t>(1, kWorthAThread / width), [&](int64_t begin, int64_t end) {
+        for (int64_t m = begin; m < end; ++m) body(m);
+      });
+}
+
+int64_t blocks_of(int64_t columns) { return (columns + COLUMN_BLOCK - 1) / COLUMN_BLOCK; }
 
 template <class T>
 void square(T* __restrict out, const T* __restrict values, int64_t elements) {
@@ -74,7 +87,7 @@ Pool<T> prepare(const Tensor& keys, const Tensor& attention) {
             buffer<T>(pool * width), buffer<T>(pool)};
   p.focus = const_data<T>(p.focus_tensor);
   const T* const key = const_data<T>(keys);
-  for (int64_t m = 0; m < pool; ++m) {
+  for_prompts(pool, width, [&](int64_t m) {
     const double squared = dot(key + m * width, key + m * width, width);
     p.norm[m] = std::max(static_cast<T>(std::sqrt(squared)), std::numeric_limits<T>::min());
     const T inverse = 1 / p.norm[m];
@@ -83,7 +96,7 @@ Pool<T> prepare(const Tensor& keys, const Tensor& attention) {
       p.product[i] = p.focus[i] * p.unit[i];
       p.square[i] = p.focus[i] * p.focus[i];
     }
-  }
+  });
   return p;
 }
 
@@ -102,18 +115,23 @@ std::tuple<Tensor, Tensor, Tensor> forward(
   T* const out = mutable_data<T>(prompt);
   T* const all_weights = mutable_data<T>(weights);
   T* const all_inverse = mutable_data<T>(inverse_norm);
-  for_each_row_block(samples, pool * (length + 2) * width, [&](int64_t first, int64_t rows) {
+  for_rows(samples, 2 * pool * width, [&](int64_t first, int64_t rows) {
     const auto q_square = buffer<T>(rows * width);
     T* const w = all_weights + first * pool;
     T* const inverse = all_inverse + first * pool;
     square(q_square.get(), q + first * width, rows * width);
-    multiply_right_transposed(w, q + first * width, p.product.get(), rows, pool, width);
-    multiply_right_transposed(inverse, q_square.get(), p.square.get(), rows, pool, width);
+    multiply_right_transposed(w, q + first * width, width, p.product.get(), rows, pool, width);
+    multiply_right_transposed(inverse, q_square.get(), width, p.square.get(), rows, pool, width);
     for (int64_t i = 0; i < rows * pool; ++i) {
       inverse[i] = 1 / std::sqrt(std::max(inverse[i], std::numeric_limits<T>::min()));
       w[i] *= inverse[i];
     }
-    multiply(out + first * length * width, w, pool_prompts, rows, pool, length * width);
+  });
+  const int64_t features = length * width;
+  for_blocks(blocks_of(features), features, samples * pool, [&](int64_t begin, int64_t end) {
+    multiply(
+        out, all_weights, pool_prompts, samples, pool, features, begin * COLUMN_BLOCK,
+        std::min(end * COLUMN_BLOCK, features));
   });
   return {prompt, weights, inverse_norm};
 }
@@ -147,62 +165,61 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   const T* const pool_prompts = const_data<T>(prompts);
   T* const gq = need_query ? mutable_data<T>(grad_query) : nullptr;
 
+  // The prompts' gradients, and the products of grad_prompt with the prompts, which are summed block by block: so they
+  // do not depend on the threads.
+  const int64_t prompt_blocks = g == nullptr ? 0 : blocks_of(features);
+  const auto parts = buffer<T>(prompt_blocks * cells);
+  if (g == nullptr) std::fill_n(gp, pool * features, T{0});
+  for_blocks(prompt_blocks, features, 2 * samples * pool, [&](int64_t first, int64_t last) {
+    const auto some_prompts = buffer<T>(pool * COLUMN_BLOCK);
+    for (int64_t block = first; block < last; ++block) {
+      const int64_t begin = block * COLUMN_BLOCK, end = std::min(begin + COLUMN_BLOCK, features), count = end - begin;
+      for (int64_t m = 0; m < pool; ++m) {
+        std::copy_n(pool_prompts + m * features + begin, count, some_prompts.get() + m * count);
+      }
+      multiply_right_transposed(
+          parts.get() + block * cells, g + begin, features, some_prompts.get(), samples, pool, count);
+      multiply_left_transposed(gp, w, g, false, samples, pool, features, begin, end);
+    }
+  });
+
   // Of each sample: the gradient of its weights, then of the numerators and of the squared norms, in place.
   const auto numerators = buffer<T>(cells), norms_squared = buffer<T>(cells);
   const T clamped = 1 / std::sqrt(std::numeric_limits<T>::min());
-  for_each_row_block(samples, pool * ((g == nullptr ? 1 : length) + 2) * width, [&](int64_t first, int64_t rows) {
-    const int64_t begin = first * pool, end = (first + rows) * pool;
+  for_rows(samples, 2 * pool * width, [&](int64_t first, int64_t rows) {
     T* const numerator = numerators.get();
     T* const norm_squared = norms_squared.get();
-    if (g != nullptr) {
-      multiply_right_transposed(numerator + begin, g + first * features, pool_prompts, rows, pool, features);
-    } else {
-      std::fill(numerator + begin, numerator + end, T{0});
-    }
-    for (int64_t i = begin; i < end; ++i) {
-      const T total = numerator[i] + (gw == nullptr ? T{0} : gw[i]);
-      norm_squared[i] = inverse[i] < clamped ? T(-0.5) * total * w[i] * inverse[i] * inverse[i] : T{0};
+    for (int64_t i = first * pool; i < (first + rows) * pool; ++i) {
+      T total = gw == nullptr ? T{0} : gw[i];
+      for (int64_t block = 0; block < prompt_blocks; ++block) total += parts[block * cells + i];
+      norm_squared[i] = inverse[i] < clamped ? T(-1) * total * w[i] * inverse[i] * inverse[i] : T{0};
       numerator[i] = total * inverse[i];
     }
     if (!need_query) return;
-    const auto through_norm = buffer<T>(rows * width);
-    multiply(gq + first * width, numerator + begin, p.product.get(), rows, pool, width);
-    multiply(through_norm.get(), norm_squared + begin, p.square.get(), rows, pool, width);
-    for (int64_t i = 0; i < rows * width; ++i) gq[first * width + i] += 2 * q[first * width + i] * through_norm[i];
+    multiply_and_add(
+        gq + first * width, numerator + first * pool, p.product.get(), q + first * width, norm_squared + first * pool,
+        p.square.get(), rows, pool, width);
   });
 
-  // Of the pool: of the prompts, of S*U and of S^2, all sums over the samples. Threads share blocks of their columns.
+  // Of the pool: of S*U and of S^2, sums over the samples.
   const auto product = buffer<T>(pool * width), through_square = buffer<T>(pool * width);
-  const auto q_square = buffer<T>(samples * width);
-  const int64_t blocks = (width + COLUMN_BLOCK - 1) / COLUMN_BLOCK;
-  const int64_t prompt_blocks = (features + COLUMN_BLOCK - 1) / COLUMN_BLOCK;
-  const int64_t grain = std::max<int64_t>(1, WORTH_A_THREAD / (samples * pool * std::min(width, COLUMN_BLOCK)));
-  torch::stable::parallel_for(0, 2 * blocks + prompt_blocks, grain, [&](int64_t first, int64_t last) {
+  const int64_t blocks = blocks_of(width);
+  for_blocks(2 * blocks, width, samples * pool, [&](int64_t first, int64_t last) {
     for (int64_t task = first; task < last; ++task) {
-      const bool of_product = task < blocks, of_square = !of_product && task < 2 * blocks;
-      const int64_t block = of_product ? task : of_square ? task - blocks : task - 2 * blocks;
-      const int64_t columns = of_product || of_square ? width : features;
-      const int64_t begin = block * COLUMN_BLOCK, end = std::min(begin + COLUMN_BLOCK, columns);
-      if (of_product) {
-        multiply_left_transposed(product.get(), numerators.get(), q, samples, pool, width, begin, end);
-      } else if (of_square) {
-        for (int64_t i = begin; i < samples * width; i += width) square(q_square.get() + i, q + i, end - begin);
-        multiply_left_transposed(
-            through_square.get(), norms_squared.get(), q_square.get(), samples, pool, width, begin, end);
-      } else if (g != nullptr) {
-        multiply_left_transposed(gp, w, g, samples, pool, features, begin, end);
-      } else {
-        for (int64_t m = 0; m < pool; ++m) std::fill(gp + m * features + begin, gp + m * features + end, T{0});
-      }
+      const bool of_square = task >= blocks;
+      const int64_t begin = (of_square ? task - blocks : task) * COLUMN_BLOCK;
+      multiply_left_transposed(
+          of_square ? through_square.get() : product.get(), of_square ? norms_squared.get() : numerators.get(), q,
+          of_square, samples, pool, width, begin, std::min(begin + COLUMN_BLOCK, width));
     }
   });
 
   T* const gk = mutable_data<T>(grad_keys);
   T* const ga = mutable_data<T>(grad_attention);
-  for (int64_t m = 0; m < pool; ++m) {
+  for_prompts(pool, width, [&](int64_t m) {
     const int64_t start = m * width;
     for (int64_t i = start; i < start + width; ++i) {
-      ga[i] = product[i] * p.unit[i] + 2 * p.focus[i] * through_square[i];
+      ga[i] = product[i] * p.unit[i] + p.focus[i] * through_square[i];
       gk[i] = product[i] * p.focus[i];
     }
     const T along_focus = static_cast<T>(dot(p.focus + start, ga + start, width));
@@ -213,7 +230,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
       ga[i] = p.focus[i] * (ga[i] - along_focus);
       gk[i] = (gk[i] - p.unit[i] * along_unit) * inverse_key;
     }
-  }
+  });
   return {grad_query, grad_keys, grad_attention, grad_prompts};
 }
 

@@ -8,9 +8,19 @@
 
 #define PUMA_INLINE inline __attribute__((always_inline))
 #define PUMA_UNROLL _Pragma("GCC unroll 16")
+// The vector is read from memory once, not with each use.
+#if defined(__x86_64__)
+#define PUMA_IN_REGISTER(vector) asm("" : "+v"(vector))
+#else
+#define PUMA_IN_REGISTER(vector)
+#endif
 #define PUMA_AVX2 __attribute__((target("avx2,fma")))
-// Plain loops, too, at the full width.
+// Plain loops, too, at the full width; clang would ignore the whole attribute for that word.
+#if defined(__clang__)
+#define PUMA_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl")))
+#else
 #define PUMA_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,prefer-vector-width=512")))
+#endif
 #define PUMA_AVX512_VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
 // Compilers that know the matrix unit, and a system that can be asked for its registers.
 #if defined(__x86_64__) && defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 19 : __GNUC__ >= 12)

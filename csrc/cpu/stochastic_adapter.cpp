@@ -1,12 +1,12 @@
 // The stochastic adapter on the CPU. Only kept samples are computed: their rows are cut into blocks that fit the cache,
 // and each thread takes a block through both GEMMs and the element-wise steps around them before it takes the next.
-// bfloat16 goes another way where there is a matrix unit: amx_adapter.h.
+// float32 and bfloat16 go other ways where there are vectors and a matrix unit: vector_adapter.h, amx_adapter.h.
 #include <torch/csrc/stable/library.h>
 
-#include <algorithm>
 #include <cstring>
 #include <optional>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "amx_adapter.h"

@@ -141,12 +141,12 @@ void add_branch_scaled(
   template void mask_scaled<T>(T*, const T*, accumulate_t<T>, int64_t);      \
   template void scale<T>(T*, const T*, accumulate_t<T>, int64_t);            \
   template void convert<T>(T*, const accumulate_t<T>*, int64_t);             \
-  template void accumulate<T>(accumulate_t<T>*, const T*, int64_t);          \
   template void add_scaled<T, T>(T*, const T*, const T*, accumulate_t<T>, int64_t); \
   template void add_branch_scaled<T, T, T>(T*, const T*, const T*, const T*, accumulate_t<T>, int64_t);
 
-// Half types next to a float residual.
+// Half types: their sums, and next to a float residual.
 #define PUMA_MIXED(T)                                                                           \
+  template void accumulate<T>(float*, const T*, int64_t);                                       \
   template void add_scaled<float, T>(float*, const float*, const T*, float, int64_t);           \
   template void add_branch_scaled<float, float, T>(float*, const float*, const float*, const T*, float, int64_t); \
   template void add_branch_scaled<float, T, T>(float*, const float*, const T*, const T*, float, int64_t);

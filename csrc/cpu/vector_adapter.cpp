@@ -4,6 +4,7 @@
 
 #include "ahead.h"
 #include "simd.h"
+#include "tile.h"
 
 namespace puma {
 namespace {
@@ -16,38 +17,22 @@ constexpr int64_t kMostCollected = 128;
 
 int64_t rounded_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-// I rows of a product and J vectors of its columns.
+// tile = left @ a panel of `depth` rows; left's blocks are `next` elements apart.
 template <int bytes, int I, int J>
-struct Tile {
-  using V = typename Vector<float, bytes>::type;
-  static constexpr int W = bytes / static_cast<int>(sizeof(float));
-  V sum[I][J];
-
-  PUMA_INLINE void clear() {
-    PUMA_UNROLL for (int i = 0; i < I; ++i) {
-      PUMA_UNROLL for (int j = 0; j < J; ++j) sum[i][j] = V{};
-    }
+PUMA_INLINE void multiply(
+    Tile<float, bytes, I, J>& tile, const float* left, int64_t next, const float* panel, int64_t depth, Ahead& ahead) {
+  tile.clear();
+  for (int64_t block = 0; block < depth; block += kBlock, left += next) {
+    ahead.fetch();
+    _Pragma("GCC unroll 4") for (int k = 0; k < kBlock; ++k, panel += tile.kColumns) tile.add(left + k, kBlock, panel);
   }
+}
 
-  // += left (I, 1) @ right (1, J vectors); left's elements are `stride` apart.
-  PUMA_INLINE void add(const float* left, int64_t stride, const float* right) {
-    V r[J];
-    PUMA_UNROLL for (int j = 0; j < J; ++j) r[j] = *reinterpret_cast<const V*>(right + j * W);
-    PUMA_UNROLL for (int i = 0; i < I; ++i) {
-      const float l = left[i * stride];
-      PUMA_UNROLL for (int j = 0; j < J; ++j) sum[i][j] += l * r[j];
-    }
-  }
-
-  // = left @ a panel of `depth` rows; left's blocks are `next` elements apart.
-  PUMA_INLINE void multiply(const float* left, int64_t next, const float* panel, int64_t depth, Ahead& ahead) {
-    clear();
-    for (int64_t block = 0; block < depth; block += kBlock, left += next) {
-      ahead.fetch();
-      _Pragma("GCC unroll 4") for (int k = 0; k < kBlock; ++k, panel += J * W) add(left + k, kBlock, panel);
-    }
-  }
-};
+// How often `multiply` fetches in a whole product.
+template <class Tile>
+int64_t fetches(int64_t depth, int64_t columns) {
+  return (columns + Tile::kColumns - 1) / Tile::kColumns * (depth / kBlock);
+}
 
 template <int bytes>
 PUMA_INLINE void copy(float* out, const float* in) {
@@ -76,20 +61,20 @@ PUMA_INLINE void pack_rows(float* tile, const float* source, const Step& rows, i
 
 template <int bytes, int I, int J>
 PUMA_INLINE void forward_step(const VectorForward& a, const Step& rows, const Step* next) {
-  using T = Tile<bytes, I, J>;
+  using T = Tile<float, bytes, I, J>;
   using V = typename T::V;
   constexpr int W = T::W;
   T tile;
   float* const h = a.hidden_tile.get();
   pack_rows<bytes, I>(a.token_tile.get(), a.tokens, rows, a.width);
-  Ahead addends(a.width), others(a.width);
+  Ahead for_this_step(a.width, fetches<T>(a.width, a.rank)), for_later(a.width, fetches<T>(a.rank, a.width));
   for (const float* const tensor : {a.residual, a.branch, static_cast<const float*>(a.out)}) {
-    addends.add(tensor, rows.row, rows.count);
-    others.add(tensor, rows.dropped_row, rows.dropped);
+    for_this_step.add(tensor, rows.row, rows.count);
+    for_later.add(tensor, rows.dropped_row, rows.dropped);
   }
-  if (next != nullptr) others.add(a.tokens, next->row, next->count);
+  if (next != nullptr) for_later.add(a.tokens, next->row, next->count);
   for (int64_t column = 0; column < a.rank; column += J * W) {
-    tile.multiply(a.token_tile.get(), I * kBlock, a.down.panel(column), a.width, addends);
+    multiply(tile, a.token_tile.get(), I * kBlock, a.down.panel(column), a.width, for_this_step);
     PUMA_UNROLL for (int j = 0; j < J; ++j) {
       const int64_t c = column + j * W;
       if (c >= a.rank) break;
@@ -104,7 +89,7 @@ PUMA_INLINE void forward_step(const VectorForward& a, const Step& rows, const St
     }
   }
   for (int64_t column = 0; column < a.width; column += J * W) {
-    tile.multiply(h, I * kBlock, a.up.panel(column), a.rank, others);
+    multiply(tile, h, I * kBlock, a.up.panel(column), a.rank, for_later);
     PUMA_UNROLL for (int i = 0; i < I; ++i) {
       if (i >= rows.count) break;
       const int64_t at = rows.row[i] * a.width + column;
@@ -120,20 +105,20 @@ PUMA_INLINE void forward_step(const VectorForward& a, const Step& rows, const St
 
 template <int bytes, int I, int J>
 PUMA_INLINE void backward_step(const VectorBackward& a, const Step& rows, const Step* next) {
-  using T = Tile<bytes, I, J>;
+  using T = Tile<float, bytes, I, J>;
   using V = typename T::V;
   constexpr int W = T::W;
   T tile;
   pack_rows<bytes, I>(a.grad_tile.get(), a.grad, rows, a.width);
   float* const delta = a.delta_panel.get() + a.collected * kBlock;
   float* const scaled = a.hidden_panel.get() + a.collected * kBlock;
-  Ahead others(a.width), grad(a.width);
-  others.add(a.up_sum == nullptr ? nullptr : a.tokens, rows.row, rows.count);
-  others.add(a.grad_tokens, rows.row, rows.count);
-  if (next != nullptr) grad.add(a.grad, next->row, next->count);
-  grad.add(a.grad_tokens, rows.dropped_row, rows.dropped);
+  Ahead for_this_step(a.width, fetches<T>(a.width, a.rank)), for_later(a.width, fetches<T>(a.rank, a.width));
+  for_this_step.add(a.up_sum == nullptr ? nullptr : a.tokens, rows.row, rows.count);
+  for_this_step.add(a.grad_tokens, rows.row, rows.count);
+  if (next != nullptr) for_later.add(a.grad, next->row, next->count);
+  for_later.add(a.grad_tokens, rows.dropped_row, rows.dropped);
   for (int64_t column = 0; column < a.rank; column += J * W) {
-    tile.multiply(a.grad_tile.get(), I * kBlock, a.up.panel(column), a.width, others);
+    multiply(tile, a.grad_tile.get(), I * kBlock, a.up.panel(column), a.width, for_this_step);
     PUMA_UNROLL for (int j = 0; j < J; ++j) {
       const int64_t c = column + j * W;
       if (c >= a.rank) break;
@@ -152,7 +137,7 @@ PUMA_INLINE void backward_step(const VectorBackward& a, const Step& rows, const 
   }
   if (a.grad_tokens == nullptr) return;
   for (int64_t column = 0; column < a.width; column += J * W) {
-    tile.multiply(delta, kMostCollected * kBlock, a.down.panel(column), a.rank, grad);
+    multiply(tile, delta, kMostCollected * kBlock, a.down.panel(column), a.rank, for_later);
     PUMA_UNROLL for (int i = 0; i < I; ++i) {
       if (i >= rows.count) break;
       float* const out = a.grad_tokens + rows.row[i] * a.width + column;
@@ -167,7 +152,7 @@ PUMA_INLINE void backward_step(const VectorBackward& a, const Step& rows, const 
 // sum += narrow (rows, rank) transposed @ source (rows, width), the rows that were collected.
 template <int bytes, int I, int J>
 PUMA_INLINE void add_product(const VectorBackward& a, float* sum, const float* narrow, const float* source) {
-  using T = Tile<bytes, I, J>;
+  using T = Tile<float, bytes, I, J>;
   using V = typename T::V;
   constexpr int W = T::W;
   float* const strip = a.wide_strip.get();
@@ -181,16 +166,14 @@ PUMA_INLINE void add_product(const VectorBackward& a, float* sum, const float* n
     }
     for (int64_t r = 0; r < a.rank; r += I, sum += I * J * W) {
       T tile;
-      PUMA_UNROLL for (int i = 0; i < I; ++i) {
-        PUMA_UNROLL for (int j = 0; j < J; ++j) tile.sum[i][j] = *reinterpret_cast<const V*>(sum + (i * J + j) * W);
-      }
+      tile.clear();  // and is added as a whole: one long chain of rows would round much more
       const float* left = narrow + r / kBlock * kMostCollected * kBlock + r % kBlock;
       const float* right = strip;
       _Pragma("GCC unroll 4") for (int64_t k = 0; k < a.collected; ++k, left += kBlock, right += J * W) {
         tile.add(left, 1, right);
       }
       PUMA_UNROLL for (int i = 0; i < I; ++i) {
-        PUMA_UNROLL for (int j = 0; j < J; ++j) *reinterpret_cast<V*>(sum + (i * J + j) * W) = tile.sum[i][j];
+        PUMA_UNROLL for (int j = 0; j < J; ++j) *reinterpret_cast<V*>(sum + (i * J + j) * W) += tile.sum[i][j];
       }
     }
   }
@@ -206,6 +189,7 @@ struct Kernels {
 
 // I rows by J vectors in products along rows, K by L in products that sum over rows: as many as the registers hold.
 #define PUMA_KERNELS(NAME, BYTES, I, J, K, L, ...)                                                              \
+  static_assert(I <= kMostStepRows && I <= kMostCollected && kBlock % K == 0 && kBlock % (BYTES / 4) == 0);     \
   __VA_ARGS__ void forward_##NAME(const VectorForward& adapter, const Step& rows, const Step* next) {           \
     forward_step<BYTES, I, J>(adapter, rows, next);                                                             \
   }                                                                                                             \
@@ -223,6 +207,7 @@ PUMA_KERNELS(avx2, 32, 6, 2, 4, 3, PUMA_AVX2)
 PUMA_KERNELS(avx512, 64, 14, 2, 8, 3, PUMA_AVX512)
 #endif
 
+// Only where vectors_serve.
 const Kernels& kernels() {
 #if defined(__x86_64__)
   static const Kernels& chosen = instruction_set() >= InstructionSet::avx512 ? avx512 : avx2;
@@ -233,6 +218,13 @@ const Kernels& kernels() {
 #endif
 }
 
+// out (16, 16) = the transpose of in.
+void turn_block(float* out, int64_t out_stride, const float* in, int64_t in_stride) {
+  for (int64_t i = 0; i < kBlock; ++i) {
+    for (int64_t j = 0; j < kBlock; ++j) out[i * out_stride + j] = in[j * in_stride + i];
+  }
+}
+
 }  // namespace
 
 bool vectors_serve(int64_t width, int64_t rank) {
@@ -240,7 +232,7 @@ bool vectors_serve(int64_t width, int64_t rank) {
 }
 
 VectorOperand::VectorOperand(int64_t depth, int64_t columns)
-    : depth_(depth), columns_(columns), panels_(lines<float>(rounded_up(columns, kernels().panel) * depth)) {}
+    : depth_(depth), panels_(lines<float>(rounded_up(columns, kernels().panel) * depth)) {}
 
 VectorOperand VectorOperand::of(const float* matrix, int64_t depth, int64_t columns) {
   VectorOperand operand(depth, columns);
@@ -260,11 +252,13 @@ VectorOperand VectorOperand::of_transposed(const float* matrix, int64_t depth, i
   VectorOperand operand(depth, columns);
   const int64_t panel = kernels().panel;
   float* out = operand.panels_.get();
-  for (int64_t column = 0; column < columns; column += panel) {
+  for (int64_t column = 0; column < columns; column += panel, out += panel * depth) {
     const int64_t some = std::min(panel, columns - column);
-    for (int64_t k = 0; k < depth; ++k, out += panel) {
-      for (int64_t c = 0; c < some; ++c) out[c] = matrix[(column + c) * depth + k];
-      std::fill(out + some, out + panel, 0.0F);
+    if (some < panel) std::fill_n(out, panel * depth, 0.0F);
+    for (int64_t c = 0; c < some; c += kBlock) {
+      for (int64_t k = 0; k < depth; k += kBlock) {
+        turn_block(out + k * panel + c, panel, matrix + (column + c) * depth + k, depth);
+      }
     }
   }
   return operand;

@@ -18,17 +18,18 @@ class VectorOperand {
   static VectorOperand of(const float* matrix, int64_t depth, int64_t columns);
   static VectorOperand of_transposed(const float* matrix, int64_t depth, int64_t columns);
 
+  // The one that begins with this column.
   const float* panel(int64_t column) const { return panels_.get() + column * depth_; }
   int64_t depth() const { return depth_; }
-  int64_t columns() const { return columns_; }
 
  private:
   VectorOperand(int64_t depth, int64_t columns);
 
-  int64_t depth_, columns_;
+  int64_t depth_;
   Lines<float> panels_;
 };
 
+// The state of one thread; open, for the loops of each instruction set are plain functions.
 // branch is null if there is none, and hidden is if it is not to be saved.
 struct VectorForward {
   using Operand = VectorOperand;
@@ -52,7 +53,7 @@ struct VectorForward {
 struct VectorBackward {
   using Operand = VectorOperand;
   static int64_t rows();
-  // Columns of a strip of the sums, in which these lie one behind the other.
+  // The sums lie as strips of this many columns, see SumLayout.
   static int64_t strip(int64_t width);
 
   // The transposes of the weights; sums of r rows and C columns, grown by what the steps add: the transpose of down's

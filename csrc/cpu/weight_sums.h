@@ -17,45 +17,53 @@ struct SumLayout {
   bool transpose;
 };
 
-// out, of T or of the type of the sums = those of all threads, of which some are without work and have none. Each
-// element's are added in the order of the threads.
-template <class T>
-void add_up(const Tensor& out, const std::vector<Lines<accumulate_t<T>>>& sums, const SumLayout& layout) {
-  using Sum = accumulate_t<T>;
-  constexpr int64_t kRows = 64, kColumns = 48;
-  const auto write = [&](int64_t place, const Sum* in, int64_t n) {
-    if (out.scalar_type() == scalar_type<T>()) {
-      convert(mutable_data<T>(out) + place, in, n);
-    } else {
-      convert(mutable_data<Sum>(out) + place, in, n);
-    }
-  };
-  torch::stable::parallel_for(0, layout.rows, kRows, [&](int64_t begin, int64_t end) {
+// out = the sums of all threads, of which some are without work and have none, rounded to out's type. Each element's are
+// added in the order of the threads.
+template <class Out, class Sum>
+void add_up_into(Out* out, const std::vector<Lines<Sum>>& sums, const SumLayout& layout) {
+  constexpr int64_t kRows = 64, kColumns = 48, kWorthAThread = 1 << 13;  // elements, those of all sums
+  // Pieces of at most kRows rows and kColumns columns of one strip.
+  const int64_t strip_pieces = (layout.strip + kColumns - 1) / kColumns;
+  const int64_t pieces = (layout.columns + layout.strip - 1) / layout.strip * strip_pieces;
+  const int64_t row_blocks = (layout.rows + kRows - 1) / kRows;
+  const int64_t work = kRows * kColumns * static_cast<int64_t>(sums.size());
+  const int64_t grain = std::max<int64_t>(1, kWorthAThread / work);
+  torch::stable::parallel_for(0, row_blocks * pieces, grain, [&](int64_t begin, int64_t end) {
     Sum total[kColumns], turned[kColumns * kRows];
-    for (int64_t row = begin; row < end; row += kRows) {
-      const int64_t rows = std::min(kRows, end - row);
-      for (int64_t column = 0, columns = 0; column < layout.columns; column += columns) {
-        const int64_t in_strip = column % layout.strip;
-        columns = std::min({kColumns, layout.strip - in_strip, layout.columns - column});
-        for (int64_t r = 0; r < rows; ++r) {
-          const int64_t place = (column - in_strip) * layout.rows + (row + r) * layout.strip + in_strip;
-          std::fill(total, total + columns, Sum{});
-          for (const Lines<Sum>& sum : sums) {
-            if (sum == nullptr) continue;
-            for (int64_t c = 0; c < columns; ++c) total[c] += sum[place + c];
-          }
-          if (!layout.transpose) {
-            write((row + r) * layout.columns + column, total, columns);
-          } else {
-            for (int64_t c = 0; c < columns; ++c) turned[c * kRows + r] = total[c];
-          }
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t row = task / pieces * kRows, rows = std::min(kRows, layout.rows - row), piece = task % pieces;
+      const int64_t strip = piece / strip_pieces * layout.strip, in_strip = piece % strip_pieces * kColumns;
+      const int64_t column = strip + in_strip;
+      const int64_t columns = std::min({kColumns, layout.strip - in_strip, layout.columns - column});
+      if (columns <= 0) continue;  // the last strip is filled up
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t place = strip * layout.rows + (row + r) * layout.strip + in_strip;
+        std::fill(total, total + columns, Sum{});
+        for (const Lines<Sum>& sum : sums) {
+          if (sum == nullptr) continue;
+          for (int64_t c = 0; c < columns; ++c) total[c] += sum[place + c];
         }
-        for (int64_t c = 0; layout.transpose && c < columns; ++c) {
-          write((column + c) * layout.rows + row, turned + c * kRows, rows);
+        if (!layout.transpose) {
+          convert(out + (row + r) * layout.columns + column, total, columns);
+        } else {
+          for (int64_t c = 0; c < columns; ++c) turned[c * kRows + r] = total[c];
         }
+      }
+      for (int64_t c = 0; layout.transpose && c < columns; ++c) {
+        convert(out + (column + c) * layout.rows + row, turned + c * kRows, rows);
       }
     }
   });
+}
+
+// out is of T or of the type of its sums.
+template <class T>
+void add_up(const Tensor& out, const std::vector<Lines<accumulate_t<T>>>& sums, const SumLayout& layout) {
+  if (out.scalar_type() == scalar_type<T>()) {
+    add_up_into(mutable_data<T>(out), sums, layout);
+  } else {
+    add_up_into(mutable_data<accumulate_t<T>>(out), sums, layout);
+  }
 }
 
 }  // namespace puma

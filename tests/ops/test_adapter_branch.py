@@ -72,15 +72,18 @@ def test_half_types_are_rounded_once(device: str, dtype: torch.dtype) -> None:
     assert torch.equal(stochastic_adapter(one + branch, one, down, up, None, 1.0), one)
 
 
+@pytest.mark.parametrize(("width", "rank"), [(16, 4), (64, 32)])
 @pytest.mark.parametrize(("residual_dtype", "dtype", "branch_dtype"), MIXES, ids=str)
 def test_dropped_samples_are_residual_plus_branch(
     device: str,
     residual_dtype: torch.dtype,
     dtype: torch.dtype,
     branch_dtype: torch.dtype,
+    width: int,
+    rank: int,
     adapter_inputs: Callable[..., list[Tensor]],
 ) -> None:
-    inputs = with_branch(adapter_inputs(4, 6, 16, 4, dtype, residual_dtype), branch_dtype)
+    inputs = with_branch(adapter_inputs(4, 6, width, rank, dtype, residual_dtype), branch_dtype)
     with torch.no_grad():
         inputs[1][1:3] = float("nan")  # not even read
     out = call(inputs, torch.tensor([2.0, 0.0, 0.0, 2.0], device=device))

@@ -53,7 +53,7 @@ sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", "-
     assert found.returncode == 0, found.stdout + found.stderr
 
 
-def test_instruction_sets_with_fused_multiplication_find_the_same_to_the_last_bit() -> None:
+def test_instruction_sets_with_fused_multiplication_give_the_same_to_the_last_bit() -> None:
     script = """
 import torch
 from puma_plugin.ops import loader
@@ -65,6 +65,11 @@ packed = torch.ops.puma.pack_gallery(rows)
 for k in (5, 500):
     found = torch.ops.puma.nearest_neighbours(rows[:90], rows, packed, k, *[None] * 4, 0, 500, False)
     print([column.tolist() for column in found])
+x, grad = (torch.randn(3, 17, 80, generator=generator) for _ in range(2))
+down, up = torch.randn(80, 48, generator=generator), torch.randn(48, 80, generator=generator)
+out, *kept = torch.ops.puma.stochastic_adapter(grad, x, down, up, None, None, 0.1, True)
+gradients = torch.ops.puma.stochastic_adapter_backward(grad, x, down, up, None, *kept, 0.1, True, False)
+print(out.tolist(), gradients[0].tolist())
 """
     names = ("avx2", "avx512", "avx512_vnni", "amx")
     runs = [run(script, PUMA_CPU_CAPABILITY=name) for name in names]
