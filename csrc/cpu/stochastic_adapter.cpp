@@ -1,6 +1,6 @@
 // The stochastic adapter on the CPU. Only kept samples are computed: their rows are cut into blocks that fit the cache,
 // and each thread takes a block through both GEMMs and the element-wise steps around them before it takes the next.
-// float32 and bfloat16 go other ways where there are vectors and a matrix unit: vector_adapter.h, amx_adapter.h.
+// Most sizes and types go other ways where there are vectors or a matrix unit: vector_adapter.h, amx_adapter.h.
 #include <torch/csrc/stable/library.h>
 
 #include <cstring>
@@ -67,6 +67,12 @@ void add_dropped(R* out, const R* residual, const Branch<R, T>& branch, int64_t 
   }
 }
 
+// Names an adapter to a function.
+template <class Adapter>
+struct Type {
+  using type = Adapter;
+};
+
 // The weights, contiguous and in T.
 template <class T>
 Tensor in_type(const Tensor& weights) {
@@ -95,23 +101,19 @@ std::tuple<Tensor, Tensor, Tensor> forward(
   const auto drop = [&](int64_t row, int64_t n) {
     add_dropped<R, T>(out_data, residual_data, branch, row * width, n * width);
   };
+  const auto in_steps = [&](auto adapter) {
+    forward_in_steps<typename decltype(adapter)::type>(
+        plan, drop, const_data<T>(down), const_data<T>(up), width, rank, tokens_data, residual_data, branch.wide,
+        branch.narrow, out_data, save_hidden ? hidden_data : nullptr);
+    return std::tuple{out, hidden, prepared};
+  };
 #if PUMA_HAS_AMX
   if constexpr (std::is_same_v<T, bf16>) {
-    if (amx_serves(width, rank)) {
-      forward_in_steps<AmxForward<R>>(
-          plan, drop, const_data<T>(down), const_data<T>(up), width, rank, tokens_data, residual_data, branch.wide,
-          branch.narrow, out_data, save_hidden ? hidden_data : nullptr);
-      return {out, hidden, prepared};
-    }
+    if (amx_serves(width, rank)) return in_steps(Type<AmxForward<R>>{});
   }
 #endif
-  if constexpr (std::is_same_v<T, float>) {
-    if (vectors_serve(width, rank)) {
-      forward_in_steps<VectorForward>(
-          plan, drop, const_data<T>(down), const_data<T>(up), width, rank, tokens_data, residual_data, branch.wide,
-          out_data, save_hidden ? hidden_data : nullptr);
-      return {out, hidden, prepared};
-    }
+  if constexpr (!std::is_same_v<T, double>) {
+    if (vectors_serve<T>(width, rank)) return in_steps(Type<VectorForward<R, T>>{});
   }
   const Tensor down_matrix = matrix(const_data<T>(down), width, rank);
   const Tensor up_matrix = matrix(const_data<T>(up), rank, width);
@@ -194,31 +196,24 @@ std::tuple<Tensor, Tensor, Tensor> backward(
     if (!need_tokens) return;
     std::memset(static_cast<void*>(grad_tokens_data + row * width), 0, static_cast<size_t>(n * width) * sizeof(T));
   };
+  const auto in_steps = [&](auto adapter) {
+    using Adapter = typename decltype(adapter)::type;
+    backward_in_steps<Adapter>(
+        plan, drop, const_data<T>(down), const_data<T>(up), width, rank, need_weights, down_sums, up_sums, grad_data,
+        tokens_data, hidden_data, need_tokens ? grad_tokens_data : nullptr);
+    if (need_weights) {
+      add_up<T>(grad_down, down_sums, {rank, width, Adapter::strip(width), true});
+      add_up<T>(grad_up, up_sums, {rank, width, Adapter::strip(width), false});
+    }
+    return std::tuple{grad_tokens, grad_down, grad_up};
+  };
 #if PUMA_HAS_AMX
   if constexpr (std::is_same_v<T, bf16>) {
-    if (amx_serves(width, rank)) {
-      backward_in_steps<AmxBackward<R>>(
-          plan, drop, const_data<T>(down), const_data<T>(up), width, rank, need_weights, down_sums, up_sums, grad_data,
-          tokens_data, hidden_data, need_tokens ? grad_tokens_data : nullptr);
-      if (need_weights) {
-        add_up<T>(grad_down, down_sums, {rank, width, AmxBackward<R>::strip(width), true});
-        add_up<T>(grad_up, up_sums, {rank, width, AmxBackward<R>::strip(width), false});
-      }
-      return {grad_tokens, grad_down, grad_up};
-    }
+    if (amx_serves(width, rank)) return in_steps(Type<AmxBackward<R>>{});
   }
 #endif
-  if constexpr (std::is_same_v<T, float>) {
-    if (vectors_serve(width, rank)) {
-      backward_in_steps<VectorBackward>(
-          plan, drop, const_data<T>(down), const_data<T>(up), width, rank, need_weights, down_sums, up_sums, grad_data,
-          tokens_data, hidden_data, need_tokens ? grad_tokens_data : nullptr);
-      if (need_weights) {
-        add_up<T>(grad_down, down_sums, {rank, width, VectorBackward::strip(width), true});
-        add_up<T>(grad_up, up_sums, {rank, width, VectorBackward::strip(width), false});
-      }
-      return {grad_tokens, grad_down, grad_up};
-    }
+  if constexpr (!std::is_same_v<T, double>) {
+    if (vectors_serve<T>(width, rank)) return in_steps(Type<VectorBackward<R, T>>{});
   }
   const Tensor down_transposed = transposed_operand<T>(down, plan);
   const Tensor up_transposed = transposed_operand<T>(up, plan);

@@ -1,8 +1,10 @@
-// A tile of a matrix product whose sums stay in registers, written with GCC's vector extension.
+// A tile of a matrix product whose sums stay in registers, written with GCC's vector extension, and how vectors of float32
+// are read from and written to memory of other types.
 #pragma once
 
 #include <cstdint>
 
+#include "half.h"
 #include "simd.h"
 
 namespace puma {
@@ -28,6 +30,7 @@ struct Tile {
     add(left, stride, r);
   }
 
+  // Written out here: sums that are handed to a function, even an inlined one, do not stay in registers.
   PUMA_INLINE void add(const T* left, int64_t stride, const V (&right)[J]) {
     PUMA_UNROLL for (int i = 0; i < I; ++i) {
       const T l = left[i * stride];
@@ -35,5 +38,39 @@ struct Tile {
     }
   }
 };
+
+// W values of float32, or of a half type widened to them.
+template <class V>
+PUMA_INLINE V load(const float* in) {
+  return *reinterpret_cast<const V*>(in);
+}
+template <class V, class Half>
+PUMA_INLINE V load(const Half* in) {
+  using Bits = typename Vector<uint16_t, sizeof(V) / 2>::type;
+  using U = typename Vector<uint32_t, sizeof(V)>::type;
+  return widened<V>(Half{}, __builtin_convertvector(*reinterpret_cast<const Bits*>(in), U));
+}
+
+template <class V>
+PUMA_INLINE void store(float* out, V value) {
+  *reinterpret_cast<V*>(out) = value;
+}
+template <class V, class Half>
+PUMA_INLINE void store(Half* out, V value) {
+  using Bits = typename Vector<uint16_t, sizeof(V) / 2>::type;
+  using U = typename Vector<uint32_t, sizeof(V)>::type;
+  *reinterpret_cast<Bits*>(out) = __builtin_convertvector(narrowed<U>(Half{}, value), Bits);
+}
+
+// value, rounded to T.
+template <class T, class V>
+PUMA_INLINE V rounded(V value) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    return value;
+  } else {
+    using U = typename Vector<uint32_t, sizeof(V)>::type;
+    return widened<V>(T{}, narrowed<U>(T{}, value));
+  }
+}
 
 }  // namespace puma

@@ -1,57 +1,24 @@
 #include "vector.h"
 
-#include <cstring>
-
+#include "half.h"
 #include "simd.h"
 
 namespace puma {
 namespace {
 
-PUMA_INLINE uint32_t bits_of(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
-
-PUMA_INLINE float float_of(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
 PUMA_INLINE float load(float value) { return value; }
 PUMA_INLINE double load(double value) { return value; }
-PUMA_INLINE float load(bf16 value) { return float_of(static_cast<uint32_t>(value.bits) << 16); }
-
-// Shifting a half's exponent and mantissa into a float's place leaves a value that is 2^-112 of the right one, also for
-// subnormals; only infinity and NaN need their exponent filled up.
-PUMA_INLINE float load(fp16 value) {
-  const uint32_t magnitude = value.bits & 0x7fffu;
-  const uint32_t finite = bits_of(float_of(magnitude << 13) * 0x1p112f);
-  const uint32_t special = (magnitude << 13) | 0x7f800000u;
-  return float_of((magnitude >= 0x7c00u ? special : finite) | (static_cast<uint32_t>(value.bits & 0x8000u) << 16));
+template <class Half>
+PUMA_INLINE float load(Half value) {
+  return widened<float>(Half{}, static_cast<uint32_t>(value.bits));
 }
 
 PUMA_INLINE void store(float& out, float value) { out = value; }
 PUMA_INLINE void store(double& out, double value) { out = value; }
-
-// Round to nearest even; NaN stays NaN.
-PUMA_INLINE void store(bf16& out, float value) {
-  const uint32_t bits = bits_of(value);
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  out.bits = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+template <class Half>
+PUMA_INLINE void store(Half& out, float value) {
+  out.bits = static_cast<uint16_t>(narrowed<uint32_t>(Half{}, value));
 }
-
-// Round to nearest even. Adding 0.5 moves a subnormal half's last place to the float's last place.
-PUMA_INLINE void store(fp16& out, float value) {
-  const uint32_t bits = bits_of(value), magnitude = bits & 0x7fffffffu;
-  const uint32_t normal = ((magnitude + 0xfffu + ((magnitude >> 13) & 1u)) >> 13) - (112u << 10);
-  const uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u;
-  const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
-  const uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
-  out.bits = static_cast<uint16_t>((magnitude >= 0x477ff000u ? special : finite) | ((bits >> 16) & 0x8000u));
-}
-
 
 // A negative half becomes 0, in integers: its bits lie between those of -0 and of minus infinity.
 PUMA_INLINE float positive_part(float value) { return value < 0 ? 0 : value; }

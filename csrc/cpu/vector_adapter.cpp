@@ -1,8 +1,10 @@
 #include "vector_adapter.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "ahead.h"
+#include "half.h"
 #include "simd.h"
 #include "tile.h"
 
@@ -14,8 +16,6 @@ namespace {
 constexpr int64_t kBlock = 16;
 // Rows collected before they are summed over; measured.
 constexpr int64_t kMostCollected = 128;
-
-int64_t rounded_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // tile = left @ a panel of `depth` rows; left's blocks are `next` elements apart.
 template <int bytes, int I, int J>
@@ -34,44 +34,38 @@ int64_t fetches(int64_t depth, int64_t columns) {
   return (columns + Tile::kColumns - 1) / Tile::kColumns * (depth / kBlock);
 }
 
-template <int bytes>
-PUMA_INLINE void copy(float* out, const float* in) {
-  using V = typename Vector<float, bytes>::type;
-  PUMA_UNROLL for (size_t i = 0; i < kBlock * sizeof(float) / bytes; ++i) {
-    reinterpret_cast<V*>(out)[i] = reinterpret_cast<const V*>(in)[i];
-  }
-}
-
 // The step's rows of a (B*N, width) matrix as a left-hand side of I rows; zeros behind the last.
-template <int bytes, int I>
-PUMA_INLINE void pack_rows(float* tile, const float* source, const Step& rows, int64_t width) {
+template <int bytes, int I, class S>
+PUMA_INLINE void pack_rows(float* tile, const S* source, const Step& rows, int64_t width) {
   using V = typename Vector<float, bytes>::type;
+  constexpr int64_t W = bytes / static_cast<int>(sizeof(float));
   for (int64_t i = 0; i < I; ++i) {
+    const S* const in = i < rows.count ? source + rows.row[i] * width : nullptr;
     float* out = tile + i * kBlock;
-    if (i < rows.count) {
-      const float* const in = source + rows.row[i] * width;
-      for (int64_t c = 0; c < width; c += kBlock, out += I * kBlock) copy<bytes>(out, in + c);
-    } else {
-      for (int64_t c = 0; c < width; c += kBlock, out += I * kBlock) {
-        PUMA_UNROLL for (size_t x = 0; x < kBlock * sizeof(float) / bytes; ++x) reinterpret_cast<V*>(out)[x] = V{};
-      }
+    for (int64_t c = 0; c < width; c += kBlock, out += I * kBlock) {
+      PUMA_UNROLL for (int64_t x = 0; x < kBlock; x += W) store(out + x, in == nullptr ? V{} : load<V>(in + c + x));
     }
   }
 }
 
-template <int bytes, int I, int J>
-PUMA_INLINE void forward_step(const VectorForward& a, const Step& rows, const Step* next) {
-  using T = Tile<float, bytes, I, J>;
-  using V = typename T::V;
-  constexpr int W = T::W;
-  T tile;
+template <class R, class T, int bytes, int I, int J>
+PUMA_INLINE void forward_step(const VectorForward<R, T>& a, const Step& rows, const Step* next) {
+  using Sums = Tile<float, bytes, I, J>;
+  using V = typename Sums::V;
+  constexpr int W = Sums::W;
+  Sums tile;
   float* const h = a.hidden_tile.get();
   pack_rows<bytes, I>(a.token_tile.get(), a.tokens, rows, a.width);
-  Ahead for_this_step(a.width, fetches<T>(a.width, a.rank)), for_later(a.width, fetches<T>(a.rank, a.width));
-  for (const float* const tensor : {a.residual, a.branch, static_cast<const float*>(a.out)}) {
+  Ahead for_this_step(a.width, fetches<Sums>(a.width, a.rank));
+  Ahead for_later(a.width, fetches<Sums>(a.rank, a.width));
+  const auto used_at_the_end = [&](const auto* tensor) {
     for_this_step.add(tensor, rows.row, rows.count);
     for_later.add(tensor, rows.dropped_row, rows.dropped);
-  }
+  };
+  used_at_the_end(a.residual);
+  used_at_the_end(a.wide);
+  used_at_the_end(a.narrow);
+  used_at_the_end(a.out);
   if (next != nullptr) for_later.add(a.tokens, next->row, next->count);
   for (int64_t column = 0; column < a.rank; column += J * W) {
     multiply(tile, a.token_tile.get(), I * kBlock, a.down.panel(column), a.width, for_this_step);
@@ -81,10 +75,8 @@ PUMA_INLINE void forward_step(const VectorForward& a, const Step& rows, const St
       float* const here = h + c / kBlock * I * kBlock + c % kBlock;
       PUMA_UNROLL for (int i = 0; i < I; ++i) {
         const V value = tile.sum[i][j] < 0 ? V{} : tile.sum[i][j];  // NaN stays NaN
-        *reinterpret_cast<V*>(here + i * kBlock) = value;
-        if (a.hidden != nullptr && i < rows.count) {
-          *reinterpret_cast<V*>(a.hidden + (rows.packed + i) * a.rank + c) = value;
-        }
+        store(here + i * kBlock, rounded<T>(value));
+        if (a.hidden != nullptr && i < rows.count) store(a.hidden + (rows.packed + i) * a.rank + c, value);
       }
     }
   }
@@ -95,24 +87,26 @@ PUMA_INLINE void forward_step(const VectorForward& a, const Step& rows, const St
       const int64_t at = rows.row[i] * a.width + column;
       PUMA_UNROLL for (int j = 0; j < J; ++j) {
         if (column + j * W >= a.width) break;
-        V value = *reinterpret_cast<const V*>(a.residual + at + j * W);
-        if (a.branch != nullptr) value += *reinterpret_cast<const V*>(a.branch + at + j * W);
-        *reinterpret_cast<V*>(a.out + at + j * W) = value + rows.factor[i] * tile.sum[i][j];
+        V value = load<V>(a.residual + at + j * W);
+        if (a.wide != nullptr) value += load<V>(a.wide + at + j * W);
+        if (a.narrow != nullptr) value += load<V>(a.narrow + at + j * W);
+        store(a.out + at + j * W, value + rows.factor[i] * tile.sum[i][j]);
       }
     }
   }
 }
 
-template <int bytes, int I, int J>
-PUMA_INLINE void backward_step(const VectorBackward& a, const Step& rows, const Step* next) {
-  using T = Tile<float, bytes, I, J>;
-  using V = typename T::V;
-  constexpr int W = T::W;
-  T tile;
+template <class R, class T, int bytes, int I, int J>
+PUMA_INLINE void backward_step(const VectorBackward<R, T>& a, const Step& rows, const Step* next) {
+  using Sums = Tile<float, bytes, I, J>;
+  using V = typename Sums::V;
+  constexpr int W = Sums::W;
+  Sums tile;
   pack_rows<bytes, I>(a.grad_tile.get(), a.grad, rows, a.width);
   float* const delta = a.delta_panel.get() + a.collected * kBlock;
   float* const scaled = a.hidden_panel.get() + a.collected * kBlock;
-  Ahead for_this_step(a.width, fetches<T>(a.width, a.rank)), for_later(a.width, fetches<T>(a.rank, a.width));
+  Ahead for_this_step(a.width, fetches<Sums>(a.width, a.rank));
+  Ahead for_later(a.width, fetches<Sums>(a.rank, a.width));
   for_this_step.add(a.up_sum == nullptr ? nullptr : a.tokens, rows.row, rows.count);
   for_this_step.add(a.grad_tokens, rows.row, rows.count);
   if (next != nullptr) for_later.add(a.grad, next->row, next->count);
@@ -126,12 +120,12 @@ PUMA_INLINE void backward_step(const VectorBackward& a, const Step& rows, const 
       PUMA_UNROLL for (int i = 0; i < I; ++i) {
         V d{}, s{};
         if (i < rows.count) {
-          const V h = *reinterpret_cast<const V*>(a.hidden + (rows.packed + i) * a.rank + c);
+          const V h = load<V>(a.hidden + (rows.packed + i) * a.rank + c);
           d = h > 0 ? rows.factor[i] * tile.sum[i][j] : d;
           s = rows.factor[i] * h;
         }
-        *reinterpret_cast<V*>(delta + here + i * kBlock) = d;
-        *reinterpret_cast<V*>(scaled + here + i * kBlock) = s;
+        store(delta + here + i * kBlock, d);
+        store(scaled + here + i * kBlock, s);
       }
     }
   }
@@ -140,32 +134,31 @@ PUMA_INLINE void backward_step(const VectorBackward& a, const Step& rows, const 
     multiply(tile, delta, kMostCollected * kBlock, a.down.panel(column), a.rank, for_later);
     PUMA_UNROLL for (int i = 0; i < I; ++i) {
       if (i >= rows.count) break;
-      float* const out = a.grad_tokens + rows.row[i] * a.width + column;
+      T* const out = a.grad_tokens + rows.row[i] * a.width + column;
       PUMA_UNROLL for (int j = 0; j < J; ++j) {
         if (column + j * W >= a.width) break;
-        *reinterpret_cast<V*>(out + j * W) = tile.sum[i][j];
+        store(out + j * W, tile.sum[i][j]);
       }
     }
   }
 }
 
 // sum += narrow (rows, rank) transposed @ source (rows, width), the rows that were collected.
-template <int bytes, int I, int J>
-PUMA_INLINE void add_product(const VectorBackward& a, float* sum, const float* narrow, const float* source) {
-  using T = Tile<float, bytes, I, J>;
-  using V = typename T::V;
-  constexpr int W = T::W;
+template <class R, class T, int bytes, int I, int J, class S>
+PUMA_INLINE void add_product(const VectorBackward<R, T>& a, float* sum, const float* narrow, const S* source) {
+  using Sums = Tile<float, bytes, I, J>;
+  using V = typename Sums::V;
+  constexpr int W = Sums::W;
   float* const strip = a.wide_strip.get();
   for (int64_t column = 0; column < a.width; column += J * W) {
     for (int64_t k = 0; k < a.collected; ++k) {
-      const float* const in = source + a.collected_rows[k] * a.width + column;
+      const S* const in = source + a.collected_rows[k] * a.width + column;
       PUMA_UNROLL for (int j = 0; j < J; ++j) {
-        *reinterpret_cast<V*>(strip + (k * J + j) * W) =
-            column + j * W < a.width ? *reinterpret_cast<const V*>(in + j * W) : V{};
+        store(strip + (k * J + j) * W, column + j * W < a.width ? load<V>(in + j * W) : V{});
       }
     }
     for (int64_t r = 0; r < a.rank; r += I, sum += I * J * W) {
-      T tile;
+      Sums tile;
       tile.clear();  // and is added as a whole: one long chain of rows would round much more
       const float* left = narrow + r / kBlock * kMostCollected * kBlock + r % kBlock;
       const float* right = strip;
@@ -179,127 +172,197 @@ PUMA_INLINE void add_product(const VectorBackward& a, float* sum, const float* n
   }
 }
 
-// The steps for one instruction set, and the shape of its tiles.
+// The steps for one instruction set.
+template <class R, class T>
 struct Kernels {
+  void (*forward)(const VectorForward<R, T>& adapter, const Step& rows, const Step* next);
+  void (*backward)(const VectorBackward<R, T>& adapter, const Step& rows, const Step* next);
+  // Both products that sum over rows.
+  void (*add_products)(const VectorBackward<R, T>& adapter);
+};
+
+// The shape of its tiles.
+struct Shape {
   int64_t rows, panel, strip;
-  void (*forward)(const VectorForward& adapter, const Step& rows, const Step* next);
-  void (*backward)(const VectorBackward& adapter, const Step& rows, const Step* next);
-  void (*add_product)(const VectorBackward& adapter, float* sum, const float* narrow, const float* source);
 };
 
 // I rows by J vectors in products along rows, K by L in products that sum over rows: as many as the registers hold.
 #define PUMA_KERNELS(NAME, BYTES, I, J, K, L, ...)                                                              \
   static_assert(I <= kMostStepRows && I <= kMostCollected && kBlock % K == 0 && kBlock % (BYTES / 4) == 0);     \
-  __VA_ARGS__ void forward_##NAME(const VectorForward& adapter, const Step& rows, const Step* next) {           \
-    forward_step<BYTES, I, J>(adapter, rows, next);                                                             \
+  constexpr Shape NAME##_shape{I, J * BYTES / 4, L * BYTES / 4};                                                \
+  template <class R, class T>                                                                                   \
+  __VA_ARGS__ void forward_##NAME(const VectorForward<R, T>& a, const Step& rows, const Step* next) {           \
+    forward_step<R, T, BYTES, I, J>(a, rows, next);                                                             \
   }                                                                                                             \
-  __VA_ARGS__ void backward_##NAME(const VectorBackward& adapter, const Step& rows, const Step* next) {         \
-    backward_step<BYTES, I, J>(adapter, rows, next);                                                            \
+  template <class R, class T>                                                                                   \
+  __VA_ARGS__ void backward_##NAME(const VectorBackward<R, T>& a, const Step& rows, const Step* next) {         \
+    backward_step<R, T, BYTES, I, J>(a, rows, next);                                                            \
   }                                                                                                             \
-  __VA_ARGS__ void add_product_##NAME(                                                                          \
-      const VectorBackward& adapter, float* sum, const float* narrow, const float* source) {                    \
-    add_product<BYTES, K, L>(adapter, sum, narrow, source);                                                     \
+  template <class R, class T>                                                                                   \
+  __VA_ARGS__ void add_products_##NAME(const VectorBackward<R, T>& a) {                                         \
+    add_product<R, T, BYTES, K, L>(a, a.down_sum, a.delta_panel.get(), a.tokens);                               \
+    add_product<R, T, BYTES, K, L>(a, a.up_sum, a.hidden_panel.get(), a.grad);                                  \
   }                                                                                                             \
-  constexpr Kernels NAME{I, J * BYTES / 4, L * BYTES / 4, forward_##NAME, backward_##NAME, add_product_##NAME};
+  template <class R, class T>                                                                                   \
+  constexpr Kernels<R, T> NAME{forward_##NAME<R, T>, backward_##NAME<R, T>, add_products_##NAME<R, T>};
 
 #if defined(__x86_64__)
 PUMA_KERNELS(avx2, 32, 6, 2, 4, 3, PUMA_AVX2)
 PUMA_KERNELS(avx512, 64, 14, 2, 8, 3, PUMA_AVX512)
 #endif
 
-// Only where vectors_serve.
-const Kernels& kernels() {
+// Both only where vectors_serve.
+template <class R, class T>
+Kernels<R, T> kernels() {
 #if defined(__x86_64__)
-  static const Kernels& chosen = instruction_set() >= InstructionSet::avx512 ? avx512 : avx2;
-  return chosen;
+  return instruction_set() >= InstructionSet::avx512 ? avx512<R, T> : avx2<R, T>;
 #else
-  static const Kernels none{};
-  return none;
+  return {};
 #endif
 }
 
-// out (16, 16) = the transpose of in.
-void turn_block(float* out, int64_t out_stride, const float* in, int64_t in_stride) {
-  for (int64_t i = 0; i < kBlock; ++i) {
-    for (int64_t j = 0; j < kBlock; ++j) out[i * out_stride + j] = in[j * in_stride + i];
-  }
+Shape shape() {
+#if defined(__x86_64__)
+  return instruction_set() >= InstructionSet::avx512 ? avx512_shape : avx2_shape;
+#else
+  return {};
+#endif
+}
+
+int64_t rounded_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+float widened_value(float value) { return value; }
+template <class Half>
+float widened_value(Half value) {
+  return widened<float>(Half{}, static_cast<uint32_t>(value.bits));
 }
 
 }  // namespace
 
+// On AMD's processors that multiply bfloat16, torch's own products do, at twice the rate of float32; on Intel's the
+// instruction runs at half of it.
+template <class T>
 bool vectors_serve(int64_t width, int64_t rank) {
-  return instruction_set() >= InstructionSet::avx2 && width % kBlock == 0 && rank % kBlock == 0;
+  if (instruction_set() < InstructionSet::avx2 || width % kBlock != 0 || rank % kBlock != 0) return false;
+#if defined(__x86_64__)
+  if (std::is_same_v<T, bf16> && instruction_set() >= InstructionSet::avx512) {
+    return !(__builtin_cpu_is("amd") && __builtin_cpu_supports("avx512bf16"));
+  }
+#endif
+  return true;
 }
 
 VectorOperand::VectorOperand(int64_t depth, int64_t columns)
-    : depth_(depth), panels_(lines<float>(rounded_up(columns, kernels().panel) * depth)) {}
+    : depth_(depth), panels_(lines<float>(rounded_up(columns, shape().panel) * depth)) {}
 
-VectorOperand VectorOperand::of(const float* matrix, int64_t depth, int64_t columns) {
+template <class T>
+VectorOperand VectorOperand::of(const T* matrix, int64_t depth, int64_t columns) {
   VectorOperand operand(depth, columns);
-  const int64_t panel = kernels().panel;
+  const int64_t panel = shape().panel;
   float* out = operand.panels_.get();
   for (int64_t column = 0; column < columns; column += panel) {
     const int64_t some = std::min(panel, columns - column);
     for (int64_t k = 0; k < depth; ++k, out += panel) {
-      const float* const in = matrix + k * columns + column;
-      std::fill(std::copy(in, in + some, out), out + panel, 0.0F);
+      const T* const in = matrix + k * columns + column;
+      for (int64_t c = 0; c < some; ++c) out[c] = widened_value(in[c]);
+      std::fill(out + some, out + panel, 0.0F);
     }
   }
   return operand;
 }
 
-VectorOperand VectorOperand::of_transposed(const float* matrix, int64_t depth, int64_t columns) {
+// In blocks, so that neither matrix is read or written across.
+template <class T>
+VectorOperand VectorOperand::of_transposed(const T* matrix, int64_t depth, int64_t columns) {
   VectorOperand operand(depth, columns);
-  const int64_t panel = kernels().panel;
+  const int64_t panel = shape().panel;
   float* out = operand.panels_.get();
   for (int64_t column = 0; column < columns; column += panel, out += panel * depth) {
     const int64_t some = std::min(panel, columns - column);
     if (some < panel) std::fill_n(out, panel * depth, 0.0F);
     for (int64_t c = 0; c < some; c += kBlock) {
-      for (int64_t k = 0; k < depth; k += kBlock) {
-        turn_block(out + k * panel + c, panel, matrix + (column + c) * depth + k, depth);
+      for (int64_t block = 0; block < depth; block += kBlock) {
+        for (int64_t k = block; k < block + kBlock; ++k) {
+          for (int64_t i = 0; i < kBlock; ++i) {
+            out[k * panel + c + i] = widened_value(matrix[(column + c + i) * depth + k]);
+          }
+        }
       }
     }
   }
   return operand;
 }
 
-int64_t VectorForward::rows() { return kernels().rows; }
+template <class R, class T>
+int64_t VectorForward<R, T>::rows() {
+  return shape().rows;
+}
 
-VectorForward::VectorForward(
-    const VectorOperand& down, const VectorOperand& up, const float* tokens, const float* residual,
-    const float* branch, float* out, float* hidden)
-    : down(down), up(up), tokens(tokens), residual(residual), branch(branch), out(out), hidden(hidden),
+template <class R, class T>
+VectorForward<R, T>::VectorForward(
+    const Operand& down, const Operand& up, const T* tokens, const R* residual, const R* wide, const T* narrow, R* out,
+    T* hidden)
+    : down(down), up(up), tokens(tokens), residual(residual), wide(wide), narrow(narrow), out(out), hidden(hidden),
       width(down.depth()), rank(up.depth()), token_tile(lines<float>(rows() * width)),
       hidden_tile(lines<float>(rows() * rank)) {}
 
-void VectorForward::step(const Step& step, const Step* next) { kernels().forward(*this, step, next); }
+template <class R, class T>
+void VectorForward<R, T>::step(const Step& step, const Step* next) {
+  kernels<R, T>().forward(*this, step, next);
+}
 
-int64_t VectorBackward::rows() { return kernels().rows; }
+template <class R, class T>
+int64_t VectorBackward<R, T>::rows() {
+  return shape().rows;
+}
 
-int64_t VectorBackward::strip(int64_t /*width*/) { return kernels().strip; }
+template <class R, class T>
+int64_t VectorBackward<R, T>::strip(int64_t /*width*/) {
+  return shape().strip;
+}
 
-VectorBackward::VectorBackward(
-    const VectorOperand& down, const VectorOperand& up, const float* grad, const float* tokens, const float* hidden,
-    float* grad_tokens, float* down_sum, float* up_sum)
+template <class R, class T>
+VectorBackward<R, T>::VectorBackward(
+    const Operand& down, const Operand& up, const R* grad, const T* tokens, const T* hidden, T* grad_tokens,
+    float* down_sum, float* up_sum)
     : down(down), up(up), grad(grad), tokens(tokens), hidden(hidden), grad_tokens(grad_tokens), down_sum(down_sum),
       up_sum(up_sum), width(up.depth()), rank(down.depth()), grad_tile(lines<float>(rows() * width)),
-      delta_panel(lines<float>(kMostCollected * rank)), hidden_panel(lines<float>(kMostCollected * rank)),
-      wide_strip(lines<float>(kMostCollected * kernels().strip)), collected_rows(lines<int64_t>(kMostCollected)) {}
+      delta_panel(lines<float>(kMostCollected * rank)),
+      hidden_panel(lines<float>(kMostCollected * rank)),
+      wide_strip(lines<float>(kMostCollected * shape().strip)),
+      collected_rows(lines<int64_t>(kMostCollected)) {}
 
-void VectorBackward::step(const Step& step, const Step* next) {
-  kernels().backward(*this, step, next);
+template <class R, class T>
+void VectorBackward<R, T>::step(const Step& step, const Step* next) {
+  kernels<R, T>().backward(*this, step, next);
   if (up_sum == nullptr) return;
   std::copy(step.row, step.row + step.count, collected_rows.get() + collected);
   collected += step.count;
   if (collected + rows() > kMostCollected) finish();
 }
 
-void VectorBackward::finish() {
+template <class R, class T>
+void VectorBackward<R, T>::finish() {
   if (collected == 0) return;
-  kernels().add_product(*this, down_sum, delta_panel.get(), tokens);
-  kernels().add_product(*this, up_sum, hidden_panel.get(), grad);
+  kernels<R, T>().add_products(*this);
   collected = 0;
 }
+
+#define PUMA_TYPE(T)                                                                   \
+  template bool vectors_serve<T>(int64_t, int64_t);                                    \
+  template VectorOperand VectorOperand::of<T>(const T*, int64_t, int64_t);             \
+  template VectorOperand VectorOperand::of_transposed<T>(const T*, int64_t, int64_t);
+#define PUMA_ADAPTER(R, T)             \
+  template struct VectorForward<R, T>; \
+  template struct VectorBackward<R, T>;
+
+PUMA_TYPE(float)
+PUMA_TYPE(bf16)
+PUMA_TYPE(fp16)
+PUMA_ADAPTER(float, float)
+PUMA_ADAPTER(bf16, bf16)
+PUMA_ADAPTER(float, bf16)
+PUMA_ADAPTER(fp16, fp16)
+PUMA_ADAPTER(float, fp16)
 
 }  // namespace puma

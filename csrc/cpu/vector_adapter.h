@@ -1,13 +1,18 @@
-// The stochastic adapter in float32 on vector registers (AVX2, AVX-512): a few rows at a time go through both products
-// and all that surrounds them. Their sums stay in registers until they are added to the residual, so nothing but the
-// tensors themselves goes through memory.
+// The stochastic adapter on vector registers (AVX2, AVX-512): a few rows at a time go through both products and all that
+// surrounds them. Their sums stay in registers until they are added to the residual, so nothing but the tensors themselves
+// goes through memory.
+//
+// R is the residual's type and T the tokens'. Half types are widened to float32 for the products.
 #pragma once
 
 #include "lines.h"
 #include "step.h"
+#include "vector.h"
 
 namespace puma {
 
+// T: of the tokens.
+template <class T>
 bool vectors_serve(int64_t width, int64_t rank);
 
 // The right-hand side of a product, (depth, columns): panels of as many columns as a tile of sums has, one row of a panel
@@ -15,8 +20,10 @@ bool vectors_serve(int64_t width, int64_t rank);
 class VectorOperand {
  public:
   // A contiguous (depth, columns) matrix, and the transpose of a contiguous (columns, depth) one.
-  static VectorOperand of(const float* matrix, int64_t depth, int64_t columns);
-  static VectorOperand of_transposed(const float* matrix, int64_t depth, int64_t columns);
+  template <class T>
+  static VectorOperand of(const T* matrix, int64_t depth, int64_t columns);
+  template <class T>
+  static VectorOperand of_transposed(const T* matrix, int64_t depth, int64_t columns);
 
   // The one that begins with this column.
   const float* panel(int64_t column) const { return panels_.get() + column * depth_; }
@@ -30,26 +37,31 @@ class VectorOperand {
 };
 
 // The state of one thread; open, for the loops of each instruction set are plain functions.
-// branch is null if there is none, and hidden is if it is not to be saved.
+// wide or narrow is the branch, in R or T; both are null if there is none, and hidden is if it is not to be saved.
+template <class R, class T>
 struct VectorForward {
   using Operand = VectorOperand;
   static int64_t rows();
 
   VectorForward(
-      const VectorOperand& down, const VectorOperand& up, const float* tokens, const float* residual,
-      const float* branch, float* out, float* hidden);
+      const Operand& down, const Operand& up, const T* tokens, const R* residual, const R* wide, const T* narrow,
+      R* out, T* hidden);
 
   // `next` is the step to come, or null: its rows are fetched meanwhile.
   void step(const Step& rows, const Step* next);
 
-  const VectorOperand &down, &up;
-  const float *tokens, *residual, *branch;
-  float *out, *hidden;
+  const Operand &down, &up;
+  const T* tokens;
+  const R *residual, *wide;
+  const T* narrow;
+  R* out;
+  T* hidden;
   int64_t width, rank;
   Lines<float> token_tile, hidden_tile;
 };
 
-// grad_tokens is null if it is not needed.
+// R is the gradient's type. grad_tokens is null if it is not needed.
+template <class R, class T>
 struct VectorBackward {
   using Operand = VectorOperand;
   static int64_t rows();
@@ -59,16 +71,18 @@ struct VectorBackward {
   // The transposes of the weights; sums of r rows and C columns, grown by what the steps add: the transpose of down's
   // gradient, and up's; or null.
   VectorBackward(
-      const VectorOperand& down, const VectorOperand& up, const float* grad, const float* tokens, const float* hidden,
-      float* grad_tokens, float* down_sum, float* up_sum);
+      const Operand& down, const Operand& up, const R* grad, const T* tokens, const T* hidden, T* grad_tokens,
+      float* down_sum, float* up_sum);
 
   void step(const Step& rows, const Step* next);
   // After the last step: the rest of the weights' gradients.
   void finish();
 
-  const VectorOperand &down, &up;
-  const float *grad, *tokens, *hidden;
-  float *grad_tokens, *down_sum, *up_sum;
+  const Operand &down, &up;
+  const R* grad;
+  const T *tokens, *hidden;
+  T* grad_tokens;
+  float *down_sum, *up_sum;
   int64_t width, rank;
   Lines<float> grad_tile;
   // Rows of many steps, for the products that sum over rows: the fewer of these, the less often their sums are moved.
