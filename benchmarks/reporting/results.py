@@ -78,14 +78,17 @@ class Comparison:
     def contestants(self) -> list[str]:
         return list(self.shown)
 
+    def ratios(self, contestant: str) -> dict[str, float]:
+        """Its median over ours by setting, where both were measured."""
+        return {
+            setting: rows[contestant].median / rows[OURS].median
+            for setting, rows in self.rows.items()
+            if contestant in rows and OURS in rows
+        }
+
     def ratio(self, contestant: str) -> float | None:
         """Its median over ours, in the setting that flatters us least; None where one of both is missing."""
-        ratios = [
-            rows[contestant].median / rows[OURS].median
-            for rows in self.rows.values()
-            if contestant in rows and OURS in rows
-        ]
-        return min(ratios, default=None)
+        return min(self.ratios(contestant).values(), default=None)
 
     def slowest(self, contestant: str = OURS) -> float | None:
         """Its slowest median over the settings, seconds; None where it is missing."""

@@ -123,17 +123,23 @@ def _peak(peak: int | None, ours: int | None) -> str:
 
 
 def goals_table(verdicts: Sequence[Verdict]) -> str:
-    """Needed and measured, in the setting that flatters us least; goals that the file does not cover are counted."""
+    """Needed and measured, for ratios on the CPU in both settings; goals that the file does not cover are counted."""
     measured = [verdict for verdict in verdicts if verdict.reached is not None]
+    both = any(verdict.by_default is not None for verdict in measured)
     rows = []
     for verdict in measured:
         bound = "at most" if verdict.goal.at_most else "at least"
         result = "reached" if verdict.reached else "missed"
-        rows.append([verdict.goal.text, f"{bound} {_figure(verdict, verdict.goal.needed)}",
-                     _figure(verdict, verdict.measured), result])  # fmt: skip
+        row = [
+            verdict.goal.text,
+            f"{bound} {_figure(verdict, verdict.goal.needed)}",
+            _figure(verdict, verdict.measured),
+        ]
+        rows.append([*row, *([_figure(verdict, verdict.by_default)] if both else []), result])
     reached = sum(verdict.reached is True for verdict in measured)
+    header = ["goal", "needed", "measured", *(["default thresholds"] if both else []), ""]
     count = f"{reached} of {len(measured)} reached; this run does not measure {len(verdicts) - len(measured)} others."
-    return f"### Goals\n\n{count}" + ("\n\n" + markdown(["goal", "needed", "measured", ""], rows) if rows else "")
+    return f"### Goals\n\n{count}" + ("\n\n" + markdown(header, rows) if rows else "")
 
 
 def _figure(verdict: Verdict, value: float | None) -> str:

@@ -59,7 +59,10 @@ def test_tables(path: Path) -> None:
 def test_goals(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     measured = {verdict.goal.text: verdict for verdict in judge(load_results(path)) if verdict.reached is not None}
     against_fixed = measured["adapter, both: float32, batch 180, drop 0.5; against fixed"]
-    assert (against_fixed.measured, against_fixed.reached) == (pytest.approx(1.8), False)
+    # Judged with raised thresholds, as the goal was set; shown beside it with the default ones.
+    assert against_fixed.measured == pytest.approx(2.0)
+    assert against_fixed.by_default == pytest.approx(1.8)
+    assert against_fixed.reached is True
     memory = measured["adapter, peak memory of both: float32, drop 0.5; against authors"]
     assert (memory.measured, memory.reached) == (pytest.approx(2.3), True)
     overhead = measured["host overhead of a call without gradient; at most 5 us"]
