@@ -107,6 +107,11 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
         return len(self._position)
 
     def __getitem__(self, index: int) -> tuple[Any, Tensor]:
+        if isinstance(index, list | tuple):
+            raise TypeError(
+                "index must be one integer, got a list: a sampler of whole batches, as MultiDistributionSampler, goes "
+                "to a DataLoader as batch_sampler=, not sampler="
+            )
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is out of range for {len(self)} items")
         item = self.parts[self._part_of[index]][int(self._position[index])]

@@ -17,6 +17,8 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float64]
 
 REPLICATES = 2000
+# Of two or three classes many draws repeat one class alone, so that chance looks like certainty.
+FEWEST_CLASSES = 5
 # Replicates drawn at once: bounds the memory to this many rows of one number per class.
 _CHUNK = 250
 
@@ -25,8 +27,8 @@ _CHUNK = 250
 class BootstrapInterval:
     """A figure with its percentile interval; NaN where the figure or a bound is undefined.
 
-    The bounds are undefined wherever a distribution of one class takes part: it cannot be told how much such a figure
-    depends on the class.
+    The bounds are undefined wherever a distribution of fewer than ``FEWEST_CLASSES`` classes takes part: from so few it
+    cannot be told how much a figure depends on the classes.
     """
 
     value: float
@@ -35,8 +37,11 @@ class BootstrapInterval:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of zero; for differences: whether they are outside chance."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval lies on one side of zero; for differences: whether they are outside chance.
+
+        An interval without width says that all classes differ by the same amount, not that there is no chance in it.
+        """
+        return (self.low > 0 or self.high < 0) and self.low < self.high
 
     def to_dict(self) -> dict[str, float | None]:
         """As a plain dictionary ready for JSON, which knows no NaN: None instead."""
@@ -100,7 +105,12 @@ class Comparison:
         ]
         inside = len(self.differences) - len(outside) - undefined
         lines.append(f"  {inside} of {len(self.differences)} figures do not differ by more than chance")
-        return "\n".join(lines + ([f"  {undefined} figures have no interval"] if undefined else []))
+        if outside:
+            expected = (1 - self.confidence) * (len(self.differences) - undefined)
+            lines.append(f"  (of so many, about {expected:.0f} would lie outside by chance alone)")
+        if undefined:
+            lines.append(f"  {undefined} figures have no interval: fewer than {FEWEST_CLASSES} classes")
+        return "\n".join(lines)
 
 
 def compare_results(
@@ -224,9 +234,8 @@ def _samples(table: _Table, replicates: int, seed: int) -> dict[str, FloatArray]
 
 
 def _times_drawn(classes: int, size: int, generator: np.random.Generator) -> FloatArray:
-    if classes == 1:
-        # Every draw would be this class, and the interval a point: certainty where there is none.
-        return np.full((size, 1), np.nan)
+    if classes < FEWEST_CLASSES:
+        return np.full((size, classes), np.nan)
     drawn = generator.integers(0, classes, (size, classes)) + classes * np.arange(size)[:, None]
     return np.bincount(drawn.ravel(), minlength=size * classes).reshape(size, classes).astype(float)
 

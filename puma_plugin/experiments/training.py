@@ -236,14 +236,20 @@ class Run:
         config = self.config
         dataset = UnifiedDataset(self.splits.train, transform=self.inputs.train_transform)
         batch_size = self._batch_size(len(dataset))
-        sampler = MultiDistributionSampler(
-            dataset.labels,
-            batch_size,
-            images_per_class(config.loss),
-            balance="proportional" if config.sampling == "proportional" else "uniform",
-            seed=config.seed,
-            distribution_names=dataset.distribution_names,
-        )
+        try:
+            sampler = MultiDistributionSampler(
+                dataset.labels,
+                batch_size,
+                images_per_class(config.loss),
+                balance="proportional" if config.sampling == "proportional" else "uniform",
+                seed=config.seed,
+                distribution_names=dataset.distribution_names,
+                class_names=dataset.class_names,
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"{error} (of the settings, m is loss.images_per_class, batch_size global_batch_size, balance sampling)"
+            ) from error
         self.steps = config.epochs * len(sampler)
         loss = make_loss(config.loss, dataset.num_classes, config.model.embedding_size).to(self.device)
         # Wrapped in one process too, so that a checkpoint can be continued by any number of them.

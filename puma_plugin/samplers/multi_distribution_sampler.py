@@ -56,10 +56,11 @@ class MultiDistributionSampler(BatchSampler):
         seed: names the order.
         rank, world_size: default: those of torch.distributed, or 0 and 1.
         drop_last: leave out an incomplete last batch (a plain shuffle only has one).
-        distribution_names: name of distribution 0, 1, ... for error messages, such as
-            ``UnifiedDataset.distribution_names``; default: the numbers.
+        distribution_names, class_names: name of distribution and class 0, 1, ... for error messages, such as
+            ``UnifiedDataset.distribution_names`` and ``class_names``; default: the numbers.
 
     Raises:
+        TypeError: a dataset in place of its labels.
         ValueError: labels of another form, a batch the settings cannot fill, a class with fewer than m items, a
             distribution of one class where classes are compared within it; each names what to change.
     """
@@ -79,6 +80,7 @@ class MultiDistributionSampler(BatchSampler):
         world_size: int | None = None,
         drop_last: bool = True,
         distribution_names: Sequence[str] | None = None,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         classes, distributions = _read_labels(labels)
         super().__init__(range(len(classes)), batch_size, drop_last)
@@ -103,7 +105,7 @@ class MultiDistributionSampler(BatchSampler):
         self._neighbours: IntArray | None = None
         self._class_items: ClassItems | None = None
         if not self._plain:
-            self._prepare(classes, distributions, distribution_names)
+            self._prepare(classes, distributions, distribution_names, class_names)
         self._permutation: tuple[int, IntArray] | None = None
         self._counts: tuple[int, IntArray, IntArray] | None = None
         self._next = (0, 0)
@@ -126,7 +128,13 @@ class MultiDistributionSampler(BatchSampler):
         if not 0 <= self.seed < 1 << 63:
             raise ValueError(f"seed must lie in 0..2^63 - 1, got {self.seed}")
 
-    def _prepare(self, classes: IntArray, distributions: IntArray, names: Sequence[str] | None) -> None:
+    def _prepare(
+        self,
+        classes: IntArray,
+        distributions: IntArray,
+        names: Sequence[str] | None,
+        class_names: Sequence[str] | None,
+    ) -> None:
         """Set up what each distribution hands out (its items, or its classes) and how many places it gets."""
         numbers, item_counts = np.unique(distributions, return_counts=True)
         if names is not None and numbers[-1] >= len(names):
@@ -167,9 +175,12 @@ class MultiDistributionSampler(BatchSampler):
             self._class_items = ClassItems(classes, self.m, self.seed)
             few = np.flatnonzero(self._class_items.sizes < self.m)
             if len(few):
+                first, sizes = int(few[0]), self._class_items.sizes
+                names_of_classes = class_names or []
+                called_class = repr(names_of_classes[first]) if first < len(names_of_classes) else f"class {first}"
                 raise ValueError(
-                    f"{len(few)} classes have fewer than m={self.m} items, the first is class {few[0]} with "
-                    f"{self._class_items.sizes[few[0]]}: lower m or leave these classes out"
+                    f"{len(few)} classes have fewer than m={self.m} items, the first is {called_class} with "
+                    f"{sizes[first]}: lower m or leave these classes out"
                 )
         self._home = home
 
@@ -314,6 +325,8 @@ class MultiDistributionSampler(BatchSampler):
 
 
 def _read_labels(labels: Any) -> tuple[IntArray, IntArray]:
+    if hasattr(labels, "labels"):
+        raise TypeError(f"labels must be integers of shape (N, 2), got a {type(labels).__name__}: pass its .labels")
     array = np.asarray(labels.cpu() if hasattr(labels, "cpu") else labels)
     if array.ndim != 2 or array.shape[1] != 2 or not len(array) or not np.issubdtype(array.dtype, np.integer):
         raise ValueError(

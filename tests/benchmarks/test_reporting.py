@@ -60,7 +60,7 @@ def test_goals(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     measured = {verdict.goal.text: verdict for verdict in judge(load_results(path)) if verdict.reached is not None}
     against_fixed = measured["adapter, both: float32, batch 180, drop 0.5; against fixed"]
     # Judged with raised thresholds, as the goal was set; shown beside it with the default ones.
-    assert against_fixed.measured == pytest.approx(2.0)
+    assert against_fixed.measured == pytest.approx(2.5)
     assert against_fixed.by_default == pytest.approx(1.8)
     assert against_fixed.reached is True
     memory = measured["adapter, peak memory of both: float32, drop 0.5; against authors"]
@@ -70,8 +70,8 @@ def test_goals(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(measured) == 3
     assert main(["goals", str(path)]) == 1
     printed = capsys.readouterr().out
-    assert "1 of 3 reached" in printed
-    assert "| at most 5.0 us | 7.0 us | missed |" in printed
+    assert "2 of 3 reached" in printed
+    assert "| at most 5.0 us | 7.0 us |  | missed |" in printed
 
 
 def test_goals_of_a_time_and_a_peak_of_any_of_our_contestants(files: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from puma_plugin.evaluation import bootstrap_intervals, compare_results, evaluate_retrieval
+from puma_plugin.evaluation import BootstrapInterval, bootstrap_intervals, compare_results, evaluate_retrieval
 
 
 def evaluated(spread: float, seed: int = 0, classes: int = 30, per_class: int = 8) -> dict[str, Any]:
@@ -159,6 +159,19 @@ def test_one_class_gives_no_interval() -> None:
     assert comparison.to_dict()["differences"]["leak_per_distribution.one"]["low"] is None
     assert "80 % intervals" in comparison.text()
     assert "figures have no interval" in comparison.text()
+
+
+@pytest.mark.parametrize(("classes", "known"), [(8, False), (10, True)])
+def test_fewer_than_five_classes_give_no_interval(classes: int, known: bool) -> None:
+    # Half of them in each distribution.
+    result = evaluated(1.2, classes=classes)
+    interval = bootstrap_intervals(result, replicates=50)["unified.recall_at_1"]
+    assert np.isfinite([interval.low, interval.high]).all() == known
+
+
+def test_an_interval_without_width_is_no_difference_outside_chance() -> None:
+    assert not BootstrapInterval(0.2, 0.2, 0.2).excludes_zero
+    assert BootstrapInterval(0.2, 0.1, 0.3).excludes_zero
 
 
 def test_errors_at_the_door() -> None:

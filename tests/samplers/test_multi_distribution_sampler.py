@@ -12,6 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
+from puma_plugin.datasets import UnifiedDataset
 from puma_plugin.samplers import MultiDistributionSampler
 from puma_plugin.samplers.spaced_permutations import SpacedPermutations
 
@@ -345,6 +346,21 @@ def test_spaced_permutations(size: int, spacing: int, seed: int, takes: list[int
         assert len(set(elements[start : start + spacing])) == spacing
     if elements:
         assert stream.take(0, 1)[0][0] == elements[0]
+
+
+def test_a_class_that_is_too_small_is_named() -> None:
+    labels = np.array([[0, 0]] * 4 + [[1, 0]] * 3)
+    with pytest.raises(ValueError, match="the first is 'shoes/boots' with 3: lower m"):
+        MultiDistributionSampler(labels, 4, 4, class_names=["shoes/sandals", "shoes/boots"])
+
+
+def test_a_dataset_is_no_labels_and_a_batch_sampler_no_sampler() -> None:
+    dataset = UnifiedDataset({"shoes": [(torch.zeros(3, 2, 2), number // 2) for number in range(4)]})
+    with pytest.raises(TypeError, match=r"got a UnifiedDataset: pass its \.labels"):
+        MultiDistributionSampler(dataset, 2)
+    loader = DataLoader(dataset, sampler=MultiDistributionSampler(dataset.labels, 2), batch_size=2)
+    with pytest.raises(TypeError, match="as batch_sampler=, not sampler="):
+        next(iter(loader))
 
 
 @pytest.mark.parametrize(
