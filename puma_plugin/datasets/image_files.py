@@ -3,14 +3,15 @@
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image
 
 from puma_plugin.datasets.errors import DatasetError
 
-EXTENSIONS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+EXTENSIONS = frozenset({".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 # What Pillow's decoders raise on a file that is damaged or no image at all.
 _DECODE_ERRORS = (
     OSError,
@@ -64,6 +65,23 @@ def scan_images(
             yield prefix + name
 
 
+def left_aside(folder: str, used: Collection[str] | None) -> dict[str, int]:
+    """Files below ``folder`` that are not used, counted by ending in lower case, the most frequent first.
+
+    Args:
+        used: relative paths of the images that are used; None: not known, so that no file that ends as an image counts.
+    """
+    found: Counter[str] = Counter()
+    for key in scan_images(folder, accept=_is_not_hidden):
+        if key not in used if used is not None else not is_image_name(os.path.basename(key)):
+            found[os.path.splitext(key)[1].lower()] += 1
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _is_not_hidden(name: str) -> bool:
+    return not name.startswith(".")
+
+
 def find_missing(base: str, keys: Sequence[str]) -> list[int]:
     """Places in ``keys`` whose file does not exist below ``base``; each folder is read once, no file is asked for."""
     folders: dict[str, frozenset[str]] = {}
@@ -82,7 +100,7 @@ def find_missing(base: str, keys: Sequence[str]) -> list[int]:
 
 
 def read_image(path: str, dataset: str) -> Image.Image:
-    """The image as RGB.
+    """The image as RGB; of an animation the first picture.
 
     Args:
         dataset: how error messages call the dataset.

@@ -21,7 +21,7 @@ class ImageFolder(DistributionDataset):
     Args:
         root: a folder with one subfolder per class (images anywhere below it), which is split by classes; or one with
             ``train`` and ``test`` folders of such subfolders; or with ``query`` and ``gallery`` folders in place of
-            ``test``. Hidden files and folders do not count.
+            ``test``. Hidden files and folders do not count. Beside such folders no other (``val``) may hold images.
         split: "train", "test", "query" or "gallery". The last two equal "test" where there are no such folders.
         transform, bad_images, known_bad: see :class:`DistributionDataset`.
         name: the distribution's name; None: the name of the folder.
@@ -31,7 +31,7 @@ class ImageFolder(DistributionDataset):
 
     Raises:
         DatasetError: no such folder, no class folders, a class without images or with fewer than ``min_images``, a
-            query class that is not in the gallery, a missing split.
+            query class that is not in the gallery, a missing split, images in a folder beside those of the splits.
 
     Listing a million files takes seconds and about 50 MB.
     """
@@ -100,6 +100,7 @@ def list_folder_split(folder: str, split: Split, title: str, test_fraction: floa
     if not has_split_folders(folder):
         whole = list_image_folder(folder, dataset)
         return split_by_class(whole, test_fraction, split == "train", dataset)
+    _require_only_splits(folder, present, dataset)
 
     def part(name: str) -> Listing:
         return list_image_folder(os.path.join(folder, name), dataset, base=folder)
@@ -121,3 +122,22 @@ def list_folder_split(folder: str, split: Split, title: str, test_fraction: floa
         f"{dataset}: {folder} holds {', '.join(sorted(present))} but nothing to make {split!r} of; add a folder "
         f"called {split}, or put the classes directly into the folder to have them split"
     )
+
+
+def _require_only_splits(folder: str, present: set[str], dataset: str) -> None:
+    """No images beside the splits' folders: they would be left out without a word. Notes or annotations may lie there.
+
+    Raises:
+        DatasetError: naming the folders with such images.
+    """
+    others = [name for name in subfolders(folder) if name not in SPLITS]
+    unused = [name for name in others if any(True for _ in scan_images(os.path.join(folder, name)))]
+    if unused:
+        what, them = ("folder", "it") if len(unused) == 1 else ("folders", "them")
+        more = ", ..." if len(unused) > 10 else ""
+        raise DatasetError(
+            f"{dataset}: {folder} has the {what} {', '.join(map(repr, unused[:10]))}{more} beside "
+            f"{', '.join(part for part in SPLITS if part in present)}, whose images would not be used; give one of "
+            f"{', '.join(SPLITS)}: merge {them} into one of these, or move {them} out of {folder} (if these are "
+            "all classes, train with --data.split classes)"
+        )

@@ -12,7 +12,14 @@ from puma_plugin.datasets.benchmark_dataset import BenchmarkDataset, Location
 from puma_plugin.datasets.class_split import shared_classes
 from puma_plugin.datasets.distribution_dataset import Split
 from puma_plugin.datasets.errors import DatasetError, DatasetNotFoundError
-from puma_plugin.datasets.image_files import find_defects, find_missing, is_image_name, scan_images, subfolders
+from puma_plugin.datasets.image_files import (
+    find_defects,
+    find_missing,
+    is_image_name,
+    left_aside,
+    scan_images,
+    subfolders,
+)
 from puma_plugin.datasets.image_folder import list_folder_split
 from puma_plugin.datasets.listing import Listing
 from puma_plugin.datasets.manifest import Manifest, list_manifest_split, read_manifest
@@ -121,11 +128,16 @@ def _verify_own(
             report.problems.append(f"{split}: one class only, {listing.class_names[0]!r}; add classes, two are needed")
         lone = listing.short_classes(2)
         if len(lone):
-            report.problems.append(f"{_lone(split, listing, lone)}; add images, or remove such classes")
+            advice = "add images, remove such classes, or train with --data.min_images 1"
+            report.problems.append(f"{_lone(split, listing, lone)}; {advice}")
     report.problems += [f"{', '.join(which)}: {fault}" for fault, which in faults.items()]
     if len(listings) == 2:
         shared = shared_classes(listings["train"].class_names, listings["test"].class_names)
         report.notes += [shared] if shared else []
+    if os.path.isdir(folder):
+        # A split that cannot be read uses files too; which, is not known.
+        used = None if faults else {key for listing in listings.values() for key in listing.keys}
+        report.left_aside = left_aside(folder, used)
     _check_files(listings, report, open_images, workers, progress)
     return report
 

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from puma_plugin.datasets.image_files import EXTENSIONS
+
 
 @dataclass(frozen=True)
 class BadFile:
@@ -39,6 +41,8 @@ class DatasetReport:
         missing: listed images that are not there.
         unreadable: images that cannot be decoded (only looked for on request).
         surplus: images below the dataset's image folders that are in no list (they are never used).
+        left_aside: of one's own folders, how many files are not used, by ending: not read as images, or images outside
+            the class folders that train and test.
         opened: how many images were decoded.
         hint: where it may be, if it was not found.
     """
@@ -55,6 +59,7 @@ class DatasetReport:
     missing: list[BadFile] = field(default_factory=list)
     unreadable: list[BadFile] = field(default_factory=list)
     surplus: list[str] = field(default_factory=list)
+    left_aside: dict[str, int] = field(default_factory=dict)
     opened: int = 0
     hint: str = ""
 
@@ -128,6 +133,7 @@ def _dataset_lines(report: DatasetReport, most: int, required: bool) -> list[str
     lines += _file_lines("unreadable", [f"{file.path} ({file.reason})" for file in report.unreadable], most)
     lines += [f"  note: {text}" for text in report.notes]
     lines += _file_lines("in no list, never used", report.surplus, most)
+    lines += _left_aside_lines(report.left_aside)
     if report.missing or report.unreadable:
         lines.append("  to mend it, copy the images again, or train with --data.bad_images skip")
     if not report.ok:
@@ -141,6 +147,19 @@ def _file_lines(what: str, files: list[str], most: int) -> list[str]:
     more = ["    ..."] if len(files) > most else []
     images = "image" if len(files) == 1 else "images"
     return [f"  {what}: {len(files):,} {images}", *(f"    {file}" for file in files[:most]), *more]
+
+
+def _left_aside_lines(endings: dict[str, int]) -> list[str]:
+    if not endings:
+        return []
+    total = sum(endings.values())
+    counts = [f"{ending or 'no ending'} {count:,}" for ending, count in endings.items()]
+    # Of these it is not the ending that keeps them out, but where they lie.
+    outside = [ending for ending in endings if ending in EXTENSIONS]
+    reasons = [f"files are read that end in {', '.join(sorted(EXTENSIONS))}"] if len(outside) < len(endings) else []
+    reasons += [f"{', '.join(outside)}: outside the class folders that train and test"] if outside else []
+    files = "file" if total == 1 else "files"
+    return [f"  {total:,} {files} left aside: {', '.join(counts)} ({'; '.join(reasons)})"]
 
 
 def _against(found: int, published: int | None) -> str:

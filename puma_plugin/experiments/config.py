@@ -28,7 +28,8 @@ class DataConfig:
             holds a folder per distribution. "manifest": the folder its paths are relative to; null: the manifest's.
         names: the distributions to use; null for all that are there.
         folders: name of each distribution -> its folder. The folder holds one subfolder per class, or `train/` and
-            `test/` with one subfolder per class each, or `query/` and `gallery/` in place of `test/`.
+            `test/` with one subfolder per class each, or `query/` and `gallery/` in place of `test/`. Beside these no
+            other folder, such as `val/`, may hold images.
         manifest: the table, with the columns path, label and, if wanted, split and distribution.
         split: "folders" (the data says what trains and what tests: train/ and test/, or the column split), "classes"
             (class-disjoint split), "auto" (folders where it can be, else classes) or "all" (every class is in the test;
@@ -117,9 +118,15 @@ class DataConfig:
     def _check_kind(self) -> None:
         """Each kind of data has what it needs and nothing that it would ignore."""
         require(
-            self.kind != "image_folders" or bool(self.folders) != (self.root is not None),
-            "data.folders is empty; name at least one distribution, as in `folders: {birds: /data/birds}`, or give "
-            "data.root, a folder that holds a folder per distribution (one of the two)",
+            self.kind != "image_folders" or bool(self.folders) or self.root is not None,
+            "data.folders is empty and data.root is not given; name at least one distribution, as in "
+            "`folders: {birds: /data/birds}` or --data.folders.birds /data/birds, or give data.root, a folder that "
+            "holds a folder per distribution",
+        )
+        require(
+            self.kind != "image_folders" or not self.folders or self.root is None,
+            f"data.root is {self.root} and data.folders names {', '.join(self.folders)}; give one of the two: "
+            "data.root for all the folders in it, or data.folders for these only",
         )
         require(
             self.kind != "benchmark" or self.root is not None,

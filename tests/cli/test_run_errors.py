@@ -97,6 +97,17 @@ def test_class_with_one_image(data: Path, say: Say) -> None:
     assert "add images, remove the class, or pass min_images=1" in line
 
 
+def test_folder_beside_the_split_folders(data: Path, say: Say) -> None:
+    for number, part in enumerate(("train", "test", "val")):
+        write_image(data / "set2" / part / "class0" / "0.png", number)
+    assert f"set2 (train): {data / 'set2'} has the folder 'val' beside train, test, whose images would not" in say()
+
+
+def test_root_and_folders(data: Path, say: Say) -> None:
+    line = say("--data.folders.shoes", str(data / "set0"))
+    assert f"data.root is {data} and data.folders names shoes; give one of the two" in line
+
+
 def test_missing_file(data: Path, tmp_path: Path, say: Say) -> None:
     rows = [f"{path.relative_to(data)},{path.parent.name}" for path in sorted((data / "set0").rglob("*.png"))]
     (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows, "set0/class0/lost.png,class0"]))

@@ -2,8 +2,10 @@
 
 import os
 
+import numpy as np
 import pytest
 import torchvision
+from PIL import Image
 
 from puma_plugin.datasets.errors import DatasetError
 from puma_plugin.datasets.image_folder import ImageFolder, list_image_folder
@@ -91,7 +93,7 @@ def test_errors_name_distribution_and_folder(tmp_path, trees):
     with pytest.raises(DatasetError, match=r"needs 2 classes, .* there are 1 in .* \(a\)"):
         ImageFolder(tmp_path, name="mine")
     (tmp_path / "b").mkdir()
-    with pytest.raises(DatasetError, match=r"mine \(train\): class folder .*/b holds no image \(.bmp, .jpeg"):
+    with pytest.raises(DatasetError, match=r"mine \(train\): class folder .*/b holds no image \(.bmp, .gif"):
         ImageFolder(tmp_path, name="mine")
     trees.write_jpeg(tmp_path / "b" / "only.jpg", 1)
     with pytest.raises(
@@ -101,9 +103,49 @@ def test_errors_name_distribution_and_folder(tmp_path, trees):
     assert len(ImageFolder(tmp_path, "test", min_images=1)) == 1
     with pytest.raises(ValueError, match=r"test_fraction is 1.0; it must be in \(0, 1\)"):
         ImageFolder(tmp_path, test_fraction=1.0)
-    (tmp_path / "train").mkdir()
+    _make(trees, tmp_path / "half", ["a", "b"], prefix="train")
     with pytest.raises(DatasetError, match="holds train but nothing to make 'test' of; add a folder called test"):
-        ImageFolder(tmp_path, "test")
+        ImageFolder(tmp_path / "half", "test")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_images_beside_the_split_folders_are_refused(tmp_path, trees, split):
+    """They would be left out without a word; a manifest refuses the split val too."""
+    for part, classes in (("train", "ab"), ("test", "cd"), ("val", "e")):
+        _make(trees, tmp_path, classes, prefix=part)
+    message = (
+        rf"mine \({split}\): {tmp_path} has the folder 'val' beside train, test, .* give one of train, test, query, "
+    )
+    with pytest.raises(
+        DatasetError, match=message + f"gallery: merge it into one of these, or move it out of {tmp_path}"
+    ):
+        ImageFolder(tmp_path, split, name="mine")
+    _make(trees, tmp_path, ["e"], prefix="dev")
+    with pytest.raises(DatasetError, match="has the folders 'dev', 'val' beside train, test"):
+        ImageFolder(tmp_path, split)
+
+
+def test_what_is_no_image_may_lie_beside_the_split_folders(tmp_path, trees):
+    _make(trees, tmp_path, ["a", "b"], prefix="train")
+    _make(trees, tmp_path, ["a", "b"], prefix=".thumbnails")
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "boxes.json").write_text("{}")
+    assert ImageFolder(tmp_path, "train").class_names == ["a", "b"]
+
+
+@pytest.mark.parametrize("ending", [".jfif", ".jpe", ".gif", ".GIF"])
+def test_less_common_endings_are_images_too(tmp_path, trees, ending):
+    """Of a GIF with two pictures the first is read; with a palette or not, items are RGB."""
+    _make(trees, tmp_path, ["a", "b"])
+    red, blue = (Image.new("RGB", (12, 10), colour) for colour in ("red", "blue"))
+    red.save(
+        tmp_path / "a" / f"x{ending}", **({"save_all": True, "append_images": [blue]} if "g" in ending.lower() else {})
+    )
+    train = ImageFolder(tmp_path, "train", bad_images="skip")
+    assert list(train.item_keys) == ["a/0.jpg", "a/1.jpg", f"a/x{ending}"]
+    image = train[2][0]
+    assert image.mode == "RGB"
+    assert np.abs(np.subtract(image.getpixel((5, 5)), (255, 0, 0))).max() < 5
 
 
 def test_unreadable_image(tmp_path, trees):

@@ -318,7 +318,8 @@ def test_own_folders(own, trees, capsys):
     assert main(["verify", str(own), "--own", "--open-images", "--report", str(own / "r.json")]) == 1
     out = capsys.readouterr().out
     assert "ready: split; would fail: few, good, lone, nothing" in out
-    assert "problem: test: class 'c' has one image; add images" in out
+    advice = "add images, remove such classes, or train with --data.min_images 1"
+    assert f"problem: test: class 'c' has one image; {advice}\n" in out
     assert "problem: train: one class only, 'a'; add classes, two are needed" in out
     # Said once for both splits, with the distribution's own folder above.
     assert f"problem: train, test: {own}/nothing holds no subfolders; put each class into a subfolder" in out
@@ -360,6 +361,37 @@ def test_own_classes_that_train_and_test_are_noted(own, trees, capsys):
     out = capsys.readouterr().out
     assert out.count("note: ") == 1
     assert "note: 1 class trains and is in the test, the first is 'dog'; figures that tell of new classes" in out
+
+
+def test_own_files_left_aside_are_counted(own, trees, capsys):
+    """No reason to fail, but whoever meant them as images has to know."""
+    for key in ("good/a/1.heic", "good/b/2.HEIC", "good/notes.txt", "good/c/scan", "good/a/._0.heic"):
+        (own / key).touch()
+    trees.write_jpeg(own / "split" / "cover.jpg", 1)
+    assert main(["verify", str(own), "--own", "--report", str(own / "r.json")]) == 0
+    out = capsys.readouterr().out
+    assert "  4 files left aside: .heic 2, no ending 1, .txt 1 (files are read that end in .bmp, .gif, .jfif, " in out
+    assert "  1 file left aside: .jpg 1 (.jpg: outside the class folders that train and test)\n" in out
+    good, split = json.loads((own / "r.json").read_text())["datasets"]
+    assert (good["left_aside"], split["left_aside"]) == ({".heic": 2, "": 1, ".txt": 1}, {".jpg": 1})
+
+
+def test_own_files_left_aside_explain_an_empty_class(own, capsys):
+    (own / "good" / "z").mkdir()
+    (own / "good" / "z" / "1.heic").touch()
+    assert main(["verify", str(own), "--own"]) == 1
+    out = capsys.readouterr().out
+    assert f"class folder {own}/good/z holds no image (.bmp, " in out
+    assert "  1 file left aside: .heic 1 (" in out  # and not the images of the other classes
+
+
+def test_own_folder_beside_the_split_folders(own, trees, capsys):
+    """Told once for both splits, as any other fault."""
+    trees.write_jpeg(own / "split" / "val" / "e" / "0.jpg", 1)
+    assert main(["verify", str(own), "--own"]) == 1
+    out = capsys.readouterr().out
+    assert "ready: good; would fail: split" in out
+    assert f"problem: train, test: {own}/split has the folder 'val' beside train, test, whose images would not" in out
 
 
 def test_own_errors(own):

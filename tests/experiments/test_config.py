@@ -17,9 +17,12 @@ FOLDERS = {"a": "/data/a"}
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DataConfig(), "data.folders is empty"),
+        (lambda: DataConfig(), "data.folders is empty and data.root is not given; name at least one distribution"),
         (lambda: DataConfig(kind="embedded", folders=FOLDERS), "data.folders is given with data.kind embedded"),
-        (lambda: DataConfig(folders=FOLDERS, root="/data"), "one of the two"),
+        (
+            lambda: DataConfig(folders={"a": "/a", "b": "/b"}, root="/data"),
+            "data.root is /data and data.folders names a, b; give one of the two",
+        ),
         (lambda: DataConfig(folders=FOLDERS, manifest="a.csv"), "data.manifest is given with data.kind image_folders"),
         (lambda: DataConfig(kind="benchmark"), "data.root is missing"),
         (lambda: DataConfig(kind="benchmark", root="/data", folders=FOLDERS), "data.folders is given with data.kind"),
@@ -73,11 +76,23 @@ def _parse(arguments: list[str], config_class=TrainConfig):
     return parse(make_parser("train", "", config_class), config_class, arguments)[0]
 
 
-@pytest.mark.parametrize("name", ["image_folders", "paper", "few_shot"])
+@pytest.mark.parametrize("name", ["paper", "few_shot"])
 def test_packaged_configurations_are_valid(name: str) -> None:
     config = _parse(["--config", packaged_config(name)])
-    assert config.data.folders or config.data.kind == "benchmark"
+    assert config.data.kind == "benchmark"
     assert config.model.method == "puma"
+
+
+def test_image_folders_take_a_root_or_folders() -> None:
+    """The packaged file names no place itself: it would be merged with what the command line names."""
+    below = _parse(["--config", "image_folders.yaml", "--data.root", "pics"])
+    assert (below.data.root, below.data.folders, below.model.method) == ("pics", {}, "puma")
+    named = _parse(["--config", "image_folders.yaml", "--data.folders.dogs", "/d", "--data.folders.cats", "/c"])
+    assert (named.data.root, named.data.folders) == (None, {"dogs": "/d", "cats": "/c"})
+    with pytest.raises(ValueError, match=r"data.folders is empty and data.root is not given; .* --data.folders.birds"):
+        _parse(["--config", "image_folders.yaml"])
+    with pytest.raises(ValueError, match=r"data.root is pics and data.folders names dogs; give one of the two"):
+        _parse(["--config", "image_folders.yaml", "--data.root", "pics", "--data.folders.dogs", "/d"])
 
 
 def test_paper_recipe() -> None:

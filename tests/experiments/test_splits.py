@@ -172,6 +172,15 @@ def test_train_and_test_folders(tmp_path: Path, write_classes) -> None:
     assert load_test(DataConfig(root=str(tmp_path))).names == ["birds", "cars"]
 
 
+def test_a_class_called_train(tmp_path: Path, write_classes) -> None:
+    """It is taken for a split, and the other classes for strays, unless the split is said to be one of classes."""
+    write_classes(tmp_path, dict.fromkeys(("bus", "car", "ship", "train"), 2))
+    with pytest.raises(ValueError, match=r"'bus', 'car', 'ship' beside train, .* all classes, .* --data.split classes"):
+        load_splits(DataConfig(folders={"vehicles": str(tmp_path)}))
+    splits = load_splits(DataConfig(folders={"vehicles": str(tmp_path)}, split="classes"))
+    assert splits.test["vehicles"].class_names == ["ship", "train"]
+
+
 def test_held_out_classes_leave_the_training_set(tmp_path: Path, write_classes) -> None:
     write_classes(tmp_path / "cars", dict.fromkeys("abcdefghij", 3))
     config = DataConfig(folders={"cars": str(tmp_path / "cars")}, validation_fraction=0.4, shots=2)
