@@ -73,7 +73,8 @@ def left_aside(folder: str, used: Collection[str] | None) -> dict[str, int]:
     """
     found: Counter[str] = Counter()
     for key in scan_images(folder, accept=_is_not_hidden):
-        if key not in used if used is not None else not is_image_name(os.path.basename(key)):
+        is_used = is_image_name(os.path.basename(key)) if used is None else key in used
+        if not is_used:
             found[os.path.splitext(key)[1].lower()] += 1
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
