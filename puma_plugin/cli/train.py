@@ -1,5 +1,6 @@
 """`puma train`: one embedding model on your datasets."""
 
+import sys
 from collections.abc import Sequence
 
 from puma_plugin.cli.launcher import require_one_process
@@ -11,7 +12,7 @@ _DESCRIPTION = (
     "(everything needed to go on), model.safetensors (the trained weights), metrics.json and report.html. Example "
     "configurations come with the package: puma_plugin/configs/image_folders.yaml, paper.yaml, few_shot.yaml. Several "
     "GPUs: torchrun --nproc-per-node=N -m puma_plugin train ...; the batch is that of all together, and the result the "
-    "same for any number."
+    "same for any number. Ctrl-C stops it; the same command with --resume goes on from the last checkpoint."
 )
 
 
@@ -40,11 +41,17 @@ def main(arguments: Sequence[str]) -> int:
 
         dry_run(config, *training_sizes(config.data, options.classes, options.images), console)
         return 0
-    from puma_plugin.experiments.session import train
+    from puma_plugin.experiments.session import can_resume, train
     from puma_plugin.trainers import NonFiniteLossError
 
     try:
         train(config, options.resume, " ".join(["puma", "train", *arguments]), console)
     except NonFiniteLossError as error:
         raise ValueError(str(error)) from error
+    except KeyboardInterrupt:
+        if not can_resume(config):
+            raise
+        again = "the same command" if options.resume else "the same command with --resume"
+        print(f"\ninterrupted; a checkpoint is in {config.out}, {again} goes on from there", file=sys.stderr)
+        return 130
     return 0

@@ -149,7 +149,7 @@ class DistributionDataset(Dataset[tuple[Any, int]]):
             first = os.path.join(listing.base, listing.keys[missing[0]])
             raise DatasetError(
                 f"{self.label}: {len(missing):,} of {len(listing):,} files are missing, the first is {first}; unpack "
-                "or copy the images again, or pass bad_images='skip' to leave them out"
+                "or copy the images again, or pass bad_images='skip' (--data.bad_images skip) to leave them out"
             )
 
     def _leave_out(self, listing: Listing, known_bad: Collection[str] | str | os.PathLike[str] | None) -> Listing:

@@ -119,8 +119,8 @@ def read_image(path: str, dataset: str) -> Image.Image:
         ) from error
     except _DECODE_ERRORS as error:
         raise DatasetError(
-            f"{dataset}: {path} cannot be read as an image ({error}); replace the file, or pass bad_images='skip' to "
-            "leave such images out"
+            f"{dataset}: {path} cannot be read as an image ({error}); replace the file, or pass bad_images='skip' "
+            "(--data.bad_images skip) to leave such images out"
         ) from error
 
 

@@ -34,8 +34,9 @@ class DataConfig:
         split: "folders" (the data says what trains and what tests: train/ and test/, or the column split), "classes"
             (class-disjoint split), "auto" (folders where it can be, else classes) or "all" (every class is in the test;
             evaluation only). The benchmark's splits are fixed.
-        bad_images: "raise" for missing or unreadable images, or "skip": every image is opened once at the start, and
-            those that cannot be read are left out, counted, and listed in metrics.json.
+        bad_images: "raise" for missing or unreadable images (`puma train` opens the test images once before it trains),
+            or "skip": every image is opened once at the start, and those that cannot be read are left out, counted, and
+            listed in metrics.json.
         known_bad: with "skip": a report of `puma datasets verify --open-images --report FILE`, so that the images need
             not be opened again.
         min_images: images that each class of a manifest or of image folders must have.
@@ -286,8 +287,8 @@ class TrainConfig:
         validate_every: epochs between two figures on the held-out training classes.
         evaluation_batch_size: images per forward pass of each process when embedding.
         process_timeout: seconds that one of several processes waits for the others before it gives up; a process that
-            died is noticed at once. The longest wait is for the first process, while it opens every image
-            (`data.bad_images` skip), searches the held-out classes or writes a checkpoint.
+            died is noticed at once. The longest wait is for the first process, while it opens the images
+            (`data.bad_images`), searches the held-out classes or writes a checkpoint.
         out: folder for checkpoint, metrics.json and the report.
         report: write report.html at the end.
     """

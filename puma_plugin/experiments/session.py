@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from puma_plugin.experiments.pool import Event
 from puma_plugin.experiments.processes import connected
 from puma_plugin.experiments.report import ReportPictures, write_report
 from puma_plugin.experiments.separate import AnyRun, make_run, small_distributions, without_joint
-from puma_plugin.experiments.splits import Splits, load_splits, load_test
+from puma_plugin.experiments.splits import Splits, check_readable, load_splits, load_test
 from puma_plugin.experiments.summary import EXPLANATION, bootstrapped, curves, flat_scores, method_rows
 from puma_plugin.experiments.visuals import embedding_maps, members_of, query_rows
 from puma_plugin.utils import json_ready, write_json
@@ -35,6 +36,17 @@ _PAPER_CODE = (
     " Counted as the authors' published code does (protocol paper-code): classes of different distributions may share "
     "a number and then count as hits, R includes the query, and queries without a positive are misses."
 )
+
+_FREE = frozenset(
+    [
+        *("out", "report", "device", "threads", "evaluation_batch_size", "max_batch_per_process", "process_timeout"),
+        # Random transforms follow from the image, not from the process that reads it.
+        "data.workers",
+        # If the bad images that are now left out were training images, the sampler refuses its state.
+        *("data.bad_images", "data.known_bad"),
+    ]
+)
+"""Settings that a resumed run may change."""
 
 
 def settings_of(config: TrainConfig) -> dict[str, Any]:
@@ -52,25 +64,43 @@ def results_folder(config: TrainConfig) -> Path:
     return out / "evaluation" if isinstance(config, EvaluateConfig) and trained else out
 
 
+def can_resume(config: TrainConfig) -> bool:
+    """Whether `out` holds what --resume goes on from."""
+    folder = Path(config.out)
+    if not METHODS[config.model.method].trained:
+        # Nothing is trained, so there is never a checkpoint; only the evaluation is left to do.
+        return (folder / WEIGHTS).exists()
+    return any(folder.glob(f"{Path(CHECKPOINT).stem}*"))  # several for separate models
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> list[str]:
+    """The settings that may not differ and do, by dotted name; those in which nothing differs would hide them."""
+    found = []
+    for name in dict.fromkeys((*now, *before)):
+        place, old, new = f"{within}{name}", before.get(name), now.get(name)
+        if place in _FREE or old == new:
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += _differences(old, new, f"{place}.")
+        else:
+            found.append(f"{place} was {old!r} and is {new!r}")
+    return found
+
+
 def _check_resume(config: TrainConfig, folder: Path, resume: bool) -> None:
-    checkpoints = list(folder.glob(f"{Path(CHECKPOINT).stem}*"))  # several for separate models
-    started = bool(checkpoints) or (folder / WEIGHTS).exists()
+    started = any(folder.glob(f"{Path(CHECKPOINT).stem}*")) or (folder / WEIGHTS).exists()
     if started and not resume:
         raise ValueError(f"out is {config.out!r}, which holds an earlier run; give --resume to go on, or another --out")
     if not resume:
         return
-    if not checkpoints:
+    if not can_resume(config):
         raise ValueError(f"--resume was given, but {folder / CHECKPOINT} does not exist; start without it")
     before, now = json.loads((folder / SETTINGS).read_text(encoding="utf-8")), settings_of(config)
-    free = ("out", "report", "device", "threads", "evaluation_batch_size", "max_batch_per_process", "process_timeout")
-    for settings in (before, now):
-        # Random transforms follow from the image, not from the process that reads it.
-        settings["data"].pop("workers", None)
-    odd = [name for name in now if name not in free and before.get(name) != now[name]]
-    if odd:
+    # A setting that only an earlier version had decides nothing any more.
+    if odd := _differences({name: before.get(name) for name in now}, now):
         raise ValueError(
-            f"--resume needs the settings that {folder} was started with; different: "
-            + "; ".join(f"{name} was {before.get(name)} and is {now[name]}" for name in odd)
+            f"--resume needs the settings that {folder} was started with; different: {'; '.join(odd)}; give those, or "
+            "start without --resume in another --out"
         )
 
 
@@ -87,7 +117,8 @@ def train(config: TrainConfig, resume: bool, command: str, console: Console) -> 
         The content of metrics.json; nothing in processes other than the first.
 
     Raises:
-        ValueError: for settings or folders that cannot be used, before any training.
+        ValueError: for settings or folders that cannot be used and test images that cannot be read, before any
+            training.
     """
     start = time.monotonic()
     folder = Path(config.out)
@@ -109,15 +140,24 @@ def train(config: TrainConfig, resume: bool, command: str, console: Console) -> 
                 progress=lambda content: display(Event("progress", "run", content)),
             )
             run.prepare()
+            if config.data.bad_images == "raise":
+                processes.from_first(lambda: check_readable(splits, partial(_show_opening, display)))
             if processes.first:
                 write_json(folder / SETTINGS, settings_of(config))
             run.train()
+            if processes.first:
+                # Before the test: whatever ends that must not cost the trained weights.
+                run.save_model(folder / WEIGHTS)
             display(Event("progress", "run", {"step": run.steps, "steps": run.steps, "stage": "test"}))
             embedded = run.embed(splits.test)
-            if processes.first:
-                run.save_model(folder / WEIGHTS)
             display(Event("done", "run"))
         return _finish(config, run, splits, embedded, command, start, shown)
+
+
+def _show_opening(display: JobDisplay, done: int, images: int) -> None:
+    """How far the opening is; "loading" at its end, as the training at first has no words of its own."""
+    stage = "opening test images" if done < images else "loading"
+    display(Event("progress", "run", {"step": done, "steps": images, "stage": stage}))
 
 
 def evaluate(

@@ -11,6 +11,7 @@ import torch
 from puma_plugin.datasets import DatasetError, DistributionDataset, draw_few_shot, read_few_shot
 from puma_plugin.datasets.class_split import divide_classes, share
 from puma_plugin.datasets.errors import told_together
+from puma_plugin.datasets.image_files import find_defects
 from puma_plugin.experiments.config import DataConfig
 from puma_plugin.experiments.images import (
     ImageArray,
@@ -116,6 +117,43 @@ def load_splits(config: DataConfig) -> Splits:
                 validation[name] = judges
                 trained_on[name] = select_classes(trained_on[name], kept)
     return Splits(trained_on, validation, test, skipped)
+
+
+def check_readable(splits: Splits, progress: Callable[[int, int], None] | None = None) -> None:
+    """Decode the held-out and test images once, so that an unreadable one ends a run before the training, not after it.
+
+    The images that are trained on are left to the training, which reads them from its first step on.
+
+    Args:
+        progress: called now and then with the number of images done and that of all.
+
+    Raises:
+        DatasetError: naming the distributions, how many of their images cannot be read, and the first of each.
+    """
+    read_later = [
+        images
+        for sets in (splits.validation, splits.test)
+        for images in sets.values()
+        if isinstance(images, DistributionDataset)
+    ]
+    total, done, faults = sum(len(images) for images in read_later), 0, []
+    for images in read_later:
+
+        def show(count: int, before: int = done) -> None:
+            if progress is not None:
+                progress(before + count, total)
+
+        defects = find_defects(images.paths, progress=show)
+        done += len(images)
+        if defects:
+            first = min(defects)
+            faults.append(
+                f"{images.label}: {len(defects):,} of {len(images):,} images to be tested on cannot be read, the first "
+                f"is {images.paths[first]} ({defects[first]})"
+            )
+    if faults:
+        advice = "replace the files, or pass bad_images='skip' (--data.bad_images skip) to leave such images out"
+        raise DatasetError("\n".join((*faults, advice)))
 
 
 def _read_each(sources: list[Source], read: Callable[[Source], Read]) -> dict[str, Read]:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from puma_plugin.cli.main import main
 
@@ -123,7 +125,51 @@ def test_unreadable_image(data: Path, say: Say, workers: str) -> None:
     line = say("--data.workers", workers, "--global_batch_size", "18", "--data.validation_fraction", "0", started=True)
     # An image of a class that is trained on: the message speaks of no test.
     assert f"set0: {bad} cannot be read as an image" in line
-    assert "replace the file, or pass bad_images='skip'" in line
+    assert "replace the file, or pass bad_images='skip' (--data.bad_images skip) to leave" in line
+
+
+def test_unreadable_test_image_is_found_before_the_training(data: Path, say: Say) -> None:
+    bad = data / "set0" / "class5" / "34.png"
+    bad.write_bytes(b"no picture")
+    line = say(started=False)
+    assert f"set0: 1 of 9 images to be tested on cannot be read, the first is {bad} (UnidentifiedImageError" in line
+    assert "; replace the files, or pass bad_images='skip' (--data.bad_images skip) to leave such images out" in line
+
+
+def test_test_image_that_becomes_unreadable_costs_no_training(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The advice of the message, given together with --resume, ends the run with the weights that it has trained."""
+    from puma_plugin.experiments.training import Run
+
+    out, bad = tmp_path / "out", data / "set0" / "class5" / "34.png"
+    trained = Run.train
+
+    def train_while_a_file_breaks(run: Run) -> None:
+        trained(run)
+        bad.write_bytes(b"no picture")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "train", train_while_a_file_breaks)
+        assert main(command(data, out)) == 2
+    assert f"{bad} cannot be read as an image" in capsys.readouterr().err
+    before = load_file(out / "model.safetensors")
+    assert not (out / "metrics.json").exists()
+
+    with pytest.warns(UserWarning, match="set0: 1 of 18 images are left out"):
+        assert main(command(data, out, "--resume", "--data.bad_images", "skip")) == 0
+    after = load_file(out / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert list(metrics["skipped"]["set0"]) == ["class5/34.png"]
+    assert metrics["data"]["set0"]["test"]["images"] == 8
+
+    # Without an image that it was trained on, it would be another training.
+    (data / "set0" / "class0" / "0.png").write_bytes(b"no picture")
+    with pytest.warns(UserWarning, match="set0: 2 of 18 images are left out"):
+        assert main(command(data, out, "--resume", "--data.bad_images", "skip")) == 2
+    assert "comes from other labels" in capsys.readouterr().err
 
 
 def test_unreadable_image_skipped(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -294,10 +294,43 @@ def test_an_earlier_run_is_not_overwritten(trained: Path, data: Path, capsys: py
     arguments = ["train", "--config", str(data / "run.yaml"), "--out", str(trained)]
     assert main(arguments) == 2
     assert "holds an earlier run; give --resume" in capsys.readouterr().err
-    assert main([*arguments, "--resume", "--optimizer.lr", "5e-3"]) == 2
-    assert "optimizer was" in capsys.readouterr().err
+    assert (
+        main([*arguments, "--resume", "--optimizer.lr", "5e-3", "--loss.arguments.scale", "9", "--threads", "2"]) == 2
+    )
+    line = capsys.readouterr().err
+    # Only what differs, and not --threads, which may.
+    assert f"that {trained} was started with; different: loss.arguments.scale was " in line
+    assert " and is 9; optimizer.lr was 0.001 and is 0.005; give those, or start without --resume" in line
     assert main([*arguments[:-1], str(data / "never"), "--resume"]) == 2
     assert "does not exist; start without it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["linear", "frozen"])
+def test_an_interrupted_training_says_how_to_go_on(
+    method: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from puma_plugin.experiments.training import Run
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    arguments = ["train", "--config", str(data / "run.yaml"), "--model.method", method, "--epochs", "1"]
+    arguments += ["--report", "false", "--out", str(out)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "train", interrupt)
+        assert main(arguments) == 130
+    # Nothing to go on from yet.
+    assert capsys.readouterr().err == "\npuma train: interrupted\n"
+    goes_on = f"interrupted; a checkpoint is in {out}, the same command{{}} goes on from there"
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "embed", interrupt)  # during the test
+        assert main(arguments) == 130
+        assert goes_on.format(" with --resume") in capsys.readouterr().err
+        assert main([*arguments, "--resume"]) == 130
+        assert goes_on.format("") in capsys.readouterr().err
+    assert main([*arguments, "--resume"]) == 0
+    assert (out / "metrics.json").exists()
 
 
 CONTESTANTS = ["full", "separate", "linear", "frozen", "lora", "vpt_shallow", "vpt_deep", "adaptformer"]

@@ -9,7 +9,7 @@ import pytest
 
 from puma_plugin.cli.main import main
 from puma_plugin.experiments.config import DataConfig
-from puma_plugin.experiments.splits import load_splits, load_test
+from puma_plugin.experiments.splits import check_readable, load_splits, load_test
 
 FEW_CLASSES = ("StanfordOnlineProducts", "InShop")
 
@@ -94,6 +94,33 @@ def test_bad_images_are_skipped_counted_and_listed(damaged: Path) -> None:
     assert [Path(key).name for key in reasons] == ["Bird_1_0000_7000.jpg", "Bird_2_0001_7001.jpg"]
     assert [reason.split(":")[0] for reason in reasons.values()] == ["UnidentifiedImageError", "missing"]
     assert len(splits.train["CUB"]) == 298
+
+
+def test_images_read_after_the_training_are_checked_before_it(write_classes, tmp_path: Path) -> None:
+    """Held-out and test images, of all distributions in one message; the training reads its own."""
+    for name in ("cats", "dogs"):
+        write_classes(tmp_path / name, dict.fromkeys("abcdefgh", 2))
+    splits = load_splits(DataConfig(root=str(tmp_path), validation_fraction=0.5))
+    reports: list[tuple[int, int]] = []
+    check_readable(splits, lambda done, images: reports.append((done, images)))
+    assert reports[-1] == (24, 24)
+    assert [done for done, _ in reports] == sorted({done for done, _ in reports})
+
+    Path(splits.train["cats"].paths[0]).write_bytes(b"")
+    check_readable(splits)
+    held_out, first, second = splits.validation["cats"].paths[1], *list(splits.test["dogs"].paths)[2:4]
+    for path in (held_out, first, second):
+        Path(path).write_bytes(b"")
+    with pytest.raises(ValueError, match="to be tested on cannot be read") as refusal:
+        check_readable(splits)
+    lines = str(refusal.value).splitlines()
+    assert lines[0].startswith(f"cats: 1 of 4 images to be tested on cannot be read, the first is {held_out} (Unid")
+    assert lines[1].startswith(f"dogs: 2 of 8 images to be tested on cannot be read, the first is {first} (Unid")
+    assert lines[2].endswith("pass bad_images='skip' (--data.bad_images skip) to leave such images out")
+
+
+def test_images_in_memory_need_no_check() -> None:
+    check_readable(load_test(DataConfig(kind="embedded")))
 
 
 def test_report_of_verify_spares_opening_the_images(damaged: Path, tmp_path: Path) -> None:
