@@ -34,7 +34,7 @@ class DataConfig:
         split: "folders" (the data says what trains and what tests: train/ and test/, or the column split), "classes"
             (class-disjoint split), "auto" (folders where it can be, else classes) or "all" (every class is in the test;
             evaluation only). The benchmark's splits are fixed.
-        bad_images: "raise" for missing or unreadable images (`puma train` opens the test images once before it trains),
+        bad_images: "raise" for missing or unreadable images (`puma train` opens the test images once before it begins),
             or "skip": every image is opened once at the start, and those that cannot be read are left out, counted, and
             listed in metrics.json.
         known_bad: with "skip": a report of `puma datasets verify --open-images --report FILE`, so that the images need

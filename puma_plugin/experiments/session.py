@@ -140,7 +140,7 @@ def train(config: TrainConfig, resume: bool, command: str, console: Console) -> 
                 progress=lambda content: display(Event("progress", "run", content)),
             )
             run.prepare()
-            if config.data.bad_images == "raise":
+            if config.data.bad_images == "raise" and not resume:
                 processes.from_first(lambda: check_readable(splits, partial(_show_opening, display)))
             if processes.first:
                 write_json(folder / SETTINGS, settings_of(config))

@@ -14,8 +14,10 @@ from safetensors.torch import load_file
 
 from puma_plugin.cli.main import main
 
+# Five of them are tested in each distribution: fewer have no intervals.
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 230), "gold": (220, 190, 40),
-           "grey": (130, 130, 130), "pink": (240, 140, 190)}  # fmt: skip
+           "grey": (130, 130, 130), "pink": (240, 140, 190), "navy": (20, 20, 90), "lime": (170, 250, 60),
+           "brown": (110, 60, 30), "cyan": (60, 220, 230)}  # fmt: skip
 
 
 def write_dataset(folder: Path, classes: dict[str, tuple[int, int, int]], shape: str, suffix: str) -> None:
@@ -35,7 +37,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     names = list(COLOURS)
     write_dataset(folder / "upright", COLOURS, "upright", ".png")
-    for part, chosen in (("train", names[:3]), ("test", names[3:])):
+    for part, chosen in (("train", names[:5]), ("test", names[5:])):
         write_dataset(folder / "lying" / part, {name: COLOURS[name] for name in chosen}, "lying", ".jpg")
     (folder / "run.yaml").write_text(
         f"""
@@ -49,7 +51,7 @@ model: {{backbone: test_vit.r160_in1k, weights: {folder / "backbone.safetensors"
          prompt_length: 2, embedding_size: 16, scale: 1.0}}
 optimizer: {{lr: 1.0e-3, proxy_lr: 0.1}}
 epochs: 3
-global_batch_size: 12
+global_batch_size: 20
 device: cpu
 threads: 1
 evaluation_batch_size: 16
@@ -80,8 +82,8 @@ def test_files_of_a_run(trained: Path) -> None:
     assert names == {"checkpoint.pt", "config.json", "metrics.json", "model.safetensors", "report.html"}
     metrics = json.loads((trained / "metrics.json").read_text())
     assert metrics["data"]["upright"] == {
-        "train": {"classes": 3, "images": 18},
-        "test": {"classes": 3, "images": 18},
+        "train": {"classes": 5, "images": 30},
+        "test": {"classes": 5, "images": 30},
     }
     assert metrics["distributions"] == ["upright", "lying"]
     assert metrics["command"].startswith("puma train --config")
