@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from puma_plugin.cli.parsing import make_parser, parse
-from puma_plugin.experiments.config import EvaluateConfig
+from puma_plugin.experiments.config import SETTINGS, EvaluateConfig
 
 _DESCRIPTION = (
     "Evaluates model.safetensors of a training run on the test classes of the configured datasets, which need not be "
@@ -21,13 +21,28 @@ def main(arguments: Sequence[str]) -> int:
         "--checkpoint",
         type=Path,
         required=True,
-        help="model.safetensors of a run, or its folder; the run's own settings are --config RUN/config.json",
+        help="model.safetensors of a run, or its folder; without --config the run's own config.json holds",
     )
     parser.add_argument("--baseline", type=Path, help="metrics.json of another evaluation, or its folder")
-    config, options = parse(parser, EvaluateConfig, arguments)
+    config, options = parse(parser, EvaluateConfig, _with_settings_of_the_run(arguments))
     from rich.console import Console
 
     from puma_plugin.experiments.session import evaluate
 
     evaluate(config, options.checkpoint, " ".join(["puma", "evaluate", *arguments]), Console(), options.baseline)
     return 0
+
+
+def _with_settings_of_the_run(arguments: Sequence[str]) -> list[str]:
+    """The arguments, and if they name no configuration, the one that lies beside the checkpoint."""
+    given = list(arguments)
+    if any(argument == "--config" or argument.startswith("--config=") for argument in given):
+        return given
+    for index, argument in enumerate(given):
+        name, _, value = argument.partition("=")
+        if name == "--checkpoint":
+            checkpoint = Path(value or "".join(given[index + 1 : index + 2]))
+            settings = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / SETTINGS
+            if settings.is_file():
+                return ["--config", str(settings), *given]
+    return given

@@ -10,6 +10,9 @@ ModelMethod = Literal[
     "puma", "adapters", "adaptformer", "lora", "vpt_shallow", "vpt_deep", "full", "separate", "linear", "frozen"
 ]
 
+# The files of a run: all that is needed to go on, the trained weights, the settings.
+CHECKPOINT, WEIGHTS, SETTINGS = "checkpoint.pt", "model.safetensors", "config.json"
+
 
 def require(condition: bool, message: str) -> None:
     """ValueError with the message where the condition does not hold."""

@@ -18,7 +18,7 @@ from puma_plugin.evaluation import Embedded, RetrievalResult, bootstrap_interval
 from puma_plugin.evaluation.result import short_name
 from puma_plugin.experiments import intervals
 from puma_plugin.experiments.baseline import read_baseline
-from puma_plugin.experiments.config import EvaluateConfig, TrainConfig
+from puma_plugin.experiments.config import CHECKPOINT, SETTINGS, WEIGHTS, EvaluateConfig, TrainConfig
 from puma_plugin.experiments.display import JobDisplay
 from puma_plugin.experiments.machine import provenance
 from puma_plugin.experiments.methods import METHODS
@@ -31,7 +31,6 @@ from puma_plugin.experiments.summary import EXPLANATION, bootstrapped, curves, f
 from puma_plugin.experiments.visuals import embedding_maps, members_of, query_rows
 from puma_plugin.utils import json_ready, write_json
 
-CHECKPOINT, WEIGHTS, SETTINGS = "checkpoint.pt", "model.safetensors", "config.json"
 _PAPER_CODE = (
     " Counted as the authors' published code does (protocol paper-code): classes of different distributions may share "
     "a number and then count as hits, R includes the query, and queries without a positive are misses."

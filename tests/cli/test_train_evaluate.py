@@ -117,6 +117,33 @@ def test_evaluate_finds_the_same_figures(trained: Path, data: Path, monkeypatch:
     assert not (data / "other" / "report.html").exists()
 
 
+def test_without_a_configuration_the_settings_are_those_of_the_run(
+    trained: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for checkpoint in (trained, trained / "model.safetensors"):
+        assert main(["evaluate", "--checkpoint", str(checkpoint), "--out", "same", "--report", "false"]) == 0
+        before, after = (json.loads((out / "metrics.json").read_text()) for out in (trained, tmp_path / "same"))
+        assert after["runs"][0]["result"] == before["runs"][0]["result"]
+
+
+def test_the_trained_model_embeds_images_outside_of_its_run(trained: Path, data: Path) -> None:
+    from puma_plugin.evaluation import evaluate_retrieval
+    from puma_plugin.experiments.trained import load_trained
+
+    model, transform = load_trained(trained)
+    paths = sorted((data / "lying" / "test").glob("*/*.jpg"))
+    with torch.no_grad():
+        embeddings = model(torch.stack([transform(Image.open(path)) for path in paths]))
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(len(paths)))
+    names = sorted({path.parent.name for path in paths})
+    labels = np.array([[names.index(path.parent.name), 0] for path in paths])
+    found = evaluate_retrieval(embeddings, labels, distribution_names=["lying"]).per_distribution["lying"]
+    run = json.loads((trained / "metrics.json").read_text())["runs"][0]["result"]["per_distribution"]["lying"]
+    assert found["recall_at_1"] == pytest.approx(run["recall_at_1"])
+    assert found["map_at_r"] == pytest.approx(run["map_at_r"])
+
+
 def test_differences_from_a_baseline(
     trained: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
