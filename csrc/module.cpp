@@ -6,6 +6,7 @@
 #include <string>
 
 #include "cpu/simd.h"
+#include "cpu/vector_mlp.h"
 #include "schemas.h"
 
 namespace py = pybind11;
@@ -28,4 +29,7 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "cpu_capability", &puma::cpu_capability,
       "Instruction set of the kernels here: amx, avx512_vnni, avx512, avx2 or default.");
+  m.def(
+      "vectors_serve_mlp", &puma::vectors_serve_mlp, py::arg("in_features"), py::arg("hidden_features"),
+      py::arg("out_features"), "Whether frozen_mlp has a kernel for these widths here.");
 }

@@ -26,6 +26,12 @@ STABLE_TORCH_LIBRARY(puma, m) {
       "match_prompts_backward(Tensor? grad_prompt, Tensor? grad_weights, Tensor query, Tensor keys, Tensor attention, "
       "Tensor prompts, Tensor weights, Tensor inverse_norm, bool need_query) "
       "-> (Tensor grad_query, Tensor grad_keys, Tensor grad_attention, Tensor grad_prompts)");
+  // gelu(input @ fc1^T + bias1) @ fc2^T + bias2 for frozen weights on the CPU, float32, input (rows, in). `slopes` is what
+  // the backward needs, GELU's slopes in 24 bits each, if save_slopes; else it has no elements.
+  m.def(
+      "frozen_mlp(Tensor input, Tensor fc1, Tensor? bias1, Tensor fc2, Tensor? bias2, bool save_slopes) "
+      "-> (Tensor output, Tensor slopes)");
+  m.def("frozen_mlp_backward(Tensor grad, Tensor slopes, Tensor fc1, Tensor fc2) -> Tensor");
   // Exact search on the CPU, without gradients. pack_gallery makes what it needs beside the rows (G, C) float32;
   // nearest_neighbours gives squared L2 distances, ascending, and places (Q, k) of the gallery rows nearest to each of
   // queries (Q, C); equals by place, which is an int64 below 2^32, or the position. Searched are the rows from begin to

@@ -7,6 +7,8 @@
 #pragma GCC diagnostic ignored "-Wpsabi"
 
 #define PUMA_INLINE inline __attribute__((always_inline))
+// Behind a lambda's parameters.
+#define PUMA_LAMBDA_INLINE __attribute__((always_inline))
 #define PUMA_UNROLL _Pragma("GCC unroll 16")
 // The vector is read from memory once, not with each use.
 #if defined(__x86_64__)

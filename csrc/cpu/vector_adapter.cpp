@@ -4,29 +4,14 @@
 #include <type_traits>
 
 #include "ahead.h"
-#include "half.h"
+#include "row_products.h"
 #include "simd.h"
-#include "tile.h"
 
 namespace puma {
 namespace {
 
-// Left-hand sides lie in blocks of 16 columns, one row's 16 behind the other's: a tile finds all its rows at fixed
-// distances from one address.
-constexpr int64_t kBlock = 16;
 // Rows collected before they are summed over; measured.
 constexpr int64_t kMostCollected = 128;
-
-// tile = left @ a panel of `depth` rows; left's blocks are `next` elements apart.
-template <int bytes, int I, int J>
-PUMA_INLINE void multiply(
-    Tile<float, bytes, I, J>& tile, const float* left, int64_t next, const float* panel, int64_t depth, Ahead& ahead) {
-  tile.clear();
-  for (int64_t block = 0; block < depth; block += kBlock, left += next) {
-    ahead.fetch();
-    _Pragma("GCC unroll 4") for (int k = 0; k < kBlock; ++k, panel += tile.kColumns) tile.add(left + k, kBlock, panel);
-  }
-}
 
 // How often `multiply` fetches in a whole product.
 template <class Tile>
@@ -37,14 +22,8 @@ int64_t fetches(int64_t depth, int64_t columns) {
 // The step's rows of a (B*N, width) matrix as a left-hand side of I rows; zeros behind the last.
 template <int bytes, int I, class S>
 PUMA_INLINE void pack_rows(float* tile, const S* source, const Step& rows, int64_t width) {
-  using V = typename Vector<float, bytes>::type;
-  constexpr int64_t W = bytes / static_cast<int>(sizeof(float));
   for (int64_t i = 0; i < I; ++i) {
-    const S* const in = i < rows.count ? source + rows.row[i] * width : nullptr;
-    float* out = tile + i * kBlock;
-    for (int64_t c = 0; c < width; c += kBlock, out += I * kBlock) {
-      PUMA_UNROLL for (int64_t x = 0; x < kBlock; x += W) store(out + x, in == nullptr ? V{} : load<V>(in + c + x));
-    }
+    pack_row<bytes, I>(tile, i, i < rows.count ? source + rows.row[i] * width : nullptr, width);
   }
 }
 
@@ -181,61 +160,47 @@ struct Kernels {
   void (*add_products)(const VectorBackward<R, T>& adapter);
 };
 
-// The shape of its tiles.
-struct Shape {
-  int64_t rows, panel, strip;
-};
+// In products that sum over rows: as many as the registers hold.
+template <int bytes>
+constexpr int kSumRows = bytes == 64 ? 8 : 4;
+constexpr int kSumVectors = 3;
 
-// I rows by J vectors in products along rows, K by L in products that sum over rows: as many as the registers hold.
-#define PUMA_KERNELS(NAME, BYTES, I, J, K, L, ...)                                                              \
-  static_assert(I <= kMostStepRows && I <= kMostCollected && kBlock % K == 0 && kBlock % (BYTES / 4) == 0);     \
-  constexpr Shape NAME##_shape{I, J * BYTES / 4, L * BYTES / 4};                                                \
+#define PUMA_KERNELS(NAME, BYTES, ...)                                                                          \
+  static_assert(kTileRows<BYTES> <= kMostStepRows && kTileRows<BYTES> <= kMostCollected);                       \
+  static_assert(kBlock % kSumRows<BYTES> == 0 && kBlock % (BYTES / 4) == 0);                                    \
   template <class R, class T>                                                                                   \
   __VA_ARGS__ void forward_##NAME(const VectorForward<R, T>& a, const Step& rows, const Step* next) {           \
-    forward_step<R, T, BYTES, I, J>(a, rows, next);                                                             \
+    forward_step<R, T, BYTES, kTileRows<BYTES>, kTileVectors>(a, rows, next);                                   \
   }                                                                                                             \
   template <class R, class T>                                                                                   \
   __VA_ARGS__ void backward_##NAME(const VectorBackward<R, T>& a, const Step& rows, const Step* next) {         \
-    backward_step<R, T, BYTES, I, J>(a, rows, next);                                                            \
+    backward_step<R, T, BYTES, kTileRows<BYTES>, kTileVectors>(a, rows, next);                                  \
   }                                                                                                             \
   template <class R, class T>                                                                                   \
   __VA_ARGS__ void add_products_##NAME(const VectorBackward<R, T>& a) {                                         \
-    add_product<R, T, BYTES, K, L>(a, a.down_sum, a.delta_panel.get(), a.tokens);                               \
-    add_product<R, T, BYTES, K, L>(a, a.up_sum, a.hidden_panel.get(), a.grad);                                  \
+    add_product<R, T, BYTES, kSumRows<BYTES>, kSumVectors>(a, a.down_sum, a.delta_panel.get(), a.tokens);       \
+    add_product<R, T, BYTES, kSumRows<BYTES>, kSumVectors>(a, a.up_sum, a.hidden_panel.get(), a.grad);          \
   }                                                                                                             \
   template <class R, class T>                                                                                   \
   constexpr Kernels<R, T> NAME{forward_##NAME<R, T>, backward_##NAME<R, T>, add_products_##NAME<R, T>};
 
 #if defined(__x86_64__)
-PUMA_KERNELS(avx2, 32, 6, 2, 4, 3, PUMA_AVX2)
-PUMA_KERNELS(avx512, 64, 14, 2, 8, 3, PUMA_AVX512)
+PUMA_KERNELS(avx2, 32, PUMA_AVX2)
+PUMA_KERNELS(avx512, 64, PUMA_AVX512)
 #endif
 
 // Both only where vectors_serve.
 template <class R, class T>
 Kernels<R, T> kernels() {
 #if defined(__x86_64__)
-  return instruction_set() >= InstructionSet::avx512 ? avx512<R, T> : avx2<R, T>;
+  return choose(Kernels<R, T>{}, avx2<R, T>, avx512<R, T>);
 #else
   return {};
 #endif
 }
 
-Shape shape() {
-#if defined(__x86_64__)
-  return instruction_set() >= InstructionSet::avx512 ? avx512_shape : avx2_shape;
-#else
-  return {};
-#endif
-}
-
-int64_t rounded_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
-
-float widened_value(float value) { return value; }
-template <class Half>
-float widened_value(Half value) {
-  return widened<float>(Half{}, static_cast<uint32_t>(value.bits));
-}
+// Columns of the strips of those sums.
+int64_t strip_columns() { return tile_columns() / kTileVectors * kSumVectors; }
 
 }  // namespace
 
@@ -252,50 +217,9 @@ bool vectors_serve(int64_t width, int64_t rank) {
   return true;
 }
 
-VectorOperand::VectorOperand(int64_t depth, int64_t columns)
-    : depth_(depth), panels_(lines<float>(rounded_up(columns, shape().panel) * depth)) {}
-
-template <class T>
-VectorOperand VectorOperand::of(const T* matrix, int64_t depth, int64_t columns) {
-  VectorOperand operand(depth, columns);
-  const int64_t panel = shape().panel;
-  float* out = operand.panels_.get();
-  for (int64_t column = 0; column < columns; column += panel) {
-    const int64_t some = std::min(panel, columns - column);
-    for (int64_t k = 0; k < depth; ++k, out += panel) {
-      const T* const in = matrix + k * columns + column;
-      for (int64_t c = 0; c < some; ++c) out[c] = widened_value(in[c]);
-      std::fill(out + some, out + panel, 0.0F);
-    }
-  }
-  return operand;
-}
-
-// In blocks, so that neither matrix is read or written across.
-template <class T>
-VectorOperand VectorOperand::of_transposed(const T* matrix, int64_t depth, int64_t columns) {
-  VectorOperand operand(depth, columns);
-  const int64_t panel = shape().panel;
-  float* out = operand.panels_.get();
-  for (int64_t column = 0; column < columns; column += panel, out += panel * depth) {
-    const int64_t some = std::min(panel, columns - column);
-    if (some < panel) std::fill_n(out, panel * depth, 0.0F);
-    for (int64_t c = 0; c < some; c += kBlock) {
-      for (int64_t block = 0; block < depth; block += kBlock) {
-        for (int64_t k = block; k < block + kBlock; ++k) {
-          for (int64_t i = 0; i < kBlock; ++i) {
-            out[k * panel + c + i] = widened_value(matrix[(column + c + i) * depth + k]);
-          }
-        }
-      }
-    }
-  }
-  return operand;
-}
-
 template <class R, class T>
 int64_t VectorForward<R, T>::rows() {
-  return shape().rows;
+  return tile_rows();
 }
 
 template <class R, class T>
@@ -313,12 +237,12 @@ void VectorForward<R, T>::step(const Step& step, const Step* next) {
 
 template <class R, class T>
 int64_t VectorBackward<R, T>::rows() {
-  return shape().rows;
+  return tile_rows();
 }
 
 template <class R, class T>
 int64_t VectorBackward<R, T>::strip(int64_t /*width*/) {
-  return shape().strip;
+  return strip_columns();
 }
 
 template <class R, class T>
@@ -329,7 +253,7 @@ VectorBackward<R, T>::VectorBackward(
       up_sum(up_sum), width(up.depth()), rank(down.depth()), grad_tile(lines<float>(rows() * width)),
       delta_panel(lines<float>(kMostCollected * rank)),
       hidden_panel(lines<float>(kMostCollected * rank)),
-      wide_strip(lines<float>(kMostCollected * shape().strip)),
+      wide_strip(lines<float>(kMostCollected * strip_columns())),
       collected_rows(lines<int64_t>(kMostCollected)) {}
 
 template <class R, class T>
@@ -348,17 +272,13 @@ void VectorBackward<R, T>::finish() {
   collected = 0;
 }
 
-#define PUMA_TYPE(T)                                                                   \
-  template bool vectors_serve<T>(int64_t, int64_t);                                    \
-  template VectorOperand VectorOperand::of<T>(const T*, int64_t, int64_t);             \
-  template VectorOperand VectorOperand::of_transposed<T>(const T*, int64_t, int64_t);
 #define PUMA_ADAPTER(R, T)             \
   template struct VectorForward<R, T>; \
   template struct VectorBackward<R, T>;
 
-PUMA_TYPE(float)
-PUMA_TYPE(bf16)
-PUMA_TYPE(fp16)
+template bool vectors_serve<float>(int64_t, int64_t);
+template bool vectors_serve<bf16>(int64_t, int64_t);
+template bool vectors_serve<fp16>(int64_t, int64_t);
 PUMA_ADAPTER(float, float)
 PUMA_ADAPTER(bf16, bf16)
 PUMA_ADAPTER(float, bf16)

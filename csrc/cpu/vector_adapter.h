@@ -8,33 +8,13 @@
 #include "lines.h"
 #include "step.h"
 #include "vector.h"
+#include "vector_operand.h"
 
 namespace puma {
 
 // T: of the tokens.
 template <class T>
 bool vectors_serve(int64_t width, int64_t rank);
-
-// The right-hand side of a product, (depth, columns): panels of as many columns as a tile of sums has, one row of a panel
-// behind the other; zeros behind the last column.
-class VectorOperand {
- public:
-  // A contiguous (depth, columns) matrix, and the transpose of a contiguous (columns, depth) one.
-  template <class T>
-  static VectorOperand of(const T* matrix, int64_t depth, int64_t columns);
-  template <class T>
-  static VectorOperand of_transposed(const T* matrix, int64_t depth, int64_t columns);
-
-  // The one that begins with this column.
-  const float* panel(int64_t column) const { return panels_.get() + column * depth_; }
-  int64_t depth() const { return depth_; }
-
- private:
-  VectorOperand(int64_t depth, int64_t columns);
-
-  int64_t depth_;
-  Lines<float> panels_;
-};
 
 // The state of one thread; open, for the loops of each instruction set are plain functions.
 // wide or narrow is the branch, in R or T; both are null if there is none, and hidden is if it is not to be saved.

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from puma_plugin.models.adapted_module import AdaptedModule
 from puma_plugin.models.adapter import StochasticAdapter
+from puma_plugin.models.frozen_branches import run_mlp
 
 _Recompute = tuple[Callable[[Tensor], Tensor], Tensor] | None
 
@@ -69,7 +70,7 @@ class AdaptedBlock(AdaptedModule):
         branch = self.drop_path1(self.scale_attention(self.attn(tokens, **attention_options)))
         x = _add(self.adapter1, x, branch, tokens, _recompute(self.norm1, x))
         tokens = _cast_once(self.norm2(x))
-        branch = self.drop_path2(self.scale_mlp(self.mlp(tokens)))
+        branch = self.drop_path2(self.scale_mlp(run_mlp(self.mlp, tokens)))
         return _add(self.adapter2, x, branch, tokens, _recompute(self.norm2, x))
 
 

@@ -89,5 +89,5 @@ def difference(before: Tensor, after: Tensor) -> float | None:
     if before.shape != after.shape:
         return float("inf")
     error = ((after - before).abs().max() / before.abs().max().clamp_min(1)).item()
-    tolerance = max(10 * torch.finfo(before.dtype).eps, 1e-6)
+    tolerance = max(10 * torch.finfo(before.dtype).eps, 1e-5)
     return None if error <= tolerance else error

@@ -36,7 +36,8 @@ def adapt(
     The model keeps its identity, the names of its weights and everything it could do; the new parameters are
     ``blocks.<i>.adapter1.*`` (beside attention), ``blocks.<i>.adapter2.*`` (beside the MLP) and ``prompt_pool.*``, on
     the device and in the dtype of the model. The frozen part stays in evaluation mode under ``train()``, except for
-    patch dropout. Without prompts a freshly adapted model gives exactly the frozen model's output; this is checked.
+    patch dropout. Without prompts a freshly adapted model gives the frozen model's output, up to rounding; this is
+    checked.
 
     Args:
         vit: a timm model; which ones is said in the error for the others.

@@ -1,6 +1,7 @@
-"""The two operators of PUMA: compiled where a kernel was built, plain PyTorch elsewhere (see `loader`)."""
+"""PUMA's operators, and those of the frozen branches: compiled where there is a kernel, else plain PyTorch."""
 
+from puma_plugin.ops.frozen_mlp import frozen_mlp
 from puma_plugin.ops.match_prompts import match_prompts
 from puma_plugin.ops.stochastic_adapter import stochastic_adapter
 
-__all__ = ["match_prompts", "stochastic_adapter"]
+__all__ = ["frozen_mlp", "match_prompts", "stochastic_adapter"]

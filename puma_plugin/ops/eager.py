@@ -12,11 +12,26 @@ from torch.autograd import forward_ad
 
 # Inside, operators run their kernels (or a dispatch mode) at once, without the autograd wrapper.
 below_autograd = torch._C._AutoDispatchBelowAutograd
+_ORDINARY = (Tensor, torch.nn.Parameter)
 
 
 def is_plain() -> bool:
     """Whether this is eager code: nothing traces it and no functorch transform is active."""
     return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+
+
+def is_unobserved(*tensors: Tensor | None) -> bool:
+    """Whether these are ordinary float32 tensors on the CPU, and nothing but autograd looks at what is done with them.
+
+    Not so under ``torch.compile``, tracing, functorch, forward-mode differentiation and dispatch modes (which count, or
+    compute without data): these should see torch's own operators.
+    """
+    if not is_plain() or forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack() > 0:
+        return False
+    return not torch.jit.is_tracing() and all(
+        tensor is None or (type(tensor) in _ORDINARY and tensor.dtype is torch.float32 and tensor.device.type == "cpu")
+        for tensor in tensors
+    )
 
 
 def in_backward() -> AbstractContextManager[None]:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from puma_plugin import adapt, eject
 
 LENGTH = 2
+# Frozen branches may be computed by other operators than before.
+ROUNDING = {"atol": 1e-5, "rtol": 1e-5}
 
 
 class Case(NamedTuple):
@@ -90,7 +92,7 @@ def test_without_prompts_the_output_is_the_frozen_models(make_vit: Callable[...,
     with torch.no_grad():
         expected = vit.forward_features(images), vit(images)
         adapt(vit, adapter_dim=4, pool_size=0)
-        torch.testing.assert_close((vit.forward_features(images), vit(images)), expected, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close((vit.forward_features(images), vit(images)), expected, **ROUNDING)
     assert isinstance(vit, original)
     assert [name for name in vit.state_dict() if "adapter" not in name] == names
 
@@ -211,7 +213,7 @@ def test_at_full_depth_and_size(case: Case) -> None:
     with torch.no_grad():
         expected = vit(images)
         adapt(vit, pool_size=0)
-        torch.testing.assert_close(vit(images), expected, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(vit(images), expected, **ROUNDING)
         eject(vit)
         assert torch.equal(vit(images), expected)
         if case in FULL:

@@ -1,0 +1,303 @@
+#include "vector_mlp.h"
+
+#include <algorithm>
+
+#include "gelu.h"
+#include "row_products.h"
+#include "simd.h"
+
+namespace puma {
+namespace {
+
+constexpr int64_t kLineBytes = 64;
+constexpr int kSlopeBytes = 3;
+// Of the hidden layer, what goes through at once: it stays in the second level of the cache. Measured.
+constexpr int64_t kMiddleBytes = 1 << 20;
+
+// Products that are added up one after the other; then the sum is added to that of others, because a longer chain rounds
+// more.
+constexpr int64_t kLongestSum = 512;
+
+// Slopes from kFirstSlope up as whole numbers of 2^-23; 0 stands for NaN.
+constexpr float kSlopeUnits = 8388608.0F, kFirstSlope = -0.25F;
+
+// The next panel, fetched while this one is multiplied.
+class PanelAhead {
+ public:
+  PanelAhead(const float* panel, int64_t elements, int64_t calls)
+      : next_(reinterpret_cast<const char*>(panel)),
+        end_(reinterpret_cast<const char*>(panel + elements)),
+        lines_((elements * static_cast<int64_t>(sizeof(float)) / kLineBytes + calls - 1) / calls) {}
+
+  PUMA_INLINE void fetch() {
+    for (int64_t line = 0; line < lines_ && next_ < end_; ++line, next_ += kLineBytes) __builtin_prefetch(next_, 0, 2);
+  }
+
+ private:
+  const char *next_, *end_;
+  int64_t lines_;
+};
+
+PUMA_INLINE void fetch(const void* memory, int64_t bytes) {
+  for (int64_t byte = 0; byte < bytes; byte += kLineBytes) {
+    __builtin_prefetch(static_cast<const char*>(memory) + byte, 0, 2);
+  }
+}
+
+// Calls before(group, column) and after(tile, group, column) around the product of each group with each panel.
+template <int bytes, int I, int J, class Before, class After>
+PUMA_INLINE void multiply_groups(
+    const float* left, int64_t groups, const VectorOperand& right, const Before& before, const After& after) {
+  using Sums = Tile<float, bytes, I, J>;
+  const int64_t depth = right.depth();
+  for (int64_t column = 0; column < right.columns(); column += Sums::kColumns) {
+    const float* const panel = right.panel(column);
+    const bool last = column + Sums::kColumns >= right.columns();
+    PanelAhead ahead(panel + Sums::kColumns * depth, last ? 0 : Sums::kColumns * depth, groups * (depth / kBlock));
+    for (int64_t group = 0; group < groups; ++group) {
+      before(group, column);
+      Sums tile, sum;
+      const float* const rows = left + group * I * depth;
+      multiply(sum, rows, I * kBlock, panel, std::min(kLongestSum, depth), ahead);
+      for (int64_t done = kLongestSum; done < depth; done += kLongestSum) {
+        const int64_t some = std::min(kLongestSum, depth - done);
+        multiply(tile, rows + done * I, I * kBlock, panel + done * Sums::kColumns, some, ahead);
+        PUMA_UNROLL for (int i = 0; i < I; ++i) {
+          PUMA_UNROLL for (int j = 0; j < J; ++j) sum.sum[i][j] += tile.sum[i][j];
+        }
+      }
+      after(sum, group, column);
+    }
+  }
+}
+
+// Writes tiles as rows of a (rows, right.columns()) matrix, whose first is that of the block.
+template <int bytes, int I, int J>
+PUMA_INLINE void multiply_into(
+    float* out, int64_t rows, const float* bias, const float* left, int64_t groups, const VectorOperand& right) {
+  using Sums = Tile<float, bytes, I, J>;
+  using V = typename Sums::V;
+  const int64_t width = right.columns();
+  const auto before = [&](int64_t group, int64_t column) PUMA_LAMBDA_INLINE {
+    for (int64_t i = 0; i < std::min<int64_t>(I, rows - group * I); ++i) {
+      fetch(out + (group * I + i) * width + column, Sums::kColumns * sizeof(float));
+    }
+  };
+  const auto after = [&](const Sums& tile, int64_t group, int64_t column) PUMA_LAMBDA_INLINE {
+    PUMA_UNROLL for (int j = 0; j < J; ++j) {
+      const int64_t c = column + j * Sums::W;
+      if (c >= width) break;
+      const V shift = bias == nullptr ? V{} : load<V>(bias + c);
+      PUMA_UNROLL for (int i = 0; i < I; ++i) {
+        if (group * I + i >= rows) break;
+        store(out + (group * I + i) * width + c, tile.sum[i][j] + shift);
+      }
+    }
+  };
+  multiply_groups<bytes, I, J>(left, groups, right, before, after);
+}
+
+// Of one row of a tile, kSlopeBytes for each: the lower 16 bits of either vector, then the upper 8 of both.
+template <int bytes>
+struct SlopePair {
+  using V = typename Vector<float, bytes>::type;
+  using I = typename Vector<int32_t, bytes>::type;
+  using U16 = typename Vector<uint16_t, bytes / 2>::type;
+
+  static PUMA_INLINE I units(V slope) {
+    const V units = (slope - kFirstSlope) * kSlopeUnits, not_below = units > 0 ? units : V{};
+    return __builtin_convertvector(not_below < 2 * kSlopeUnits ? not_below : V{}, I);
+  }
+
+  static PUMA_INLINE V slope(I units) {
+    const V slope = __builtin_convertvector(units, V) * (1 / kSlopeUnits) + kFirstSlope;
+    return units == 0 ? V{} + __builtin_nanf("") : slope;
+  }
+
+  static PUMA_INLINE void save(uint8_t* out, V first, V second) {
+    const I a = units(first), b = units(second);
+    U16* const words = reinterpret_cast<U16*>(out);
+    words[0] = __builtin_convertvector(a, U16);
+    words[1] = __builtin_convertvector(b, U16);
+    words[2] = __builtin_convertvector(a >> 16 | b >> 16 << 8, U16);
+  }
+
+  static PUMA_INLINE void read(const uint8_t* in, V& first, V& second) {
+    const U16* const words = reinterpret_cast<const U16*>(in);
+    const I high = __builtin_convertvector(words[2], I);
+    first = slope(__builtin_convertvector(words[0], I) | (high & 255) << 16);
+    second = slope(__builtin_convertvector(words[1], I) | high >> 8 << 16);
+  }
+};
+
+template <int bytes, int I, int J>
+PUMA_INLINE void forward_block(
+    const VectorMlp& mlp, const float* input, const float* first_bias, const float* second_bias, float* output,
+    uint8_t* slopes, int64_t rows, int64_t groups) {
+  static_assert(J == 2, "slopes come in pairs");
+  using Sums = Tile<float, bytes, I, J>;
+  using V = typename Sums::V;
+  const int64_t in = mlp.first.depth(), hidden = mlp.second.depth();
+  constexpr int64_t tile_bytes = I * Sums::kColumns * kSlopeBytes;
+  const int64_t group_bytes = slope_bytes(I, hidden);
+  for (int64_t row = 0; row < groups * I; ++row) {
+    pack_row<bytes, I>(mlp.left.get() + row / I * I * in, row % I, row < rows ? input + row * in : nullptr, in);
+  }
+  const auto tile_slopes = [&](int64_t group, int64_t column) {
+    return slopes + group * group_bytes + column / Sums::kColumns * tile_bytes;
+  };
+  const auto before = [&](int64_t group, int64_t column) PUMA_LAMBDA_INLINE {
+    if (slopes != nullptr) fetch(tile_slopes(group, column), tile_bytes);
+  };
+  const auto after = [&](const Sums& tile, int64_t group, int64_t column) PUMA_LAMBDA_INLINE {
+    float* const middle = mlp.middle.get() + group * I * hidden;
+    const int64_t c = column, d = column + Sums::W;
+    const bool both = d < hidden;
+    const V shift_c = first_bias == nullptr ? V{} : load<V>(first_bias + c);
+    const V shift_d = first_bias == nullptr || !both ? V{} : load<V>(first_bias + d);
+    float* const out_c = middle + c / kBlock * I * kBlock + c % kBlock;
+    float* const out_d = middle + d / kBlock * I * kBlock + d % kBlock;
+    uint8_t* const to = slopes == nullptr ? nullptr : tile_slopes(group, column);
+    for (int i = 0; i < I; ++i) {
+      V value, slope_c, slope_d;
+      gelu<V>(tile.sum[i][0] + shift_c, value, slope_c);
+      store(out_c + i * kBlock, value);
+      gelu<V>(tile.sum[i][1] + shift_d, value, slope_d);
+      if (both) store(out_d + i * kBlock, value);
+      if (to != nullptr) SlopePair<bytes>::save(to + i * Sums::kColumns * kSlopeBytes, slope_c, slope_d);
+    }
+  };
+  multiply_groups<bytes, I, J>(mlp.left.get(), groups, mlp.first, before, after);
+  multiply_into<bytes, I, J>(output, rows, second_bias, mlp.middle.get(), groups, mlp.second);
+}
+
+template <int bytes, int I, int J>
+PUMA_INLINE void backward_block(
+    const VectorMlp& mlp, const float* grad_output, const uint8_t* slopes, float* grad_input, int64_t rows,
+    int64_t groups) {
+  using Sums = Tile<float, bytes, I, J>;
+  using V = typename Sums::V;
+  const int64_t out = mlp.first.depth(), hidden = mlp.second.depth();
+  constexpr int64_t tile_bytes = I * Sums::kColumns * kSlopeBytes;
+  const int64_t group_bytes = slope_bytes(I, hidden);
+  for (int64_t row = 0; row < groups * I; ++row) {
+    const float* const here = row < rows ? grad_output + row * out : nullptr;
+    pack_row<bytes, I>(mlp.left.get() + row / I * I * out, row % I, here, out);
+  }
+  const auto tile_slopes = [&](int64_t group, int64_t column) {
+    return slopes + group * group_bytes + column / Sums::kColumns * tile_bytes;
+  };
+  const auto before = [&](int64_t group, int64_t column) PUMA_LAMBDA_INLINE {
+    fetch(tile_slopes(group, column), tile_bytes);
+  };
+  const auto after = [&](const Sums& tile, int64_t group, int64_t column) PUMA_LAMBDA_INLINE {
+    float* const middle = mlp.middle.get() + group * I * hidden;
+    const int64_t c = column, d = column + Sums::W;
+    float* const out_c = middle + c / kBlock * I * kBlock + c % kBlock;
+    float* const out_d = middle + d / kBlock * I * kBlock + d % kBlock;
+    const uint8_t* const from = tile_slopes(group, column);
+    PUMA_UNROLL for (int i = 0; i < I; ++i) {
+      V slope_c, slope_d;
+      SlopePair<bytes>::read(from + i * Sums::kColumns * kSlopeBytes, slope_c, slope_d);
+      store(out_c + i * kBlock, tile.sum[i][0] * slope_c);
+      if (d < hidden) store(out_d + i * kBlock, tile.sum[i][1] * slope_d);
+    }
+  };
+  multiply_groups<bytes, I, J>(mlp.left.get(), groups, mlp.first, before, after);
+  multiply_into<bytes, I, J>(grad_input, rows, nullptr, mlp.middle.get(), groups, mlp.second);
+}
+
+// The blocks for one instruction set.
+struct Kernels {
+  void (*forward)(
+      const VectorMlp& mlp, const float* input, const float* first_bias, const float* second_bias, float* output,
+      uint8_t* slopes, int64_t rows, int64_t groups);
+  void (*backward)(
+      const VectorMlp& mlp, const float* grad_output, const uint8_t* slopes, float* grad_input, int64_t rows,
+      int64_t groups);
+};
+
+#define PUMA_KERNELS(NAME, BYTES, ...)                                                                            \
+  __VA_ARGS__ void forward_##NAME(                                                                                \
+      const VectorMlp& mlp, const float* input, const float* first_bias, const float* second_bias, float* output, \
+      uint8_t* slopes, int64_t rows, int64_t groups) {                                                            \
+    forward_block<BYTES, kTileRows<BYTES>, kTileVectors>(                                                         \
+        mlp, input, first_bias, second_bias, output, slopes, rows, groups);                                       \
+  }                                                                                                               \
+  __VA_ARGS__ void backward_##NAME(                                                                               \
+      const VectorMlp& mlp, const float* grad_output, const uint8_t* slopes, float* grad_input, int64_t rows,     \
+      int64_t groups) {                                                                                           \
+    backward_block<BYTES, kTileRows<BYTES>, kTileVectors>(mlp, grad_output, slopes, grad_input, rows, groups);    \
+  }                                                                                                               \
+  constexpr Kernels NAME{forward_##NAME, backward_##NAME};
+
+#if defined(__x86_64__)
+PUMA_KERNELS(avx2, 32, PUMA_AVX2)
+PUMA_KERNELS(avx512, 64, PUMA_AVX512)
+#endif
+
+// Only where vectors_serve_mlp.
+Kernels kernels() {
+#if defined(__x86_64__)
+  return choose(Kernels{}, avx2, avx512);
+#else
+  return {};
+#endif
+}
+
+// Calls body(first group, groups) for blocks of at most `most` groups, as even as can be.
+template <class F>
+void for_each_block(int64_t first, int64_t end, int64_t most, const F& body) {
+  const int64_t blocks = (end - first + most - 1) / most;
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t here = first + (end - first) * block / blocks, next = first + (end - first) * (block + 1) / blocks;
+    body(here, next - here);
+  }
+}
+
+int64_t most_groups(int64_t hidden) {
+  constexpr int64_t kFewest = 4, kMost = 16;
+  return std::clamp(
+      kMiddleBytes / (tile_rows() * hidden * static_cast<int64_t>(sizeof(float))), kFewest, kMost);
+}
+
+}  // namespace
+
+bool vectors_serve_mlp(int64_t in, int64_t hidden, int64_t out) {
+  return tile_rows() > 0 && in % kBlock == 0 && hidden % kBlock == 0 && out % kBlock == 0 && in * hidden * out > 0;
+}
+
+int64_t slope_bytes(int64_t rows, int64_t hidden) {
+  const int64_t columns = (hidden + tile_columns() - 1) / tile_columns() * tile_columns();
+  return VectorMlp::groups(rows) * tile_rows() * columns * kSlopeBytes;
+}
+
+int64_t VectorMlp::groups(int64_t rows) { return (rows + tile_rows() - 1) / tile_rows(); }
+
+VectorMlp::VectorMlp(const VectorOperand& first, const VectorOperand& second, int64_t rows)
+    : first(first), second(second), rows(rows), most(most_groups(second.depth())),
+      left(lines<float>(most * tile_rows() * first.depth())), middle(lines<float>(most * tile_rows() * second.depth())) {}
+
+void VectorMlp::forward(
+    const float* input, const float* first_bias, const float* second_bias, float* output, uint8_t* slopes,
+    int64_t first_group, int64_t end_group) {
+  for_each_block(first_group, end_group, most, [&](int64_t group, int64_t groups) {
+    const int64_t row = group * tile_rows();
+    uint8_t* const here = slopes == nullptr ? nullptr : slopes + slope_bytes(row, second.depth());
+    kernels().forward(
+        *this, input + row * first.depth(), first_bias, second_bias, output + row * second.columns(), here,
+        std::min(groups * tile_rows(), rows - row), groups);
+  });
+}
+
+void VectorMlp::backward(
+    const float* grad_output, const uint8_t* slopes, float* grad_input, int64_t first_group, int64_t end_group) {
+  for_each_block(first_group, end_group, most, [&](int64_t group, int64_t groups) {
+    const int64_t row = group * tile_rows();
+    kernels().backward(
+        *this, grad_output + row * first.depth(), slopes + slope_bytes(row, second.depth()),
+        grad_input + row * second.columns(), std::min(groups * tile_rows(), rows - row), groups);
+  });
+}
+
+}  // namespace puma

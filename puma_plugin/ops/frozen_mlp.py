@@ -1,0 +1,99 @@
+"""A GELU MLP whose weights take no gradient, compiled for float32 on CPUs with vector units."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from puma_plugin.ops import loader
+from puma_plugin.ops.eager import below_autograd, is_unobserved
+
+# Below that, laying out the weights takes longer than the products gain.
+FEWEST_ROWS = 256
+
+# Looked up once. They are called only where the library is loaded.
+_operator: Any = loader.CPU_LIBRARY.loaded and torch.ops.puma.frozen_mlp.default
+_backward_operator: Any = loader.CPU_LIBRARY.loaded and torch.ops.puma.frozen_mlp_backward.default
+
+
+def frozen_mlp(input: Tensor, fc1: Tensor, bias1: Tensor | None, fc2: Tensor, bias2: Tensor | None) -> Tensor:
+    """``GELU(input @ fc1.T + bias1) @ fc2.T + bias2``, the MLP of a transformer block, with the exact (erf) GELU.
+
+    In float32 on a CPU with AVX2 or AVX-512, from 256 rows on, blocks of rows go through both products at once. For the
+    backward it keeps GELU's slopes in 24 bits of fixed point (as exact as float32 is around 1) instead of the hidden
+    layer, and nothing else that large is ever in memory. Everything else is computed by torch's own operators.
+
+    Args:
+        input: (..., in).
+        fc1: (hidden, in), as ``torch.nn.Linear`` keeps it; like the following without gradient.
+        bias1: (hidden,) or None.
+        fc2: (out, hidden).
+        bias2: (out,) or None.
+
+    Returns:
+        (..., out), differentiable with respect to input; where it was computed by the kernel, once.
+
+    Raises:
+        TypeError: a weight or bias requires a gradient.
+        ValueError: shapes that do not fit.
+    """
+    _validate(input, fc1, bias1, fc2, bias2)
+    if not _has_kernel(input, fc1, bias1, fc2, bias2):
+        return F.linear(F.gelu(F.linear(input, fc1, bias1)), fc2, bias2)
+    rows = input.reshape(-1, input.shape[-1])
+    if torch.is_grad_enabled() and input.requires_grad:
+        output: Tensor = _FrozenMlp.apply(rows, fc1, bias1, fc2, bias2)
+    else:
+        with below_autograd():
+            output = _operator(rows, fc1, bias1, fc2, bias2, False)[0]
+    return output.view(*input.shape[:-1], output.shape[-1])
+
+
+def _validate(input: Tensor, fc1: Tensor, bias1: Tensor | None, fc2: Tensor, bias2: Tensor | None) -> None:
+    if fc1.dim() != 2 or input.dim() < 1 or input.shape[-1] != fc1.shape[1]:
+        raise ValueError(
+            f"fc1 must have shape (hidden, in) with input's last dimension as in, got fc1 {tuple(fc1.shape)} and input "
+            f"{tuple(input.shape)}"
+        )
+    if fc2.dim() != 2 or fc2.shape[1] != fc1.shape[0]:
+        raise ValueError(f"fc2 must have shape (out, hidden) with hidden = {fc1.shape[0]}, got {tuple(fc2.shape)}")
+    for name, bias, weight in (("bias1", bias1, fc1), ("bias2", bias2, fc2)):
+        if bias is not None and bias.shape != weight.shape[:1]:
+            raise ValueError(f"{name} must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
+    for name, parameter in (("fc1", fc1), ("bias1", bias1), ("fc2", fc2), ("bias2", bias2)):
+        if parameter is not None and parameter.requires_grad:
+            raise TypeError(f"{name} takes no gradient here, got requires_grad=True; use torch.nn.functional.linear")
+
+
+def _has_kernel(input: Tensor, fc1: Tensor, bias1: Tensor | None, fc2: Tensor, bias2: Tensor | None) -> bool:
+    if loader.CPU_MODULE is None or torch.is_autocast_enabled("cpu"):
+        return False
+    if not is_unobserved(input, fc1, bias1, fc2, bias2):
+        return False
+    return input.numel() >= FEWEST_ROWS * input.shape[-1] and loader.CPU_MODULE.vectors_serve_mlp(
+        fc1.shape[1], fc1.shape[0], fc2.shape[0]
+    )
+
+
+class _FrozenMlp(torch.autograd.Function):
+    """The kernels' autograd."""
+
+    @staticmethod
+    def forward(  # type: ignore[no-untyped-def]
+        ctx, rows: Tensor, fc1: Tensor, bias1: Tensor | None, fc2: Tensor, bias2: Tensor | None
+    ) -> Tensor:
+        with below_autograd():
+            output, slopes = _operator(rows, fc1, bias1, fc2, bias2, True)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(slopes, fc1, fc2)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor | None):  # type: ignore[no-untyped-def]
+        if grad is None:
+            return (None,) * 5
+        with below_autograd():
+            return _backward_operator(grad, *ctx.saved_tensors), None, None, None, None

@@ -1,0 +1,140 @@
+"""When a frozen MLP goes through the compiled operator: the same numbers, and never past what somebody added."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import timm
+import torch
+from timm.layers import Mlp
+from torch import Tensor, nn
+
+from puma_plugin import adapt, eject
+from puma_plugin.models.frozen_branches import run_mlp
+from puma_plugin.ops import loader
+
+pytestmark = pytest.mark.skipif(
+    loader.CPU_MODULE is None or not loader.CPU_MODULE.vectors_serve_mlp(16, 16, 16), reason="no kernel here"
+)
+
+
+def frozen(mlp: nn.Module) -> nn.Module:
+    return mlp.requires_grad_(False).eval()
+
+
+def tokens(width: int = 32) -> Tensor:
+    return torch.randn(4, 100, width, generator=torch.Generator().manual_seed(0))
+
+
+def ran(function: Callable[[], object]) -> set[str]:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        function()
+    return {event.key for event in profile.key_averages()}
+
+
+def test_the_kernel_runs_for_a_plain_frozen_mlp() -> None:
+    mlp = frozen(Mlp(32, 64))
+    assert "puma::frozen_mlp" in ran(lambda: run_mlp(mlp, tokens()))
+    torch.testing.assert_close(run_mlp(mlp, tokens()), mlp(tokens()))
+    mlp = frozen(Mlp(32, 64, bias=False, drop=0.5))  # dropout that does nothing in evaluation
+    assert "puma::frozen_mlp" in ran(lambda: run_mlp(mlp, tokens()))
+    torch.testing.assert_close(run_mlp(mlp, tokens()), mlp(tokens()))
+
+
+class OwnMlp(Mlp):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
+def trainable() -> nn.Module:
+    return Mlp(32, 64)
+
+
+def with_trainable_bias() -> nn.Module:
+    mlp = frozen(Mlp(32, 64))
+    mlp.fc2.bias.requires_grad_()
+    return mlp
+
+
+def with_other_gelu() -> nn.Module:
+    return frozen(Mlp(32, 64, act_layer=lambda: nn.GELU("tanh")))
+
+
+def with_other_activation() -> nn.Module:
+    return frozen(Mlp(32, 64, act_layer=nn.ReLU))
+
+
+def with_norm() -> nn.Module:
+    return frozen(Mlp(32, 64, norm_layer=nn.LayerNorm))
+
+
+def with_dropout() -> nn.Module:
+    return frozen(Mlp(32, 64, drop=0.5)).train()
+
+
+def with_hook() -> nn.Module:
+    mlp = frozen(Mlp(32, 64))
+    mlp.fc1.register_forward_hook(lambda module, args, output: output * 2)
+    return mlp
+
+
+def with_own_forward() -> nn.Module:
+    mlp = frozen(Mlp(32, 64))
+    plain = mlp.fc2.forward
+    mlp.fc2.forward = lambda x: plain(x) + 1
+    return mlp
+
+
+def with_another_layer() -> nn.Module:
+    mlp = frozen(Mlp(32, 64))
+    mlp.fc1 = nn.Sequential(mlp.fc1, nn.Tanh())
+    return mlp
+
+
+def of_another_class() -> nn.Module:
+    return frozen(OwnMlp(32, 64))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        trainable,
+        with_trainable_bias,
+        with_other_gelu,
+        with_other_activation,
+        with_norm,
+        with_dropout,
+        with_hook,
+        with_own_forward,
+        with_another_layer,
+        of_another_class,
+    ],
+)
+def test_anything_else_is_called_as_it_is(make: Callable[[], nn.Module]) -> None:
+    mlp = make()
+    assert "puma::frozen_mlp" not in ran(lambda: run_mlp(mlp, tokens()))
+    torch.manual_seed(1)
+    expected = mlp(tokens())
+    torch.manual_seed(1)
+    assert torch.equal(run_mlp(mlp, tokens()), expected)
+
+
+def test_an_adapted_model_learns_as_with_torchs_operators() -> None:
+    """One step of the same model with a hook on every MLP, which keeps the kernels out."""
+    torch.manual_seed(0)
+    vit = adapt(timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=96, depth=2), drop=0.0)
+    for adapter in vit.adapters():
+        nn.init.normal_(adapter.up, std=0.02)
+    plain = copy.deepcopy(vit)
+    for block in plain.blocks:
+        block.mlp.register_forward_hook(lambda module, args, output: None)
+    images, direction = torch.randn(8, 3, 96, 96), torch.randn(8, vit.num_features)
+    found, expected = (
+        torch.autograd.grad((model(images) * direction).sum(), model.trainable_parameters()) for model in (vit, plain)
+    )
+    assert "puma::frozen_mlp" in ran(lambda: vit(images))
+    assert "puma::frozen_mlp" not in ran(lambda: plain(images))
+    for mine, other in zip(found, expected, strict=True):
+        assert (mine - other).abs().max() <= 1e-5 * other.abs().max()
+    weights = {name: tensor.clone() for name, tensor in vit.state_dict().items() if "adapter" not in name}
+    assert eject(vit).state_dict().keys() <= weights.keys()

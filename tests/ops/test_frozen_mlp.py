@@ -1,0 +1,219 @@
+"""The frozen MLP's kernels against the formula in float64, and where torch's own operators run instead."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from puma_plugin.ops import frozen_mlp, loader
+from puma_plugin.ops.frozen_mlp import FEWEST_ROWS
+
+Parameters = tuple[Tensor, Tensor | None, Tensor, Tensor | None]
+# Rows that are no multiple of a tile's, widths that end within a panel, another output than input.
+SHAPES = [(256, 16, 16, 16), (257, 48, 112, 80), (300, 384, 1536, 384), (269, 64, 1040, 32)]
+
+needs_kernel = pytest.mark.skipif(
+    loader.CPU_MODULE is None or not loader.CPU_MODULE.vectors_serve_mlp(16, 16, 16), reason="no kernel here"
+)
+
+
+def draw(inputs: int, hidden: int, outputs: int, bias: bool = True) -> Parameters:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    fc1, fc2 = normal(hidden, inputs) / inputs**0.5, normal(outputs, hidden) / hidden**0.5
+    return fc1, normal(hidden) if bias else None, fc2, normal(outputs) if bias else None
+
+
+def by_hand(input: Tensor, fc1: Tensor, bias1: Tensor | None, fc2: Tensor, bias2: Tensor | None) -> Tensor:
+    before = input @ fc1.T + (0 if bias1 is None else bias1)
+    after = before * (1 + torch.erf(before / 2**0.5)) / 2
+    return after @ fc2.T + (0 if bias2 is None else bias2)
+
+
+def with_gradient(function: Callable[..., Tensor], input: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor]:
+    leaf = input.detach().clone().requires_grad_()
+    output = function(leaf, *parameters)
+    weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape)
+    return output.detach(), torch.autograd.grad((output * weights).sum(), leaf)[0]
+
+
+def in_double(parameters: Parameters) -> Parameters:
+    fc1, bias1, fc2, bias2 = parameters
+    return (
+        fc1.double(),
+        None if bias1 is None else bias1.double(),
+        fc2.double(),
+        None if bias2 is None else bias2.double(),
+    )
+
+
+def runs_kernel(function: Callable[[], Tensor]) -> bool:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        function()
+    return any(event.key == "puma::frozen_mlp" for event in profile.key_averages())
+
+
+@needs_kernel
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_equals_the_formula(shape: tuple[int, int, int, int], bias: bool) -> None:
+    rows, *widths = shape
+    input, parameters = torch.randn(rows, widths[0]) * 3, draw(*widths, bias)
+    assert runs_kernel(lambda: frozen_mlp(input, *parameters))
+    found = with_gradient(frozen_mlp, input, parameters)
+    expected = with_gradient(by_hand, input.double(), in_double(parameters))
+    for mine, exact in zip(found, expected, strict=True):
+        assert (mine - exact).abs().max() <= 2e-6 * exact.abs().max()
+    with torch.no_grad():
+        assert torch.equal(frozen_mlp(input, *parameters), found[0])
+
+
+@needs_kernel
+def test_the_slope_is_exact_wherever_gelu_has_one() -> None:
+    """Width 16, weights that only hand through: the gradient is GELU's slope itself."""
+    steps = torch.linspace(-12, 12, 16 * FEWEST_ROWS)
+    one = torch.eye(16)
+    _, slope = with_gradient(frozen_mlp, steps.view(-1, 16), (one, None, one, None))
+    weights = torch.linspace(-1, 1, steps.numel()).view(-1, 16)
+    x = steps.double().view(-1, 16)
+    exact = (1 + torch.erf(x / 2**0.5)) / 2 + x * torch.exp(-(x**2) / 2) / (2 * torch.pi) ** 0.5
+    assert (slope - weights * exact).abs().max() < 4e-7  # two units of the last of 24 bits, and the sum's rounding
+    value = frozen_mlp(steps.view(-1, 16), one, None, one, None)
+    assert (value - torch.nn.functional.gelu(x)).abs().max() < 2e-6
+
+
+@needs_kernel
+def test_any_leading_shape_and_views() -> None:
+    parameters = draw(32, 64, 32)
+    input = torch.randn(32, 3, 100).transpose(0, 2)  # (100, 3, 32), not contiguous
+    found = with_gradient(frozen_mlp, input, parameters)
+    expected = with_gradient(frozen_mlp, input.reshape(-1, 32), parameters)
+    assert found[0].shape == input.shape
+    assert torch.equal(found[0].view(-1, 32), expected[0])
+    assert torch.equal(found[1].reshape(-1, 32), expected[1])
+    turned = (parameters[0].T.contiguous().T, parameters[1], parameters[2].T.contiguous().T, parameters[3])
+    assert torch.equal(frozen_mlp(input, *turned), found[0])
+    spread = torch.zeros(64, 2)
+    spread[:, 0] = parameters[1]
+    assert torch.equal(frozen_mlp(input, parameters[0], spread[:, 0], *parameters[2:]), found[0])
+
+
+@needs_kernel
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_values_that_are_not_finite_stay_in_their_row(value: float) -> None:
+    parameters = draw(16, 32, 16)
+    input = torch.randn(FEWEST_ROWS, 16)
+    clean = with_gradient(frozen_mlp, input, parameters)
+    input[7, 3] = value
+    found = with_gradient(frozen_mlp, input, parameters)
+    others = torch.arange(FEWEST_ROWS) != 7
+    assert all(torch.equal(mine[others], before[others]) for mine, before in zip(found, clean, strict=True))
+    assert not found[0][7].isfinite().any()
+    if value != value:
+        assert found[1][7].isnan().all()
+
+
+@needs_kernel
+def test_keeps_three_bytes_for_each_hidden_element() -> None:
+    parameters = draw(64, 1024, 64)
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: sizes.append(tensor.nbytes) or tensor, lambda t: t):
+        frozen_mlp(torch.randn(1400, 64, requires_grad=True), *parameters)
+    own = [size for size in sizes if size not in (parameters[0].nbytes, parameters[2].nbytes)]
+    assert len(own) == 1
+    assert 3 * 1400 * 1024 <= own[0] <= 3 * 1414 * 1024
+
+
+@needs_kernel
+def test_the_same_whatever_the_number_of_threads() -> None:
+    parameters, input = draw(48, 96, 48), torch.randn(1000, 48)
+    found, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(with_gradient(frozen_mlp, input, parameters))
+        torch.set_num_threads(1)  # slopes made by several threads, read by one
+        leaf = input.clone().requires_grad_()
+        torch.set_num_threads(3)
+        output = frozen_mlp(leaf, *parameters)
+        torch.set_num_threads(1)
+        weights = torch.linspace(-1, 1, output.numel()).view(output.shape)
+        found.append((output.detach(), torch.autograd.grad((output * weights).sum(), leaf)[0]))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert torch.equal(other[0], found[0][0])
+        assert torch.equal(other[1], found[0][1])
+
+
+@needs_kernel
+def test_can_be_differentiated_once() -> None:
+    leaf = torch.randn(FEWEST_ROWS, 16, requires_grad=True)
+    (grad,) = torch.autograd.grad(frozen_mlp(leaf, *draw(16, 16, 16)).square().sum(), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+@needs_kernel
+def test_the_avx2_kernels_in_a_process_of_their_own() -> None:
+    tests = ["test_equals_the_formula", "test_the_slope_is_exact_wherever_gelu_has_one"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(f"{__file__}::{t}" for t in tests)]
+    environment = {**os.environ, "PUMA_CPU_CAPABILITY": "avx2"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "9 passed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("rows", "widths", "dtype"),
+    [
+        (FEWEST_ROWS - 1, (16, 16, 16), torch.float32),
+        (FEWEST_ROWS, (24, 16, 16), torch.float32),
+        (FEWEST_ROWS, (16, 16, 16), torch.float64),
+        (FEWEST_ROWS, (16, 16, 16), torch.bfloat16),
+        (0, (16, 16, 16), torch.float32),
+    ],
+)
+def test_elsewhere_torch_computes(rows: int, widths: tuple[int, int, int], dtype: torch.dtype) -> None:
+    fc1, bias1, fc2, bias2 = (tensor.to(dtype) for tensor in draw(*widths) if tensor is not None)
+    input = torch.randn(rows, widths[0], dtype=dtype)
+    assert not runs_kernel(lambda: frozen_mlp(input, fc1, bias1, fc2, bias2))
+    linear = torch.nn.functional.linear
+    expected = linear(torch.nn.functional.gelu(linear(input, fc1, bias1)), fc2, bias2)
+    assert torch.equal(frozen_mlp(input, fc1, bias1, fc2, bias2), expected)
+
+
+def test_what_looks_in_sees_torchs_operators() -> None:
+    parameters, input = draw(16, 32, 16), torch.randn(FEWEST_ROWS, 16)
+    with FlopCounterMode(display=False) as counter:
+        frozen_mlp(input, *parameters)
+    assert counter.get_total_flops() == 2 * FEWEST_ROWS * (16 * 32 + 32 * 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert frozen_mlp(input, *parameters).dtype is torch.bfloat16
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(input, torch.ones_like(input))
+        assert torch.autograd.forward_ad.unpack_dual(frozen_mlp(dual, *parameters)).tangent is not None
+    by_sample = torch.vmap(lambda x: frozen_mlp(x, *parameters))(input.view(4, -1, 16))
+    torch.testing.assert_close(by_sample.view(-1, 16), frozen_mlp(input, *parameters))
+    assert frozen_mlp(input.to("meta"), *(p.to("meta") for p in parameters if p is not None)).device.type == "meta"
+
+
+def test_errors_name_the_argument() -> None:
+    fc1, bias1, fc2, bias2 = draw(16, 32, 16)
+    input = torch.randn(4, 16)
+    with pytest.raises(ValueError, match=r"fc1 must have shape .* got fc1 \(32, 16\) and input \(4, 8\)"):
+        frozen_mlp(input[:, :8], fc1, bias1, fc2, bias2)
+    with pytest.raises(ValueError, match=r"fc2 must have shape \(out, hidden\) with hidden = 32, got \(32, 16\)"):
+        frozen_mlp(input, fc1, bias1, fc1, bias2)
+    with pytest.raises(ValueError, match=r"bias2 must have shape \(16,\), got \(32,\)"):
+        frozen_mlp(input, fc1, bias1, fc2, bias1)
+    with pytest.raises(TypeError, match="bias1 takes no gradient here"):
+        frozen_mlp(input, fc1, bias1.clone().requires_grad_(), fc2, bias2)
