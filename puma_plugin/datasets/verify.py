@@ -64,18 +64,27 @@ def verify_own(
     open_images: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
+    min_images: int = 2,
+    root: str | os.PathLike[str] | None = None,
 ) -> VerifyReport:
     """Look over distributions of one's own.
 
     Args:
         source: a folder with one subfolder per distribution (as :class:`ImageFolder` reads it), or a manifest.
         open_images, workers, progress: see :func:`verify_datasets`.
+        min_images: images that each class must have, as in the settings of the training to come.
+        root: of a manifest, the folder that its paths are relative to; None: the manifest's.
 
     Raises:
         DatasetError: ``source`` does not exist or holds no distribution.
+        ValueError: ``min_images`` below 1, or a ``root`` without a manifest.
     """
+    if min_images < 1:
+        raise ValueError(f"min_images must be at least 1, got {min_images}")
     path = os.path.abspath(os.path.expanduser(os.fspath(source)))
-    readers = _own_readers(path)
+    if root is not None and os.path.isdir(path):
+        raise ValueError(f"root is for a manifest's paths, but {path} is a folder; leave root out")
+    readers = _own_readers(path, root)
     if not readers:
         raise DatasetError(f"{path} holds no distribution; give a folder of them, one subfolder each, or a manifest")
     if os.path.isdir(path) and not any(subfolders(os.path.join(path, name)) for name in readers):
@@ -83,13 +92,15 @@ def verify_own(
             f"{path} holds no folder with class folders in it, so it looks like a single distribution, whose folders "
             f"are its classes; give the folder above, {os.path.dirname(path)}"
         )
-    reports = [_verify_own(path, name, read, open_images, workers, progress) for name, read in readers.items()]
+    reports = [
+        _verify_own(path, name, read, min_images, open_images, workers, progress) for name, read in readers.items()
+    ]
     return VerifyReport(path, reports)
 
 
-def _own_readers(path: str) -> dict[str, Callable[[Split], Listing]]:
+def _own_readers(path: str, root: str | os.PathLike[str] | None) -> dict[str, Callable[[Split], Listing]]:
     if os.path.isfile(path):
-        table = read_manifest(path)
+        table = read_manifest(path, root)
         return {name: partial(_read_manifest_part, table, name) for name in table.distribution_names}
     if not os.path.isdir(path):
         raise DatasetError(f"{path} does not exist; give a folder with one subfolder per distribution, or a manifest")
@@ -108,6 +119,7 @@ def _verify_own(
     path: str,
     name: str,
     read: Callable[[Split], Listing],
+    min_images: int,
     open_images: bool,
     workers: int | None,
     progress: Progress | None,
@@ -126,10 +138,14 @@ def _verify_own(
         report.splits[split] = SplitCount(len(listing.class_names), len(listing), None, None)
         if len(listing.class_names) == 1:
             report.problems.append(f"{split}: one class only, {listing.class_names[0]!r}; add classes, two are needed")
-        lone = listing.short_classes(2)
-        if len(lone):
-            advice = "add images, remove such classes, or train with --data.min_images 1"
-            report.problems.append(f"{_lone(split, listing, lone)}; {advice}")
+        short = listing.short_classes(min_images)
+        if len(short):
+            first, fewest = listing.class_names[short[0]], int(listing.counts()[short].min())
+            report.problems.append(
+                f"{split}: {len(short):,} {'classes have' if len(short) > 1 else 'class has'} fewer than {min_images} "
+                f"images, the first is {first!r}; add images, remove such classes, or train with --data.min_images "
+                f"{fewest}"
+            )
     report.problems += [f"{', '.join(which)}: {fault}" for fault, which in faults.items()]
     if len(listings) == 2:
         shared = shared_classes(listings["train"].class_names, listings["test"].class_names)

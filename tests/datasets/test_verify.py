@@ -319,7 +319,7 @@ def test_own_folders(own, trees, capsys):
     out = capsys.readouterr().out
     assert "ready: split; would fail: few, good, lone, nothing" in out
     advice = "add images, remove such classes, or train with --data.min_images 1"
-    assert f"problem: test: class 'c' has one image; {advice}\n" in out
+    assert f"problem: test: 1 class has fewer than 2 images, the first is 'c'; {advice}\n" in out
     assert "problem: train: one class only, 'a'; add classes, two are needed" in out
     # Said once for both splits, with the distribution's own folder above.
     assert f"problem: train, test: {own}/nothing holds no subfolders; put each class into a subfolder" in out
@@ -336,6 +336,28 @@ def test_own_distributions_looked_for_as_the_benchmark(own, capsys):
     assert f"of your own are looked over with: puma datasets verify --own {own}" in capsys.readouterr().out
     assert main(["verify", str(own), "--own"]) == 0
     assert "of your own" not in capsys.readouterr().out
+
+
+def test_own_by_the_settings_of_the_training(own, capsys):
+    (own / "split" / "test" / "d" / "2.jpg").unlink()
+    assert main(["verify", str(own), "--own", "--min-images", "3"]) == 1
+    text = "problem: test: 1 class has fewer than 3 images, the first is 'd'; add images, remove such classes, or train"
+    assert f"{text} with --data.min_images 2\n" in capsys.readouterr().out
+    (own / "split" / "test" / "d" / "1.jpg").unlink()
+    assert main(["verify", str(own), "--own", "--min-images", "1"]) == 0
+
+    (own / "lists").mkdir()
+    lines = ["path,label", *(f"good/{c}/{i}.jpg,{c}" for c in "abcd" for i in range(3))]
+    (own / "lists" / "m.csv").write_text("\n".join(lines))
+    assert main(["verify", str(own / "lists" / "m.csv"), "--own"]) == 1
+    assert main(["verify", str(own / "lists" / "m.csv"), "--own", "--image-root", str(own)]) == 0
+    for arguments, match in [
+        ([str(own), "--min-images", "1"], "go with --own"),
+        ([str(own), "--own", "--min-images", "0"], "min_images must be at least 1, got 0"),
+        ([str(own), "--own", "--image-root", str(own)], "root is for a manifest's paths"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            main(["verify", *arguments])
 
 
 def test_own_manifest(own, capsys):
