@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks.peers import adapter, prompts
 from puma_plugin.models import StochasticAdapter
+from puma_plugin.models.frozen_branches import run_attention, run_mlp
 from puma_plugin.ops import reference
 
 
@@ -22,12 +23,38 @@ def use_authors_form(model: Any) -> Any:
     return model
 
 
+def use_torch_branches(model: Any) -> Any:
+    """Ours, but the frozen attention and MLP computed by torch's operators, as they are where anybody looks in."""
+    for block in model.blocks:
+        for branch in (block.attn, block.mlp):
+            branch.register_forward_hook(_look)
+    return model
+
+
+def leave_adapters_out(model: Any) -> Any:
+    """Our frozen branches and prompts, no adapters."""
+    for block in model.blocks:
+        block.forward = partial(_bare_block, block)
+        for module in (block.adapter1, block.adapter2):
+            module.requires_grad_(False)
+    return model
+
+
 def use_fixed_form(model: Any) -> Any:
     """The norm shared, gate and scale in one ``addcmul``, two products in the matching: plain PyTorch at its best."""
     for block in model.blocks:
         block.forward = partial(_fixed_block, block)
     model.prompt_pool.forward = partial(_fixed_pool, model.prompt_pool)
     return model
+
+
+def _look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    pass
+
+
+def _bare_block(block: Any, x: Tensor) -> Tensor:
+    x = x + block.scale_attention(run_attention(block.attn, block.norm1(x)))
+    return x + block.scale_mlp(run_mlp(block.mlp, block.norm2(x)))
 
 
 def _gate(module: StochasticAdapter, x: Tensor) -> Tensor | None:

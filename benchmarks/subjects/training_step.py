@@ -12,16 +12,30 @@ from torch.nn import functional as F
 
 from benchmarks.agreement import DisagreementError, relative_errors, require_agreement
 from benchmarks.ceilings import Ceilings
-from benchmarks.peers.vit import trainable, use_authors_form, use_fixed_form
+from benchmarks.peers.vit import (
+    leave_adapters_out,
+    trainable,
+    use_authors_form,
+    use_fixed_form,
+    use_torch_branches,
+)
 from benchmarks.settings import Settings
 from benchmarks.subjects.workload import Limit, Plan, Workload
 from benchmarks.timing import Call
 from puma_plugin import EmbeddingHead, UnifiedEmbedder, adapt
 
 # The same function computed in several ways ...
-FORMS = ("ours", "authors", "fixed")
+FORMS = ("ours", "torch_branches", "authors", "fixed")
 # ... and two other ways to train: prompts only, and every weight.
 OTHERS = ("no_adapters", "full_fine_tuning")
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "ours": lambda trunk: trunk,
+    "torch_branches": use_torch_branches,
+    "authors": use_authors_form,
+    "fixed": use_fixed_form,
+    "no_adapters": leave_adapters_out,
+    "full_fine_tuning": lambda trunk: trunk,
+}
 EMBEDDING_SIZE = 128
 CLASSES = 1000
 BATCHES = 4  # rotating batches of images
@@ -87,18 +101,13 @@ class StepWorkload(Workload):
         case = self.case
         torch.manual_seed(0)
         trunk: Any = timm.create_model(case.model, num_classes=0, img_size=case.image_size, depth=case.depth)
-        if contestant in FORMS:
+        if contestant not in CHANGES:
+            raise ValueError(f"unknown contestant {contestant!r}; there are {(*FORMS, *OTHERS)}")
+        if contestant != "full_fine_tuning":
             adapt(trunk, adapter_dim=case.adapter_dim, drop=case.drop)
             for adapter in trunk.adapters():
                 nn.init.normal_(adapter.up, std=0.02)  # so that the adapters add something from the start
-        elif contestant == "no_adapters":
-            adapt(trunk, blocks=())
-        elif contestant != "full_fine_tuning":
-            raise ValueError(f"unknown contestant {contestant!r}; there are {(*FORMS, *OTHERS)}")
-        if contestant == "authors":
-            use_authors_form(trunk)
-        elif contestant == "fixed":
-            use_fixed_form(trunk)
+        CHANGES[contestant](trunk)
         return UnifiedEmbedder(trunk, EmbeddingHead(trunk.embed_dim, EMBEDDING_SIZE)).train()
 
     @cached_property
@@ -206,6 +215,8 @@ class StepWorkload(Workload):
 def plans(settings: Settings) -> list[Plan]:
     """ViT-S/16 as in the paper: small batches on a CPU, the paper's batch on a GPU."""
     everyone = (*FORMS, *OTHERS)
+    if settings.device == "cuda":  # where torch computes the frozen branches of all
+        everyone = tuple(name for name in everyone if name != "torch_branches")
     if settings.smoke:
         modes = ("step", "graph") if settings.device == "cuda" else ("step",)
         return [Plan(StepCase("vit_tiny_patch16_224", 2, 32, 2, 8), mode, everyone) for mode in modes]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from puma_plugin.models.adapted_module import AdaptedModule
 from puma_plugin.models.adapter import StochasticAdapter
-from puma_plugin.models.frozen_branches import run_mlp
+from puma_plugin.models.frozen_branches import run_attention, run_mlp
 
 _Recompute = tuple[Callable[[Tensor], Tensor], Tensor] | None
 
@@ -67,7 +67,7 @@ class AdaptedBlock(AdaptedModule):
     def forward(self, x: Tensor, **attention_options: Any) -> Tensor:
         """Tokens (B, N, C) to (B, N, C); the options (mask, rotary embedding, position bias) go to the attention."""
         tokens = _cast_once(self.norm1(x))
-        branch = self.drop_path1(self.scale_attention(self.attn(tokens, **attention_options)))
+        branch = self.drop_path1(self.scale_attention(run_attention(self.attn, tokens, **attention_options)))
         x = _add(self.adapter1, x, branch, tokens, _recompute(self.norm1, x))
         tokens = _cast_once(self.norm2(x))
         branch = self.drop_path2(self.scale_mlp(run_mlp(self.mlp, tokens)))

@@ -1,10 +1,31 @@
 """The frozen branches of a block, computed by operators of our own where a module is just what these compute."""
 
+from typing import Any
+
 import torch
 from timm.layers import Mlp
+from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
-from puma_plugin.ops.frozen_mlp import frozen_mlp
+from puma_plugin.ops import frozen_mlp, packed_attention
+
+
+def run_attention(attention: nn.Module, tokens: Tensor, **options: Any) -> Tensor:
+    """``attention(tokens, **options)``; between its linear layers by :func:`~puma_plugin.ops.packed_attention` if it is
+    timm's plain attention without mask and hooks."""
+    if type(attention) is Attention and not torch.compiler.is_compiling():
+        between = (attention.q_norm, attention.k_norm, attention.norm)
+        if (
+            all(type(norm) is nn.Identity for norm in between)
+            and attention.gate is None
+            and attention.fused_attn
+            and not (attention.training and attention.attn_drop.p)
+            and all(option is None or option is False for option in options.values())
+            and _are_untouched(attention, attention.attn_drop, *between)
+        ):
+            qkv = attention.qkv(tokens).unflatten(-1, (3, attention.num_heads, -1))
+            return attention.proj_drop(attention.proj(packed_attention(qkv)))
+    return attention(tokens, **options)
 
 
 def run_mlp(mlp: nn.Module, tokens: Tensor) -> Tensor:

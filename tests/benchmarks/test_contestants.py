@@ -17,7 +17,7 @@ from benchmarks.subjects.adapter import EAGER, SCALE, AdapterCase, AdapterWorklo
 from benchmarks.subjects.evaluation import EvaluationCase, EvaluationWorkload
 from benchmarks.subjects.prompts import PromptCase, PromptWorkload
 from benchmarks.subjects.sampling import DATASETS, STRETCH, M, SamplingWorkload, joined_labels, million_labels
-from benchmarks.subjects.training_step import OTHERS, StepCase, StepWorkload
+from benchmarks.subjects.training_step import FORMS, OTHERS, StepCase, StepWorkload
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = Settings(EFFORTS["smoke"], "cpu", "default", compiled=False)
@@ -99,7 +99,7 @@ def test_prompt_contestants_agree() -> None:
 def test_training_step_contestants_agree_and_train() -> None:
     workload = StepWorkload(StepCase("vit_tiny_patch16_224", 4, 32, 2, 8), "cpu")
     reference = workload.reference()
-    for name in ("ours", "authors", "fixed", *OTHERS):
+    for name in (*FORMS, *OTHERS):
         workload.check(name, reference)
         trainee = workload.trainee(name)
         before = trainee.proxies.detach().clone()
