@@ -1,0 +1,477 @@
+#include "attention_tiles.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "exponential.h"
+#include "lanes.h"
+#include "simd.h"
+#include "tile.h"
+
+// Panels of a matrix are its columns in strips as wide as a tile, one strip behind the other, each row by row. Read along a
+// strip they are a product's right-hand side; and as left-hand side, too, a tile finds all its rows at fixed distances from
+// one address. Zeros stand behind the last column of a turned matrix.
+
+namespace puma {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr int64_t kColumns = 16;      // D is a multiple
+constexpr int64_t kMostHeadDim = 128;
+constexpr int64_t kMostTokens = 4096;  // scratch of some MiB
+// Bytes of a block of queries' weights in the backward, so that they and their gradients stay in the second-level cache.
+constexpr int64_t kBlockBytes = 256 * 1024;
+
+int64_t rounded_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// Rows of several matrices, (N, D) each, that are used soon: fetched a little at a time while products are computed.
+class RowsAhead {
+ public:
+  // calls: how often fetch will be called.
+  RowsAhead(int64_t rows, int64_t columns, int64_t calls)
+      : rows_(rows), bytes_(columns * static_cast<int64_t>(sizeof(float))), calls_(calls) {}
+
+  void add(const float* matrix, int64_t stride) {
+    sources_[count_++] = {reinterpret_cast<const char*>(matrix), stride * static_cast<int64_t>(sizeof(float))};
+    pieces_ = (count_ * rows_ + calls_ - 1) / calls_;
+  }
+
+  PUMA_INLINE void fetch() {
+    for (int64_t piece = 0; piece < pieces_ && source_ < count_; ++piece) {
+      const Source& source = sources_[source_];
+      const char* const here = source.first + row_ * source.stride;
+      for (int64_t byte = 0; byte < bytes_; byte += kLineBytes) __builtin_prefetch(here + byte, 0, kToSecondLevel);
+      if (++row_ == rows_) {
+        row_ = 0;
+        ++source_;
+      }
+    }
+  }
+
+ private:
+  static constexpr int64_t kMost = 8, kLineBytes = 64;
+  static constexpr int kToSecondLevel = 2;
+  struct Source {
+    const char* first;
+    int64_t stride;
+  };
+
+  int64_t rows_, bytes_, calls_, pieces_ = 0, count_ = 0, source_ = 0, row_ = 0;
+  Source sources_[kMost];
+};
+
+// ---- Packing ----
+
+// out = factor * in (rows, columns), whose rows are `stride` elements apart, as panels of P columns and all_rows rows.
+template <int bytes, int P>
+PUMA_INLINE void pack(
+    float* out, const float* in, int64_t stride, int64_t rows, int64_t all_rows, int64_t columns, float factor) {
+  using V = typename Vector<float, bytes>::type;
+  constexpr int W = bytes / static_cast<int>(sizeof(float));
+  for (int64_t row = 0; row < rows; ++row, in += stride, out += P) {
+    for (int64_t c = 0; c < columns; c += W) store(out + c / P * P * all_rows + c % P, factor * load<V>(in + c));
+  }
+}
+
+// in (rows, columns) transposed, as panels of P columns; zeros behind the last, which is up to a multiple of W.
+template <int bytes, int P>
+PUMA_INLINE void pack_turned(float* out, const float* in, int64_t stride, int64_t rows, int64_t columns) {
+  using V = typename Vector<float, bytes>::type;
+  constexpr int W = bytes / static_cast<int>(sizeof(float));
+  for (int64_t row = 0; row < rows; row += W, in += W * stride) {
+    float* const panel = out + row / P * P * columns + row % P;
+    for (int64_t c = 0; c < columns; c += W) {
+      V square[W];
+      PUMA_UNROLL for (int i = 0; i < W; ++i) square[i] = row + i < rows ? load<V>(in + i * stride + c) : V{};
+      transpose<W>(square);
+      PUMA_UNROLL for (int i = 0; i < W; ++i) store(panel + (c + i) * P, square[i]);
+    }
+  }
+}
+
+// ---- Products ----
+
+// tile = left @ right: panels of left, `next` elements apart, and `depth` rows of one panel of right.
+template <int P, int bytes, int I, int J>
+PUMA_INLINE void multiply(
+    Tile<float, bytes, I, J>& tile, const float* left, int64_t next, const float* right, int64_t depth) {
+  tile.clear();
+  for (; depth >= P; depth -= P, left += next) {
+    _Pragma("GCC unroll 4") for (int k = 0; k < P; ++k, right += P) tile.add(left + k, P, right);
+  }
+  for (int64_t k = 0; k < depth; ++k, right += P) tile.add(left + k, P, right);
+}
+
+// tile = left (depth, rows of the tile) transposed @ right; left's rows are `stride` elements apart.
+template <int P, int bytes, int I, int J>
+PUMA_INLINE void multiply_turned(
+    Tile<float, bytes, I, J>& tile, const float* left, int64_t stride, const float* right, int64_t depth) {
+  tile.clear();
+  _Pragma("GCC unroll 4") for (int64_t k = 0; k < depth; ++k, left += stride, right += P) {
+    __builtin_prefetch(left + 8 * stride);
+    tile.add(left, 1, right);
+  }
+}
+
+// Panels [i][j] of I rows and all columns = left @ right.
+template <int bytes, int I, int J>
+PUMA_INLINE void multiply_into_panels(
+    float* out, const float* left, int64_t next, const float* right, int64_t depth, int64_t columns,
+    RowsAhead& ahead) {
+  using Sums = Tile<float, bytes, I, J>;
+  constexpr int W = Sums::W, P = Sums::kColumns;
+  for (int64_t column = 0; column < columns; column += P, right += P * depth, out += P * I) {
+    ahead.fetch();
+    if (columns - column > W) {
+      Sums tile;
+      multiply<P>(tile, left, next, right, depth);
+      PUMA_UNROLL for (int i = 0; i < I; ++i) {
+        PUMA_UNROLL for (int j = 0; j < J; ++j) store(out + i * P + j * W, tile.sum[i][j]);
+      }
+    } else {
+      Tile<float, bytes, I, 1> tile;
+      multiply<P>(tile, left, next, right, depth);
+      PUMA_UNROLL for (int i = 0; i < I; ++i) store(out + i * P, tile.sum[i][0]);
+    }
+  }
+}
+
+// The same, row by row.
+template <int bytes, int I, int J>
+PUMA_INLINE void multiply_into_rows(
+    float* out, int64_t stride, const float* left, int64_t next, const float* right, int64_t depth, int64_t columns,
+    RowsAhead& ahead) {
+  using Sums = Tile<float, bytes, I, J>;
+  constexpr int W = Sums::W, P = Sums::kColumns;
+  for (int64_t column = 0; column < columns; column += P, right += P * depth, out += P) {
+    ahead.fetch();
+    if (columns - column > W) {
+      Sums tile;
+      multiply<P>(tile, left, next, right, depth);
+      PUMA_UNROLL for (int i = 0; i < I; ++i) {
+        PUMA_UNROLL for (int j = 0; j < J; ++j) store(out + i * stride + j * W, tile.sum[i][j]);
+      }
+    } else {
+      Tile<float, bytes, I, 1> tile;
+      multiply<P>(tile, left, next, right, depth);
+      PUMA_UNROLL for (int i = 0; i < I; ++i) store(out + i * stride, tile.sum[i][0]);
+    }
+  }
+}
+
+// The first `rows` rows of left @ right, each times its factor.
+template <int bytes, int I, int J>
+PUMA_INLINE void multiply_and_scale(
+    float* out, int64_t stride, const float* factor, int64_t rows, const float* left, const float* right,
+    int64_t depth, int64_t columns, RowsAhead& ahead) {
+  using Sums = Tile<float, bytes, I, J>;
+  constexpr int W = Sums::W, P = Sums::kColumns;
+  for (int64_t column = 0; column < columns; column += P, right += P * depth, out += P) {
+    ahead.fetch();
+    if (columns - column > W) {
+      Sums tile;
+      multiply<P>(tile, left, P * I, right, depth);
+      PUMA_UNROLL for (int i = 0; i < I; ++i) {
+        if (i >= rows) break;
+        PUMA_UNROLL for (int j = 0; j < J; ++j) store(out + i * stride + j * W, factor[i] * tile.sum[i][j]);
+      }
+    } else {
+      Tile<float, bytes, I, 1> tile;
+      multiply<P>(tile, left, P * I, right, depth);
+      PUMA_UNROLL for (int i = 0; i < I; ++i) {
+        if (i >= rows) break;
+        store(out + i * stride, factor[i] * tile.sum[i][0]);
+      }
+    }
+  }
+}
+
+// out (columns_of_left, columns) = or += left (depth, columns_of_left) transposed @ right.
+template <int bytes, int I, int J>
+PUMA_INLINE void multiply_turned_into_rows(
+    float* out, int64_t stride, bool add, const float* left, int64_t left_stride, int64_t columns_of_left,
+    const float* right, int64_t right_rows, int64_t depth, int64_t columns, RowsAhead& ahead) {
+  using Sums = Tile<float, bytes, I, J>;
+  using V = typename Sums::V;
+  constexpr int W = Sums::W, P = Sums::kColumns;
+  for (int64_t column = 0; column < columns; column += P, right += P * right_rows, out += P) {
+    for (int64_t row = 0; row < columns_of_left; row += I) {
+      ahead.fetch();
+      float* const here = out + row * stride;
+      if (columns - column > W) {
+        Sums tile;
+        multiply_turned<P>(tile, left + row, left_stride, right, depth);
+        PUMA_UNROLL for (int i = 0; i < I; ++i) {
+          if (row + i >= columns_of_left) break;
+          PUMA_UNROLL for (int j = 0; j < J; ++j) {
+            float* const place = here + i * stride + j * W;
+            store(place, add ? load<V>(place) + tile.sum[i][j] : tile.sum[i][j]);
+          }
+        }
+      } else {
+        Tile<float, bytes, I, 1> tile;
+        multiply_turned<P>(tile, left + row, left_stride, right, depth);
+        PUMA_UNROLL for (int i = 0; i < I; ++i) {
+          if (row + i >= columns_of_left) break;
+          float* const place = here + i * stride;
+          store(place, add ? load<V>(place) + tile.sum[i][0] : tile.sum[i][0]);
+        }
+      }
+    }
+  }
+}
+
+// ---- Softmax ----
+
+// 0, 1, 2, ...
+template <class Index, int... lane>
+PUMA_INLINE Index counted(std::integer_sequence<int, lane...> /*lanes*/) {
+  return Index{lane...};
+}
+
+// The first `count` lanes of value, the others minus infinity.
+template <class V>
+PUMA_INLINE V only(V value, int64_t count) {
+  using Index = typename Vector<int32_t, sizeof(V)>::type;
+  constexpr int W = sizeof(V) / sizeof(float);
+  const auto lane = counted<Index>(std::make_integer_sequence<int, W>{});
+  return lane < static_cast<int32_t>(count) ? value : V{} - kInfinity;
+}
+
+// Panels of I rows of scores become exp(score - the row's largest).
+template <int bytes, int I, int P>
+PUMA_INLINE void exponentials(float* panels, int64_t columns, float* largest, float* sum) {
+  using V = typename Vector<float, bytes>::type;
+  constexpr int W = bytes / static_cast<int>(sizeof(float));
+  const int64_t last = (columns - 1) / W * W;
+  const auto place = [=](int64_t i, int64_t c) { return panels + c / P * P * I + i * P + c % P; };
+  V row[W];
+  PUMA_UNROLL for (int i = 0; i < I; ++i) {
+    V most = only(load<V>(place(i, last)), columns - last);
+    store(place(i, last), most);
+    for (int64_t c = 0; c < last; c += W) {
+      const V score = load<V>(place(i, c));
+      most = most > score ? most : score;
+    }
+    row[i] = most;
+  }
+  PUMA_UNROLL for (int i = I; i < W; ++i) row[i] = row[0];
+  store(largest, over_lanes<W, Maximum>(row));
+  for (int i = 0; i < I; ++i) {
+    V total{};
+    for (int64_t c = 0; c <= last; c += W) {
+      const V weight = exponential(load<V>(place(i, c)) - largest[i]);
+      store(place(i, c), weight);
+      total += weight;
+    }
+    row[i] = total;
+  }
+  PUMA_UNROLL for (int i = I; i < W; ++i) row[i] = row[0];
+  store(sum, over_lanes<W, Sum>(row));
+}
+
+// Rows of weights = exp(scores - logsumexp), in place, and of score_grads = weights * (weight_grads - their mean under the
+// weights), in place and as panels.
+template <int bytes, int I, int P>
+PUMA_INLINE void softmax_backward(
+    float* weights, float* grads, float* panels, int64_t stride, int64_t rows, int64_t columns,
+    const float* logsumexp) {
+  using V = typename Vector<float, bytes>::type;
+  constexpr int W = bytes / static_cast<int>(sizeof(float));
+  const int64_t last = (columns - 1) / W * W;
+  V row[W];
+  PUMA_UNROLL for (int i = 0; i < W; ++i) row[i] = V{};
+  for (int64_t i = 0; i < rows; ++i) {
+    float *const w = weights + i * stride, *const g = grads + i * stride;
+    store(w + last, only(load<V>(w + last), columns - last));
+    V total{};
+    for (int64_t c = 0; c <= last; c += W) {
+      const V weight = exponential(load<V>(w + c) - logsumexp[i]);
+      store(w + c, weight);
+      total += weight * load<V>(g + c);
+    }
+    row[i] = total;
+  }
+  float mean[W];
+  store(mean, over_lanes<W, Sum>(row));
+  for (int64_t i = 0; i < rows; ++i) {
+    float *const w = weights + i * stride, *const g = grads + i * stride;
+    for (int64_t c = 0; c <= last; c += W) {
+      const V grad = load<V>(w + c) * (load<V>(g + c) - mean[i]);
+      store(g + c, grad);
+      store(panels + c / P * P * I + i * P + c % P, grad);
+    }
+  }
+}
+
+// ---- Heads ----
+
+template <int bytes, int I, int J>
+PUMA_INLINE void forward_head(const AttentionForward& a, int64_t head, bool is_last) {
+  using Sums = Tile<float, bytes, I, J>;
+  constexpr int P = Sums::kColumns, W = Sums::W;
+  const int64_t tokens = a.sizes.tokens, width = a.sizes.head_dim;
+  const int64_t row_in = a.sizes.qkv_row(), row_out = a.sizes.out_row();
+  RowsAhead ahead(tokens, width, (tokens + I - 1) / I * ((tokens + P - 1) / P + (width + P - 1) / P));
+  if (!is_last) {
+    for (const int64_t part : {1, 2, 0}) ahead.add(a.qkv + a.sizes.in_qkv(head + 1, part), row_in);
+    ahead.add(a.out + a.sizes.in_out(head + 1), row_out);
+  }
+  pack_turned<bytes, P>(a.keys_turned.get(), a.qkv + a.sizes.in_qkv(head, 1), row_in, tokens, width);
+  pack<bytes, P>(a.values.get(), a.qkv + a.sizes.in_qkv(head, 2), row_in, tokens, tokens, width, 1);
+  const float* const queries = a.qkv + a.sizes.in_qkv(head, 0);
+  float* const out = a.out + a.sizes.in_out(head);
+  float* const logsumexp = a.logsumexp + head * tokens;
+  float largest[W], sum[W];
+  for (int64_t row = 0; row < tokens; row += I) {
+    const int64_t rows = std::min<int64_t>(I, tokens - row);
+    pack<bytes, P>(a.queries.get(), queries + row * row_in, row_in, rows, I, width, a.scale);
+    multiply_into_panels<bytes, I, J>(
+        a.weights.get(), a.queries.get(), P * I, a.keys_turned.get(), width, tokens, ahead);
+    exponentials<bytes, I, P>(a.weights.get(), tokens, largest, sum);
+    for (int64_t i = 0; i < rows; ++i) {
+      logsumexp[row + i] = largest[i] + std::log(sum[i]);
+      sum[i] = 1 / sum[i];
+    }
+    multiply_and_scale<bytes, I, J>(
+        out + row * row_out, row_out, sum, rows, a.weights.get(), a.values.get(), tokens, width, ahead);
+  }
+}
+
+template <int bytes, int I, int J>
+PUMA_INLINE void backward_head(const AttentionBackward& a, int64_t head, bool is_last) {
+  using Sums = Tile<float, bytes, I, J>;
+  constexpr int P = Sums::kColumns;
+  const int64_t tokens = a.sizes.tokens, width = a.sizes.head_dim;
+  const int64_t row_in = a.sizes.qkv_row(), row_out = a.sizes.out_row();
+  const int64_t steps = (tokens + I - 1) / I, panels = (width + P - 1) / P;
+  RowsAhead ahead(tokens, width, steps * (2 * ((tokens + P - 1) / P) + 3 * panels));
+  if (!is_last) {
+    for (const int64_t part : {1, 2, 0}) ahead.add(a.qkv + a.sizes.in_qkv(head + 1, part), row_in);
+    ahead.add(a.grad + a.sizes.in_out(head + 1), row_out);
+    for (const int64_t part : {0, 2, 1}) ahead.add(a.grad_qkv + a.sizes.in_qkv(head + 1, part), row_in);
+  }
+  const auto part_of = [&](auto* tensor, int64_t part) { return tensor + a.sizes.in_qkv(head, part); };
+  pack_turned<bytes, P>(a.keys_turned.get(), part_of(a.qkv, 1), row_in, tokens, width);
+  pack_turned<bytes, P>(a.values_turned.get(), part_of(a.qkv, 2), row_in, tokens, width);
+  pack<bytes, P>(a.keys.get(), part_of(a.qkv, 1), row_in, tokens, tokens, width, 1);
+  float factor[I];
+  std::fill_n(factor, I, a.scale);
+  const int64_t next = P * a.block_rows;
+  for (int64_t first = 0; first < tokens; first += a.block_rows) {
+    const int64_t block = std::min(a.block_rows, tokens - first);
+    pack<bytes, P>(
+        a.queries.get(), part_of(a.qkv, 0) + first * row_in, row_in, block, a.block_rows, width, a.scale);
+    pack<bytes, P>(
+        a.grads.get(), a.grad + a.sizes.in_out(head) + first * row_out, row_out, block, a.block_rows, width, 1);
+    for (int64_t row = 0; row < block; row += I) {
+      const int64_t rows = std::min<int64_t>(I, block - row);
+      float* const weights = a.weights.get() + row * a.row_elements;
+      float* const score_grads = a.score_grads.get() + row * a.row_elements;
+      multiply_into_rows<bytes, I, J>(
+          weights, a.row_elements, a.queries.get() + row * P, next, a.keys_turned.get(), width, tokens, ahead);
+      multiply_into_rows<bytes, I, J>(
+          score_grads, a.row_elements, a.grads.get() + row * P, next, a.values_turned.get(), width, tokens, ahead);
+      softmax_backward<bytes, I, P>(
+          weights, score_grads, a.score_grad_tile.get(), a.row_elements, rows, tokens,
+          a.logsumexp + head * tokens + first + row);
+      multiply_and_scale<bytes, I, J>(
+          part_of(a.grad_qkv, 0) + (first + row) * row_in, row_in, factor, rows, a.score_grad_tile.get(),
+          a.keys.get(), tokens, width, ahead);
+    }
+    multiply_turned_into_rows<bytes, I, J>(
+        part_of(a.grad_qkv, 2), row_in, first > 0, a.weights.get(), a.row_elements, tokens, a.grads.get(),
+        a.block_rows, block, width, ahead);
+    multiply_turned_into_rows<bytes, I, J>(
+        part_of(a.grad_qkv, 1), row_in, first > 0, a.score_grads.get(), a.row_elements, tokens, a.queries.get(),
+        a.block_rows, block, width, ahead);
+  }
+}
+
+struct Kernels {
+  void (*forward)(const AttentionForward& attention, int64_t head, bool is_last);
+  void (*backward)(const AttentionBackward& attention, int64_t head, bool is_last);
+  int64_t rows, panel;  // of a tile
+};
+
+// Tiles of I rows by J vectors: as many as the registers hold.
+#define PUMA_KERNELS(NAME, BYTES, I, J, ...)                                                 \
+  static_assert(I <= BYTES / 4 && kColumns % (BYTES / 4) == 0);                              \
+  __VA_ARGS__ void forward_##NAME(const AttentionForward& a, int64_t head, bool is_last) {   \
+    forward_head<BYTES, I, J>(a, head, is_last);                                             \
+  }                                                                                          \
+  __VA_ARGS__ void backward_##NAME(const AttentionBackward& a, int64_t head, bool is_last) { \
+    backward_head<BYTES, I, J>(a, head, is_last);                                            \
+  }                                                                                          \
+  constexpr Kernels NAME{forward_##NAME, backward_##NAME, I, J * BYTES / 4};
+
+#if defined(__x86_64__)
+PUMA_KERNELS(avx2, 32, 6, 2, PUMA_AVX2)
+PUMA_KERNELS(avx512, 64, 14, 2, PUMA_AVX512)
+#endif
+
+// Only where attention_tiles_serve.
+const Kernels& kernels() {
+#if defined(__x86_64__)
+  return instruction_set() >= InstructionSet::avx512 ? avx512 : avx2;
+#else
+  static constexpr Kernels none{};
+  return none;
+#endif
+}
+
+// Memory for (rows, columns) panels.
+Lines<float> panels(int64_t rows, int64_t columns) {
+  return zero_lines<float>(rows * rounded_up(columns, kernels().panel));
+}
+
+// Whole vectors and tiles; an odd number of cache lines, or all rows would share a few places in the cache.
+int64_t row_elements_for(int64_t tokens) {
+  constexpr int64_t kLineElements = 16;
+  const int64_t needed = std::max(rounded_up(tokens, kernels().rows), rounded_up(tokens, kernels().panel));
+  return (rounded_up(needed, kLineElements) / kLineElements | 1) * kLineElements;
+}
+
+// Equal shares of whole tiles.
+int64_t block_rows_for(int64_t tokens) {
+  const int64_t tile = kernels().rows;
+  const int64_t row_bytes = row_elements_for(tokens) * static_cast<int64_t>(sizeof(float));
+  const int64_t most = std::max(kBlockBytes / row_bytes, 2 * tile) / tile * tile;
+  const int64_t blocks = (tokens + most - 1) / most;
+  return rounded_up((tokens + blocks - 1) / blocks, tile);
+}
+
+}  // namespace
+
+bool attention_tiles_serve(int64_t tokens, int64_t head_dim) {
+  return instruction_set() >= InstructionSet::avx2 && 1 <= tokens && tokens <= kMostTokens && 1 <= head_dim &&
+      head_dim <= kMostHeadDim && head_dim % kColumns == 0;
+}
+
+AttentionForward::AttentionForward(
+    const AttentionSizes& sizes, float scale, const float* qkv, float* out, float* logsumexp)
+    : sizes(sizes), scale(scale), qkv(qkv), out(out), logsumexp(logsumexp),
+      keys_turned(panels(sizes.head_dim, sizes.tokens)), values(panels(sizes.tokens, sizes.head_dim)),
+      queries(panels(kernels().rows, sizes.head_dim)), weights(panels(kernels().rows, sizes.tokens)) {}
+
+void AttentionForward::run(int64_t first, int64_t last) const {
+  for (int64_t head = first; head < last; ++head) kernels().forward(*this, head, head + 1 == last);
+}
+
+AttentionBackward::AttentionBackward(
+    const AttentionSizes& sizes, float scale, const float* grad, const float* qkv, const float* logsumexp,
+    float* grad_qkv)
+    : sizes(sizes), scale(scale), grad(grad), qkv(qkv), logsumexp(logsumexp), grad_qkv(grad_qkv),
+      row_elements(row_elements_for(sizes.tokens)), block_rows(block_rows_for(sizes.tokens)),
+      keys_turned(panels(sizes.head_dim, sizes.tokens)), values_turned(panels(sizes.head_dim, sizes.tokens)),
+      keys(panels(sizes.tokens, sizes.head_dim)), queries(panels(block_rows, sizes.head_dim)),
+      grads(panels(block_rows, sizes.head_dim)), weights(zero_lines<float>(block_rows * row_elements)),
+      score_grads(zero_lines<float>(block_rows * row_elements)),
+      score_grad_tile(panels(kernels().rows, sizes.tokens)) {}
+
+void AttentionBackward::run(int64_t first, int64_t last) const {
+  for (int64_t head = first; head < last; ++head) kernels().backward(*this, head, head + 1 == last);
+}
+
+}  // namespace puma

@@ -1,0 +1,34 @@
+// exp for GCC's vectors of float32.
+#pragma once
+
+#include <cstdint>
+
+#include "half.h"
+#include "simd.h"
+
+namespace puma {
+
+// exp(x) for x <= 88, within two units of the last place; exactly 0 below -87.3, where results would be subnormal. NaN
+// stays NaN.
+template <class V>
+PUMA_INLINE V exponential(V x) {
+  using U = typename Vector<uint32_t, sizeof(V)>::type;
+  // x = n ln 2 + r with |r| <= ln(2) / 2. Added to so large a number, a value is rounded to an integer, which stands in
+  // the last bits: n, and the 127 of a float's exponent.
+  constexpr float kRound = 0x1.8p23F + 127;
+  const V rounded = x * 1.44269504F + kRound;
+  const V n = rounded - kRound;
+  // ln 2 in two parts; the first has so few bits that n times it is exact also without fused multiplication.
+  const V r = (x - n * 0.693359375F) + n * 2.12194440e-4F;
+  V p = r * 1.9875691500e-4F + 1.3981999507e-3F;
+  p = p * r + 8.3334519073e-3F;
+  p = p * r + 4.1665795894e-2F;
+  p = p * r + 1.6666665459e-1F;
+  p = p * r + 5.0000001201e-1F;
+  p = p * (r * r) + r + 1.0F;
+  // A product, not a sum of bits: NaN stays NaN.
+  const V result = p * same_bits<V>(same_bits<U>(rounded) << 23);
+  return x < -87.3F ? V{} : result;
+}
+
+}  // namespace puma
