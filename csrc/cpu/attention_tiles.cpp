@@ -22,6 +22,7 @@ constexpr int64_t kMostHeadDim = 128;
 constexpr int64_t kMostTokens = 4096;  // scratch of some MiB
 // Bytes of a block of queries' weights in the backward, so that they and their gradients stay in the second-level cache.
 constexpr int64_t kBlockBytes = 256 * 1024;
+constexpr int64_t kBetweenFetches = 32;
 
 int64_t rounded_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
@@ -34,7 +35,7 @@ class RowsAhead {
 
   void add(const float* matrix, int64_t stride) {
     sources_[count_++] = {reinterpret_cast<const char*>(matrix), stride * static_cast<int64_t>(sizeof(float))};
-    pieces_ = (count_ * rows_ + calls_ - 1) / calls_;
+    pieces_ = (count_ * rows_ + calls_ - 1) / std::max<int64_t>(calls_, 1);
   }
 
   PUMA_INLINE void fetch() {
@@ -95,9 +96,11 @@ PUMA_INLINE void pack_turned(float* out, const float* in, int64_t stride, int64_
 // tile = left @ right: panels of left, `next` elements apart, and `depth` rows of one panel of right.
 template <int P, int bytes, int I, int J>
 PUMA_INLINE void multiply(
-    Tile<float, bytes, I, J>& tile, const float* left, int64_t next, const float* right, int64_t depth) {
+    Tile<float, bytes, I, J>& tile, const float* left, int64_t next, const float* right, int64_t depth,
+    RowsAhead& ahead) {
   tile.clear();
   for (; depth >= P; depth -= P, left += next) {
+    ahead.fetch();
     _Pragma("GCC unroll 4") for (int k = 0; k < P; ++k, right += P) tile.add(left + k, P, right);
   }
   for (int64_t k = 0; k < depth; ++k, right += P) tile.add(left + k, P, right);
@@ -106,11 +109,16 @@ PUMA_INLINE void multiply(
 // tile = left (depth, rows of the tile) transposed @ right; left's rows are `stride` elements apart.
 template <int P, int bytes, int I, int J>
 PUMA_INLINE void multiply_turned(
-    Tile<float, bytes, I, J>& tile, const float* left, int64_t stride, const float* right, int64_t depth) {
+    Tile<float, bytes, I, J>& tile, const float* left, int64_t stride, const float* right, int64_t depth,
+    RowsAhead& ahead) {
   tile.clear();
-  _Pragma("GCC unroll 4") for (int64_t k = 0; k < depth; ++k, left += stride, right += P) {
-    __builtin_prefetch(left + 8 * stride);
-    tile.add(left, 1, right);
+  for (int64_t k = 0; k < depth;) {
+    ahead.fetch();
+    const int64_t end = std::min(k + kBetweenFetches, depth);
+    _Pragma("GCC unroll 4") for (; k < end; ++k, left += stride, right += P) {
+      __builtin_prefetch(left + 8 * stride);
+      tile.add(left, 1, right);
+    }
   }
 }
 
@@ -122,16 +130,15 @@ PUMA_INLINE void multiply_into_panels(
   using Sums = Tile<float, bytes, I, J>;
   constexpr int W = Sums::W, P = Sums::kColumns;
   for (int64_t column = 0; column < columns; column += P, right += P * depth, out += P * I) {
-    ahead.fetch();
     if (columns - column > W) {
       Sums tile;
-      multiply<P>(tile, left, next, right, depth);
+      multiply<P>(tile, left, next, right, depth, ahead);
       PUMA_UNROLL for (int i = 0; i < I; ++i) {
         PUMA_UNROLL for (int j = 0; j < J; ++j) store(out + i * P + j * W, tile.sum[i][j]);
       }
     } else {
       Tile<float, bytes, I, 1> tile;
-      multiply<P>(tile, left, next, right, depth);
+      multiply<P>(tile, left, next, right, depth, ahead);
       PUMA_UNROLL for (int i = 0; i < I; ++i) store(out + i * P, tile.sum[i][0]);
     }
   }
@@ -145,16 +152,15 @@ PUMA_INLINE void multiply_into_rows(
   using Sums = Tile<float, bytes, I, J>;
   constexpr int W = Sums::W, P = Sums::kColumns;
   for (int64_t column = 0; column < columns; column += P, right += P * depth, out += P) {
-    ahead.fetch();
     if (columns - column > W) {
       Sums tile;
-      multiply<P>(tile, left, next, right, depth);
+      multiply<P>(tile, left, next, right, depth, ahead);
       PUMA_UNROLL for (int i = 0; i < I; ++i) {
         PUMA_UNROLL for (int j = 0; j < J; ++j) store(out + i * stride + j * W, tile.sum[i][j]);
       }
     } else {
       Tile<float, bytes, I, 1> tile;
-      multiply<P>(tile, left, next, right, depth);
+      multiply<P>(tile, left, next, right, depth, ahead);
       PUMA_UNROLL for (int i = 0; i < I; ++i) store(out + i * stride, tile.sum[i][0]);
     }
   }
@@ -168,17 +174,16 @@ PUMA_INLINE void multiply_and_scale(
   using Sums = Tile<float, bytes, I, J>;
   constexpr int W = Sums::W, P = Sums::kColumns;
   for (int64_t column = 0; column < columns; column += P, right += P * depth, out += P) {
-    ahead.fetch();
     if (columns - column > W) {
       Sums tile;
-      multiply<P>(tile, left, P * I, right, depth);
+      multiply<P>(tile, left, P * I, right, depth, ahead);
       PUMA_UNROLL for (int i = 0; i < I; ++i) {
         if (i >= rows) break;
         PUMA_UNROLL for (int j = 0; j < J; ++j) store(out + i * stride + j * W, factor[i] * tile.sum[i][j]);
       }
     } else {
       Tile<float, bytes, I, 1> tile;
-      multiply<P>(tile, left, P * I, right, depth);
+      multiply<P>(tile, left, P * I, right, depth, ahead);
       PUMA_UNROLL for (int i = 0; i < I; ++i) {
         if (i >= rows) break;
         store(out + i * stride, factor[i] * tile.sum[i][0]);
@@ -197,11 +202,10 @@ PUMA_INLINE void multiply_turned_into_rows(
   constexpr int W = Sums::W, P = Sums::kColumns;
   for (int64_t column = 0; column < columns; column += P, right += P * right_rows, out += P) {
     for (int64_t row = 0; row < columns_of_left; row += I) {
-      ahead.fetch();
       float* const here = out + row * stride;
       if (columns - column > W) {
         Sums tile;
-        multiply_turned<P>(tile, left + row, left_stride, right, depth);
+        multiply_turned<P>(tile, left + row, left_stride, right, depth, ahead);
         PUMA_UNROLL for (int i = 0; i < I; ++i) {
           if (row + i >= columns_of_left) break;
           PUMA_UNROLL for (int j = 0; j < J; ++j) {
@@ -211,7 +215,7 @@ PUMA_INLINE void multiply_turned_into_rows(
         }
       } else {
         Tile<float, bytes, I, 1> tile;
-        multiply_turned<P>(tile, left + row, left_stride, right, depth);
+        multiply_turned<P>(tile, left + row, left_stride, right, depth, ahead);
         PUMA_UNROLL for (int i = 0; i < I; ++i) {
           if (row + i >= columns_of_left) break;
           float* const place = here + i * stride;
@@ -240,32 +244,42 @@ PUMA_INLINE V only(V value, int64_t count) {
 }
 
 // Panels of I rows of scores become exp(score - the row's largest).
-template <int bytes, int I, int P>
+template <int bytes, int I, int J>
 PUMA_INLINE void exponentials(float* panels, int64_t columns, float* largest, float* sum) {
   using V = typename Vector<float, bytes>::type;
-  constexpr int W = bytes / static_cast<int>(sizeof(float));
-  const int64_t last = (columns - 1) / W * W;
-  const auto place = [=](int64_t i, int64_t c) { return panels + c / P * P * I + i * P + c % P; };
+  constexpr int W = bytes / static_cast<int>(sizeof(float)), P = J * W;
+  const int64_t whole = (columns - 1) / P;
+  float* const end = panels + whole * P * I;
   V row[W];
   PUMA_UNROLL for (int i = 0; i < I; ++i) {
-    V most = only(load<V>(place(i, last)), columns - last);
-    store(place(i, last), most);
-    for (int64_t c = 0; c < last; c += W) {
-      const V score = load<V>(place(i, c));
+    V most = V{} - kInfinity;
+    PUMA_UNROLL for (int j = 0; j < J; ++j) {
+      float* const here = end + i * P + j * W;
+      const V score = only(load<V>(here), columns - whole * P - j * W);
+      store(here, score);
       most = most > score ? most : score;
+    }
+    for (const float* in = panels + i * P; in < end; in += P * I) {
+      PUMA_UNROLL for (int j = 0; j < J; ++j) {
+        const V score = load<V>(in + j * W);
+        most = most > score ? most : score;
+      }
     }
     row[i] = most;
   }
   PUMA_UNROLL for (int i = I; i < W; ++i) row[i] = row[0];
   store(largest, over_lanes<W, Maximum>(row));
   for (int i = 0; i < I; ++i) {
-    V total{};
-    for (int64_t c = 0; c <= last; c += W) {
-      const V weight = exponential(load<V>(place(i, c)) - largest[i]);
-      store(place(i, c), weight);
-      total += weight;
+    V total[J] = {};
+    for (float* here = panels + i * P; here < end + P * I; here += P * I) {
+      PUMA_UNROLL for (int j = 0; j < J; ++j) {
+        const V weight = exponential(load<V>(here + j * W) - largest[i]);
+        store(here + j * W, weight);
+        total[j] += weight;
+      }
     }
-    row[i] = total;
+    row[i] = total[0];
+    PUMA_UNROLL for (int j = 1; j < J; ++j) row[i] += total[j];
   }
   PUMA_UNROLL for (int i = I; i < W; ++i) row[i] = row[0];
   store(sum, over_lanes<W, Sum>(row));
@@ -313,7 +327,8 @@ PUMA_INLINE void forward_head(const AttentionForward& a, int64_t head, bool is_l
   constexpr int P = Sums::kColumns, W = Sums::W;
   const int64_t tokens = a.sizes.tokens, width = a.sizes.head_dim;
   const int64_t row_in = a.sizes.qkv_row(), row_out = a.sizes.out_row();
-  RowsAhead ahead(tokens, width, (tokens + I - 1) / I * ((tokens + P - 1) / P + (width + P - 1) / P));
+  const int64_t steps = (tokens + I - 1) / I, key_panels = (tokens + P - 1) / P, panels = (width + P - 1) / P;
+  RowsAhead ahead(tokens, width, steps * (key_panels * (width / P) + panels * (tokens / P)));
   if (!is_last) {
     for (const int64_t part : {1, 2, 0}) ahead.add(a.qkv + a.sizes.in_qkv(head + 1, part), row_in);
     ahead.add(a.out + a.sizes.in_out(head + 1), row_out);
@@ -329,7 +344,7 @@ PUMA_INLINE void forward_head(const AttentionForward& a, int64_t head, bool is_l
     pack<bytes, P>(a.queries.get(), queries + row * row_in, row_in, rows, I, width, a.scale);
     multiply_into_panels<bytes, I, J>(
         a.weights.get(), a.queries.get(), P * I, a.keys_turned.get(), width, tokens, ahead);
-    exponentials<bytes, I, P>(a.weights.get(), tokens, largest, sum);
+    exponentials<bytes, I, J>(a.weights.get(), tokens, largest, sum);
     for (int64_t i = 0; i < rows; ++i) {
       logsumexp[row + i] = largest[i] + std::log(sum[i]);
       sum[i] = 1 / sum[i];
@@ -345,8 +360,10 @@ PUMA_INLINE void backward_head(const AttentionBackward& a, int64_t head, bool is
   constexpr int P = Sums::kColumns;
   const int64_t tokens = a.sizes.tokens, width = a.sizes.head_dim;
   const int64_t row_in = a.sizes.qkv_row(), row_out = a.sizes.out_row();
-  const int64_t steps = (tokens + I - 1) / I, panels = (width + P - 1) / P;
-  RowsAhead ahead(tokens, width, steps * (2 * ((tokens + P - 1) / P) + 3 * panels));
+  const int64_t steps = (tokens + I - 1) / I, key_panels = (tokens + P - 1) / P, panels = (width + P - 1) / P;
+  RowsAhead ahead(
+      tokens, width,
+      steps * (2 * key_panels * (width / P) + panels * (tokens / P) + 2 * panels * (tokens / kBetweenFetches)));
   if (!is_last) {
     for (const int64_t part : {1, 2, 0}) ahead.add(a.qkv + a.sizes.in_qkv(head + 1, part), row_in);
     ahead.add(a.grad + a.sizes.in_out(head + 1), row_out);
