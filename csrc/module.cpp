@@ -5,6 +5,7 @@
 
 #include <string>
 
+#include "cpu/attention_tiles.h"
 #include "cpu/simd.h"
 #include "schemas.h"
 
@@ -28,4 +29,7 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "cpu_capability", &puma::cpu_capability,
       "Instruction set of the kernels here: amx, avx512_vnni, avx512, avx2 or default.");
+  m.def(
+      "packed_attention_serves", &puma::attention_tiles_serve, py::arg("tokens"), py::arg("head_dim"),
+      "Whether the operators of packed attention can be called with qkv of this N and D, float32 on the CPU.");
 }

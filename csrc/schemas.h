@@ -4,6 +4,6 @@
 
 namespace puma {
 
-constexpr int kSchemas = 6;
+constexpr int kSchemas = 7;
 
 }  // namespace puma
