@@ -10,7 +10,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 SOURCES = HERE.parents[1] / "csrc" / "cpu"
-TOLERANCE = [1e-6, 2e-6, 1e-5]  # out, logsumexp and gradients, of sizes 1, 6 and 10
+TOLERANCE = [3e-6, 2e-6, 5e-6]  # out, logsumexp and gradients, of sizes 1, 6 and 10
 
 pytestmark = pytest.mark.skipif(
     shutil.which("g++") is None or platform.machine() != "x86_64", reason="needs g++ and an x86-64 processor"
