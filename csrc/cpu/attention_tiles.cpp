@@ -116,7 +116,6 @@ PUMA_INLINE void multiply_turned(
     ahead.fetch();
     const int64_t end = std::min(k + kBetweenFetches, depth);
     _Pragma("GCC unroll 4") for (; k < end; ++k, left += stride, right += P) {
-      __builtin_prefetch(left + 8 * stride);
       tile.add(left, 1, right);
     }
   }
@@ -287,12 +286,12 @@ PUMA_INLINE void exponentials(float* panels, int64_t columns, float* largest, fl
 
 // Rows of weights = exp(scores - logsumexp), in place, and of score_grads = weights * (weight_grads - their mean under the
 // weights), in place and as panels.
-template <int bytes, int I, int P>
+template <int bytes, int I, int J>
 PUMA_INLINE void softmax_backward(
     float* weights, float* grads, float* panels, int64_t stride, int64_t rows, int64_t columns,
     const float* logsumexp) {
   using V = typename Vector<float, bytes>::type;
-  constexpr int W = bytes / static_cast<int>(sizeof(float));
+  constexpr int W = bytes / static_cast<int>(sizeof(float)), P = J * W;
   const int64_t last = (columns - 1) / W * W;
   V row[W];
   PUMA_UNROLL for (int i = 0; i < W; ++i) row[i] = V{};
@@ -311,10 +310,13 @@ PUMA_INLINE void softmax_backward(
   store(mean, over_lanes<W, Sum>(row));
   for (int64_t i = 0; i < rows; ++i) {
     float *const w = weights + i * stride, *const g = grads + i * stride;
-    for (int64_t c = 0; c <= last; c += W) {
-      const V grad = load<V>(w + c) * (load<V>(g + c) - mean[i]);
-      store(g + c, grad);
-      store(panels + c / P * P * I + i * P + c % P, grad);
+    float* out = panels + i * P;
+    for (int64_t c = 0; c <= last; out += P * I) {
+      for (int j = 0; j < J && c <= last; ++j, c += W) {
+        const V grad = load<V>(w + c) * (load<V>(g + c) - mean[i]);
+        store(g + c, grad);
+        store(out + j * W, grad);
+      }
     }
   }
 }
@@ -390,7 +392,7 @@ PUMA_INLINE void backward_head(const AttentionBackward& a, int64_t head, bool is
           weights, a.row_elements, a.queries.get() + row * P, next, a.keys_turned.get(), width, tokens, ahead);
       multiply_into_rows<bytes, I, J>(
           score_grads, a.row_elements, a.grads.get() + row * P, next, a.values_turned.get(), width, tokens, ahead);
-      softmax_backward<bytes, I, P>(
+      softmax_backward<bytes, I, J>(
           weights, score_grads, a.score_grad_tile.get(), a.row_elements, rows, tokens,
           a.logsumexp + head * tokens + first + row);
       multiply_and_scale<bytes, I, J>(
