@@ -39,26 +39,34 @@ class RowsAhead {
   }
 
   PUMA_INLINE void fetch() {
-    for (int64_t piece = 0; piece < pieces_ && source_ < count_; ++piece) {
-      const Source& source = sources_[source_];
-      const char* const here = source.first + row_ * source.stride;
-      for (int64_t byte = 0; byte < bytes_; byte += kLineBytes) __builtin_prefetch(here + byte, 0, kToSecondLevel);
-      if (++row_ == rows_) {
-        row_ = 0;
-        ++source_;
+    for (int64_t piece = 0; piece < pieces_; ++piece) {
+      if (rows_left_ == 0) {
+        if (source_ == count_) return;
+        here_ = sources_[source_].first;
+        stride_ = sources_[source_++].stride;
+        rows_left_ = rows_;
       }
+      // A little too much for some D: the next head's.
+      for (int64_t byte = 0; byte < bytes_; byte += kLinesAtOnce * kLineBytes) {
+        PUMA_UNROLL for (int64_t line = 0; line < kLinesAtOnce; ++line) {
+          __builtin_prefetch(here_ + byte + line * kLineBytes, 0, kToSecondLevel);
+        }
+      }
+      here_ += stride_;
+      --rows_left_;
     }
   }
 
  private:
-  static constexpr int64_t kMost = 8, kLineBytes = 64;
+  static constexpr int64_t kMost = 8, kLineBytes = 64, kLinesAtOnce = 4;
   static constexpr int kToSecondLevel = 2;
   struct Source {
     const char* first;
     int64_t stride;
   };
 
-  int64_t rows_, bytes_, calls_, pieces_ = 0, count_ = 0, source_ = 0, row_ = 0;
+  int64_t rows_, bytes_, calls_, pieces_ = 0, count_ = 0, source_ = 0, rows_left_ = 0, stride_ = 0;
+  const char* here_ = nullptr;
   Source sources_[kMost];
 };
 
@@ -442,7 +450,21 @@ const Kernels& kernels() {
 
 // Memory for (rows, columns) panels.
 Lines<float> panels(int64_t rows, int64_t columns) {
+  return lines<float>(rows * rounded_up(columns, kernels().panel));
+}
+
+// Of left-hand sides: their last tile may have rows that are computed with and belong to nothing. With zeros that is quick.
+Lines<float> zero_panels(int64_t rows, int64_t columns) {
   return zero_lines<float>(rows * rounded_up(columns, kernels().panel));
+}
+
+// Rows with zeros behind the last column.
+Lines<float> padded_rows(int64_t rows, int64_t row_elements, int64_t columns) {
+  Lines<float> memory = lines<float>(rows * row_elements);
+  for (int64_t row = 0; row < rows; ++row) {
+    std::fill(memory.get() + row * row_elements + columns, memory.get() + (row + 1) * row_elements, 0.0F);
+  }
+  return memory;
 }
 
 // Whole vectors and tiles; an odd number of cache lines, or all rows would share a few places in the cache.
@@ -472,7 +494,7 @@ AttentionForward::AttentionForward(
     const AttentionSizes& sizes, float scale, const float* qkv, float* out, float* logsumexp)
     : sizes(sizes), scale(scale), qkv(qkv), out(out), logsumexp(logsumexp),
       keys_turned(panels(sizes.head_dim, sizes.tokens)), values(panels(sizes.tokens, sizes.head_dim)),
-      queries(panels(kernels().rows, sizes.head_dim)), weights(panels(kernels().rows, sizes.tokens)) {}
+      queries(zero_panels(kernels().rows, sizes.head_dim)), weights(zero_panels(kernels().rows, sizes.tokens)) {}
 
 void AttentionForward::run(int64_t first, int64_t last) const {
   for (int64_t head = first; head < last; ++head) kernels().forward(*this, head, head + 1 == last);
@@ -484,10 +506,10 @@ AttentionBackward::AttentionBackward(
     : sizes(sizes), scale(scale), grad(grad), qkv(qkv), logsumexp(logsumexp), grad_qkv(grad_qkv),
       row_elements(row_elements_for(sizes.tokens)), block_rows(block_rows_for(sizes.tokens)),
       keys_turned(panels(sizes.head_dim, sizes.tokens)), values_turned(panels(sizes.head_dim, sizes.tokens)),
-      keys(panels(sizes.tokens, sizes.head_dim)), queries(panels(block_rows, sizes.head_dim)),
-      grads(panels(block_rows, sizes.head_dim)), weights(zero_lines<float>(block_rows * row_elements)),
-      score_grads(zero_lines<float>(block_rows * row_elements)),
-      score_grad_tile(panels(kernels().rows, sizes.tokens)) {}
+      keys(panels(sizes.tokens, sizes.head_dim)), queries(zero_panels(block_rows, sizes.head_dim)),
+      grads(zero_panels(block_rows, sizes.head_dim)), weights(padded_rows(block_rows, row_elements, sizes.tokens)),
+      score_grads(padded_rows(block_rows, row_elements, sizes.tokens)),
+      score_grad_tile(zero_panels(kernels().rows, sizes.tokens)) {}
 
 void AttentionBackward::run(int64_t first, int64_t last) const {
   for (int64_t head = first; head < last; ++head) kernels().backward(*this, head, head + 1 == last);
