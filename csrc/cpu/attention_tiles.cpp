@@ -22,6 +22,8 @@ constexpr int64_t kMostHeadDim = 128;
 constexpr int64_t kMostTokens = 4096;  // scratch of some MiB
 // Bytes of a block of queries' weights in the backward, so that they and their gradients stay in the second-level cache.
 constexpr int64_t kBlockBytes = 256 * 1024;
+// Products that are added up one after the other, a multiple of a panel's columns: a longer chain would round more.
+constexpr int64_t kMostInASum = 512;
 constexpr int64_t kBetweenFetches = 32;
 
 int64_t rounded_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -123,111 +125,92 @@ PUMA_INLINE void multiply_turned(
   for (int64_t k = 0; k < depth;) {
     ahead.fetch();
     const int64_t end = std::min(k + kBetweenFetches, depth);
-    _Pragma("GCC unroll 4") for (; k < end; ++k, left += stride, right += P) {
-      tile.add(left, 1, right);
+    _Pragma("GCC unroll 4") for (; k < end; ++k, left += stride, right += P) tile.add(left, 1, right);
+  }
+}
+
+template <int bytes, int I, int J>
+PUMA_INLINE void store_tile(float* out, int64_t stride, const Tile<float, bytes, I, J>& tile) {
+  constexpr int W = Tile<float, bytes, I, J>::W;
+  PUMA_UNROLL for (int i = 0; i < I; ++i) {
+    PUMA_UNROLL for (int j = 0; j < J; ++j) store(out + i * stride + j * W, tile.sum[i][j]);
+  }
+}
+
+// The tile's first `rows` rows, each times its factor if there is one, in place of what is there or added to it.
+template <int bytes, int I, int J>
+PUMA_INLINE void store_some(
+    float* out, int64_t stride, int64_t rows, const float* factor, bool add, const Tile<float, bytes, I, J>& tile) {
+  using V = typename Tile<float, bytes, I, J>::V;
+  constexpr int W = Tile<float, bytes, I, J>::W;
+  PUMA_UNROLL for (int i = 0; i < I; ++i) {
+    if (i >= rows) break;
+    PUMA_UNROLL for (int j = 0; j < J; ++j) {
+      float* const here = out + i * stride + j * W;
+      const V value = factor == nullptr ? tile.sum[i][j] : factor[i] * tile.sum[i][j];
+      store(here, add ? load<V>(here) + value : value);
     }
   }
 }
 
-// Panels [i][j] of I rows and all columns = left @ right.
+// out = left, a tile's rows, @ right (depth, columns). Rows of out are `stride` elements apart, and its panels `panel`.
 template <int bytes, int I, int J>
-PUMA_INLINE void multiply_into_panels(
-    float* out, const float* left, int64_t next, const float* right, int64_t depth, int64_t columns,
-    RowsAhead& ahead) {
-  using Sums = Tile<float, bytes, I, J>;
-  constexpr int W = Sums::W, P = Sums::kColumns;
-  for (int64_t column = 0; column < columns; column += P, right += P * depth, out += P * I) {
+PUMA_INLINE void product(
+    float* out, int64_t stride, int64_t panel, const float* left, int64_t next, const float* right, int64_t depth,
+    int64_t columns, RowsAhead& ahead) {
+  constexpr int W = Tile<float, bytes, I, J>::W, P = J * W;
+  for (int64_t column = 0; column < columns; column += P, right += P * depth, out += panel) {
     if (columns - column > W) {
-      Sums tile;
+      Tile<float, bytes, I, J> tile;
       multiply<P>(tile, left, next, right, depth, ahead);
-      PUMA_UNROLL for (int i = 0; i < I; ++i) {
-        PUMA_UNROLL for (int j = 0; j < J; ++j) store(out + i * P + j * W, tile.sum[i][j]);
-      }
+      store_tile(out, stride, tile);
     } else {
       Tile<float, bytes, I, 1> tile;
       multiply<P>(tile, left, next, right, depth, ahead);
-      PUMA_UNROLL for (int i = 0; i < I; ++i) store(out + i * P, tile.sum[i][0]);
+      store_tile(out, stride, tile);
     }
   }
 }
 
-// The same, row by row.
+// The first `rows` rows of left, panels of a tile's rows, @ right (depth, columns), each times its factor.
 template <int bytes, int I, int J>
-PUMA_INLINE void multiply_into_rows(
-    float* out, int64_t stride, const float* left, int64_t next, const float* right, int64_t depth, int64_t columns,
-    RowsAhead& ahead) {
-  using Sums = Tile<float, bytes, I, J>;
-  constexpr int W = Sums::W, P = Sums::kColumns;
-  for (int64_t column = 0; column < columns; column += P, right += P * depth, out += P) {
-    if (columns - column > W) {
-      Sums tile;
-      multiply<P>(tile, left, next, right, depth, ahead);
-      PUMA_UNROLL for (int i = 0; i < I; ++i) {
-        PUMA_UNROLL for (int j = 0; j < J; ++j) store(out + i * stride + j * W, tile.sum[i][j]);
-      }
-    } else {
-      Tile<float, bytes, I, 1> tile;
-      multiply<P>(tile, left, next, right, depth, ahead);
-      PUMA_UNROLL for (int i = 0; i < I; ++i) store(out + i * stride, tile.sum[i][0]);
-    }
-  }
-}
-
-// The first `rows` rows of left @ right, each times its factor.
-template <int bytes, int I, int J>
-PUMA_INLINE void multiply_and_scale(
-    float* out, int64_t stride, const float* factor, int64_t rows, const float* left, const float* right,
+PUMA_INLINE void scaled_product(
+    float* out, int64_t stride, int64_t rows, const float* factor, const float* left, const float* right,
     int64_t depth, int64_t columns, RowsAhead& ahead) {
-  using Sums = Tile<float, bytes, I, J>;
-  constexpr int W = Sums::W, P = Sums::kColumns;
-  for (int64_t column = 0; column < columns; column += P, right += P * depth, out += P) {
-    if (columns - column > W) {
-      Sums tile;
-      multiply<P>(tile, left, P * I, right, depth, ahead);
-      PUMA_UNROLL for (int i = 0; i < I; ++i) {
-        if (i >= rows) break;
-        PUMA_UNROLL for (int j = 0; j < J; ++j) store(out + i * stride + j * W, factor[i] * tile.sum[i][j]);
-      }
-    } else {
-      Tile<float, bytes, I, 1> tile;
-      multiply<P>(tile, left, P * I, right, depth, ahead);
-      PUMA_UNROLL for (int i = 0; i < I; ++i) {
-        if (i >= rows) break;
-        store(out + i * stride, factor[i] * tile.sum[i][0]);
+  constexpr int W = Tile<float, bytes, I, J>::W, P = J * W;
+  for (int64_t first = 0; first < depth; first += kMostInASum, left += kMostInASum * I) {
+    const int64_t some = std::min(kMostInASum, depth - first);
+    for (int64_t column = 0; column < columns; column += P) {
+      const float* const panel = right + column * depth + first * P;
+      if (columns - column > W) {
+        Tile<float, bytes, I, J> tile;
+        multiply<P>(tile, left, P * I, panel, some, ahead);
+        store_some(out + column, stride, rows, factor, first > 0, tile);
+      } else {
+        Tile<float, bytes, I, 1> tile;
+        multiply<P>(tile, left, P * I, panel, some, ahead);
+        store_some(out + column, stride, rows, factor, first > 0, tile);
       }
     }
   }
 }
 
-// out (columns_of_left, columns) = or += left (depth, columns_of_left) transposed @ right.
+// out (rows, columns) = or += left (depth, rows) transposed @ right, panels of right_rows rows.
 template <int bytes, int I, int J>
-PUMA_INLINE void multiply_turned_into_rows(
-    float* out, int64_t stride, bool add, const float* left, int64_t left_stride, int64_t columns_of_left,
-    const float* right, int64_t right_rows, int64_t depth, int64_t columns, RowsAhead& ahead) {
-  using Sums = Tile<float, bytes, I, J>;
-  using V = typename Sums::V;
-  constexpr int W = Sums::W, P = Sums::kColumns;
+PUMA_INLINE void turned_product(
+    float* out, int64_t stride, bool add, const float* left, int64_t left_stride, int64_t rows, const float* right,
+    int64_t right_rows, int64_t depth, int64_t columns, RowsAhead& ahead) {
+  constexpr int W = Tile<float, bytes, I, J>::W, P = J * W;
   for (int64_t column = 0; column < columns; column += P, right += P * right_rows, out += P) {
-    for (int64_t row = 0; row < columns_of_left; row += I) {
-      float* const here = out + row * stride;
+    for (int64_t row = 0; row < rows; row += I) {
       if (columns - column > W) {
-        Sums tile;
+        Tile<float, bytes, I, J> tile;
         multiply_turned<P>(tile, left + row, left_stride, right, depth, ahead);
-        PUMA_UNROLL for (int i = 0; i < I; ++i) {
-          if (row + i >= columns_of_left) break;
-          PUMA_UNROLL for (int j = 0; j < J; ++j) {
-            float* const place = here + i * stride + j * W;
-            store(place, add ? load<V>(place) + tile.sum[i][j] : tile.sum[i][j]);
-          }
-        }
+        store_some(out + row * stride, stride, rows - row, nullptr, add, tile);
       } else {
         Tile<float, bytes, I, 1> tile;
         multiply_turned<P>(tile, left + row, left_stride, right, depth, ahead);
-        PUMA_UNROLL for (int i = 0; i < I; ++i) {
-          if (row + i >= columns_of_left) break;
-          float* const place = here + i * stride;
-          store(place, add ? load<V>(place) + tile.sum[i][0] : tile.sum[i][0]);
-        }
+        store_some(out + row * stride, stride, rows - row, nullptr, add, tile);
       }
     }
   }
@@ -352,15 +335,15 @@ PUMA_INLINE void forward_head(const AttentionForward& a, int64_t head, bool is_l
   for (int64_t row = 0; row < tokens; row += I) {
     const int64_t rows = std::min<int64_t>(I, tokens - row);
     pack<bytes, P>(a.queries.get(), queries + row * row_in, row_in, rows, I, width, a.scale);
-    multiply_into_panels<bytes, I, J>(
-        a.weights.get(), a.queries.get(), P * I, a.keys_turned.get(), width, tokens, ahead);
+    product<bytes, I, J>(
+        a.weights.get(), P, P * I, a.queries.get(), P * I, a.keys_turned.get(), width, tokens, ahead);
     exponentials<bytes, I, J>(a.weights.get(), tokens, largest, sum);
     for (int64_t i = 0; i < rows; ++i) {
       logsumexp[row + i] = largest[i] + std::log(sum[i]);
       sum[i] = 1 / sum[i];
     }
-    multiply_and_scale<bytes, I, J>(
-        out + row * row_out, row_out, sum, rows, a.weights.get(), a.values.get(), tokens, width, ahead);
+    scaled_product<bytes, I, J>(
+        out + row * row_out, row_out, rows, sum, a.weights.get(), a.values.get(), tokens, width, ahead);
   }
 }
 
@@ -396,21 +379,21 @@ PUMA_INLINE void backward_head(const AttentionBackward& a, int64_t head, bool is
       const int64_t rows = std::min<int64_t>(I, block - row);
       float* const weights = a.weights.get() + row * a.row_elements;
       float* const score_grads = a.score_grads.get() + row * a.row_elements;
-      multiply_into_rows<bytes, I, J>(
-          weights, a.row_elements, a.queries.get() + row * P, next, a.keys_turned.get(), width, tokens, ahead);
-      multiply_into_rows<bytes, I, J>(
-          score_grads, a.row_elements, a.grads.get() + row * P, next, a.values_turned.get(), width, tokens, ahead);
+      product<bytes, I, J>(
+          weights, a.row_elements, P, a.queries.get() + row * P, next, a.keys_turned.get(), width, tokens, ahead);
+      product<bytes, I, J>(
+          score_grads, a.row_elements, P, a.grads.get() + row * P, next, a.values_turned.get(), width, tokens, ahead);
       softmax_backward<bytes, I, J>(
           weights, score_grads, a.score_grad_tile.get(), a.row_elements, rows, tokens,
           a.logsumexp + head * tokens + first + row);
-      multiply_and_scale<bytes, I, J>(
-          part_of(a.grad_qkv, 0) + (first + row) * row_in, row_in, factor, rows, a.score_grad_tile.get(),
+      scaled_product<bytes, I, J>(
+          part_of(a.grad_qkv, 0) + (first + row) * row_in, row_in, rows, factor, a.score_grad_tile.get(),
           a.keys.get(), tokens, width, ahead);
     }
-    multiply_turned_into_rows<bytes, I, J>(
+    turned_product<bytes, I, J>(
         part_of(a.grad_qkv, 2), row_in, first > 0, a.weights.get(), a.row_elements, tokens, a.grads.get(),
         a.block_rows, block, width, ahead);
-    multiply_turned_into_rows<bytes, I, J>(
+    turned_product<bytes, I, J>(
         part_of(a.grad_qkv, 1), row_in, first > 0, a.score_grads.get(), a.row_elements, tokens, a.queries.get(),
         a.block_rows, block, width, ahead);
   }
