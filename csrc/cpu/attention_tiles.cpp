@@ -302,12 +302,18 @@ PUMA_INLINE void softmax_backward(
   for (int64_t i = 0; i < rows; ++i) {
     float *const w = weights + i * stride, *const g = grads + i * stride;
     float* out = panels + i * P;
-    for (int64_t c = 0; c <= last; out += P * I) {
-      for (int j = 0; j < J && c <= last; ++j, c += W) {
-        const V grad = load<V>(w + c) * (load<V>(g + c) - mean[i]);
-        store(g + c, grad);
+    int64_t c = 0;
+    for (; c + P <= columns; c += P, out += P * I) {
+      PUMA_UNROLL for (int j = 0; j < J; ++j) {
+        const V grad = load<V>(w + c + j * W) * (load<V>(g + c + j * W) - mean[i]);
+        store(g + c + j * W, grad);
         store(out + j * W, grad);
       }
+    }
+    for (; c < columns; c += W, out += W) {
+      const V grad = load<V>(w + c) * (load<V>(g + c) - mean[i]);
+      store(g + c, grad);
+      store(out, grad);
     }
   }
 }
