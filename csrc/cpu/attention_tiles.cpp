@@ -9,26 +9,28 @@
 #include "simd.h"
 #include "tile.h"
 
-// Panels of a matrix are its columns in strips as wide as a tile, one strip behind the other, each row by row. Read along a
-// strip they are a product's right-hand side; and as left-hand side, too, a tile finds all its rows at fixed distances from
-// one address. Zeros stand behind the last column of a turned matrix.
+// Panels of a matrix are its columns in strips as wide as a tile, one strip behind the other, each row by row. Along a
+// strip they are a product's right-hand side; and as a left-hand side a tile finds all its rows at fixed distances from
+// one address. Rows and columns that only fill up tiles are computed with, but their results are not used.
 
 namespace puma {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr int64_t kColumns = 16;      // D is a multiple
+constexpr int64_t kColumns = 16;  // D is a multiple
 constexpr int64_t kMostHeadDim = 128;
 constexpr int64_t kMostTokens = 4096;  // scratch of some MiB
-// Bytes of a block of queries' weights in the backward, so that they and their gradients stay in the second-level cache.
+// Bytes of a block of queries' weights in the backward: they and their gradients stay in the second-level cache.
 constexpr int64_t kBlockBytes = 256 * 1024;
-// Products that are added up one after the other, a multiple of a panel's columns: a longer chain would round more.
+// Products added up one after the other, a multiple of a panel's columns: a longer chain would round more.
 constexpr int64_t kMostInASum = 512;
+// Rows of a product that sums over queries between two fetches of what is used soon.
 constexpr int64_t kBetweenFetches = 32;
 
 int64_t rounded_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-// Rows of several matrices, (N, D) each, that are used soon: fetched a little at a time while products are computed.
+// Rows of several matrices, (N, D) each, that the next head reads or writes: fetched a little at a time while products
+// are computed. Worth it also for what will be written: a processor reads it first.
 class RowsAhead {
  public:
   // calls: how often fetch will be called.
@@ -85,7 +87,7 @@ PUMA_INLINE void pack(
   }
 }
 
-// in (rows, columns) transposed, as panels of P columns; zeros behind the last, which is up to a multiple of W.
+// in (rows, columns) transposed, as panels of P columns; zeros behind the last, up to a whole vector.
 template <int bytes, int P>
 PUMA_INLINE void pack_turned(float* out, const float* in, int64_t stride, int64_t rows, int64_t columns) {
   using V = typename Vector<float, bytes>::type;
@@ -275,8 +277,8 @@ PUMA_INLINE void exponentials(float* panels, int64_t columns, float* largest, fl
   store(sum, over_lanes<W, Sum>(row));
 }
 
-// Rows of weights = exp(scores - logsumexp), in place, and of score_grads = weights * (weight_grads - their mean under the
-// weights), in place and as panels.
+// Rows of weights = exp(scores - logsumexp), in place of the scores, and of score_grads = weights * (grads - their mean
+// under the weights), in place of the weights' gradients and as panels.
 template <int bytes, int I, int J>
 PUMA_INLINE void softmax_backward(
     float* weights, float* grads, float* panels, int64_t stride, int64_t rows, int64_t columns,
@@ -442,12 +444,13 @@ Lines<float> panels(int64_t rows, int64_t columns) {
   return lines<float>(rows * rounded_up(columns, kernels().panel));
 }
 
-// Of left-hand sides: their last tile may have rows that are computed with and belong to nothing. With zeros that is quick.
+// The same for left-hand sides, whose last tile may have rows that were never written: what is there by chance may be
+// subnormal and slow.
 Lines<float> zero_panels(int64_t rows, int64_t columns) {
   return zero_lines<float>(rows * rounded_up(columns, kernels().panel));
 }
 
-// Rows with zeros behind the last column.
+// The same for rows, with zeros behind the last column.
 Lines<float> padded_rows(int64_t rows, int64_t row_elements, int64_t columns) {
   Lines<float> memory = lines<float>(rows * row_elements);
   for (int64_t row = 0; row < rows; ++row) {

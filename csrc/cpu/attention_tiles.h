@@ -1,5 +1,5 @@
-// Self-attention of one head after the other on one thread, float32. Products run in tiles of registers, and what is read
-// across is packed first; a head's matrices stay in the second-level cache from one product to the next.
+// Self-attention of one head after the other on one thread, float32. Products run in tiles of registers, and what they
+// would read across is packed first; a head's matrices stay in the second-level cache from one product to the next.
 //
 // qkv (B, N, 3, H, D), out and grad (B, N, H, D), logsumexp (B, H, N): all contiguous. Heads are numbered b * H + h.
 #pragma once
@@ -61,16 +61,16 @@ class AttentionBackward {
   const float* const qkv;
   const float* const logsumexp;
   float* const grad_qkv;
-  const int64_t row_elements;         // of weights and score_grads, N and zeros behind
-  const int64_t block_rows;           // queries at a time
-  const Lines<float> keys_turned;     // (D, N) panels
-  const Lines<float> values_turned;   // (D, N) panels
-  const Lines<float> keys;            // (N, D) panels
-  const Lines<float> queries;         // (block_rows, D) panels, scaled
-  const Lines<float> grads;           // (block_rows, D) panels
-  const Lines<float> weights;         // (block_rows, row_elements)
-  const Lines<float> score_grads;     // (block_rows, row_elements)
-  const Lines<float> score_grad_tile; // (rows of a tile, N) panels
+  const int64_t row_elements;          // of weights and score_grads, N and zeros behind
+  const int64_t block_rows;            // queries at a time
+  const Lines<float> keys_turned;      // (D, N) panels
+  const Lines<float> values_turned;    // (D, N) panels
+  const Lines<float> keys;             // (N, D) panels
+  const Lines<float> queries;          // (block_rows, D) panels, scaled
+  const Lines<float> grads;            // (block_rows, D) panels
+  const Lines<float> weights;          // (block_rows, row_elements)
+  const Lines<float> score_grads;      // (block_rows, row_elements), first the weights' gradients
+  const Lines<float> score_grad_tile;  // (rows of a tile, N) panels
 };
 
 }  // namespace puma

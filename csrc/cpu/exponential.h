@@ -8,8 +8,8 @@
 
 namespace puma {
 
-// exp(x) for x <= 88 with a relative error below 2e-7, exactly 1 for 0, and exactly 0 below -87.3, where results would soon
-// be subnormal. NaN stays NaN.
+// exp(x) for x <= 88 with a relative error below 2e-7, exactly 1 for 0, and exactly 0 below -87.3, where results would
+// soon be subnormal. NaN stays NaN.
 template <class V>
 PUMA_INLINE V exponential(V x) {
   using U = typename Vector<uint32_t, sizeof(V)>::type;

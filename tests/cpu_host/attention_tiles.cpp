@@ -1,5 +1,6 @@
-// Attention on vector registers, by itself: each tensor is an allocation of just its size, so that a sanitizer sees every
-// access outside, and results are compared with sums in double. Prints the largest errors of out, logsumexp and gradients.
+// Attention on vector registers, by itself: each tensor is an allocation of just its size, so that a sanitizer sees
+// every access outside, and results are compared with sums in double. Prints the largest errors of out, logsumexp and
+// gradients.
 #include "attention_tiles.h"
 
 #include <algorithm>
@@ -91,8 +92,9 @@ void print_errors(int64_t samples, const puma::AttentionSizes& sizes) {
 }  // namespace
 
 int main() {
-  // One token; fewer keys than a vector holds; whole vectors and tiles; a rest behind them; D that is no multiple of a
-  // tile's columns; queries in several blocks.
-  constexpr puma::AttentionSizes kSizes[] = {{1, 1, 16}, {5, 3, 48}, {112, 1, 32}, {61, 2, 80}, {29, 2, 128}, {400, 1, 16}};
+  // One token; fewer keys than a vector holds; whole vectors and tiles; a rest behind them, and a D that is no multiple
+  // of a tile's columns; the largest D; queries in several blocks and keys in two sums.
+  constexpr puma::AttentionSizes kSizes[] = {{1, 1, 16},  {5, 3, 48},   {112, 1, 32},
+                                              {61, 2, 80}, {29, 2, 128}, {600, 1, 16}};
   for (const puma::AttentionSizes& sizes : kSizes) print_errors(2, sizes);
 }

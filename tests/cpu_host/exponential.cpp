@@ -1,5 +1,5 @@
-// exp of vectors, at a step of a thousand or so floats from -0 down and up to 88. Prints its largest relative error, then
-// what special values give.
+// exp of vectors, at every thousandth float or so from -0 down and from 0 up to 88. Prints the largest relative errors,
+// then what special values give.
 #include "exponential.h"
 
 #include <algorithm>
