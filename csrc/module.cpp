@@ -5,6 +5,7 @@
 
 #include <string>
 
+#include "cpu/attention_tiles.h"
 #include "cpu/simd.h"
 #include "cpu/vector_mlp.h"
 #include "schemas.h"
@@ -30,6 +31,9 @@ PYBIND11_MODULE(_C, m) {
       "cpu_capability", &puma::cpu_capability,
       "Instruction set of the kernels here: amx, avx512_vnni, avx512, avx2 or default.");
   m.def(
-      "vectors_serve_mlp", &puma::vectors_serve_mlp, py::arg("in_features"), py::arg("hidden_features"),
+      "frozen_mlp_serves", &puma::vectors_serve_mlp, py::arg("in_features"), py::arg("hidden_features"),
       py::arg("out_features"), "Whether frozen_mlp has a kernel for these widths here.");
+  m.def(
+      "packed_attention_serves", &puma::attention_tiles_serve, py::arg("tokens"), py::arg("head_dim"),
+      "Whether the operators of packed attention can be called with qkv of this N and D, float32 on the CPU.");
 }

@@ -32,6 +32,10 @@ STABLE_TORCH_LIBRARY(puma, m) {
       "frozen_mlp(Tensor input, Tensor fc1, Tensor? bias1, Tensor fc2, Tensor? bias2, bool save_slopes) "
       "-> (Tensor output, Tensor slopes)");
   m.def("frozen_mlp_backward(Tensor grad, Tensor slopes, Tensor fc1, Tensor fc2) -> Tensor");
+  // Self-attention on the CPU in float32, where packed_attention_serves (module.cpp) says so, in eager code only. qkv is
+  // (B, N, 3, H, D), out softmax(scale * q @ k^T) @ v as (B, N, H*D); logsumexp (B, H, N) of scale * q @ k^T.
+  m.def("packed_attention(Tensor qkv, float scale) -> (Tensor out, Tensor logsumexp)");
+  m.def("packed_attention_backward(Tensor grad, Tensor qkv, Tensor logsumexp, float scale) -> Tensor grad_qkv");
   // Exact search on the CPU, without gradients. pack_gallery makes what it needs beside the rows (G, C) float32;
   // nearest_neighbours gives squared L2 distances, ascending, and places (Q, k) of the gallery rows nearest to each of
   // queries (Q, C); equals by place, which is an int64 below 2^32, or the position. Searched are the rows from begin to

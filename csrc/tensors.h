@@ -16,10 +16,10 @@ namespace puma {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// A new contiguous tensor without values, of at most four dimensions.
+// A new contiguous tensor without values, of at most five dimensions.
 inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, int32_t device_type, int32_t device_index) {
-  std::array<int64_t, 4> strides;
-  STD_TORCH_CHECK(sizes.size() <= strides.size(), "a tensor of at most four dimensions was expected");
+  std::array<int64_t, 5> strides;
+  STD_TORCH_CHECK(sizes.size() <= strides.size(), "a tensor of at most five dimensions was expected");
   int64_t stride = 1;
   for (size_t d = sizes.size(); d-- > 0;) {
     strides[d] = stride;

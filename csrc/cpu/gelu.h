@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "exponential.h"
+#include "half.h"
 #include "simd.h"
 
 namespace puma {
@@ -13,7 +14,7 @@ namespace puma {
 template <class V>
 PUMA_INLINE V reciprocal(V x) {
   using I = typename Vector<int32_t, sizeof(V)>::type;
-  V y = reinterpret_cast<V>(0x7ef311c7 - reinterpret_cast<I>(x));
+  V y = same_bits<V>(0x7ef311c7 - same_bits<I>(x));
   y = y * (2.0F - x * y);
   y = y * (2.0F - x * y);
   return y * (2.0F - x * y);
@@ -24,7 +25,7 @@ template <class V>
 PUMA_INLINE void gelu(V x, V& value, V& slope) {
   using I = typename Vector<int32_t, sizeof(V)>::type;
   constexpr float kSqrtHalf = 0.70710678F, kDensity = 0.39894228F;  // 1 / sqrt(2), 1 / sqrt(2 pi)
-  const V z = reinterpret_cast<V>(reinterpret_cast<I>(x) & 0x7fffffff) * kSqrtHalf;
+  const V z = same_bits<V>(same_bits<I>(x) & 0x7fffffff) * kSqrtHalf;
   const V t = reciprocal<V>(1.0F + 0.3275911F * z), bell = exponential<V>(-z * z);
   V p = V{} + 1.061405429F;
   p = p * t - 1.453152027F;

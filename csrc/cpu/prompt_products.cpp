@@ -1,47 +1,14 @@
 #include "prompt_products.h"
 
 #include <algorithm>
-#include <utility>
 
+#include "lanes.h"
 #include "lines.h"
 #include "simd.h"
 #include "tile.h"
 
 namespace puma {
 namespace {
-
-// ---- Sums over a vector's lanes ----
-
-template <int... index, class V>
-PUMA_INLINE V shuffle(V a, V b, std::integer_sequence<int, index...> /*places*/) {
-#if defined(__clang__) || __GNUC__ >= 12
-  return __builtin_shufflevector(a, b, index...);
-#else
-  typedef std::conditional_t<sizeof(a[0]) == 4, int32_t, int64_t> Index __attribute__((vector_size(sizeof(V))));
-  return __builtin_shuffle(a, b, Index{index...});
-#endif
-}
-
-// Of two vectors of W lanes: lanes whose bit S is 0 from a, the others from b; each from S lanes nearer or farther.
-template <int W, int S, bool far, int... lane>
-constexpr auto places(std::integer_sequence<int, lane...> /*lanes*/) {
-  return std::integer_sequence<int, ((lane & S) == 0 ? lane + (far ? S : 0) : W + lane - (far ? 0 : S))...>{};
-}
-
-// Lane l of the result is the sum of the lanes of vectors[l].
-template <int W, int S, class V>
-PUMA_INLINE V lane_sums(V* vectors) {
-  if constexpr (S < W) {
-    constexpr auto lanes = std::make_integer_sequence<int, W>{};
-    PUMA_UNROLL for (int i = 0; i < W; i += 2 * S) {
-      const V a = vectors[i], b = vectors[i + S];
-      vectors[i] = shuffle(a, b, places<W, S, false>(lanes)) + shuffle(a, b, places<W, S, true>(lanes));
-    }
-    return lane_sums<W, 2 * S>(vectors);
-  } else {
-    return vectors[0];
-  }
-}
 
 // ---- out = left @ right transposed ----
 
@@ -72,7 +39,7 @@ PUMA_INLINE void dots(
           PUMA_UNROLL for (int j = 0; j < J; ++j) sum[i * J + j] += a * b[j];
         }
       }
-      V total = lane_sums<W, 1>(sum);
+      V total = over_lanes<W, Sum>(sum);
       for (; c < columns; ++c) {
         PUMA_UNROLL for (int i = 0; i < I; ++i) {
           PUMA_UNROLL for (int j = 0; j < J; ++j) total[i * J + j] += l[i][c] * r[j][c];

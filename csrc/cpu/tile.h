@@ -9,6 +9,18 @@
 
 namespace puma {
 
+// Of tiles for products along rows: as many rows, and vectors of columns, as the registers hold.
+template <int bytes>
+constexpr int kTileRows = bytes == 64 ? 14 : 6;
+constexpr int kTileVectors = 2;
+
+// Rows and columns of those of this machine; 0 where it has no vectors.
+inline int64_t tile_rows() { return choose<int64_t>(0, kTileRows<32>, kTileRows<64>); }
+inline int64_t tile_columns() { return choose<int64_t>(0, 32, 64) / sizeof(float) * kTileVectors; }
+
+// Products that are added up one after the other, where there may be many more: a longer chain would round more.
+constexpr int64_t kLongestSum = 512;
+
 // I rows and J vectors of columns.
 template <class T, int bytes, int I, int J>
 struct Tile {

@@ -14,10 +14,6 @@ constexpr int kSlopeBytes = 3;
 // Of the hidden layer, what goes through at once: it stays in the second level of the cache. Measured.
 constexpr int64_t kMiddleBytes = 1 << 20;
 
-// Products that are added up one after the other; then the sum is added to that of others, because a longer chain rounds
-// more.
-constexpr int64_t kLongestSum = 512;
-
 // Slopes from kFirstSlope up as whole numbers of 2^-23; 0 stands for NaN.
 constexpr float kSlopeUnits = 8388608.0F, kFirstSlope = -0.25F;
 

@@ -4,7 +4,6 @@
 
 #include "half.h"
 #include "row_products.h"
-#include "simd.h"
 
 namespace puma {
 namespace {
@@ -16,9 +15,6 @@ float widened_value(Half value) {
 }
 
 }  // namespace
-
-int64_t tile_rows() { return choose(0, kTileRows<32>, kTileRows<64>); }
-int64_t tile_columns() { return kTileVectors * choose(0, 32, 64) / static_cast<int64_t>(sizeof(float)); }
 
 VectorOperand::VectorOperand(int64_t depth, int64_t columns)
     : depth_(depth), columns_(columns), panels_(lines<float>(panels() * tile_columns() * depth)) {}

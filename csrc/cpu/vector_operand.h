@@ -7,15 +7,6 @@
 
 namespace puma {
 
-// Of the tiles for products along rows: as many rows and vectors of columns as the registers of an instruction set hold.
-template <int bytes>
-constexpr int kTileRows = bytes == 64 ? 14 : 6;
-constexpr int kTileVectors = 2;
-
-// Those of the instruction set that this machine has; 0 where it has no vectors.
-int64_t tile_rows();
-int64_t tile_columns();
-
 // A (depth, columns) matrix: panels of as many columns as a tile has, one row of a panel behind the other; zeros behind the
 // last column.
 class VectorOperand {

@@ -2,6 +2,7 @@
 
 from puma_plugin.ops.frozen_mlp import frozen_mlp
 from puma_plugin.ops.match_prompts import match_prompts
+from puma_plugin.ops.packed_attention import packed_attention
 from puma_plugin.ops.stochastic_adapter import stochastic_adapter
 
-__all__ = ["frozen_mlp", "match_prompts", "stochastic_adapter"]
+__all__ = ["frozen_mlp", "match_prompts", "packed_attention", "stochastic_adapter"]

@@ -1,4 +1,4 @@
-"""What both operators need to know before they leave torch.library's autograd wrapper aside.
+"""What the operators need to know before they leave torch.library's autograd wrapper aside.
 
 That wrapper can be traced (``torch.compile``, ``torch.export``), but it is Python code under the dispatcher and costs
 more than a small call itself. Eager code goes past it; under functorch the wrapper says what it cannot do.
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from puma_plugin.ops import loader
+
 # Inside, operators run their kernels (or a dispatch mode) at once, without the autograd wrapper.
 below_autograd = torch._C._AutoDispatchBelowAutograd
 _ORDINARY = (Tensor, torch.nn.Parameter)
@@ -20,18 +22,23 @@ def is_plain() -> bool:
     return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
 
 
-def is_unobserved(*tensors: Tensor | None) -> bool:
-    """Whether these are ordinary float32 tensors on the CPU, and nothing but autograd looks at what is done with them.
+def wants_cpu_kernel(*tensors: Tensor | None) -> bool:
+    """Whether kernels for ordinary float32 tensors on the CPU should run: those of operators that torch has, too.
 
-    Not so under ``torch.compile``, tracing, functorch, forward-mode differentiation and dispatch modes (which count, or
-    compute without data): these should see torch's own operators.
+    Not so under autocast, nor where anything but autograd looks at what is done: ``torch.compile``, tracing, functorch,
+    forward-mode differentiation and dispatch modes (which count, or compute without data) see torch's own operators.
     """
     if not is_plain() or forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack() > 0:
         return False
-    return not torch.jit.is_tracing() and all(
+    if torch.is_autocast_enabled("cpu") or torch.jit.is_tracing():
+        return False
+    ordinary = all(
         tensor is None or (type(tensor) in _ORDINARY and tensor.dtype is torch.float32 and tensor.device.type == "cpu")
         for tensor in tensors
     )
+    if ordinary and not loader.CPU_LIBRARY.loaded:
+        loader.report_fallback("cpu")
+    return ordinary and loader.CPU_LIBRARY.loaded
 
 
 def in_backward() -> AbstractContextManager[None]:

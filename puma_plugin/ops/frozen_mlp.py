@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from puma_plugin.ops import loader
-from puma_plugin.ops.eager import below_autograd, is_unobserved
+from puma_plugin.ops.eager import below_autograd, wants_cpu_kernel
 
 # Below that, laying out the weights takes longer than the products gain.
 FEWEST_ROWS = 256
@@ -68,13 +68,11 @@ def _validate(input: Tensor, fc1: Tensor, bias1: Tensor | None, fc2: Tensor, bia
 
 
 def _has_kernel(input: Tensor, fc1: Tensor, bias1: Tensor | None, fc2: Tensor, bias2: Tensor | None) -> bool:
-    if loader.CPU_MODULE is None or torch.is_autocast_enabled("cpu"):
+    if input.numel() < FEWEST_ROWS * input.shape[-1] or not wants_cpu_kernel(input, fc1, bias1, fc2, bias2):
         return False
-    if not is_unobserved(input, fc1, bias1, fc2, bias2):
-        return False
-    return input.numel() >= FEWEST_ROWS * input.shape[-1] and loader.CPU_MODULE.vectors_serve_mlp(
-        fc1.shape[1], fc1.shape[0], fc2.shape[0]
-    )
+    module: Any = loader.CPU_MODULE
+    serves: bool = module.frozen_mlp_serves(fc1.shape[1], fc1.shape[0], fc2.shape[0])
+    return serves
 
 
 class _FrozenMlp(torch.autograd.Function):

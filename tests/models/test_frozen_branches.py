@@ -14,7 +14,7 @@ from puma_plugin.models.frozen_branches import run_attention, run_mlp
 from puma_plugin.ops import loader
 
 pytestmark = pytest.mark.skipif(
-    loader.CPU_MODULE is None or not loader.CPU_MODULE.vectors_serve_mlp(16, 16, 16), reason="no kernel here"
+    loader.CPU_MODULE is None or not loader.CPU_MODULE.frozen_mlp_serves(16, 16, 16), reason="no kernel here"
 )
 
 

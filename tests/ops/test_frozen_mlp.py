@@ -18,7 +18,7 @@ Parameters = tuple[Tensor, Tensor | None, Tensor, Tensor | None]
 SHAPES = [(256, 16, 16, 16), (257, 48, 112, 80), (300, 384, 1536, 384), (269, 64, 1040, 32)]
 
 needs_kernel = pytest.mark.skipif(
-    loader.CPU_MODULE is None or not loader.CPU_MODULE.vectors_serve_mlp(16, 16, 16), reason="no kernel here"
+    loader.CPU_MODULE is None or not loader.CPU_MODULE.frozen_mlp_serves(16, 16, 16), reason="no kernel here"
 )
 
 

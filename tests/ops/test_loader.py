@@ -36,8 +36,8 @@ def run(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def test_kernels_of_every_instruction_set(capability: str) -> None:
     # Other vector widths, tiles and rests than those that this machine would take by itself.
     here = Path(__file__).parent
-    names = ("test_match_prompts.py", "test_nearest_neighbours.py", "test_adapter_to_the_last_bit.py")
-    files = [str(here / name) for name in names]
+    names = ("match_prompts", "nearest_neighbours", "adapter_to_the_last_bit", "packed_attention")
+    files = [str(here / f"test_{name}.py") for name in names]
     script = f"""
 import sys
 from puma_plugin.ops import loader

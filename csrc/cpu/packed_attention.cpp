@@ -1,0 +1,74 @@
+// The operators of packed attention: heads of attention_tiles.h, shared among threads.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <tuple>
+
+#include "attention_tiles.h"
+#include "gemm.h"
+
+namespace puma {
+namespace {
+
+// Checked here, too, because kernels of this machine may be missing.
+AttentionSizes sizes_of(const Tensor& qkv) {
+  STD_TORCH_CHECK(
+      qkv.dim() == 5 && qkv.size(2) == 3 && qkv.scalar_type() == ScalarType::Float &&
+          attention_tiles_serve(qkv.size(1), qkv.size(4)),
+      "puma::packed_attention: qkv must be (B, N, 3, H, D), float32 and of a size that packed_attention_serves");
+  return {qkv.size(1), qkv.size(3), qkv.size(4)};
+}
+
+// Each thread takes neighbouring heads. A head's results do not depend on who computes it.
+template <class F>
+void share_heads(int64_t heads, const F& run) {
+  const int64_t parts = std::min<int64_t>(heads, torch::stable::get_num_threads());
+  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) run(heads * part / parts, heads * (part + 1) / parts);
+  });
+}
+
+std::tuple<Tensor, Tensor> packed_attention(const Tensor& maybe_strided, double scale) {
+  const Tensor qkv = as_contiguous(maybe_strided);
+  const AttentionSizes sizes = sizes_of(qkv);
+  const int64_t samples = qkv.size(0);
+  const Tensor out = empty({samples, sizes.tokens, sizes.out_row()}, ScalarType::Float);
+  const Tensor logsumexp = empty({samples, sizes.heads, sizes.tokens}, ScalarType::Float);
+  share_heads(samples * sizes.heads, [&](int64_t first, int64_t last) {
+    AttentionForward(
+        sizes, static_cast<float>(scale), const_data<float>(qkv), mutable_data<float>(out),
+        mutable_data<float>(logsumexp))
+        .run(first, last);
+  });
+  return {out, logsumexp};
+}
+
+Tensor packed_attention_backward(
+    const Tensor& maybe_strided_grad, const Tensor& maybe_strided_qkv, const Tensor& maybe_strided_logsumexp,
+    double scale) {
+  const Tensor grad = as_contiguous(maybe_strided_grad), qkv = as_contiguous(maybe_strided_qkv);
+  const Tensor logsumexp = as_contiguous(maybe_strided_logsumexp);
+  const AttentionSizes sizes = sizes_of(qkv);
+  const int64_t samples = qkv.size(0), heads = samples * sizes.heads;
+  STD_TORCH_CHECK(
+      grad.scalar_type() == ScalarType::Float && grad.numel() == samples * sizes.tokens * sizes.out_row() &&
+          logsumexp.scalar_type() == ScalarType::Float && logsumexp.numel() == heads * sizes.tokens,
+      "puma::packed_attention_backward: grad must be (B, N, H*D) and logsumexp (B, H, N), both float32");
+  const Tensor grad_qkv = empty({samples, sizes.tokens, 3, sizes.heads, sizes.head_dim}, ScalarType::Float);
+  share_heads(heads, [&](int64_t first, int64_t last) {
+    AttentionBackward(
+        sizes, static_cast<float>(scale), const_data<float>(grad), const_data<float>(qkv),
+        const_data<float>(logsumexp), mutable_data<float>(grad_qkv))
+        .run(first, last);
+  });
+  return grad_qkv;
+}
+
+}  // namespace
+}  // namespace puma
+
+STABLE_TORCH_LIBRARY_IMPL(puma, CPU, m) {
+  m.impl("packed_attention", TORCH_BOX(&puma::packed_attention));
+  m.impl("packed_attention_backward", TORCH_BOX(&puma::packed_attention_backward));
+}

@@ -1,0 +1,287 @@
+"""Packed attention against its formula, written out here in float64, and against torch where torch runs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.nn.functional import scaled_dot_product_attention
+
+from puma_plugin.ops import loader, packed_attention
+
+TOLERANCE = 2e-6
+
+
+def by_hand(qkv: Tensor, scale: float | None = None) -> Tensor:
+    query, key, value = qkv.double().permute(2, 0, 3, 1, 4)
+    scores = query @ key.mT * (qkv.shape[4] ** -0.5 if scale is None else scale)
+    weights = (scores - scores.amax(-1, keepdim=True)).exp()
+    return (weights @ value / weights.sum(-1, keepdim=True)).transpose(1, 2).flatten(2)
+
+
+def by_torch(qkv: Tensor, scale: float | None = None) -> Tensor:
+    query, key, value = qkv.permute(2, 0, 3, 1, 4)
+    return scaled_dot_product_attention(query, key, value, scale=scale).transpose(1, 2).flatten(2)
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(*shape, generator=generator).to(dtype)
+
+
+def served(tokens: int, head_dim: int) -> bool:
+    module: Any = loader.CPU_MODULE
+    return bool(module.packed_attention_serves(tokens, head_dim))
+
+
+needs_operator = pytest.mark.skipif(not served(8, 16), reason="no kernels for this instruction set")
+
+
+def check(
+    qkv: Tensor, error: Callable[[Tensor, Tensor], float], scale: float | None = None, most: float = TOLERANCE
+) -> None:
+    leaf = qkv.clone().requires_grad_()
+    out, expected = packed_attention(leaf, scale), by_hand(leaf, scale)
+    grad = draw(*out.shape)
+    assert out.dtype is torch.float32
+    assert error(out, expected) <= most
+    (found,) = torch.autograd.grad(out, leaf, grad)
+    (wanted,) = torch.autograd.grad(expected, leaf, grad.double())
+    assert found.shape == qkv.shape
+    if served(qkv.shape[1], qkv.shape[4]):
+        assert out.is_contiguous()
+        assert found.is_contiguous()
+    # Each by itself: one of them may be much smaller than the others. With one key those of q and k are 0.
+    least = float(wanted.abs().max()) * (1.0 if qkv.shape[1] == 1 else 1e-2)
+    for part in range(3):
+        size = max(float(wanted[:, :, part].abs().max()), least)
+        assert float((found[:, :, part] - wanted[:, :, part]).abs().max()) <= most * size
+    with torch.no_grad():
+        assert torch.equal(packed_attention(leaf, scale), out)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("heads", [1, 6])
+@pytest.mark.parametrize("head_dim", [16, 64, 80, 128])
+@pytest.mark.parametrize("tokens", [1, 5, 13, 14, 15, 16, 17, 33, 205])
+def test_matches_the_formula(
+    tokens: int, head_dim: int, heads: int, samples: int, error: Callable[[Tensor, Tensor], float]
+) -> None:
+    check(draw(samples, tokens, 3, heads, head_dim), error)
+
+
+@pytest.mark.parametrize(("tokens", "head_dim"), [(700, 64), (1031, 16), (4096, 16)])
+def test_queries_in_several_blocks(tokens: int, head_dim: int, error: Callable[[Tensor, Tensor], float]) -> None:
+    check(draw(1, tokens, 3, 1, head_dim), error, most=TOLERANCE if tokens < 2000 else 2 * TOLERANCE)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, -0.25, 1])
+def test_scale(scale: float, error: Callable[[Tensor, Tensor], float]) -> None:
+    check(draw(2, 37, 3, 2, 32), error, scale)
+
+
+def test_large_logits_do_not_overflow(error: Callable[[Tensor, Tensor], float]) -> None:
+    # All near 1e4, and all near -1e4, where padded keys' zeros would be the largest.
+    for sign in (1, -1):
+        qkv = draw(2, 45, 3, 2, 64)
+        qkv[:, :, 0] = sign * 40 + qkv[:, :, 0]
+        qkv[:, :, 1] = 31 + qkv[:, :, 1]
+        out = packed_attention(qkv)
+        assert error(out, by_hand(qkv)) <= 1e-2  # a float32 of 1e4 is exact to 1e-3
+        leaf = qkv.requires_grad_()
+        (grad,) = torch.autograd.grad(packed_attention(leaf).sum(), leaf)
+        assert grad.isfinite().all()
+
+
+def test_weights_may_be_exactly_one() -> None:
+    # Each query meets itself alone: all others' weights underflow to 0.
+    qkv = draw(1, 16, 3, 1, 16)
+    qkv[:, :, :2] = 1000 * torch.eye(16)[None, :, None, None, :]
+    assert torch.equal(packed_attention(qkv), qkv[:, :, 2].flatten(2))
+
+
+@pytest.mark.parametrize("part", [0, 1, 2])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_nan_and_infinity_stay_in_their_head(part: int, value: float) -> None:
+    qkv = draw(3, 29, 3, 2, 32)
+    clean = qkv.clone().requires_grad_()
+    qkv[1, 11, part, 1, 3] = value
+    leaf = qkv.requires_grad_()
+    out, expected = packed_attention(leaf), packed_attention(clean)
+    grad = torch.ones_like(out)
+    (found,), (wanted,) = torch.autograd.grad(out, leaf, grad), torch.autograd.grad(expected, clean, grad)
+    hurt = out.unflatten(2, (2, 32))[1, :, 1]
+    assert not hurt[11].isfinite().all() if part == 0 else not hurt.isfinite().all()
+    if value is torch.nan and part < 2:  # in all that it is part of, and silently in nothing else
+        assert hurt[11].isnan().all() if part == 0 else hurt.isnan().all()
+        assert part == 1 or hurt[torch.arange(29) != 11].isfinite().all()
+    for left, right in ((out.unflatten(2, (2, 32)), expected.unflatten(2, (2, 32))),):
+        assert torch.equal(left[[0, 2]], right[[0, 2]])
+        assert torch.equal(left[1, :, 0], right[1, :, 0])
+    assert torch.equal(found[[0, 2]], wanted[[0, 2]])
+    assert torch.equal(found[1, :, :, 0], wanted[1, :, :, 0])
+
+
+def test_results_do_not_depend_on_the_threads(set_threads: Callable[[int], None]) -> None:
+    leaf = draw(3, 41, 3, 3, 48).requires_grad_()
+    results = []
+    for threads in (1, 2, 4, 16):
+        set_threads(threads)
+        out = packed_attention(leaf)
+        results.append([out, *torch.autograd.grad(out.square().sum(), leaf)])
+    for others in results[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(results[0], others, strict=True))
+
+
+def test_strided_qkv_and_grad() -> None:
+    qkv = draw(3, 2, 23, 2, 32).transpose(1, 2)[:, :, [0, 1, 1]].transpose(0, 1)
+    leaf = qkv.transpose(0, 1).detach().transpose(1, 3).contiguous().transpose(1, 3).requires_grad_()
+    assert not leaf.is_contiguous()
+    dense = leaf.detach().contiguous().requires_grad_()
+    grad = draw(64, 23, 3).permute(2, 1, 0)
+    out, expected = packed_attention(leaf), packed_attention(dense)
+    assert torch.equal(out, expected)
+    found, wanted = torch.autograd.grad(out, leaf, grad), torch.autograd.grad(expected, dense, grad.contiguous())
+    assert torch.equal(found[0], wanted[0])
+    # What a sum gives: strides of 0.
+    found = torch.autograd.grad(packed_attention(leaf).sum(), leaf)
+    wanted = torch.autograd.grad(packed_attention(dense), dense, torch.ones_like(expected))
+    assert torch.equal(found[0], wanted[0])
+
+
+def test_gradient_is_that_of_differences() -> None:
+    leaf = draw(1, 9, 3, 2, 16).requires_grad_()
+    weight, direction = draw(1, 9, 32), draw(1, 3, 9, 2, 16).transpose(1, 2)
+    (grad,) = torch.autograd.grad((packed_attention(leaf) * weight).sum(), leaf)
+    step = 1e-2
+
+    def value(sign: int) -> Tensor:
+        return (packed_attention(leaf.detach() + sign * step * direction) * weight).double().sum()
+
+    difference = (value(1) - value(-1)) / (2 * step)
+    torch.testing.assert_close((grad * direction).double().sum(), difference, rtol=2e-3, atol=2e-3)
+
+
+@needs_operator
+def test_keeps_qkv_and_one_number_per_query_and_head() -> None:
+    leaf = draw(2, 33, 3, 4, 16).requires_grad_()
+    qkv = leaf * 1
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        packed_attention(qkv)
+    assert [tuple(tensor.shape) for tensor in kept] == [(2, 33, 3, 4, 16), (2, 4, 33)]
+    assert kept[0].data_ptr() == qkv.data_ptr()
+    query, key, _ = qkv.double().permute(2, 0, 3, 1, 4)
+    torch.testing.assert_close(kept[1].double(), (query @ key.mT / 4).logsumexp(-1), rtol=1e-6, atol=1e-6)
+
+
+@needs_operator
+def test_operator_runs_where_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> Tensor:
+        raise AssertionError("torch was called")
+
+    monkeypatch.setitem(packed_attention.__globals__, "scaled_dot_product_attention", refuse)
+    packed_attention(draw(1, 5, 3, 1, 16))
+    packed_attention(torch.nn.Parameter(draw(1, 5, 3, 1, 16))).sum().backward()
+    with pytest.raises(AssertionError, match="torch was called"):
+        packed_attention(draw(1, 5, 3, 1, 24))
+
+
+def test_what_is_served() -> None:
+    if not served(8, 16):
+        assert not any(served(tokens, head_dim) for tokens in (1, 205) for head_dim in (16, 64))
+        return
+    assert all(served(tokens, head_dim) for tokens in (1, 205, 4096) for head_dim in (16, 64, 80, 128))
+    assert not any(served(*sizes) for sizes in ((0, 64), (4097, 64), (205, 0), (205, 24), (205, 144), (205, 8)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [
+        (torch.bfloat16, (2, 21, 3, 2, 64)),
+        (torch.float16, (2, 21, 3, 2, 64)),
+        (torch.float64, (2, 21, 3, 2, 64)),
+        (torch.float32, (2, 21, 3, 2, 24)),
+        (torch.float32, (2, 21, 3, 2, 144)),
+        (torch.float32, (2, 0, 3, 2, 16)),
+    ],
+)
+def test_everything_else_is_torchs(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    leaf = draw(*shape, dtype=dtype).requires_grad_()
+    found, expected = packed_attention(leaf), by_torch(leaf)
+    assert found.dtype is dtype
+    assert torch.equal(found, expected)
+    grad = torch.ones_like(expected)
+    assert torch.equal(torch.autograd.grad(found, leaf, grad)[0], torch.autograd.grad(expected, leaf, grad)[0])
+
+
+def test_no_samples() -> None:
+    leaf = torch.zeros(0, 5, 3, 2, 16, requires_grad=True)
+    out = packed_attention(leaf)
+    assert out.shape == (0, 5, 32)
+    out.sum().backward()
+    assert leaf.grad is not None
+
+
+def test_autocast_is_torchs() -> None:
+    qkv = draw(2, 21, 3, 2, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = packed_attention(qkv), by_torch(qkv)
+    assert found.dtype is expected.dtype
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+def test_traced_code_is_torchs() -> None:
+    qkv = draw(2, 21, 3, 2, 64)
+    compiled = torch.compile(packed_attention, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(qkv), by_torch(qkv))
+    per_sample = torch.func.vmap(packed_attention)(qkv[:, None])
+    torch.testing.assert_close(per_sample.squeeze(1), by_torch(qkv))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert packed_attention(qkv).shape == packed_attention(torch.empty_like(qkv)).shape == (2, 21, 128)
+    assert packed_attention(qkv.to("meta")).shape == (2, 21, 128)
+    with forward_ad.dual_level():
+        torch.testing.assert_close(packed_attention(qkv), by_torch(qkv))
+
+
+@needs_operator
+def test_second_derivatives_are_refused() -> None:
+    leaf = draw(1, 5, 3, 1, 16).requires_grad_()
+    (grad,) = torch.autograd.grad(packed_attention(leaf).square().sum(), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+def test_errors_name_the_argument() -> None:
+    for shape in ((2, 5, 48), (2, 5, 2, 1, 16), (2, 5, 3, 0, 16), (2, 5, 3, 1, 0), (5, 3, 1, 16)):
+        with pytest.raises(ValueError, match=r"qkv must have shape \(B, N, 3, H, D\).* got"):
+            packed_attention(torch.zeros(shape))
+    with pytest.raises(TypeError, match=r"qkv must be floating point, got torch\.int64"):
+        packed_attention(torch.zeros(2, 5, 3, 1, 16, dtype=torch.int64))
+    for scale in (torch.inf, torch.nan):
+        with pytest.raises(ValueError, match="scale must be finite, got"):
+            packed_attention(draw(1, 5, 3, 1, 16), scale)
+    for scale in ("1", True, torch.tensor(1.0)):
+        with pytest.raises(TypeError, match="scale must be a number or None, got"):
+            packed_attention(draw(1, 5, 3, 1, 16), scale)  # type: ignore[arg-type]
+
+
+@needs_operator
+def test_operators_refuse_what_they_do_not_serve() -> None:
+    qkv = draw(1, 5, 3, 1, 16)
+    out, logsumexp = torch.ops.puma.packed_attention(qkv, 0.25)
+    for wrong in (qkv.double(), qkv[0], qkv[..., :8], qkv[:, :, :2]):
+        with pytest.raises(RuntimeError, match="puma::packed_attention: qkv must be"):
+            torch.ops.puma.packed_attention(wrong, 0.25)
+    for grad, saved in ((out[:, :4], logsumexp), (out.double(), logsumexp), (out, logsumexp[..., :4])):
+        with pytest.raises(RuntimeError, match="puma::packed_attention_backward: grad must be"):
+            torch.ops.puma.packed_attention_backward(grad, qkv, saved, 0.25)
