@@ -23,7 +23,7 @@ def frozen(mlp: nn.Module) -> nn.Module:
 
 
 def tokens(width: int = 32) -> Tensor:
-    return torch.randn(4, 100, width, generator=torch.Generator().manual_seed(0))
+    return torch.randn(6, 100, width, generator=torch.Generator().manual_seed(0))
 
 
 def ran(function: Callable[[], object]) -> set[str]:
@@ -209,7 +209,7 @@ def test_an_adapted_model_learns_as_with_torchs_operators() -> None:
     for block in plain.blocks:
         for branch in (block.attn, block.mlp):
             branch.register_forward_hook(lambda module, args, output: None)
-    images, direction = torch.randn(8, 3, 96, 96), torch.randn(8, vit.num_features)
+    images, direction = torch.randn(16, 3, 96, 96), torch.randn(16, vit.num_features)
     found, expected = (
         torch.autograd.grad((model(images) * direction).sum(), model.trainable_parameters()) for model in (vit, plain)
     )

@@ -15,7 +15,7 @@ from puma_plugin.ops.frozen_mlp import FEWEST_ROWS
 
 Parameters = tuple[Tensor, Tensor | None, Tensor, Tensor | None]
 # Rows that are no multiple of a tile's, widths that end within a panel, another output than input.
-SHAPES = [(256, 16, 16, 16), (257, 48, 112, 80), (300, 384, 1536, 384), (269, 64, 1040, 32)]
+SHAPES = [(512, 16, 16, 16), (513, 48, 112, 80), (600, 384, 1536, 384), (549, 64, 1040, 32)]
 
 needs_kernel = pytest.mark.skipif(
     loader.CPU_MODULE is None or not loader.CPU_MODULE.frozen_mlp_serves(16, 16, 16), reason="no kernel here"
@@ -93,7 +93,7 @@ def test_the_slope_is_exact_wherever_gelu_has_one() -> None:
 @needs_kernel
 def test_any_leading_shape_and_views() -> None:
     parameters = draw(32, 64, 32)
-    input = torch.randn(32, 3, 100).transpose(0, 2)  # (100, 3, 32), not contiguous
+    input = torch.randn(32, 3, 200).transpose(0, 2)  # (200, 3, 32), not contiguous
     found = with_gradient(frozen_mlp, input, parameters)
     expected = with_gradient(frozen_mlp, input.reshape(-1, 32), parameters)
     assert found[0].shape == input.shape
