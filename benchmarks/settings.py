@@ -5,7 +5,18 @@ from dataclasses import dataclass
 
 MALLOC_VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 RAISED_THRESHOLD = 1 << 32
-SUITES = ("ceilings", "adapter", "prompts", "overhead", "training_step", "sampling", "evaluation", "growth", "memory")
+SUITES = (
+    "ceilings",
+    "adapter",
+    "prompts",
+    "branches",
+    "overhead",
+    "training_step",
+    "sampling",
+    "evaluation",
+    "growth",
+    "memory",
+)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,8 @@ def ratio_bars(results: Results) -> Figure | None:
     chosen = [
         entry
         for entry in results.comparisons()
-        if (entry.subject, entry.mode) in (("adapter", "both"), ("prompts", "both"), ("training_step", "step"))
+        if (entry.subject, entry.mode)
+        in (("adapter", "both"), ("prompts", "both"), ("branches", "both"), ("training_step", "step"))
         and OURS in entry.shown
     ]
     groups = [(entry, _ratios(entry)) for entry in chosen]

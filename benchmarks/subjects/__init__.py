@@ -11,6 +11,7 @@ from benchmarks.subjects.workload import Plan, Workload
 _CLASSES = {
     "adapter": ("AdapterWorkload", "AdapterCase"),
     "prompts": ("PromptWorkload", "PromptCase"),
+    "branches": ("BranchWorkload", "BranchCase"),
     "overhead": ("OverheadWorkload", "OverheadCase"),
     "training_step": ("StepWorkload", "StepCase"),
     "sampling": ("SamplingWorkload", "SamplingCase"),

@@ -14,6 +14,7 @@ from benchmarks.session import BenchSession
 from benchmarks.settings import EFFORTS, Settings
 from benchmarks.subjects import load_subject
 from benchmarks.subjects.adapter import EAGER, SCALE, AdapterCase, AdapterWorkload, make_inputs
+from benchmarks.subjects.branches import BranchCase, BranchWorkload
 from benchmarks.subjects.evaluation import EvaluationCase, EvaluationWorkload
 from benchmarks.subjects.prompts import PromptCase, PromptWorkload
 from benchmarks.subjects.sampling import DATASETS, STRETCH, M, SamplingWorkload, joined_labels, million_labels
@@ -94,6 +95,15 @@ def test_prompt_contestants_agree() -> None:
     reference = workload.reference()
     for name in ("ours", "authors", "two_products"):
         assert workload.check(name, reference)["grad attention"] < 2e-5, name
+
+
+@pytest.mark.parametrize("case", [BranchCase("mlp", 3, 32, 200), BranchCase("attention", 2, 64, 9)])
+def test_branch_contestants_agree(case: BranchCase) -> None:
+    workload = BranchWorkload(case, "cpu")
+    reference = workload.reference()
+    for name in ("ours", "torch"):
+        assert workload.check(name, reference)["grad input"] < 1e-5, name
+        assert workload.prepare(name, "forward", 1)().shape == (case.batch, case.tokens, case.width)
 
 
 def test_training_step_contestants_agree_and_train() -> None:
