@@ -1,6 +1,7 @@
 // The schemas of every operator, for all devices. Kernels register themselves under their device's key:
-// csrc/cpu/*.cpp (CPU, this library) and csrc/cuda/*.cu (CUDA, library _C_cuda). Fake kernels, autograd and autocast
-// are registered in Python (puma_plugin/ops), which also validates: kernels may assume what it checks.
+// csrc/cpu/*.cpp (CPU, this library) and csrc/cuda/*.cu (CUDA, library _C_cuda). Fake kernels and autograd of the adapter and
+// of prompt matching are registered in Python (puma_plugin/ops), which also validates: kernels may assume what it checks.
+// The others are for the CPU and for eager code only.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(puma, m) {
@@ -26,7 +27,7 @@ STABLE_TORCH_LIBRARY(puma, m) {
       "match_prompts_backward(Tensor? grad_prompt, Tensor? grad_weights, Tensor query, Tensor keys, Tensor attention, "
       "Tensor prompts, Tensor weights, Tensor inverse_norm, bool need_query) "
       "-> (Tensor grad_query, Tensor grad_keys, Tensor grad_attention, Tensor grad_prompts)");
-  // gelu(input @ fc1^T + bias1) @ fc2^T + bias2 for frozen weights on the CPU, float32, input (rows, in). `slopes` is what
+  // gelu(input @ fc1^T + bias1) @ fc2^T + bias2 for frozen weights on the CPU, float32, input (..., in). `slopes` is what
   // the backward needs, GELU's slopes in 24 bits each, if save_slopes; else it has no elements.
   m.def(
       "frozen_mlp(Tensor input, Tensor fc1, Tensor? bias1, Tensor fc2, Tensor? bias2, bool save_slopes) "

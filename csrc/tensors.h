@@ -17,19 +17,24 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // A new contiguous tensor without values, of at most five dimensions.
-inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, int32_t device_type, int32_t device_index) {
+inline Tensor empty(
+    const int64_t* sizes, size_t dimensions, ScalarType dtype, int32_t device_type, int32_t device_index) {
   std::array<int64_t, 5> strides;
-  STD_TORCH_CHECK(sizes.size() <= strides.size(), "a tensor of at most five dimensions was expected");
+  STD_TORCH_CHECK(dimensions <= strides.size(), "a tensor of at most five dimensions was expected");
   int64_t stride = 1;
-  for (size_t d = sizes.size(); d-- > 0;) {
+  for (size_t d = dimensions; d-- > 0;) {
     strides[d] = stride;
-    stride *= std::max<int64_t>(sizes.begin()[d], 1);
+    stride *= std::max<int64_t>(sizes[d], 1);
   }
   AtenTensorHandle handle = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(sizes.size()), sizes.begin(), strides.data(),
+      static_cast<int64_t>(dimensions), sizes, strides.data(),
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), device_type, device_index, &handle));
   return Tensor(handle);
+}
+
+inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, int32_t device_type, int32_t device_index) {
+  return empty(sizes.begin(), sizes.size(), dtype, device_type, device_index);
 }
 
 // The adapter's: a kernel reads memory as the type that it is told.

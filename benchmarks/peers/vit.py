@@ -53,8 +53,8 @@ def _look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None
 
 
 def _bare_block(block: Any, x: Tensor) -> Tensor:
-    x = x + block.scale_attention(run_attention(block.attn, block.norm1(x)))
-    return x + block.scale_mlp(run_mlp(block.mlp, block.norm2(x)))
+    x = x + block.drop_path1(block.scale_attention(run_attention(block.attn, block.norm1(x))))
+    return x + block.drop_path2(block.scale_mlp(run_mlp(block.mlp, block.norm2(x))))
 
 
 def _gate(module: StochasticAdapter, x: Tensor) -> Tensor | None:

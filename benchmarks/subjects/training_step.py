@@ -26,14 +26,15 @@ from puma_plugin import EmbeddingHead, UnifiedEmbedder, adapt
 
 # The same function computed in several ways ...
 FORMS = ("ours", "torch_branches", "authors", "fixed")
-# ... and two other ways to train: prompts only, and every weight.
-OTHERS = ("no_adapters", "full_fine_tuning")
+# ... and two other ways to train: prompts only, and every weight. (In files before 2026-11-27 "no_adapters" were
+# prompts with torch's branches.)
+OTHERS = ("without_adapters", "full_fine_tuning")
 CHANGES: dict[str, Callable[[Any], Any]] = {
     "ours": lambda trunk: trunk,
     "torch_branches": use_torch_branches,
     "authors": use_authors_form,
     "fixed": use_fixed_form,
-    "no_adapters": leave_adapters_out,
+    "without_adapters": leave_adapters_out,
     "full_fine_tuning": lambda trunk: trunk,
 }
 EMBEDDING_SIZE = 128
@@ -209,7 +210,7 @@ class StepWorkload(Workload):
         return {"loss": errors["loss"], "worst gradient": max(errors.values())}
 
     def limit(self, mode: str, ceilings: Ceilings) -> Limit:
-        return Limit(None, "contestant no_adapters")
+        return Limit(None, "contestant without_adapters")
 
 
 def plans(settings: Settings) -> list[Plan]:

@@ -25,8 +25,6 @@ constexpr int64_t kBlockBytes = 256 * 1024;
 // Rows of a product that sums over queries between two fetches of what is used soon.
 constexpr int64_t kBetweenFetches = 32;
 
-int64_t rounded_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
-
 // Rows of several matrices, (N, D) each, that the next head reads or writes: fetched a little at a time while products
 // are computed. Worth it also for what will be written: a processor reads it first.
 class RowsAhead {

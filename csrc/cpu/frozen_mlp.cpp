@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <tuple>
+#include <vector>
 
 #include "gemm.h"
 #include "kept_rows.h"
@@ -47,22 +48,38 @@ void for_each_share(const VectorOperand& first, const VectorOperand& second, int
   });
 }
 
-void check(const Tensor& rows, const Tensor& fc1, const Tensor& fc2, int64_t width) {
+// How many rows of this width there are; and that the weights are what the kernels read.
+int64_t rows_of(const Tensor& rows, const Tensor& fc1, const Tensor& fc2, bool of_input) {
   STD_TORCH_CHECK(
       rows.scalar_type() == ScalarType::Float && fc1.scalar_type() == ScalarType::Float &&
-          fc2.scalar_type() == ScalarType::Float && rows.dim() == 2 && rows.size(1) == width &&
-          fc2.size(1) == fc1.size(0) && vectors_serve_mlp(fc1.size(1), fc1.size(0), fc2.size(0)),
-      "puma::frozen_mlp: float32 and widths that are multiples of 16 were expected");
+          fc2.scalar_type() == ScalarType::Float,
+      "puma::frozen_mlp: float32 was expected");
+  STD_TORCH_CHECK(
+      fc1.dim() == 2 && fc2.dim() == 2 && fc2.size(1) == fc1.size(0) &&
+          vectors_serve_mlp(fc1.size(1), fc1.size(0), fc2.size(0)),
+      "puma::frozen_mlp: fc1 must be (hidden, in) and fc2 (out, hidden), of widths that frozen_mlp_serves");
+  const int64_t width = of_input ? fc1.size(1) : fc2.size(0);
+  STD_TORCH_CHECK(
+      rows.dim() >= 1 && rows.size(rows.dim() - 1) == width, "puma::frozen_mlp: rows must be ", width, " wide");
+  return rows.numel() / width;
+}
+
+// As `like`, but with rows of another width.
+Tensor empty_like(const Tensor& like, int64_t width) {
+  std::vector<int64_t> sizes;
+  for (int64_t d = 0; d + 1 < like.dim(); ++d) sizes.push_back(like.size(d));
+  sizes.push_back(width);
+  return empty(sizes.data(), sizes.size(), ScalarType::Float, aoti_torch_device_type_cpu(), 0);
 }
 
 std::tuple<Tensor, Tensor> frozen_mlp(
     const Tensor& input_in, const Tensor& fc1_in, const std::optional<Tensor>& bias1, const Tensor& fc2_in,
     const std::optional<Tensor>& bias2, bool save_slopes) {
   const Tensor input = as_contiguous(input_in), fc1 = as_contiguous(fc1_in), fc2 = as_contiguous(fc2_in);
-  const int64_t rows = input.size(0), in = fc1.size(1), hidden = fc1.size(0), out = fc2.size(0);
-  check(input, fc1, fc2, in);
+  const int64_t rows = rows_of(input, fc1, fc2, true);
+  const int64_t in = fc1.size(1), hidden = fc1.size(0), out = fc2.size(0);
   const Bias shift1(bias1, hidden), shift2(bias2, out);
-  const Tensor output = empty({rows, out}, ScalarType::Float);
+  const Tensor output = empty_like(input, out);
   const Tensor slopes = empty({save_slopes ? slope_bytes(rows, hidden) : 0}, ScalarType::Byte);
   const VectorOperand first = operand(const_data<float>(fc1), hidden, in, true);
   const VectorOperand second = operand(const_data<float>(fc2), out, hidden, true);
@@ -75,12 +92,16 @@ std::tuple<Tensor, Tensor> frozen_mlp(
   return {output, slopes};
 }
 
-Tensor frozen_mlp_backward(const Tensor& grad_in, const Tensor& slopes, const Tensor& fc1_in, const Tensor& fc2_in) {
+Tensor frozen_mlp_backward(
+    const Tensor& grad_in, const Tensor& slopes_in, const Tensor& fc1_in, const Tensor& fc2_in) {
   const Tensor grad = as_contiguous(grad_in), fc1 = as_contiguous(fc1_in), fc2 = as_contiguous(fc2_in);
-  const int64_t rows = grad.size(0), in = fc1.size(1), hidden = fc1.size(0), out = fc2.size(0);
-  check(grad, fc1, fc2, out);
-  STD_TORCH_CHECK(slopes.numel() == slope_bytes(rows, hidden), "puma::frozen_mlp: slopes are of another input");
-  const Tensor grad_input = empty({rows, in}, ScalarType::Float);
+  const Tensor slopes = as_contiguous(slopes_in);
+  const int64_t rows = rows_of(grad, fc1, fc2, false);
+  const int64_t in = fc1.size(1), hidden = fc1.size(0), out = fc2.size(0);
+  STD_TORCH_CHECK(
+      slopes.scalar_type() == ScalarType::Byte && slopes.numel() == slope_bytes(rows, hidden),
+      "puma::frozen_mlp: slopes are not those of so many rows");
+  const Tensor grad_input = empty_like(grad, in);
   const VectorOperand first = operand(const_data<float>(fc2), out, hidden, false);
   const VectorOperand second = operand(const_data<float>(fc1), hidden, in, false);
   const float* const grad_data = const_data<float>(grad);

@@ -21,6 +21,8 @@ inline int64_t tile_columns() { return choose<int64_t>(0, 32, 64) / sizeof(float
 // Products that are added up one after the other, where there may be many more: a longer chain would round more.
 constexpr int64_t kLongestSum = 512;
 
+inline int64_t rounded_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
 // I rows and J vectors of columns.
 template <class T, int bytes, int I, int J>
 struct Tile {

@@ -264,8 +264,7 @@ bool vectors_serve_mlp(int64_t in, int64_t hidden, int64_t out) {
 }
 
 int64_t slope_bytes(int64_t rows, int64_t hidden) {
-  const int64_t columns = (hidden + tile_columns() - 1) / tile_columns() * tile_columns();
-  return VectorMlp::groups(rows) * tile_rows() * columns * kSlopeBytes;
+  return rounded_up(rows, tile_rows()) * rounded_up(hidden, tile_columns()) * kSlopeBytes;
 }
 
 int64_t VectorMlp::groups(int64_t rows) { return (rows + tile_rows() - 1) / tile_rows(); }

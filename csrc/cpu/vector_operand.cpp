@@ -17,7 +17,7 @@ float widened_value(Half value) {
 }  // namespace
 
 VectorOperand::VectorOperand(int64_t depth, int64_t columns)
-    : depth_(depth), columns_(columns), panels_(lines<float>(panels() * tile_columns() * depth)) {}
+    : depth_(depth), columns_(columns), panels_(lines<float>(rounded_up(columns, tile_columns()) * depth)) {}
 
 int64_t VectorOperand::panels() const { return (columns_ + tile_columns() - 1) / tile_columns(); }
 

@@ -8,13 +8,13 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 from torch.autograd import forward_ad
 
 from puma_plugin.ops import loader
 
 # Inside, operators run their kernels (or a dispatch mode) at once, without the autograd wrapper.
 below_autograd = torch._C._AutoDispatchBelowAutograd
-_ORDINARY = (Tensor, torch.nn.Parameter)
 
 
 def is_plain() -> bool:
@@ -23,22 +23,30 @@ def is_plain() -> bool:
 
 
 def wants_cpu_kernel(*tensors: Tensor | None) -> bool:
-    """Whether kernels for ordinary float32 tensors on the CPU should run: those of operators that torch has, too.
+    """Whether kernels for ordinary float32 tensors on the CPU should run, of operators that torch has, too.
 
-    Not so under autocast, nor where anything but autograd looks at what is done: ``torch.compile``, tracing, functorch,
-    forward-mode differentiation and dispatch modes (which count, or compute without data) see torch's own operators.
+    Not so under autocast or where float32 products may be computed with less, nor under what traces, transforms or
+    counts: ``torch.compile``, ``torch.jit.trace``, functorch, forward-mode differentiation and dispatch modes see
+    torch's own operators.
     """
-    if not is_plain() or forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack() > 0:
+    if not is_plain() or not loader.CPU_LIBRARY.loaded or forward_ad._current_level >= 0:
+        return False
+    if torch._C._len_torch_dispatch_stack() > 0 or _len_torch_dispatch_stack_pre_dispatch() > 0:
         return False
     if torch.is_autocast_enabled("cpu") or torch.jit.is_tracing():
         return False
-    ordinary = all(
-        tensor is None or (type(tensor) in _ORDINARY and tensor.dtype is torch.float32 and tensor.device.type == "cpu")
-        for tensor in tensors
+    if torch.backends.mkldnn.matmul.fp32_precision not in ("none", "ieee"):  # type: ignore[attr-defined]
+        return False
+    return all(tensor is None or _is_ordinary(tensor) for tensor in tensors)
+
+
+def _is_ordinary(tensor: Tensor) -> bool:
+    return (
+        type(tensor) in (Tensor, torch.nn.Parameter)
+        and tensor.dtype is torch.float32
+        and tensor.device.type == "cpu"
+        and tensor.layout is torch.strided
     )
-    if ordinary and not loader.CPU_LIBRARY.loaded:
-        loader.report_fallback("cpu")
-    return ordinary and loader.CPU_LIBRARY.loaded
 
 
 def in_backward() -> AbstractContextManager[None]:

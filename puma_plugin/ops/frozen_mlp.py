@@ -12,6 +12,7 @@ from puma_plugin.ops.eager import below_autograd, wants_cpu_kernel
 
 # Below that, laying out the weights takes longer than the products gain.
 FEWEST_ROWS = 512
+MOST_DIMENSIONS = 5  # of what the operator makes
 
 # Looked up once. They are called only where the library is loaded.
 _operator: Any = loader.CPU_LIBRARY.loaded and torch.ops.puma.frozen_mlp.default
@@ -23,7 +24,9 @@ def frozen_mlp(input: Tensor, fc1: Tensor, bias1: Tensor | None, fc2: Tensor, bi
 
     In float32 on a CPU with AVX2 or AVX-512, from 512 rows on, blocks of rows go through both products at once. For the
     backward it keeps GELU's slopes in 24 bits of fixed point (as exact as float32 is around 1) instead of the hidden
-    layer, and nothing else that large is ever in memory. Everything else is computed by torch's own operators.
+    layer, and nothing else that large is ever in memory. Everything else is computed by torch's own operators: other
+    dtypes and devices, few rows, under autocast, tracing, functorch, forward mode or a dispatch mode, and wherever
+    torch may compute float32 products with less.
 
     Args:
         input: (..., in).
@@ -42,13 +45,11 @@ def frozen_mlp(input: Tensor, fc1: Tensor, bias1: Tensor | None, fc2: Tensor, bi
     _validate(input, fc1, bias1, fc2, bias2)
     if not _has_kernel(input, fc1, bias1, fc2, bias2):
         return F.linear(F.gelu(F.linear(input, fc1, bias1)), fc2, bias2)
-    rows = input.reshape(-1, input.shape[-1])
     if torch.is_grad_enabled() and input.requires_grad:
-        output: Tensor = _FrozenMlp.apply(rows, fc1, bias1, fc2, bias2)
-    else:
-        with below_autograd():
-            output = _operator(rows, fc1, bias1, fc2, bias2, False)[0]
-    return output.view(*input.shape[:-1], output.shape[-1])
+        output: Tensor = _FrozenMlp.apply(input, fc1, bias1, fc2, bias2)
+        return output
+    with below_autograd():
+        return _operator(input, fc1, bias1, fc2, bias2, False)[0]
 
 
 def _validate(input: Tensor, fc1: Tensor, bias1: Tensor | None, fc2: Tensor, bias2: Tensor | None) -> None:
@@ -68,7 +69,9 @@ def _validate(input: Tensor, fc1: Tensor, bias1: Tensor | None, fc2: Tensor, bia
 
 
 def _has_kernel(input: Tensor, fc1: Tensor, bias1: Tensor | None, fc2: Tensor, bias2: Tensor | None) -> bool:
-    if input.numel() < FEWEST_ROWS * input.shape[-1] or not wants_cpu_kernel(input, fc1, bias1, fc2, bias2):
+    if not wants_cpu_kernel(input, fc1, bias1, fc2, bias2) or input.dim() > MOST_DIMENSIONS:
+        return False
+    if input.numel() < FEWEST_ROWS * input.shape[-1]:
         return False
     module: Any = loader.CPU_MODULE
     serves: bool = module.frozen_mlp_serves(fc1.shape[1], fc1.shape[0], fc2.shape[0])
@@ -80,10 +83,10 @@ class _FrozenMlp(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]
-        ctx, rows: Tensor, fc1: Tensor, bias1: Tensor | None, fc2: Tensor, bias2: Tensor | None
+        ctx, input: Tensor, fc1: Tensor, bias1: Tensor | None, fc2: Tensor, bias2: Tensor | None
     ) -> Tensor:
         with below_autograd():
-            output, slopes = _operator(rows, fc1, bias1, fc2, bias2, True)
+            output, slopes = _operator(input, fc1, bias1, fc2, bias2, True)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(slopes, fc1, fc2)
         return output

@@ -21,8 +21,9 @@ def packed_attention(qkv: Tensor, scale: float | None = None) -> Tensor:
 
     In eager float32 on the CPU it runs a compiled operator, which keeps for the backward only qkv and one number per
     query and head, and whose gradient comes in qkv's layout. It serves D a multiple of 16 up to 128, N up to 4096 and
-    processors with AVX2. Everything else, other dtypes and devices, autocast, ``torch.compile``, ``torch.func`` and
-    forward mode, goes to ``torch.nn.functional.scaled_dot_product_attention``: the same function.
+    processors with AVX2. Everything else goes to ``torch.nn.functional.scaled_dot_product_attention``, the same
+    function: other dtypes and devices, autocast, ``torch.compile``, ``torch.func``, forward mode, dispatch modes, and
+    ``sdpa_kernel`` without the flash backend.
 
     Args:
         qkv: (B, N, 3, H, D), floating point: queries, keys and values of N tokens and H heads.
@@ -55,7 +56,8 @@ def packed_attention(qkv: Tensor, scale: float | None = None) -> Tensor:
 
 
 def _served(qkv: Tensor) -> bool:
-    if not wants_cpu_kernel(qkv):
+    # Without its flash kernel torch would compute step by step, as those want who differentiate twice.
+    if not wants_cpu_kernel(qkv) or not torch.backends.cuda.flash_sdp_enabled():
         return False
     module: Any = loader.CPU_MODULE
     serves: bool = module.packed_attention_serves(qkv.shape[1], qkv.shape[4])

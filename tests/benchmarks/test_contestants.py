@@ -118,10 +118,12 @@ def test_training_step_contestants_agree_and_train() -> None:
         assert all(parameter.grad is None for parameter in trainee.model.parameters()), name
     trained = {
         name: sum(parameter.requires_grad for parameter in workload.trainee(name).model.parameters())
-        for name in ("ours", "authors", "no_adapters")
+        for name in ("ours", "authors", "without_adapters")
     }
-    assert trained["no_adapters"] == 3 + 2  # the pool's three tensors, the head's two
-    assert trained["ours"] == trained["authors"] == trained["no_adapters"] + 2 * 2 * 2  # down and up, two per block
+    assert trained["without_adapters"] == 3 + 2  # the pool's three tensors, the head's two
+    assert (
+        trained["ours"] == trained["authors"] == trained["without_adapters"] + 2 * 2 * 2
+    )  # down and up, two per block
 
 
 def test_evaluation_contestants_agree() -> None:

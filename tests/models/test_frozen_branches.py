@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import timm
@@ -9,7 +10,7 @@ import torch
 from timm.layers import Attention, Mlp
 from torch import Tensor, nn
 
-from puma_plugin import adapt, eject
+from puma_plugin import adapt
 from puma_plugin.models.frozen_branches import run_attention, run_mlp
 from puma_plugin.ops import loader
 
@@ -46,77 +47,76 @@ class OwnMlp(Mlp):
         return super().forward(x) + 1
 
 
-def trainable() -> nn.Module:
-    return Mlp(32, 64)
+def changed(change: Callable[[nn.Module], object]) -> Callable[[], nn.Module]:
+    """Makes a frozen MLP, changed."""
+
+    def make() -> nn.Module:
+        mlp = frozen(Mlp(32, 64, drop=0.5))
+        change(mlp)
+        return mlp
+
+    return make
 
 
-def with_trainable_bias() -> nn.Module:
-    mlp = frozen(Mlp(32, 64))
-    mlp.fc2.bias.requires_grad_()
-    return mlp
+def put(name: str, module: nn.Module) -> Callable[[nn.Module], object]:
+    return lambda mlp: setattr(mlp, name, module)
 
 
-def with_other_gelu() -> nn.Module:
-    return frozen(Mlp(32, 64, act_layer=lambda: nn.GELU("tanh")))
-
-
-def with_other_activation() -> nn.Module:
-    return frozen(Mlp(32, 64, act_layer=nn.ReLU))
-
-
-def with_norm() -> nn.Module:
-    return frozen(Mlp(32, 64, norm_layer=nn.LayerNorm))
-
-
-def with_dropout() -> nn.Module:
-    return frozen(Mlp(32, 64, drop=0.5)).train()
-
-
-def with_hook() -> nn.Module:
-    mlp = frozen(Mlp(32, 64))
-    mlp.fc1.register_forward_hook(lambda module, args, output: output * 2)
-    return mlp
-
-
-def with_own_forward() -> nn.Module:
-    mlp = frozen(Mlp(32, 64))
+def patch_instance(mlp: nn.Module) -> None:
     plain = mlp.fc2.forward
     mlp.fc2.forward = lambda x: plain(x) + 1
-    return mlp
 
 
-def with_another_layer() -> nn.Module:
-    mlp = frozen(Mlp(32, 64))
-    mlp.fc1 = nn.Sequential(mlp.fc1, nn.Tanh())
-    return mlp
+OTHER_MLPS: dict[str, Callable[[], nn.Module]] = {
+    "trainable": changed(lambda mlp: mlp.requires_grad_()),
+    "trainable bias": changed(lambda mlp: mlp.fc2.bias.requires_grad_()),
+    "another GELU": changed(put("act", nn.GELU("tanh"))),
+    "another activation": changed(put("act", nn.ReLU())),
+    "a norm": changed(put("norm", nn.LayerNorm(64))),
+    "training": changed(lambda mlp: mlp.train()),
+    "dropout alone in training": changed(lambda mlp: mlp.drop1.train()),
+    "last dropout alone in training": changed(lambda mlp: mlp.drop2.train()),
+    "a module in dropout's place": changed(put("drop2", nn.Tanh())),
+    "another layer": changed(lambda mlp: setattr(mlp, "fc1", nn.Sequential(mlp.fc1, nn.Tanh()))),
+    "another class": lambda: frozen(OwnMlp(32, 64)),
+    "forward hook": changed(lambda mlp: mlp.fc1.register_forward_hook(lambda module, args, output: output * 2)),
+    "forward pre-hook": changed(lambda mlp: mlp.act.register_forward_pre_hook(lambda module, args: (args[0] * 2,))),
+    "backward hook": changed(lambda mlp: mlp.norm.register_full_backward_hook(lambda module, grads, outputs: None)),
+    "backward pre-hook": changed(lambda mlp: mlp.fc2.register_full_backward_pre_hook(lambda module, grads: None)),
+    "forward of the instance": changed(patch_instance),
+}
 
 
-def of_another_class() -> nn.Module:
-    return frozen(OwnMlp(32, 64))
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        trainable,
-        with_trainable_bias,
-        with_other_gelu,
-        with_other_activation,
-        with_norm,
-        with_dropout,
-        with_hook,
-        with_own_forward,
-        with_another_layer,
-        of_another_class,
-    ],
-)
-def test_anything_else_is_called_as_it_is(make: Callable[[], nn.Module]) -> None:
-    mlp = make()
+@pytest.mark.parametrize("name", OTHER_MLPS)
+def test_any_other_mlp_is_called_as_it_is(name: str) -> None:
+    mlp = OTHER_MLPS[name]()
     assert "puma::frozen_mlp" not in ran(lambda: run_mlp(mlp, tokens()))
     torch.manual_seed(1)
     expected = mlp(tokens())
     torch.manual_seed(1)
     assert torch.equal(run_mlp(mlp, tokens()), expected)
+
+
+def test_hooks_on_all_modules_and_patched_classes_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    mlp, attention = frozen(Mlp(32, 64)), frozen(Attention(32, 2))
+    calls: list[str] = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: calls.append(type(module).__name__))
+    try:
+        run_mlp(mlp, tokens())
+        run_attention(attention, tokens())
+    finally:
+        handle.remove()
+    assert {"Mlp", "GELU", "Attention", "Identity"} <= set(calls)
+    monkeypatch.setattr(Mlp, "forward", lambda self, x: x + 1)
+    monkeypatch.setattr(Attention, "forward", lambda self, x: x + 2)
+    assert torch.equal(run_mlp(mlp, tokens()), tokens() + 1)
+    assert torch.equal(run_attention(attention, tokens()), tokens() + 2)
+
+
+def test_a_compiled_mlp_is_called() -> None:
+    mlp = frozen(Mlp(32, 64))
+    mlp.compile(backend="eager")
+    assert "puma::frozen_mlp" not in ran(lambda: run_mlp(mlp, tokens()))
 
 
 def test_attention_goes_through_the_kernel_whatever_its_linear_layers_are() -> None:
@@ -125,8 +125,18 @@ def test_attention_goes_through_the_kernel_whatever_its_linear_layers_are() -> N
     assert "puma::packed_attention" in ran(lambda: run_attention(attention, tokens(), attn_mask=None, is_causal=False))
     attention.qkv.register_forward_hook(lambda module, args, output: output * 2)
     attention.proj = nn.Sequential(attention.proj, nn.Tanh())
+    attention.proj_drop = nn.Softplus()
     assert "puma::packed_attention" in ran(lambda: run_attention(attention, tokens()))
     torch.testing.assert_close(run_attention(attention, tokens()), attention(tokens()))
+
+
+def test_a_layer_of_another_width_is_refused_as_by_timm() -> None:
+    attention = frozen(Attention(32, 2))
+    attention.qkv = nn.Linear(32, 48)
+    with pytest.raises(RuntimeError):
+        attention(tokens())
+    with pytest.raises(RuntimeError):
+        run_attention(attention, tokens())
 
 
 class OwnAttention(Attention):
@@ -134,57 +144,35 @@ class OwnAttention(Attention):
         return super().forward(x, attn_mask, is_causal) + 1
 
 
-def plain_attention(**options: object) -> Attention:
-    return frozen(Attention(32, 2, **options))
+def attention_with(change: Callable[[nn.Module], object] | None = None, **options: Any) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        attention = frozen(Attention(32, 2, **options))
+        if change is not None:
+            change(attention)
+        return attention
+
+    return make
 
 
-def with_norms() -> nn.Module:
-    return plain_attention(qk_norm=True, norm_layer=nn.LayerNorm)
+OTHER_ATTENTIONS: dict[str, Callable[[], nn.Module]] = {
+    "norms of queries and keys": attention_with(qk_norm=True, norm_layer=nn.LayerNorm),
+    "a norm behind": attention_with(scale_norm=True, norm_layer=nn.LayerNorm),
+    "a gate": attention_with(gated=True),
+    "dropout in training": attention_with(lambda attention: attention.train(), attn_drop=0.5),
+    "step by step": attention_with(lambda attention: setattr(attention, "fused_attn", False)),
+    "hook on queries": attention_with(
+        lambda attention: attention.q_norm.register_forward_hook(lambda module, args, output: output * 2)
+    ),
+    "hook on attention": attention_with(
+        lambda attention: attention.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+    ),
+    "another class": lambda: frozen(OwnAttention(32, 2)),
+}
 
 
-def with_last_norm() -> nn.Module:
-    return plain_attention(scale_norm=True, norm_layer=nn.LayerNorm)
-
-
-def with_gate() -> nn.Module:
-    return plain_attention(gated=True)
-
-
-def with_attention_dropout() -> nn.Module:
-    return plain_attention(attn_drop=0.5).train()
-
-
-def with_hook_on_the_weights() -> nn.Module:
-    attention = plain_attention()
-    attention.fused_attn = False  # else there are no weights to look at
-    attention.attn_drop.register_forward_hook(lambda module, args, output: output * 2)
-    return attention
-
-
-def with_hook_on_queries() -> nn.Module:
-    attention = plain_attention()
-    attention.q_norm.register_forward_hook(lambda module, args, output: output * 2)
-    return attention
-
-
-def of_another_attention_class() -> nn.Module:
-    return frozen(OwnAttention(32, 2))
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        with_norms,
-        with_last_norm,
-        with_gate,
-        with_attention_dropout,
-        with_hook_on_the_weights,
-        with_hook_on_queries,
-        of_another_attention_class,
-    ],
-)
-def test_any_other_attention_is_called_as_it_is(make: Callable[[], nn.Module]) -> None:
-    attention = make()
+@pytest.mark.parametrize("name", OTHER_ATTENTIONS)
+def test_any_other_attention_is_called_as_it_is(name: str) -> None:
+    attention = OTHER_ATTENTIONS[name]()
     assert "puma::packed_attention" not in ran(lambda: run_attention(attention, tokens()))
     torch.manual_seed(1)
     expected = attention(tokens())
@@ -193,8 +181,8 @@ def test_any_other_attention_is_called_as_it_is(make: Callable[[], nn.Module]) -
 
 
 @pytest.mark.parametrize("options", [{"is_causal": True}, {"attn_mask": torch.ones(100, 100).tril().bool()}])
-def test_masks_go_to_the_attention(options: dict[str, object]) -> None:
-    attention = plain_attention()
+def test_masks_go_to_the_attention(options: dict[str, Any]) -> None:
+    attention = frozen(Attention(32, 2))
     assert torch.equal(run_attention(attention, tokens(), **options), attention(tokens(), **options))
     assert not torch.allclose(run_attention(attention, tokens(), **options), attention(tokens()))
 
@@ -218,5 +206,3 @@ def test_an_adapted_model_learns_as_with_torchs_operators() -> None:
     assert not kernels & ran(lambda: plain(images))
     for mine, other in zip(found, expected, strict=True):
         assert (mine - other).abs().max() <= 1e-5 * other.abs().max()
-    weights = {name: tensor.clone() for name, tensor in vit.state_dict().items() if "adapter" not in name}
-    assert eject(vit).state_dict().keys() <= weights.keys()

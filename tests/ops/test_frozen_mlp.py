@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from puma_plugin.ops import frozen_mlp, loader
@@ -155,6 +157,47 @@ def test_the_same_whatever_the_number_of_threads() -> None:
 
 
 @needs_kernel
+def test_the_result_is_no_view() -> None:
+    parameters, input = draw(16, 16, 16), torch.randn(2, FEWEST_ROWS, 16)
+    with torch.no_grad():
+        output = frozen_mlp(input, *parameters)
+    assert output._base is None
+    output += torch.nn.Parameter(torch.ones(16))  # as torch's own result allows
+    assert output.requires_grad
+
+
+@needs_kernel
+def test_weights_changed_before_the_backward_are_noticed() -> None:
+    fc1, bias1, fc2, bias2 = draw(16, 32, 16)
+    output = frozen_mlp(torch.randn(FEWEST_ROWS, 16, requires_grad=True), fc1, bias1, fc2, bias2)
+    fc2.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+@needs_kernel
+def test_operators_refuse_what_they_do_not_serve() -> None:
+    fc1, bias1, fc2, bias2 = draw(16, 32, 16)
+    input, operator = torch.randn(40, 16), torch.ops.puma.frozen_mlp
+    output, slopes = operator(input, fc1, bias1, fc2, bias2, True)
+    for arguments, message in [
+        ((input.double(), fc1, bias1, fc2, bias2), "float32 was expected"),
+        ((input, torch.empty(32, 16, 0), bias1, fc2, bias2), "fc1 must be"),
+        ((input, fc1[:24], bias1, fc2, bias2), "fc1 must be"),
+        ((input[:, :8], fc1, bias1, fc2, bias2), "must be 16 wide"),
+        ((input, fc1, bias1[:8], fc2, bias2), "a bias must be float32 with 32 elements"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            operator(*arguments, True)
+    backward = torch.ops.puma.frozen_mlp_backward
+    for wrong in (slopes[1:], slopes.view(torch.int8)):
+        with pytest.raises(RuntimeError, match="slopes are not those"):
+            backward(output, wrong, fc1, fc2)
+    spread = torch.stack([slopes, slopes], dim=-1)[:, 0]
+    assert torch.equal(backward(output, spread, fc1, fc2), backward(output, slopes, fc1, fc2))
+
+
+@needs_kernel
 def test_can_be_differentiated_once() -> None:
     leaf = torch.randn(FEWEST_ROWS, 16, requires_grad=True)
     (grad,) = torch.autograd.grad(frozen_mlp(leaf, *draw(16, 16, 16)).square().sum(), leaf, create_graph=True)
@@ -204,6 +247,28 @@ def test_what_looks_in_sees_torchs_operators() -> None:
     by_sample = torch.vmap(lambda x: frozen_mlp(x, *parameters))(input.view(4, -1, 16))
     torch.testing.assert_close(by_sample.view(-1, 16), frozen_mlp(input, *parameters))
     assert frozen_mlp(input.to("meta"), *(p.to("meta") for p in parameters if p is not None)).device.type == "meta"
+
+
+def test_products_with_less_than_float32_are_torchs() -> None:
+    parameters, input = draw(16, 32, 16), torch.randn(FEWEST_ROWS, 16)
+    try:
+        torch.set_float32_matmul_precision("medium")
+        assert not runs_kernel(lambda: frozen_mlp(input, *parameters))
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_traced_code_holds_torchs_operators() -> None:
+    parameters, input = draw(16, 32, 16), torch.randn(FEWEST_ROWS, 16)
+    graph = make_fx(lambda x: frozen_mlp(x, *parameters), pre_dispatch=True)(input).code
+    assert "gelu" in graph
+    assert "puma" not in graph
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is deprecated, and of checks of shapes
+        traced = torch.jit.trace(lambda x: frozen_mlp(x, *parameters), input)
+    assert "puma::" not in str(traced.inlined_graph)
+    sparse = parameters[0].to_sparse_csr()
+    torch.testing.assert_close(frozen_mlp(input, sparse, *parameters[1:]), frozen_mlp(input, *parameters))
 
 
 def test_errors_name_the_argument() -> None:

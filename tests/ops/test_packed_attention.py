@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from puma_plugin.ops import loader, packed_attention
@@ -251,6 +252,14 @@ def test_traced_code_is_torchs() -> None:
     assert packed_attention(qkv.to("meta")).shape == (2, 21, 128)
     with forward_ad.dual_level():
         torch.testing.assert_close(packed_attention(qkv), by_torch(qkv))
+
+
+def test_without_the_flash_backend_it_is_torchs() -> None:
+    leaf = draw(1, 5, 3, 1, 16).requires_grad_()
+    with sdpa_kernel(SDPBackend.MATH):
+        (grad,) = torch.autograd.grad(packed_attention(leaf).square().sum(), leaf, create_graph=True)
+        grad.sum().backward()
+    assert leaf.grad is not None
 
 
 @needs_operator
