@@ -24,6 +24,12 @@ COLOURS = {
     "pml": "#d55e00",
     "two_products": "#009e73",
     "two_products_compiled": "#56b4e9",
+    "torch": "#009e73",
+    "torch_compiled": "#56b4e9",
+    "torch_branches": "#cc79a7",
+    "without_adapters": "#f0e442",
+    "no_adapters": "#f0e442",
+    "full_fine_tuning": "#000000",
 }
 OTHER_COLOUR = "#999999"
 
@@ -78,7 +84,7 @@ def ratio_bars(results: Results) -> Figure | None:
         position += 1
     axes.axvline(1.0, color=COLOURS[OURS])
     axes.set_yticks([tick for tick, _ in ticks], [text for _, text in ticks], fontsize=6)
-    axes.invert_yaxis()
+    axes.set_ylim(position - 0.5, -1.5)  # the first on top
     axes.set_xlabel("time over ours (ours = 1), in the setting that flatters ours least")
     axes.legend(fontsize=7)
     return figure
