@@ -54,6 +54,24 @@ inline void mm(const Tensor& out, const Tensor& a, const Tensor& b) {
   TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
 }
 
+// The same of contiguous memory: a (rows, depth), b (depth, columns). Of a few elements by itself: next to these a view of
+// torch's would take most of the time.
+template <class T>
+void mm(T* out, const T* a, const T* b, int64_t rows, int64_t depth, int64_t columns) {
+  constexpr int64_t kFewProducts = 512;
+  if constexpr (sizeof(T) >= sizeof(float)) {
+    if (rows * depth * columns <= kFewProducts) {
+      for (int64_t i = 0; i < rows * columns; ++i) {
+        T sum = 0;
+        for (int64_t k = 0; k < depth; ++k) sum += a[i / columns * depth + k] * b[k * columns + i % columns];
+        out[i] = sum;
+      }
+      return;
+    }
+  }
+  mm(matrix(out, rows, columns), matrix(a, rows, depth), matrix(b, depth, columns));
+}
+
 // out += a @ b.
 inline void mm_accumulate(const Tensor& out, const Tensor& a, const Tensor& b) {
   TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1.0, 1.0));

@@ -95,6 +95,7 @@ void for_each_part(int64_t elements, const F& body) {
   constexpr int64_t kWorthAThread = 1 << 15;
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t parts = std::max<int64_t>(1, std::min(threads, elements / kWorthAThread));
+  if (parts == 1) return body(int64_t{0}, parts);
   torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) body(part, parts);
   });

@@ -115,8 +115,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(
   if constexpr (!std::is_same_v<T, double>) {
     if (vectors_serve<T>(width, rank)) return in_steps(Type<VectorForward<R, T>>{});
   }
-  const Tensor down_matrix = matrix(const_data<T>(down), width, rank);
-  const Tensor up_matrix = matrix(const_data<T>(up), rank, width);
+  const T* const down_data = const_data<T>(down);
+  const T* const up_data = const_data<T>(up);
   const int64_t rows = most_rows(plan.kept);
 
   for_each_part(samples * length * width, [&](int64_t part, int64_t parts) {
@@ -125,12 +125,11 @@ std::tuple<Tensor, Tensor, Tensor> forward(
     for (int64_t i = first_block(plan, part, parts); i < first_block(plan, part + 1, parts); ++i) {
       const Block& block = plan.kept[i];
       T* const h = save_hidden ? hidden_data + block.packed * rank : unsaved.get();
-      const Tensor h_matrix = matrix(h, block.rows, rank);
       // The gathered tokens' place is that of the second product.
       const T* const x = gathered(plan, block, tokens_data, product.get(), width);
-      mm(h_matrix, matrix(x, block.rows, width), down_matrix);
+      mm(h, x, down_data, block.rows, width, rank);
       relu(h, block.rows * rank);
-      mm(matrix(product.get(), block.rows, width), h_matrix, up_matrix);
+      mm(product.get(), h, up_data, block.rows, rank, width);
       for_each_sample(plan, block, [&](int64_t first, int64_t n, int64_t row, double factor) {
         add_kept<R, T>(
             out_data, residual_data, branch, row * width, product.get() + first * width, factor, n * width);
