@@ -63,7 +63,7 @@ def refuse_tangents(name: str, *tensors: Tensor | None) -> None:
     Raises:
         NotImplementedError: one of the tensors carries a tangent.
     """
-    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+    if forward_ad._current_level < 0 or torch.compiler.is_compiling():
         return
     if any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
         raise NotImplementedError(

@@ -65,7 +65,8 @@ def stochastic_adapter(
         ValueError: a shape or device that does not fit, or a scale that is not finite.
         NotImplementedError: forward-mode differentiation.
     """
-    device_type = residual.device.type
+    device = residual.device
+    device_type = device.type
     if not isinstance(scale, float) or scale - scale != 0:
         up, scale = _resolve_scale(up, scale)
     if device_type != "meta" and torch.is_autocast_enabled(device_type) and tokens.dtype is not torch.float64:
@@ -73,7 +74,7 @@ def stochastic_adapter(
         tokens = tokens.to(dtype)
         if down.dtype is not torch.float32 or up.dtype is not torch.float32:
             down, up = down.to(dtype), up.to(dtype)
-    _validate(residual, tokens, down, up, gate)
+    _validate(device, residual, tokens, down, up, gate)
     exact = torch.float64 if tokens.dtype is torch.float64 else torch.float32
     if gate is not None and gate.dtype is not exact:
         gate = gate.to(exact)
@@ -85,11 +86,11 @@ def stochastic_adapter(
         loader.report_fallback(device_type)
         return reference.stochastic_adapter(residual, tokens, down, up, gate, scale, branch)
     refuse_tangents("stochastic_adapter", residual, tokens, down, up, gate, branch)
-    save_hidden = torch.is_grad_enabled() and (tokens.requires_grad or down.requires_grad or up.requires_grad)
+    with_grad = torch.is_grad_enabled()
+    save_hidden = with_grad and (tokens.requires_grad or down.requires_grad or up.requires_grad)
     if not is_plain():
         return _operator(residual, tokens, down, up, gate, branch, scale, save_hidden)[0]
-    passes_gradient = residual.requires_grad or (branch is not None and branch.requires_grad)
-    if save_hidden or (passes_gradient and torch.is_grad_enabled()):
+    if save_hidden or (with_grad and (residual.requires_grad or (branch is not None and branch.requires_grad))):
         out: Tensor = _StochasticAdapter.apply(residual, tokens, down, up, gate, branch, scale, save_hidden, recompute)
         return out
     with below_autograd():
@@ -109,7 +110,9 @@ def _resolve_scale(up: Tensor, scale: float | Tensor) -> tuple[Tensor, float]:
     return up, scale
 
 
-def _validate(residual: Tensor, tokens: Tensor, down: Tensor, up: Tensor, gate: Tensor | None) -> None:
+def _validate(
+    device: torch.device, residual: Tensor, tokens: Tensor, down: Tensor, up: Tensor, gate: Tensor | None
+) -> None:
     # Each attribute is read once: next to a small call they count.
     shape, down_shape, up_shape = residual.shape, down.shape, up.shape
     if len(shape) != 3:
@@ -137,7 +140,6 @@ def _validate(residual: Tensor, tokens: Tensor, down: Tensor, up: Tensor, gate: 
         raise TypeError(
             f"residual must have tokens' dtype {dtype}, or float32 next to half types, got {residual.dtype}; cast it"
         )
-    device = residual.device
     if tokens.device != device or down.device != device or up.device != device:
         raise ValueError(
             f"all tensors must be on residual's device {device}, got tokens on {tokens.device}, down on {down.device}, "
@@ -145,7 +147,7 @@ def _validate(residual: Tensor, tokens: Tensor, down: Tensor, up: Tensor, gate: 
         )
     if gate is None:
         return
-    if gate.dim() != 1 or gate.shape[0] != samples:
+    if gate.shape != (samples,):
         raise ValueError(f"gate must have shape (B,) with B = {samples}, got {tuple(gate.shape)}")
     if not gate.dtype.is_floating_point:
         raise TypeError(f"gate must be floating point (0 drops a sample, 1/(1-p) keeps it), got {gate.dtype}")
