@@ -101,7 +101,10 @@ class MultiDistributionSampler(BatchSampler):
                 f"drop_last=False leaves a last batch of {rest} items, which {self.world_size} processes cannot share "
                 "equally: use drop_last=True"
             )
-        self._fingerprint = self._make_fingerprint(classes, distributions)
+        settings = self._settings()
+        counts = {"items": self._size, "classes": int(classes.max()) + 1}
+        self._made_of = {**settings, **counts, "distributions": len(np.unique(distributions))}
+        self._fingerprint = _fingerprint(settings, classes, distributions)
         self._neighbours: IntArray | None = None
         self._class_items: ClassItems | None = None
         if not self._plain:
@@ -282,6 +285,7 @@ class MultiDistributionSampler(BatchSampler):
         if number >= self._length:
             epoch, number = epoch + 1, 0
         state: dict[str, Any] = {"epoch": epoch, "batch": number, "fingerprint": self._fingerprint}
+        state["made_of"] = dict(self._made_of)
         if self._neighbours is not None:
             state["neighbours"] = torch.from_numpy(self._neighbours)
         return state
@@ -290,38 +294,48 @@ class MultiDistributionSampler(BatchSampler):
         """Continue where another sampler of the same labels and settings stood; rank and world size may differ.
 
         Raises:
-            ValueError: the state comes from other labels or settings.
+            ValueError: the state comes from other labels or settings; the message says what differs.
         """
         if state["fingerprint"] != self._fingerprint:
+            before = state.get("made_of", {})  # not in files of earlier versions
+            differ = [
+                f"{name} was {before[name]}, is {now}"
+                for name, now in self._made_of.items()
+                if name in before and before[name] != now
+            ]
+            what = f" ({'; '.join(differ)})" if differ else ""
             raise ValueError(
-                "this sampler state comes from other labels or settings (batch_size, m, balance, seed, ...): build the "
-                "sampler as in the run that saved it"
+                f"this sampler state comes from other labels or settings{what}: build the sampler as in the run that "
+                "saved it, from the same images"
             )
         self._next = (int(state["epoch"]), int(state["batch"]))
         self._current = None
         neighbours = state.get("neighbours")
         self._neighbours = None if neighbours is None else neighbours.numpy()
 
-    def _make_fingerprint(self, classes: IntArray, distributions: IntArray) -> str:
-        settings = (
-            self.batch_size,
-            self.m,
-            str(self.balance),
-            self.one_distribution_per_batch,
-            self.balance_by,
-            self._length,
-            self.seed,
-        )
-        digest = hashlib.sha256(repr(settings).encode())
-        digest.update(classes.tobytes())
-        digest.update(distributions.tobytes())
-        return digest.hexdigest()
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "batch_size": self.batch_size,
+            "m": self.m,
+            "balance": str(self.balance),
+            "one_distribution_per_batch": self.one_distribution_per_batch,
+            "balance_by": self.balance_by,
+            "batches per epoch": self._length,
+            "seed": self.seed,
+        }
 
     def __repr__(self) -> str:
         return (
             f"MultiDistributionSampler({self._size} items, batch_size={self.batch_size}, m={self.m}, "
             f"balance={self.balance!r}, {self._length} batches per epoch, rank {self.rank} of {self.world_size})"
         )
+
+
+def _fingerprint(settings: dict[str, Any], classes: IntArray, distributions: IntArray) -> str:
+    digest = hashlib.sha256(repr(tuple(settings.values())).encode())
+    digest.update(classes.tobytes())
+    digest.update(distributions.tobytes())
+    return digest.hexdigest()
 
 
 def _read_labels(labels: Any) -> tuple[IntArray, IntArray]:

@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import re
 from collections import Counter
 from typing import Any
 
@@ -323,9 +324,22 @@ def test_state_of_other_settings_is_refused() -> None:
     labels = make_labels([[5] * 6])
     state = MultiDistributionSampler(labels, 5).state_dict()
     other = make_labels([[5] * 6], seed=1)
-    for sampler in (MultiDistributionSampler(labels, 6), MultiDistributionSampler(other, 5)):
-        with pytest.raises(ValueError, match="other labels or settings"):
+    more = make_labels([[5] * 7])
+    for sampler, message in [
+        (
+            MultiDistributionSampler(labels, 6),
+            "settings (batch_size was 5, is 6; batches per epoch was 6, is 5): build",
+        ),
+        (MultiDistributionSampler(labels, 5, m=5), "settings (m was None, is 5): build"),
+        (MultiDistributionSampler(more, 5, batches_per_epoch=6), "(items was 30, is 35; classes was 6, is 7): build"),
+        (MultiDistributionSampler(other, 5), "other labels or settings: build"),  # in another order
+    ]:
+        with pytest.raises(ValueError, match=re.escape(message)):
             sampler.load_state_dict(state)
+    del state["made_of"]  # a file of an earlier version
+    with pytest.raises(ValueError, match="other labels or settings: build"):
+        MultiDistributionSampler(labels, 6).load_state_dict(state)
+    state = MultiDistributionSampler(labels, 5).state_dict()
     # Another number of processes is fine.
     MultiDistributionSampler(labels, 5, rank=3, world_size=5).load_state_dict(state)
 
