@@ -1,8 +1,5 @@
 """The frozen MLP's kernels against the formula in float64, and where torch's own operators run instead."""
 
-import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 
@@ -203,16 +200,6 @@ def test_can_be_differentiated_once() -> None:
     (grad,) = torch.autograd.grad(frozen_mlp(leaf, *draw(16, 16, 16)).square().sum(), leaf, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
-
-
-@needs_kernel
-def test_the_avx2_kernels_in_a_process_of_their_own() -> None:
-    tests = ["test_equals_the_formula", "test_the_slope_is_exact_wherever_gelu_has_one"]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(f"{__file__}::{t}" for t in tests)]
-    environment = {**os.environ, "PUMA_CPU_CAPABILITY": "avx2"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
-    assert "9 passed" in done.stdout
 
 
 @pytest.mark.parametrize(

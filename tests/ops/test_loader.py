@@ -36,7 +36,7 @@ def run(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def test_kernels_of_every_instruction_set(capability: str) -> None:
     # Other vector widths, tiles and rests than those that this machine would take by itself.
     here = Path(__file__).parent
-    names = ("match_prompts", "nearest_neighbours", "adapter_to_the_last_bit", "packed_attention")
+    names = ("match_prompts", "nearest_neighbours", "adapter_to_the_last_bit", "packed_attention", "frozen_mlp")
     files = [str(here / f"test_{name}.py") for name in names]
     script = f"""
 import sys
