@@ -41,6 +41,14 @@ PUMA_INLINE void fetch(const void* memory, int64_t bytes) {
   }
 }
 
+// The rows of a block as left-hand sides, group by group; zeros behind the last.
+template <int bytes, int I>
+PUMA_INLINE void pack_block(float* left, const float* in, int64_t rows, int64_t groups, int64_t width) {
+  for (int64_t row = 0; row < groups * I; ++row) {
+    pack_row<bytes, I>(left + row / I * I * width, row % I, row < rows ? in + row * width : nullptr, width);
+  }
+}
+
 // Calls before(group, column) and after(tile, group, column) around the product of each group with each panel.
 template <int bytes, int I, int J, class Before, class After>
 PUMA_INLINE void multiply_groups(
@@ -137,9 +145,7 @@ PUMA_INLINE void forward_block(
   const int64_t in = mlp.first.depth(), hidden = mlp.second.depth();
   constexpr int64_t tile_bytes = I * Sums::kColumns * kSlopeBytes;
   const int64_t group_bytes = slope_bytes(I, hidden);
-  for (int64_t row = 0; row < groups * I; ++row) {
-    pack_row<bytes, I>(mlp.left.get() + row / I * I * in, row % I, row < rows ? input + row * in : nullptr, in);
-  }
+  pack_block<bytes, I>(mlp.left.get(), input, rows, groups, in);
   const auto tile_slopes = [&](int64_t group, int64_t column) {
     return slopes + group * group_bytes + column / Sums::kColumns * tile_bytes;
   };
@@ -177,10 +183,7 @@ PUMA_INLINE void backward_block(
   const int64_t out = mlp.first.depth(), hidden = mlp.second.depth();
   constexpr int64_t tile_bytes = I * Sums::kColumns * kSlopeBytes;
   const int64_t group_bytes = slope_bytes(I, hidden);
-  for (int64_t row = 0; row < groups * I; ++row) {
-    const float* const here = row < rows ? grad_output + row * out : nullptr;
-    pack_row<bytes, I>(mlp.left.get() + row / I * I * out, row % I, here, out);
-  }
+  pack_block<bytes, I>(mlp.left.get(), grad_output, rows, groups, out);
   const auto tile_slopes = [&](int64_t group, int64_t column) {
     return slopes + group * group_bytes + column / Sums::kColumns * tile_bytes;
   };

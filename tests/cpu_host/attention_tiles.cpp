@@ -6,28 +6,16 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <random>
 #include <vector>
 
+#include "compare.h"
+
 namespace {
-
-std::vector<float> draw(int64_t elements) {
-  static std::mt19937 generator(0);
-  std::uniform_real_distribution<float> distribution(-2, 2);
-  std::vector<float> values(elements);
-  for (float& value : values) value = distribution(generator);
-  return values;
-}
-
-void raise(double& largest, double found, double expected) {
-  const double error = std::abs(found - expected);
-  largest = std::isnan(error) ? INFINITY : std::max(largest, error);
-}
 
 void print_errors(int64_t samples, const puma::AttentionSizes& sizes) {
   const int64_t tokens = sizes.tokens, width = sizes.head_dim, heads = samples * sizes.heads;
   const double scale = 1 / std::sqrt(static_cast<double>(width));
-  const auto qkv = draw(samples * tokens * sizes.qkv_row()), grad = draw(samples * tokens * sizes.out_row());
+  const auto qkv = draw(samples * tokens * sizes.qkv_row(), 2), grad = draw(samples * tokens * sizes.out_row(), 2);
   std::vector<float> out(grad.size()), logsumexp(heads * tokens), grad_qkv(qkv.size());
   // As two threads would.
   for (const int64_t half : {0, 1}) {

@@ -5,30 +5,19 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <random>
 #include <vector>
+
+#include "compare.h"
 
 namespace {
 
 using puma::VectorMlp;
 using puma::VectorOperand;
 
-std::vector<float> draw(int64_t elements) {
-  static std::mt19937 generator(0);
-  std::uniform_real_distribution<float> distribution(-1, 1);
-  std::vector<float> values(elements);
-  for (float& value : values) value = distribution(generator);
-  return values;
-}
-
-void raise(double& largest, double found, double expected) {
-  const double error = std::abs(found - expected);
-  largest = std::isnan(error) ? INFINITY : std::max(largest, error);
-}
-
 void print_errors(int64_t rows, int64_t in, int64_t hidden, int64_t out, bool bias) {
-  const auto input = draw(rows * in), grad = draw(rows * out), fc1 = draw(hidden * in), fc2 = draw(out * hidden);
-  const auto bias1 = draw(hidden), bias2 = draw(out);
+  const auto input = draw(rows * in, 1), grad = draw(rows * out, 1);
+  const auto fc1 = draw(hidden * in, 1), fc2 = draw(out * hidden, 1);
+  const auto bias1 = draw(hidden, 1), bias2 = draw(out, 1);
   std::vector<float> output(rows * out), grad_input(rows * in);
   std::vector<uint8_t> slopes(puma::slope_bytes(rows, hidden));
   const float* const first_bias = bias ? bias1.data() : nullptr;
