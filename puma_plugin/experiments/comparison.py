@@ -144,6 +144,9 @@ class Comparison:
         """
         kept = {job.key: record for job in jobs if (record := job.finished()) is not None}
         waiting = [job for job in jobs if job.key not in kept]
+        for job in jobs:
+            if job.key in kept:
+                job.tidy()  # it may have been stopped between its record and that
         if kept:
             self.console.print(f"{title}: {len(kept)} of {len(jobs)} are finished already in {self.config.out}")
         if waiting:

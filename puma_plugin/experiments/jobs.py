@@ -82,6 +82,11 @@ class Job:
             for path in self.path().parent.glob(pattern):
                 path.unlink(missing_ok=True)
 
+    def tidy(self) -> None:
+        """Remove log and checkpoints of a finished job, also those of other settings and of separate models."""
+        for left in (self.log, *self.path().parent.glob(f"{self.key}-*.ckpt")):
+            left.unlink(missing_ok=True)
+
     def settings(self) -> dict[str, Any]:
         """Everything the result depends on; a kept result is used only if this is unchanged."""
         config = asdict(self.config)
@@ -147,9 +152,7 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
         "settings": settings,
     }
     write_json(job.path(), record, indent=None)
-    # Also those of other settings, and of separate models.
-    for left in (job.log, *job.path().parent.glob(f"{job.key}-*.ckpt")):
-        left.unlink(missing_ok=True)
+    job.tidy()
     return record
 
 

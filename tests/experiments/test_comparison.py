@@ -124,3 +124,16 @@ def test_jobs_kept_by_an_earlier_version_are_read(tmp_path: Path) -> None:
         settings["config"]["model"]["drop"] = 0.3
         job.path().write_text(json.dumps({"settings": settings}))
         assert job.finished() is None
+
+
+def test_what_a_stopped_job_left_behind_its_record_goes(tmp_path: Path) -> None:
+    """Ctrl-C between the record and the removal of the checkpoint: the next run takes the record and tidies up."""
+    full = comparison("--out", str(tmp_path))
+    job = full.test_jobs(dict.fromkeys(METHODS, 1.0), [0], [0], keep_models=False)[0]
+    job.path().parent.mkdir()
+    record = {"settings": json.loads(json.dumps(job.settings())), "seconds": 1.0}
+    job.path().write_text(json.dumps(record))
+    job.checkpoint.write_bytes(b"unfinished")
+    job.log.write_text("Traceback")
+    assert full.run([job], "Test") == [record]
+    assert list(job.path().parent.iterdir()) == [job.path()]
