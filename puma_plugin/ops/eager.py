@@ -29,6 +29,9 @@ def wants_cpu_kernel(*tensors: Tensor | None) -> bool:
     counts: ``torch.compile``, ``torch.jit.trace``, functorch, forward-mode differentiation and dispatch modes see
     torch's own operators.
     """
+    # First what is cheap to see: on a GPU this stands in front of every branch.
+    if not all(tensor is None or tensor.is_cpu for tensor in tensors):
+        return False
     if not is_plain() or not loader.CPU_LIBRARY.loaded or forward_ad._current_level >= 0:
         return False
     if torch._C._len_torch_dispatch_stack() > 0 or _len_torch_dispatch_stack_pre_dispatch() > 0:
@@ -44,7 +47,6 @@ def _is_ordinary(tensor: Tensor) -> bool:
     return (
         type(tensor) in (Tensor, torch.nn.Parameter)
         and tensor.dtype is torch.float32
-        and tensor.device.type == "cpu"
         and tensor.layout is torch.strided
     )
 
