@@ -64,4 +64,16 @@ Kernel choose(Kernel portable, Kernel avx2, Kernel avx512) {
   }
 }
 
+// For a KERNELS(name, bytes of its vectors, attributes) that defines functions and `constexpr Kernels name`: both of them,
+// and kernels(), the ones to run; without vectors there are none.
+#if defined(__x86_64__)
+#define PUMA_DEFINE_KERNELS(KERNELS)                                \
+  KERNELS(avx2, 32, PUMA_AVX2)                                      \
+  KERNELS(avx512, 64, PUMA_AVX512)                                  \
+  Kernels kernels() { return choose(Kernels{}, avx2, avx512); }
+#else
+#define PUMA_DEFINE_KERNELS(KERNELS) \
+  Kernels kernels() { return {}; }
+#endif
+
 }  // namespace puma

@@ -135,6 +135,26 @@ struct SlopePair {
   }
 };
 
+// Where a tile of the hidden layer lies: its slopes, and in the second product's left-hand side the columns of its two
+// vectors, kBlock elements from row to row. The second is null where the layer ends before it, slopes that are not kept are.
+template <int bytes, int I, class Byte>
+struct HiddenTile {
+  static constexpr int W = bytes / static_cast<int>(sizeof(float));
+  static constexpr int64_t kRowBytes = 2 * W * kSlopeBytes, kBytes = I * kRowBytes;
+
+  Byte* slopes;
+  float *first, *second;
+
+  PUMA_INLINE HiddenTile(const VectorMlp& mlp, Byte* all_slopes, int64_t group, int64_t column) {
+    const int64_t hidden = mlp.second.depth(), next = column + W;
+    float* const middle = mlp.middle.get() + group * I * hidden;
+    first = middle + column / kBlock * I * kBlock + column % kBlock;
+    second = next < hidden ? middle + next / kBlock * I * kBlock + next % kBlock : nullptr;
+    const int64_t before = group * rounded_up(hidden, 2 * W) * I * kSlopeBytes + column / (2 * W) * kBytes;
+    slopes = all_slopes == nullptr ? nullptr : all_slopes + before;
+  }
+};
+
 template <int bytes, int I, int J>
 PUMA_INLINE void forward_block(
     const VectorMlp& mlp, const float* input, const float* first_bias, const float* second_bias, float* output,
@@ -142,32 +162,23 @@ PUMA_INLINE void forward_block(
   static_assert(J == 2, "slopes come in pairs");
   using Sums = Tile<float, bytes, I, J>;
   using V = typename Sums::V;
-  const int64_t in = mlp.first.depth(), hidden = mlp.second.depth();
-  constexpr int64_t tile_bytes = I * Sums::kColumns * kSlopeBytes;
-  const int64_t group_bytes = slope_bytes(I, hidden);
-  pack_block<bytes, I>(mlp.left.get(), input, rows, groups, in);
-  const auto tile_slopes = [&](int64_t group, int64_t column) {
-    return slopes + group * group_bytes + column / Sums::kColumns * tile_bytes;
-  };
+  using Place = HiddenTile<bytes, I, uint8_t>;
+  pack_block<bytes, I>(mlp.left.get(), input, rows, groups, mlp.first.depth());
   const auto before = [&](int64_t group, int64_t column) PUMA_LAMBDA_INLINE {
-    if (slopes != nullptr) fetch(tile_slopes(group, column), tile_bytes);
+    if (slopes != nullptr) fetch(Place(mlp, slopes, group, column).slopes, Place::kBytes);
   };
   const auto after = [&](const Sums& tile, int64_t group, int64_t column) PUMA_LAMBDA_INLINE {
-    float* const middle = mlp.middle.get() + group * I * hidden;
-    const int64_t c = column, d = column + Sums::W;
-    const bool both = d < hidden;
-    const V shift_c = first_bias == nullptr ? V{} : load<V>(first_bias + c);
-    const V shift_d = first_bias == nullptr || !both ? V{} : load<V>(first_bias + d);
-    float* const out_c = middle + c / kBlock * I * kBlock + c % kBlock;
-    float* const out_d = middle + d / kBlock * I * kBlock + d % kBlock;
-    uint8_t* const to = slopes == nullptr ? nullptr : tile_slopes(group, column);
+    const Place place(mlp, slopes, group, column);
+    const bool both = place.second != nullptr;
+    const V first_shift = first_bias == nullptr ? V{} : load<V>(first_bias + column);
+    const V second_shift = first_bias == nullptr || !both ? V{} : load<V>(first_bias + column + Sums::W);
     for (int i = 0; i < I; ++i) {
-      V value, slope_c, slope_d;
-      gelu<V>(tile.sum[i][0] + shift_c, value, slope_c);
-      store(out_c + i * kBlock, value);
-      gelu<V>(tile.sum[i][1] + shift_d, value, slope_d);
-      if (both) store(out_d + i * kBlock, value);
-      if (to != nullptr) SlopePair<bytes>::save(to + i * Sums::kColumns * kSlopeBytes, slope_c, slope_d);
+      V value, first_slope, second_slope;
+      gelu<V>(tile.sum[i][0] + first_shift, value, first_slope);
+      store(place.first + i * kBlock, value);
+      gelu<V>(tile.sum[i][1] + second_shift, value, second_slope);
+      if (both) store(place.second + i * kBlock, value);
+      if (slopes != nullptr) SlopePair<bytes>::save(place.slopes + i * Place::kRowBytes, first_slope, second_slope);
     }
   };
   multiply_groups<bytes, I, J>(mlp.left.get(), groups, mlp.first, before, after);
@@ -180,27 +191,18 @@ PUMA_INLINE void backward_block(
     int64_t groups) {
   using Sums = Tile<float, bytes, I, J>;
   using V = typename Sums::V;
-  const int64_t out = mlp.first.depth(), hidden = mlp.second.depth();
-  constexpr int64_t tile_bytes = I * Sums::kColumns * kSlopeBytes;
-  const int64_t group_bytes = slope_bytes(I, hidden);
-  pack_block<bytes, I>(mlp.left.get(), grad_output, rows, groups, out);
-  const auto tile_slopes = [&](int64_t group, int64_t column) {
-    return slopes + group * group_bytes + column / Sums::kColumns * tile_bytes;
-  };
+  using Place = HiddenTile<bytes, I, const uint8_t>;
+  pack_block<bytes, I>(mlp.left.get(), grad_output, rows, groups, mlp.first.depth());
   const auto before = [&](int64_t group, int64_t column) PUMA_LAMBDA_INLINE {
-    fetch(tile_slopes(group, column), tile_bytes);
+    fetch(Place(mlp, slopes, group, column).slopes, Place::kBytes);
   };
   const auto after = [&](const Sums& tile, int64_t group, int64_t column) PUMA_LAMBDA_INLINE {
-    float* const middle = mlp.middle.get() + group * I * hidden;
-    const int64_t c = column, d = column + Sums::W;
-    float* const out_c = middle + c / kBlock * I * kBlock + c % kBlock;
-    float* const out_d = middle + d / kBlock * I * kBlock + d % kBlock;
-    const uint8_t* const from = tile_slopes(group, column);
+    const Place place(mlp, slopes, group, column);
     PUMA_UNROLL for (int i = 0; i < I; ++i) {
-      V slope_c, slope_d;
-      SlopePair<bytes>::read(from + i * Sums::kColumns * kSlopeBytes, slope_c, slope_d);
-      store(out_c + i * kBlock, tile.sum[i][0] * slope_c);
-      if (d < hidden) store(out_d + i * kBlock, tile.sum[i][1] * slope_d);
+      V first_slope, second_slope;
+      SlopePair<bytes>::read(place.slopes + i * Place::kRowBytes, first_slope, second_slope);
+      store(place.first + i * kBlock, tile.sum[i][0] * first_slope);
+      if (place.second != nullptr) store(place.second + i * kBlock, tile.sum[i][1] * second_slope);
     }
   };
   multiply_groups<bytes, I, J>(mlp.left.get(), groups, mlp.first, before, after);
@@ -231,19 +233,8 @@ struct Kernels {
   }                                                                                                               \
   constexpr Kernels NAME{forward_##NAME, backward_##NAME};
 
-#if defined(__x86_64__)
-PUMA_KERNELS(avx2, 32, PUMA_AVX2)
-PUMA_KERNELS(avx512, 64, PUMA_AVX512)
-#endif
-
-// Only where vectors_serve_mlp.
-Kernels kernels() {
-#if defined(__x86_64__)
-  return choose(Kernels{}, avx2, avx512);
-#else
-  return {};
-#endif
-}
+// kernels(): only where vectors_serve_mlp.
+PUMA_DEFINE_KERNELS(PUMA_KERNELS)
 
 // Calls body(first group, groups) for blocks of at most `most` groups, as even as can be.
 template <class F>
