@@ -1,6 +1,6 @@
 // The schemas of every operator, for all devices. Kernels register themselves under their device's key:
 // csrc/cpu/*.cpp (CPU, this library) and csrc/cuda/*.cu (CUDA, library _C_cuda). Fake kernels and autograd of the adapter and
-// of prompt matching are registered in Python (puma_plugin/ops), which also validates: kernels may assume what it checks.
+// of prompt matching are registered in Python (puma_plugin/ops); what they ask of their arguments is in arguments.h.
 // The others are for the CPU and for eager code only.
 #include <torch/csrc/stable/library.h>
 
@@ -12,6 +12,10 @@ STABLE_TORCH_LIBRARY(puma, m) {
   m.def(
       "stochastic_adapter(Tensor residual, Tensor tokens, Tensor down, Tensor up, Tensor? gate, Tensor? branch, "
       "float scale, bool save_hidden) -> (Tensor out, Tensor hidden, Tensor prepared)");
+  // The same without what only a backward needs: for eager calls that take no gradient.
+  m.def(
+      "stochastic_adapter_inference(Tensor residual, Tensor tokens, Tensor down, Tensor up, Tensor? gate, "
+      "Tensor? branch, float scale) -> Tensor out");
   // Gradients of tokens, down and up, in their dtypes. What is not needed comes back as a tensor without elements.
   m.def(
       "stochastic_adapter_backward(Tensor grad, Tensor tokens, Tensor down, Tensor up, Tensor? gate, Tensor hidden, "

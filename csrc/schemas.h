@@ -4,6 +4,6 @@
 
 namespace puma {
 
-constexpr int kSchemas = 7;
+constexpr int kSchemas = 8;
 
 }  // namespace puma

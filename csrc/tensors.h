@@ -16,6 +16,19 @@ namespace puma {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// Types as torch's own numbers: next to a call with little to do, translating a tensor's into a ScalarType costs.
+inline int32_t type_number(ScalarType type) {
+  return torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+}
+
+inline int32_t type_number(const Tensor& tensor) {
+  int32_t number = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &number));
+  return number;
+}
+
+inline bool has_type(const Tensor& tensor, ScalarType type) { return type_number(tensor) == type_number(type); }
+
 // A new contiguous tensor without values, of at most five dimensions.
 inline Tensor empty(
     const int64_t* sizes, size_t dimensions, ScalarType dtype, int32_t device_type, int32_t device_index) {
@@ -29,21 +42,12 @@ inline Tensor empty(
   AtenTensorHandle handle = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       static_cast<int64_t>(dimensions), sizes, strides.data(),
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), device_type, device_index, &handle));
+      type_number(dtype), device_type, device_index, &handle));
   return Tensor(handle);
 }
 
 inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, int32_t device_type, int32_t device_index) {
   return empty(sizes.begin(), sizes.size(), dtype, device_type, device_index);
-}
-
-// The adapter's: a kernel reads memory as the type that it is told.
-inline void check_weights(const Tensor& tokens, const Tensor& down, const Tensor& up) {
-  const ScalarType type = down.scalar_type();
-  const bool is_half = tokens.scalar_type() == ScalarType::BFloat16 || tokens.scalar_type() == ScalarType::Half;
-  STD_TORCH_CHECK(
-      up.scalar_type() == type && (type == tokens.scalar_type() || (is_half && type == ScalarType::Float)),
-      "puma::stochastic_adapter: down and up must have the dtype of tokens, or float32 next to half types");
 }
 
 inline Tensor as_contiguous(const Tensor& tensor) {

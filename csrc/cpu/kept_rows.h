@@ -64,7 +64,7 @@ Plan make_plan(const std::optional<Tensor>& gate, double scale, int64_t samples,
   const Gate* gates = nullptr;
   if (gate.has_value()) {
     STD_TORCH_CHECK(
-        gate->scalar_type() == scalar_type<Gate>() && gate->numel() == samples,
+        has_type(*gate, scalar_type<Gate>()) && gate->numel() == samples,
         "puma::stochastic_adapter: gate must hold one float32 per sample (float64 next to float64 tokens)");
     held = as_contiguous(*gate);
     gates = const_data<Gate>(*held);

@@ -9,6 +9,7 @@
 #include <optional>
 #include <tuple>
 
+#include "../arguments.h"
 #include "gemm.h"
 #include "prompt_products.h"
 
@@ -236,6 +237,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
 
 std::tuple<Tensor, Tensor, Tensor> match_prompts(
     const Tensor& query, const Tensor& keys, const Tensor& attention, const Tensor& prompts) {
+  check_prompts(query, keys, attention, prompts);
   const auto run = query.scalar_type() == ScalarType::Double ? &forward<double> : &forward<float>;
   return run(
       as_contiguous(query), as_contiguous(keys), as_contiguous(attention), as_contiguous(prompts));

@@ -9,6 +9,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "../arguments.h"
 #include "amx_adapter.h"
 #include "gemm.h"
 #include "in_steps.h"
@@ -26,13 +27,9 @@ struct Branch {
   const R* wide = nullptr;
   const T* narrow = nullptr;
 
-  Branch(const std::optional<Tensor>& tensor, int64_t elements) {
+  explicit Branch(const std::optional<Tensor>& tensor) {
     if (!tensor.has_value()) return;
-    const ScalarType dtype = tensor->scalar_type();
-    STD_TORCH_CHECK(
-        tensor->numel() == elements && (dtype == scalar_type<R>() || dtype == scalar_type<T>()),
-        "puma::stochastic_adapter: branch must have residual's shape, and its dtype or that of tokens");
-    if (dtype == scalar_type<R>()) {
+    if (has_type(*tensor, scalar_type<R>())) {
       wide = const_data<R>(*tensor);
     } else {
       narrow = const_data<T>(*tensor);
@@ -77,35 +74,32 @@ struct Type {
 template <class T>
 Tensor in_type(const Tensor& weights) {
   const Tensor dense = as_contiguous(weights);
-  if (dense.scalar_type() == scalar_type<T>()) return dense;
+  if (has_type(dense, scalar_type<T>())) return dense;
   const Tensor converted = empty({dense.size(0), dense.size(1)}, scalar_type<T>());
   convert(mutable_data<T>(converted), const_data<accumulate_t<T>>(dense), dense.numel());
   return converted;
 }
 
+// hidden: where the kept samples' is to be left, or null.
 template <class R, class T>
-std::tuple<Tensor, Tensor, Tensor> forward(
+Tensor forward(
     const Tensor& residual, const Tensor& tokens, const Tensor& down, const Tensor& up,
-    const std::optional<Tensor>& gate, const std::optional<Tensor>& branch_tensor, double scale, bool save_hidden) {
+    const std::optional<Tensor>& gate, const std::optional<Tensor>& branch_tensor, double scale, T* hidden) {
   const int64_t samples = residual.size(0), length = residual.size(1), width = residual.size(2), rank = down.size(1);
   const Plan plan = make_plan<T>(gate, scale, samples, length, width);
   const Tensor out = empty({samples, length, width}, scalar_type<R>());
-  const Tensor hidden = empty({save_hidden ? samples * length : 0, rank}, scalar_type<T>());
-  const Tensor prepared = empty({0}, ScalarType::Byte);  // nothing else is handed to the backward
-
   R* const out_data = mutable_data<R>(out);
-  T* const hidden_data = mutable_data<T>(hidden);
   const R* const residual_data = const_data<R>(residual);
   const T* const tokens_data = const_data<T>(tokens);
-  const Branch<R, T> branch(branch_tensor, samples * length * width);
+  const Branch<R, T> branch(branch_tensor);
   const auto drop = [&](int64_t row, int64_t n) {
     add_dropped<R, T>(out_data, residual_data, branch, row * width, n * width);
   };
   const auto in_steps = [&](auto adapter) {
     forward_in_steps<typename decltype(adapter)::type>(
         plan, drop, const_data<T>(down), const_data<T>(up), width, rank, tokens_data, residual_data, branch.wide,
-        branch.narrow, out_data, save_hidden ? hidden_data : nullptr);
-    return std::tuple{out, hidden, prepared};
+        branch.narrow, out_data, hidden);
+    return out;
   };
 #if PUMA_HAS_AMX
   if constexpr (std::is_same_v<T, bf16>) {
@@ -120,11 +114,12 @@ std::tuple<Tensor, Tensor, Tensor> forward(
   const int64_t rows = most_rows(plan.kept);
 
   for_each_part(samples * length * width, [&](int64_t part, int64_t parts) {
-    const auto product = lines<T>(rows * width);
-    const auto unsaved = lines<T>(save_hidden ? 0 : rows * rank);
+    // Also for the activation, where it is not to be left.
+    const auto product = lines<T>(rows * (width + (hidden == nullptr ? rank : 0)));
+    T* const unsaved = product.get() + rows * width;
     for (int64_t i = first_block(plan, part, parts); i < first_block(plan, part + 1, parts); ++i) {
       const Block& block = plan.kept[i];
-      T* const h = save_hidden ? hidden_data + block.packed * rank : unsaved.get();
+      T* const h = hidden == nullptr ? unsaved : hidden + block.packed * rank;
       // The gathered tokens' place is that of the second product.
       const T* const x = gathered(plan, block, tokens_data, product.get(), width);
       mm(h, x, down_data, block.rows, width, rank);
@@ -137,7 +132,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(
     }
     for_each_dropped(plan, part, parts, drop);
   });
-  return {out, hidden, prepared};
+  return out;
 }
 
 // A contiguous matrix, transposed. A copy, where there are to be few programs: to oneDNN the backward's products then
@@ -276,42 +271,56 @@ std::tuple<Tensor, Tensor, Tensor> backward(
   return {grad_tokens, grad_down, grad_up};
 }
 
-// Calls body<R, T>() for the residual's and the tokens' dtype.
+// Calls body(R{}, T{}) for the types of the residual (or its gradient) and of the tokens.
 template <class F>
-auto dispatch(ScalarType residual, ScalarType tokens, const F& body) {
-  const bool wide = residual == ScalarType::Float;
-  switch (tokens) {
-    case ScalarType::Float:
-      return body(float{}, float{});
-    case ScalarType::Double:
-      return body(double{}, double{});
-    case ScalarType::BFloat16:
-      return wide ? body(float{}, bf16{}) : body(bf16{}, bf16{});
-    case ScalarType::Half:
-      return wide ? body(float{}, fp16{}) : body(fp16{}, fp16{});
-    default:
-      STD_TORCH_CHECK(false, "puma::stochastic_adapter: tokens must be float32, float64, bfloat16 or float16");
-  }
+auto dispatch(const Tensor& residual, const Tensor& tokens, const F& body) {
+  if (has_type(tokens, ScalarType::Float)) return body(float{}, float{});
+  if (has_type(tokens, ScalarType::Double)) return body(double{}, double{});
+  const bool wide = has_type(residual, ScalarType::Float);
+  if (has_type(tokens, ScalarType::BFloat16)) return wide ? body(float{}, bf16{}) : body(bf16{}, bf16{});
+  STD_TORCH_CHECK(
+      has_type(tokens, ScalarType::Half),
+      "puma::stochastic_adapter: tokens must be float32, float64, bfloat16 or float16");
+  return wide ? body(float{}, fp16{}) : body(fp16{}, fp16{});
+}
+
+Tensor run(
+    const Tensor& residual, const Tensor& tokens, const Tensor& down, const Tensor& up,
+    const std::optional<Tensor>& gate, const std::optional<Tensor>& branch, double scale, void* hidden) {
+  std::optional<Tensor> dense_branch;
+  if (branch.has_value()) dense_branch = as_contiguous(*branch);
+  return dispatch(residual, tokens, [&](auto r, auto t) {
+    using T = decltype(t);
+    return forward<decltype(r), T>(
+        as_contiguous(residual), as_contiguous(tokens), in_type<T>(down), in_type<T>(up), gate, dense_branch, scale,
+        static_cast<T*>(hidden));
+  });
 }
 
 std::tuple<Tensor, Tensor, Tensor> stochastic_adapter(
     const Tensor& residual, const Tensor& tokens, const Tensor& down, const Tensor& up,
     const std::optional<Tensor>& gate, const std::optional<Tensor>& branch, double scale, bool save_hidden) {
-  std::optional<Tensor> dense_branch;
-  if (branch.has_value()) dense_branch = as_contiguous(*branch);
-  check_weights(tokens, down, up);
-  return dispatch(residual.scalar_type(), tokens.scalar_type(), [&](auto r, auto t) {
-    return forward<decltype(r), decltype(t)>(
-        as_contiguous(residual), as_contiguous(tokens), in_type<decltype(t)>(down), in_type<decltype(t)>(up), gate,
-        dense_branch, scale, save_hidden);
-  });
+  check_adapter(residual, tokens, down, up, gate, branch);
+  const int64_t rows = save_hidden ? tokens.size(0) * tokens.size(1) : 0;
+  const Tensor hidden = empty({rows, down.size(1)}, tokens.scalar_type());
+  const Tensor prepared = empty({0}, ScalarType::Byte);  // nothing else is handed to the backward
+  return {
+      run(residual, tokens, down, up, gate, branch, scale, save_hidden ? hidden.data_ptr() : nullptr), hidden,
+      prepared};
+}
+
+Tensor stochastic_adapter_inference(
+    const Tensor& residual, const Tensor& tokens, const Tensor& down, const Tensor& up,
+    const std::optional<Tensor>& gate, const std::optional<Tensor>& branch, double scale) {
+  check_adapter(residual, tokens, down, up, gate, branch);
+  return run(residual, tokens, down, up, gate, branch, scale, nullptr);
 }
 
 std::tuple<Tensor, Tensor, Tensor> stochastic_adapter_backward(
     const Tensor& grad, const Tensor& tokens, const Tensor& down, const Tensor& up, const std::optional<Tensor>& gate,
     const Tensor& hidden, const Tensor& /*prepared*/, double scale, bool need_tokens, bool need_weights) {
-  check_weights(tokens, down, up);
-  return dispatch(grad.scalar_type(), tokens.scalar_type(), [&](auto r, auto t) {
+  check_adapter_weights(tokens, down, up);
+  return dispatch(grad, tokens, [&](auto r, auto t) {
     return backward<decltype(r), decltype(t)>(
         as_contiguous(grad), as_contiguous(tokens), down, up, gate, as_contiguous(hidden), scale, need_tokens,
         need_weights);
@@ -323,5 +332,6 @@ std::tuple<Tensor, Tensor, Tensor> stochastic_adapter_backward(
 
 STABLE_TORCH_LIBRARY_IMPL(puma, CPU, m) {
   m.impl("stochastic_adapter", TORCH_BOX(&puma::stochastic_adapter));
+  m.impl("stochastic_adapter_inference", TORCH_BOX(&puma::stochastic_adapter_inference));
   m.impl("stochastic_adapter_backward", TORCH_BOX(&puma::stochastic_adapter_backward));
 }

@@ -2,6 +2,7 @@
 #include <limits>
 #include <tuple>
 
+#include "../arguments.h"
 #include "torch_helpers.h"
 
 namespace puma {
@@ -25,6 +26,7 @@ void with_real_type(ScalarType type, const Function& function) {
 
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& query_in, const Tensor& keys_in, const Tensor& attention_in,
                                            const Tensor& prompts_in) {
+  check_prompts(query_in, keys_in, attention_in, prompts_in);
   const OnDevice device(query_in);
   const CudaLauncher launcher = device.launcher();
   const Tensor query = as_contiguous(query_in), keys = as_contiguous(keys_in), attention = as_contiguous(attention_in);

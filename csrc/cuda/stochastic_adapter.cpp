@@ -1,6 +1,7 @@
 // puma::stochastic_adapter and its backward on CUDA. Schemas and semantics: csrc/registration.cpp.
 #include <tuple>
 
+#include "../arguments.h"
 #include "../schemas.h"
 #include "general_path.h"
 #include "sizes.h"
@@ -73,13 +74,13 @@ void with_types(ScalarType tokens, ScalarType residual, const Function& function
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& residual_in, const Tensor& tokens_in, const Tensor& down,
                                            const Tensor& up, const std::optional<Tensor>& gate_in,
                                            const std::optional<Tensor>& branch_in, double scale, bool save_hidden) {
+  check_adapter(residual_in, tokens_in, down, up, gate_in, branch_in);
   const OnDevice device(tokens_in);
   const CudaLauncher launcher = device.launcher();
   const Tensor residual = dense(residual_in), tokens = dense(tokens_in);
   const std::optional<Tensor> gate = dense_gate(gate_in);
   std::optional<Tensor> branch;
   if (branch_in.has_value()) branch = dense(*branch_in);
-  check_weights(tokens, down, up);
   const AdapterSizes s = sizes_of(tokens, down);
   const int64_t rows = s.samples * s.tokens_per_sample;
   Tensor out = new_tensor(residual, {s.samples, s.tokens_per_sample, s.channels}, residual.scalar_type());
@@ -120,6 +121,11 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& residual_in, const Tens
   return {out, hidden, prepared};
 }
 
+Tensor inference(const Tensor& residual, const Tensor& tokens, const Tensor& down, const Tensor& up,
+                 const std::optional<Tensor>& gate, const std::optional<Tensor>& branch, double scale) {
+  return std::get<0>(forward(residual, tokens, down, up, gate, branch, scale, false));
+}
+
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_in, const Tensor& tokens_in, const Tensor& down,
                                             const Tensor& up, const std::optional<Tensor>& gate_in,
                                             const Tensor& hidden_in, const Tensor& prepared_in, double scale,
@@ -129,7 +135,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_in, const Tensor&
   const Tensor grad = dense(grad_in), tokens = dense(tokens_in), hidden = dense(hidden_in);
   const Tensor prepared = dense(prepared_in);
   const std::optional<Tensor> gate = dense_gate(gate_in);
-  check_weights(tokens, down, up);
+  check_adapter_weights(tokens, down, up);
   const AdapterSizes s = sizes_of(tokens, down);
   const ScalarType type = tokens.scalar_type();
   Tensor grad_tokens = need_tokens ? new_tensor(tokens, {s.samples, s.tokens_per_sample, s.channels}, type)
@@ -190,6 +196,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_in, const Tensor&
 
 STABLE_TORCH_LIBRARY_IMPL(puma, CUDA, m) {
   m.impl("stochastic_adapter", TORCH_BOX(&puma::forward));
+  m.impl("stochastic_adapter_inference", TORCH_BOX(&puma::inference));
   m.impl("stochastic_adapter_backward", TORCH_BOX(&puma::backward));
 }
 

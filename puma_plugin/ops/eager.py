@@ -4,7 +4,9 @@ That wrapper can be traced (``torch.compile``, ``torch.export``), but it is Pyth
 more than a small call itself. Eager code goes past it; under functorch the wrapper says what it cannot do.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,13 +61,30 @@ def in_backward() -> AbstractContextManager[None]:
     return nullcontext() if torch.is_grad_enabled() else below_autograd()
 
 
+def without_frame(operator: Any) -> Any:
+    """What an operator's ``__call__``, a Python function, does nothing but call. For eager code: it cannot be traced."""
+    return getattr(operator, "_op", operator)
+
+
+def explain(validate: Callable[..., None], *arguments: Tensor | None) -> None:
+    """Raises what ``validate`` says about arguments that an operator has refused; nothing if it accepts them.
+
+    In eager code the compiled operators check sizes, dtypes and devices in a fraction of the time that Python takes for
+    it; which argument is wrong and what would be right is found out behind them.
+    """
+    try:
+        validate(*arguments)
+    except (TypeError, ValueError) as reason:
+        raise reason from None
+
+
 def refuse_tangents(name: str, *tensors: Tensor | None) -> None:
-    """The operators have no forward mode; without this check tangents would silently be lost.
+    """Inside ``forward_ad``: the operators have no forward mode; without this check tangents would silently be lost.
 
     Raises:
         NotImplementedError: one of the tensors carries a tangent.
     """
-    if forward_ad._current_level < 0 or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
         return
     if any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
         raise NotImplementedError(

@@ -17,7 +17,7 @@ from packaging.version import Version
 
 OLDEST_TORCH = "2.10"
 # The operators' schemas that these Python files call; `_C.schemas` says which ones the library has.
-SCHEMAS = 7
+SCHEMAS = 8
 OTHER_SOURCES = "the library was compiled from other sources than these Python files"
 REBUILD = "rebuild with `pip install --no-build-isolation .` in the source folder of puma_plugin"
 

@@ -4,9 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from puma_plugin.ops import loader, reference
-from puma_plugin.ops.eager import below_autograd, in_backward, is_plain, refuse_tangents
+from puma_plugin.ops.eager import below_autograd, explain, in_backward, is_plain, refuse_tangents
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -36,26 +37,36 @@ def match_prompts(query: Tensor, keys: Tensor, attention: Tensor, prompts: Tenso
         ValueError: a shape or device that does not fit.
         NotImplementedError: forward-mode differentiation.
     """
-    device_type = query.device.type
+    device_type = "cpu" if query.is_cpu else query.device.type
     if device_type != "meta" and torch.is_autocast_enabled(device_type) and query.dtype is not torch.float64:
         query, keys, attention, prompts = query.float(), keys.float(), attention.float(), prompts.float()
-    _validate(query, keys, attention, prompts)
     dtype = query.dtype
-    if dtype in (torch.bfloat16, torch.float16):
-        prompt, weights = match_prompts(query.float(), keys.float(), attention.float(), prompts.float())
-        return prompt.to(dtype), weights.to(dtype)
-    if device_type not in loader.KERNEL_DEVICES:
-        loader.report_fallback(device_type)
-        with torch.autocast(device_type, enabled=False):
-            return reference.match_prompts(query, keys, attention, prompts)
-    refuse_tangents("match_prompts", query, keys, attention, prompts)
+    has_kernel = device_type in loader.KERNEL_DEVICES
+    plain = is_plain()
     inputs = query, keys, attention, prompts
-    if not is_plain():
+    if not (plain and has_kernel and (dtype is torch.float32 or dtype is torch.float64)):
+        _validate(*inputs)
+        if dtype in (torch.bfloat16, torch.float16):
+            prompt, weights = match_prompts(query.float(), keys.float(), attention.float(), prompts.float())
+            return prompt.to(dtype), weights.to(dtype)
+        if not has_kernel:
+            loader.report_fallback(device_type)
+            with torch.autocast(device_type, enabled=False):
+                return reference.match_prompts(*inputs)
+    if forward_ad._current_level >= 0:
+        refuse_tangents("match_prompts", *inputs)
+    if not plain:
         return _operator(*inputs)[:2]
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
-        return _MatchPrompts.apply(*inputs)
-    with below_autograd():
-        return _operator(*inputs)[:2]
+    try:
+        if torch.is_grad_enabled() and (
+            query.requires_grad or keys.requires_grad or attention.requires_grad or prompts.requires_grad
+        ):
+            return _MatchPrompts.apply(*inputs)
+        with below_autograd():
+            return _operator(*inputs)[:2]
+    except RuntimeError:
+        explain(_validate, *inputs)
+        raise
 
 
 def _validate(query: Tensor, keys: Tensor, attention: Tensor, prompts: Tensor) -> None:
@@ -88,6 +99,7 @@ def _validate(query: Tensor, keys: Tensor, attention: Tensor, prompts: Tensor) -
 
 
 def _fake_forward(query: Tensor, keys: Tensor, attention: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    _validate(query, keys, attention, prompts)
     samples, pool = query.shape[0], keys.shape[0]
     return (
         query.new_empty((samples, *prompts.shape[1:])),

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from puma_plugin.ops import loader, reference
-from puma_plugin.ops.eager import below_autograd, in_backward, is_plain, refuse_tangents
+from puma_plugin.ops.eager import below_autograd, explain, in_backward, is_plain, refuse_tangents, without_frame
 
 # A function and its input that give the tokens once more.
 Recompute = tuple[Callable[[Tensor], Tensor], Tensor]
@@ -19,6 +20,9 @@ HALF_DTYPES = (torch.bfloat16, torch.float16)
 
 # Looked up once. They are called only where the library is loaded.
 _operator: Any = loader.CPU_LIBRARY.loaded and torch.ops.puma.stochastic_adapter.default
+_inference_operator: Any = loader.CPU_LIBRARY.loaded and without_frame(
+    torch.ops.puma.stochastic_adapter_inference.default
+)
 _backward_operator: Any = loader.CPU_LIBRARY.loaded and torch.ops.puma.stochastic_adapter_backward.default
 
 
@@ -65,8 +69,7 @@ def stochastic_adapter(
         ValueError: a shape or device that does not fit, or a scale that is not finite.
         NotImplementedError: forward-mode differentiation.
     """
-    device = residual.device
-    device_type = device.type
+    device_type = "cpu" if residual.is_cpu else residual.device.type  # the latter alone takes 0.3 us
     if not isinstance(scale, float) or scale - scale != 0:
         up, scale = _resolve_scale(up, scale)
     if device_type != "meta" and torch.is_autocast_enabled(device_type) and tokens.dtype is not torch.float64:
@@ -74,27 +77,40 @@ def stochastic_adapter(
         tokens = tokens.to(dtype)
         if down.dtype is not torch.float32 or up.dtype is not torch.float32:
             down, up = down.to(dtype), up.to(dtype)
-    _validate(device, residual, tokens, down, up, gate)
-    exact = torch.float64 if tokens.dtype is torch.float64 else torch.float32
-    if gate is not None and gate.dtype is not exact:
-        gate = gate.to(exact)
-    if branch is not None:
-        _validate_branch(residual, branch)
-        if branch.dtype is not tokens.dtype:
+    dtype = tokens.dtype
+    exact = torch.float64 if dtype is torch.float64 else torch.float32
+    has_kernel = device_type in loader.KERNEL_DEVICES
+    plain = is_plain()
+    if not (
+        plain
+        and has_kernel
+        and (gate is None or (gate.dtype is exact and not gate.requires_grad))
+        and (branch is None or branch.dtype is dtype or branch.dtype is residual.dtype)
+    ):
+        _validate(residual, tokens, down, up, gate, branch)
+        if gate is not None:
+            gate = gate.to(exact)
+        if branch is not None and branch.dtype is not dtype:
             branch = branch.to(residual.dtype)
-    if device_type not in loader.KERNEL_DEVICES:
-        loader.report_fallback(device_type)
-        return reference.stochastic_adapter(residual, tokens, down, up, gate, scale, branch)
-    refuse_tangents("stochastic_adapter", residual, tokens, down, up, gate, branch)
+        if not has_kernel:
+            loader.report_fallback(device_type)
+            return reference.stochastic_adapter(residual, tokens, down, up, gate, scale, branch)
+    if forward_ad._current_level >= 0:
+        refuse_tangents("stochastic_adapter", residual, tokens, down, up, gate, branch)
     with_grad = torch.is_grad_enabled()
     save_hidden = with_grad and (tokens.requires_grad or down.requires_grad or up.requires_grad)
-    if not is_plain():
+    if not plain:
         return _operator(residual, tokens, down, up, gate, branch, scale, save_hidden)[0]
-    if save_hidden or (with_grad and (residual.requires_grad or (branch is not None and branch.requires_grad))):
-        out: Tensor = _StochasticAdapter.apply(residual, tokens, down, up, gate, branch, scale, save_hidden, recompute)
-        return out
-    with below_autograd():
-        return _operator(residual, tokens, down, up, gate, branch, scale, False)[0]
+    try:
+        if save_hidden or (with_grad and (residual.requires_grad or (branch is not None and branch.requires_grad))):
+            out: Tensor = _StochasticAdapter.apply(
+                residual, tokens, down, up, gate, branch, scale, save_hidden, recompute
+            )
+            return out
+        return _inference_operator(residual, tokens, down, up, gate, branch, scale)
+    except RuntimeError:
+        explain(_validate, residual, tokens, down, up, gate, branch)
+        raise
 
 
 def _resolve_scale(up: Tensor, scale: float | Tensor) -> tuple[Tensor, float]:
@@ -111,10 +127,9 @@ def _resolve_scale(up: Tensor, scale: float | Tensor) -> tuple[Tensor, float]:
 
 
 def _validate(
-    device: torch.device, residual: Tensor, tokens: Tensor, down: Tensor, up: Tensor, gate: Tensor | None
+    residual: Tensor, tokens: Tensor, down: Tensor, up: Tensor, gate: Tensor | None, branch: Tensor | None
 ) -> None:
-    # Each attribute is read once: next to a small call they count.
-    shape, down_shape, up_shape = residual.shape, down.shape, up.shape
+    device, shape, down_shape, up_shape = residual.device, residual.shape, down.shape, up.shape
     if len(shape) != 3:
         raise ValueError(f"residual must have shape (B, N, C), got {tuple(shape)}")
     samples, _, width = shape
@@ -145,6 +160,8 @@ def _validate(
             f"all tensors must be on residual's device {device}, got tokens on {tokens.device}, down on {down.device}, "
             f"up on {up.device}"
         )
+    if branch is not None:
+        _validate_branch(residual, branch)
     if gate is None:
         return
     if gate.shape != (samples,):
@@ -179,6 +196,7 @@ def _fake_forward(
     scale: float,
     save_hidden: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _validate(residual, tokens, down, up, gate, branch)
     rows = tokens.shape[0] * tokens.shape[1] if save_hidden else 0
     prepared = _prepared_bytes(tokens, down.shape[1]) if save_hidden and tokens.device.type == "cuda" else 0
     return (
@@ -186,6 +204,18 @@ def _fake_forward(
         tokens.new_empty((rows, down.shape[1])),
         tokens.new_empty((prepared,), dtype=torch.uint8),
     )
+
+
+def _fake_inference(
+    residual: Tensor,
+    tokens: Tensor,
+    down: Tensor,
+    up: Tensor,
+    gate: Tensor | None,
+    branch: Tensor | None,
+    scale: float,
+) -> Tensor:
+    return _fake_forward(residual, tokens, down, up, gate, branch, scale, False)[0]
 
 
 def _prepared_bytes(tokens: Tensor, rank: int) -> int:
@@ -318,6 +348,7 @@ def _double_backward(ctx, *grads: Tensor | None):  # type: ignore[no-untyped-def
 
 if loader.CPU_LIBRARY.loaded:
     torch.library.register_fake("puma::stochastic_adapter", _fake_forward)
+    torch.library.register_fake("puma::stochastic_adapter_inference", _fake_inference)
     torch.library.register_fake("puma::stochastic_adapter_backward", _fake_backward)
     torch.library.register_autograd("puma::stochastic_adapter", _backward, setup_context=_setup_context)
     torch.library.register_autograd("puma::stochastic_adapter_backward", _double_backward)

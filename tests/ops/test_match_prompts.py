@@ -185,12 +185,29 @@ BAD = [
 ]
 
 
+@pytest.mark.parametrize("with_gradient", [False, True])
 @pytest.mark.parametrize(("name", "value", "kind", "message"), BAD)
-def test_errors_at_the_door(name: str, value: Tensor, kind: type[Exception], message: str) -> None:
+def test_errors_at_the_door(
+    name: str, value: Tensor, kind: type[Exception], message: str, with_gradient: bool
+) -> None:
+    arguments = {"query": torch.zeros(2, 8), "keys": torch.zeros(4, 8), "attention": torch.zeros(4, 8)}
+    arguments |= {"prompts": torch.zeros(4, 3, 8)}
+    for tensor in arguments.values():
+        tensor.requires_grad_(with_gradient)
+    with pytest.raises(kind, match=message) as error:
+        match_prompts(**(arguments | {name: value}))
+    assert error.value.__context__ is None or error.value.__suppress_context__
+
+
+@pytest.mark.parametrize(("name", "value", "kind", "message"), BAD)
+def test_the_operator_itself_reads_nothing_that_is_not_there(
+    name: str, value: Tensor, kind: type[Exception], message: str
+) -> None:
     arguments = {"query": torch.zeros(2, 8), "keys": torch.zeros(4, 8), "attention": torch.zeros(4, 8)}
     arguments |= {"prompts": torch.zeros(4, 3, 8), name: value}
-    with pytest.raises(kind, match=message):
-        match_prompts(**arguments)
+    expected = kind if value.device.type == "meta" else RuntimeError
+    with pytest.raises(expected, match=message if value.device.type == "meta" else r"puma::match_prompts: "):
+        torch.ops.puma.match_prompts(*arguments.values())
 
 
 def test_forward_mode_is_refused_with_the_way_out(device: str, prompt_inputs: Callable[..., list[Tensor]]) -> None:

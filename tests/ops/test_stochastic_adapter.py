@@ -191,7 +191,7 @@ def test_nothing_is_saved_or_computed_without_need(device: str, adapter_inputs: 
         stochastic_adapter(*frozen).sum().backward()
         stochastic_adapter(inputs[0], *(t.detach() for t in inputs[1:])).sum().backward()
     assert calls.seen == [
-        ("stochastic_adapter", False),
+        ("stochastic_adapter_inference", 0.1),
         ("stochastic_adapter", True),
         ("stochastic_adapter", True),
         ("stochastic_adapter_backward", False),
@@ -344,12 +344,39 @@ BAD = [
 ]
 
 
+@pytest.mark.parametrize("with_gradient", [False, True])
 @pytest.mark.parametrize(("name", "value", "kind", "message"), BAD)
-def test_errors_at_the_door(name: str, value: Tensor, kind: type[Exception], message: str) -> None:
+def test_errors_at_the_door(
+    name: str, value: Tensor, kind: type[Exception], message: str, with_gradient: bool
+) -> None:
     arguments = {"residual": torch.zeros(2, 3, 8), "tokens": torch.zeros(2, 3, 8), "down": torch.zeros(8, 4)}
-    arguments |= {"up": torch.zeros(4, 8), "gate": torch.ones(2), "scale": 0.1, name: value}
-    with pytest.raises(kind, match=message):
-        stochastic_adapter(**arguments)
+    arguments |= {"up": torch.zeros(4, 8), "gate": torch.ones(2), "scale": 0.1}
+    for parameter in ("tokens", "down", "up"):
+        arguments[parameter].requires_grad_(with_gradient)
+    with pytest.raises(kind, match=message) as error:
+        stochastic_adapter(**(arguments | {name: value}))
+    # A refusal of the compiled operator, which names nothing, does not stand above the explanation.
+    assert error.value.__context__ is None or error.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kind", "message"),
+    [case for case in BAD if isinstance(case[1], Tensor) and "detach" not in case[3] and "one element" not in case[3]],
+)
+def test_the_operator_itself_reads_nothing_that_is_not_there(
+    name: str, value: Tensor, kind: type[Exception], message: str
+) -> None:
+    arguments = {"residual": torch.zeros(2, 3, 8), "tokens": torch.zeros(2, 3, 8), "down": torch.zeros(8, 4)}
+    arguments |= {"up": torch.zeros(4, 8), "gate": torch.ones(2), name: value}
+    expected = kind if value.device.type == "meta" else RuntimeError
+    with pytest.raises(expected, match=message if value.device.type == "meta" else r"puma::stochastic_adapter: "):
+        OP(*arguments.values(), None, 0.1, False)
+
+
+def test_an_error_that_is_not_about_arguments_stays_what_it_is() -> None:
+    x, down, up = torch.zeros(2, 3, 8), torch.zeros(8, 4), torch.zeros(4, 8)
+    with pytest.raises(NotImplementedError, match="SparseCPU"):
+        stochastic_adapter(x.to_sparse(), x, down, up)
 
 
 @pytest.mark.parametrize("autocast", [False, True])
