@@ -62,7 +62,7 @@ def in_backward() -> AbstractContextManager[None]:
 
 
 def without_frame(operator: Any) -> Any:
-    """What an operator's ``__call__``, a Python function, does nothing but call. For eager code: it cannot be traced."""
+    """What an operator's ``__call__`` does nothing but call; saves a Python frame in code that nobody traces."""
     return getattr(operator, "_op", operator)
 
 

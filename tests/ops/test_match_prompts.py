@@ -187,9 +187,7 @@ BAD = [
 
 @pytest.mark.parametrize("with_gradient", [False, True])
 @pytest.mark.parametrize(("name", "value", "kind", "message"), BAD)
-def test_errors_at_the_door(
-    name: str, value: Tensor, kind: type[Exception], message: str, with_gradient: bool
-) -> None:
+def test_errors_at_the_door(name: str, value: Tensor, kind: type[Exception], message: str, with_gradient: bool) -> None:
     arguments = {"query": torch.zeros(2, 8), "keys": torch.zeros(4, 8), "attention": torch.zeros(4, 8)}
     arguments |= {"prompts": torch.zeros(4, 3, 8)}
     for tensor in arguments.values():

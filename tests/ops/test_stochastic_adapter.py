@@ -346,9 +346,7 @@ BAD = [
 
 @pytest.mark.parametrize("with_gradient", [False, True])
 @pytest.mark.parametrize(("name", "value", "kind", "message"), BAD)
-def test_errors_at_the_door(
-    name: str, value: Tensor, kind: type[Exception], message: str, with_gradient: bool
-) -> None:
+def test_errors_at_the_door(name: str, value: Tensor, kind: type[Exception], message: str, with_gradient: bool) -> None:
     arguments = {"residual": torch.zeros(2, 3, 8), "tokens": torch.zeros(2, 3, 8), "down": torch.zeros(8, 4)}
     arguments |= {"up": torch.zeros(4, 8), "gate": torch.ones(2), "scale": 0.1}
     for parameter in ("tokens", "down", "up"):
