@@ -9,10 +9,12 @@
 
 namespace puma {
 
-constexpr std::align_val_t kLine{64};
+constexpr size_t kLineBytes = 64;
 
+// Keeps where the memory begins: the allocator's own alignment is to be had faster than that of a line.
 struct LineDelete {
-  void operator()(void* memory) const { ::operator delete(memory, kLine); }
+  void* begin = nullptr;
+  void operator()(const void*) const { ::operator delete(begin); }
 };
 template <class T>
 using Lines = std::unique_ptr<T[], LineDelete>;
@@ -21,7 +23,11 @@ using Lines = std::unique_ptr<T[], LineDelete>;
 template <class T>
 Lines<T> lines(int64_t elements) {
   if (elements == 0) return nullptr;
-  return Lines<T>(static_cast<T*>(::operator new(static_cast<size_t>(elements) * sizeof(T), kLine)));
+  size_t room = static_cast<size_t>(elements) * sizeof(T) + kLineBytes;
+  void* const begin = ::operator new(room);
+  void* first = begin;
+  std::align(kLineBytes, room - kLineBytes, first, room);
+  return Lines<T>(static_cast<T*>(first), LineDelete{begin});
 }
 
 template <class T>

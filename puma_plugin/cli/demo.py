@@ -59,8 +59,7 @@ def run(config: DemoConfig, everything: bool, ablations: bool, fresh: bool, comm
     seeds = (config.data_seeds, config.seeds) if everything else (config.data_seeds[:1], config.seeds[:1])
     try:
         planned = [*(comparison.rate_jobs() if everything else ()), *comparison.test_jobs(chosen, *seeds)]
-        with console.status("checking the settings"):
-            comparison.check(planned)
+        comparison.check(planned)
         if fresh:  # after the check, so that a mistake in an argument costs nothing
             for job in planned:
                 job.forget()

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 from PIL import Image
 
 from puma_plugin.datasets.errors import DatasetError
@@ -100,8 +101,29 @@ def find_missing(base: str, keys: Sequence[str]) -> list[int]:
     return missing
 
 
+def as_rgb(image: Image.Image) -> Image.Image:
+    """The picture with 8 bits for red, green and blue; of 16 bits the upper 8, as Pillow itself reads colours of 16.
+
+    Raises:
+        ValueError: pixels of 32 bits, of which nobody knows which value is white.
+    """
+    _require_known_range(image)
+    if image.mode.startswith("I"):  # Pillow would clip them: all above 255 would be white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def _require_known_range(image: Image.Image) -> None:
+    # Earlier versions of Pillow open grey PNGs of 16 bits as "I".
+    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+        raise ValueError(
+            f"its pixels are of 32 bits (mode {image.mode}), so it is not known which value is white; save it with 8 "
+            "or 16 bits"
+        )
+
+
 def read_image(path: str, dataset: str) -> Image.Image:
-    """The image as RGB; of an animation the first picture.
+    """The image as RGB, see `as_rgb`; of an animation the first picture.
 
     Args:
         dataset: how error messages call the dataset.
@@ -111,7 +133,7 @@ def read_image(path: str, dataset: str) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return as_rgb(image)
     except FileNotFoundError as error:
         raise DatasetError(
             f"{dataset}: {path} does not exist (any more); restore it, or construct the dataset again so that it is "
@@ -125,9 +147,10 @@ def read_image(path: str, dataset: str) -> Image.Image:
 
 
 def defect(path: str) -> str | None:
-    """Why the file cannot be decoded to its end, or None if it can. JPEGs are decoded at an eighth of their size."""
+    """Why `read_image` would refuse the file, or None. JPEGs are decoded at an eighth of their size."""
     try:
         with Image.open(path) as image:
+            _require_known_range(image)
             image.draft("RGB", (32, 32))
             image.load()
     except _DECODE_ERRORS as error:

@@ -12,6 +12,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
+from puma_plugin.datasets.image_files import as_rgb
+
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
@@ -332,7 +334,7 @@ def _to_rgb(image: Any) -> Any:
     """PIL images and arrays as RGB PIL images; tensors as they are."""
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
-    return image.convert("RGB") if isinstance(image, Image.Image) else image
+    return as_rgb(image) if isinstance(image, Image.Image) else image
 
 
 def _to_tensor(image: Any) -> Tensor:

@@ -38,9 +38,8 @@ def compare(config: CompareConfig, command: str, console: Console) -> dict[str, 
     comparison = Comparison(config, methods, console)
     rates = None
     chosen = {method.rate_key: config.grid[0] for method in methods}
-    with console.status("checking the rows"):
-        tried = comparison.rate_jobs() if len(config.grid) > 1 else []
-        comparison.check([*tried, *comparison.test_jobs(chosen, config.data_seeds, config.seeds, keep_models=False)])
+    tried = comparison.rate_jobs() if len(config.grid) > 1 else []
+    comparison.check([*tried, *comparison.test_jobs(chosen, config.data_seeds, config.seeds, keep_models=False)])
     if len(config.grid) > 1:
         rates = comparison.choose_rates(comparison.run(comparison.rate_jobs(), "Learning rates"))
         chosen = rates["chosen"]

@@ -18,7 +18,7 @@ from puma_plugin.experiments.machine import available_cores
 from puma_plugin.experiments.methods import Method
 from puma_plugin.experiments.pool import TaskError, run_tasks
 from puma_plugin.experiments.separate import make_run, small_distributions
-from puma_plugin.experiments.splits import Splits, load_splits
+from puma_plugin.experiments.splits import Splits, check_readable, load_splits
 from puma_plugin.experiments.training import choose_device
 from puma_plugin.utils import atomic_write, json_ready
 
@@ -109,19 +109,29 @@ class Comparison:
     def check(self, jobs: Sequence[Job]) -> None:
         """Make one run of every row that is not finished, so that what cannot work is known before any training.
 
+        A comparison that begins also opens the images that are read only after a training.
+
         Raises:
-            ValueError: the row's name, and what its run refuses.
+            ValueError: the row's name, and what its run refuses; or which images cannot be read.
         """
+        with self.console.status("checking the settings") as status:
+            self._check(jobs, lambda done, images: status.update(f"opening test images: {done:,} of {images:,}"))
+
+    def _check(self, jobs: Sequence[Job], progress: Callable[[int, int], None]) -> None:
+        waiting = [job for job in jobs if job.finished() is None]
+        begins = len(waiting) == len(jobs) and not any(job.checkpoint.exists() for job in jobs)
+        opened: set[str] = set()
         kinds: dict[tuple[str, str], Job] = {}
-        for job in jobs:
-            if job.finished() is None:
-                kinds.setdefault((job.method.key, job.purpose), job)
+        for job in waiting:
+            kinds.setdefault((job.method.key, job.purpose), job)
         splits: dict[str, Splits] = {}
         sentences: dict[str, None] = {}
         for job in kinds.values():
             data = repr(job.config.data)
             if data not in splits:
                 splits = {data: load_splits(job.config.data)}  # one at a time in memory
+                if begins and job.config.data.bad_images == "raise":
+                    check_readable(splits[data], progress, opened)
             if job.purpose == "rate" and not splits[data].validation:
                 fraction = self.config.train.data.validation_fraction
                 raise ValueError(

@@ -119,37 +119,42 @@ def load_splits(config: DataConfig) -> Splits:
     return Splits(trained_on, validation, test, skipped)
 
 
-def check_readable(splits: Splits, progress: Callable[[int, int], None] | None = None) -> None:
+def check_readable(
+    splits: Splits, progress: Callable[[int, int], None] | None = None, opened: set[str] | None = None
+) -> None:
     """Decode the held-out and test images once, so that an unreadable one ends a run before the training, not after it.
 
     The images that are trained on are left to the training, which reads them from its first step on.
 
     Args:
         progress: called now and then with the number of images done and that of all.
+        opened: paths that were found readable before and are left out; those that are now are added.
 
     Raises:
         DatasetError: naming the distributions, how many of their images cannot be read, and the first of each.
     """
-    read_later = [
-        images
+    opened = set() if opened is None else opened
+    read_later = {
+        images: [path for path in images.paths if path not in opened]
         for sets in (splits.validation, splits.test)
         for images in sets.values()
         if isinstance(images, DistributionDataset)
-    ]
-    total, done, faults = sum(len(images) for images in read_later), 0, []
-    for images in read_later:
+    }
+    total, done, faults = sum(map(len, read_later.values())), 0, []
+    for images, paths in read_later.items():
 
         def show(count: int, before: int = done) -> None:
             if progress is not None:
                 progress(before + count, total)
 
-        defects = find_defects(images.paths, progress=show)
-        done += len(images)
+        defects = find_defects(paths, progress=show)
+        done += len(paths)
+        opened.update(paths)
         if defects:
             first = min(defects)
             faults.append(
                 f"{images.label}: {len(defects):,} of {len(images):,} images to be tested on cannot be read, the first "
-                f"is {images.paths[first]} ({defects[first]})"
+                f"is {paths[first]} ({defects[first]})"
             )
     if faults:
         advice = "replace the files, or pass bad_images='skip' (--data.bad_images skip) to leave such images out"

@@ -34,7 +34,7 @@ def wants_cpu_kernel(*tensors: Tensor | None) -> bool:
     # First what is cheap to see: on a GPU this stands in front of every branch.
     if not all(tensor is None or tensor.is_cpu for tensor in tensors):
         return False
-    if not is_plain() or not loader.CPU_LIBRARY.loaded or forward_ad._current_level >= 0:
+    if not is_plain() or "cpu" not in loader.KERNEL_DEVICES or forward_ad._current_level >= 0:
         return False
     if torch._C._len_torch_dispatch_stack() > 0 or _len_torch_dispatch_stack_pre_dispatch() > 0:
         return False
@@ -88,5 +88,6 @@ def refuse_tangents(name: str, *tensors: Tensor | None) -> None:
         return
     if any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
         raise NotImplementedError(
-            f"{name} has no forward-mode derivative; use puma_plugin.ops.reference.{name}, which is plain PyTorch"
+            f"{name} has no forward-mode derivative; use puma_plugin.ops.reference.{name}, which is plain PyTorch, or "
+            "run the model inside `with puma_plugin.ops.plain_pytorch():`"
         )

@@ -9,6 +9,8 @@ import importlib
 import importlib.util
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -94,6 +96,25 @@ CUDA_LIBRARY = load_cuda_library(CPU_LIBRARY)
 # Device types whose kernels are registered. Meta needs no kernel, only the schemas and the fake kernels.
 KERNEL_DEVICES = frozenset((["cpu", "meta"] if CPU_LIBRARY.loaded else []) + (["cuda"] if CUDA_LIBRARY.loaded else []))
 _warned: set[str] = set()
+_plain_wanted = 0
+
+
+@contextmanager
+def plain_pytorch() -> Iterator[None]:
+    """Inside, models and operators run their plain-PyTorch definitions (`ops.reference`), also where there are kernels.
+
+    For what has to see into a model or needs more of it than kernels give: export to ONNX and other formats that know
+    torch's operators only, second derivatives, forward mode, ``torch.func``. Slower, and the same up to rounding; for
+    training use the kernels. Holds for all threads. A second derivative needs the forward inside, the backward not.
+    """
+    global KERNEL_DEVICES, _plain_wanted
+    kept, KERNEL_DEVICES = KERNEL_DEVICES, frozenset()
+    _plain_wanted += 1
+    try:
+        yield
+    finally:
+        KERNEL_DEVICES = kept
+        _plain_wanted -= 1
 
 
 def report_fallback(device_type: str) -> None:
@@ -102,7 +123,7 @@ def report_fallback(device_type: str) -> None:
     Raises:
         RuntimeError: if the environment says PUMA_STRICT=1.
     """
-    if device_type in _warned or device_type == "meta":
+    if device_type in _warned or device_type == "meta" or _plain_wanted:
         return
     library = {"cpu": CPU_LIBRARY, "cuda": CUDA_LIBRARY}.get(device_type)
     reason = f"{library.name}: {library.reason}" if library else "there are no kernels for this kind of device"

@@ -1,5 +1,6 @@
 """Python face of prompt matching: validation, autocast, fake kernels and autograd around the compiled operator."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -38,7 +39,8 @@ def match_prompts(query: Tensor, keys: Tensor, attention: Tensor, prompts: Tenso
         NotImplementedError: forward-mode differentiation.
     """
     device_type = "cpu" if query.is_cpu else query.device.type
-    if device_type != "meta" and torch.is_autocast_enabled(device_type) and query.dtype is not torch.float64:
+    autocast = device_type != "meta" and torch.is_autocast_enabled(device_type)
+    if autocast and query.dtype is not torch.float64:
         query, keys, attention, prompts = query.float(), keys.float(), attention.float(), prompts.float()
     dtype = query.dtype
     has_kernel = device_type in loader.KERNEL_DEVICES
@@ -51,7 +53,7 @@ def match_prompts(query: Tensor, keys: Tensor, attention: Tensor, prompts: Tenso
             return prompt.to(dtype), weights.to(dtype)
         if not has_kernel:
             loader.report_fallback(device_type)
-            with torch.autocast(device_type, enabled=False):
+            with torch.autocast(device_type, enabled=False) if autocast else nullcontext():
                 return reference.match_prompts(*inputs)
     if forward_ad._current_level >= 0:
         refuse_tangents("match_prompts", *inputs)
@@ -167,7 +169,8 @@ class _MatchPrompts(torch.autograd.Function):
 def _double_backward(ctx, *grads: Tensor | None):  # type: ignore[no-untyped-def]
     raise RuntimeError(
         "match_prompts can be differentiated once; for second derivatives use "
-        "puma_plugin.ops.reference.match_prompts, which is plain PyTorch"
+        "puma_plugin.ops.reference.match_prompts, which is plain PyTorch, or run the model's forward inside "
+        "`with puma_plugin.ops.plain_pytorch():`"
     )
 
 

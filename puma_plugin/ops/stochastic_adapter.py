@@ -342,7 +342,8 @@ class _StochasticAdapter(torch.autograd.Function):
 def _double_backward(ctx, *grads: Tensor | None):  # type: ignore[no-untyped-def]
     raise RuntimeError(
         "stochastic_adapter can be differentiated once; for second derivatives use "
-        "puma_plugin.ops.reference.stochastic_adapter, which is plain PyTorch"
+        "puma_plugin.ops.reference.stochastic_adapter, which is plain PyTorch, or run the model's forward inside "
+        "`with puma_plugin.ops.plain_pytorch():`"
     )
 
 

@@ -160,6 +160,43 @@ def test_failed_run_is_one_sentence_and_changed_images_begin_anew(
     assert not log.exists()
 
 
+@pytest.mark.parametrize("bad_images", ["raise", "skip"])
+def test_unreadable_test_images_are_known_before_any_training(
+    bad_images: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index in range(8):  # of these the last four are tested on
+        (tmp_path / "data" / "a" / f"c{index}").mkdir(parents=True)
+        for number in range(3):
+            colour = (30 * index, 80 * number, 99)
+            Image.new("RGB", (40, 40), colour).save(tmp_path / "data" / "a" / f"c{index}" / f"{number}.png")
+    broken = tmp_path / "data" / "a" / "c6" / "1.png"
+    broken.write_bytes(b"no picture")
+    (tmp_path / "grid.yaml").write_text(
+        f"""
+methods: [linear]
+grid: [0.5, 2.0]
+tuning_seeds: [0]
+seeds: [0]
+workers: 0
+train:
+  data: {{root: {tmp_path / "data"}, validation_fraction: 0.5, image_size: 64, workers: 0, bad_images: {bad_images}}}
+  model: {{backbone: test_vit, weights: none, embedding_size: 8}}
+  loss: {{name: CosFaceLoss}}
+  epochs: 1
+  global_batch_size: 4
+  device: cpu
+  threads: 1
+"""
+    )
+    arguments = ["compare", str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "out")]
+    assert main(arguments) == (2 if bad_images == "raise" else 0)
+    if bad_images == "raise":
+        said = capsys.readouterr().err
+        assert "a: 1 of 12 images to be tested on cannot be read" in said
+        assert f"{broken} (Unid" in said
+        assert not (tmp_path / "out").exists()
+
+
 def test_other_data_and_rates_on_held_out_classes(tmp_path: Path) -> None:
     """Image folders, two rates: the better one on the held-out training classes is used."""
     for distribution, channel in (("a", 0), ("b", 1)):

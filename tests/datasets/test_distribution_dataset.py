@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import re
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from PIL import Image
 from puma_plugin.datasets.cub import CUB
 from puma_plugin.datasets.distribution_dataset import DistributionDataset
 from puma_plugin.datasets.errors import DatasetError
-from puma_plugin.datasets.image_files import find_defects, find_missing, is_image_name, scan_images
 from puma_plugin.datasets.listing import Listing, merge_query_gallery
 from puma_plugin.datasets.string_table import StringTable
 from puma_plugin.datasets.verify import verify_datasets
@@ -182,39 +180,3 @@ def test_string_table():
         with pytest.raises(IndexError, match="out of range for 5 strings"):
             table[index]
     assert StringTable(["x" * 50] * 1000).nbytes == 50 * 1000 + 8 * 1001
-
-
-def test_scanning_order_hidden_files_and_links(tmp_path):
-    for key in (
-        "b/2.JPG",
-        "b/1.png",
-        "a/deep/er/x.webp",
-        ".git/x.jpg",
-        "b/._1.png",
-        "b/notes.txt",
-        "z.jpeg",
-        "B/q.tif",
-    ):
-        (tmp_path / key).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / key).touch()
-    (tmp_path / "a" / "loop").symlink_to(tmp_path)
-    (tmp_path / "c").symlink_to(tmp_path / "b")
-    found = list(scan_images(str(tmp_path), "pre/"))
-    expected = ["B/q.tif", "a/deep/er/x.webp", "b/1.png", "b/2.JPG", "c/1.png", "c/2.JPG", "z.jpeg"]
-    assert found == ["pre/" + key for key in expected]
-    assert not is_image_name("jpg")
-
-
-def test_missing_and_defects(tmp_path, trees):
-    keys = ["a/1.jpg", "a/2.jpg", "gone/3.jpg", "4.jpg", "a/1.jpg/5.jpg"]
-    trees.write_jpeg(tmp_path / "a/1.jpg", 1)
-    trees.write_jpeg(tmp_path / "4.jpg", 1)
-    assert find_missing(str(tmp_path), keys) == [1, 2, 4]
-    (tmp_path / "4.jpg").write_bytes(b"\xff\xd8\xff")
-    (tmp_path / "5.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(20))
-    done = []
-    paths = [str(tmp_path / key) for key in ("a/1.jpg", "4.jpg", "5.png", "none.jpg")]
-    defects = find_defects(paths, workers=2, progress=done.append)
-    assert sorted(defects) == [1, 2, 3]
-    assert done == [4]
-    assert re.match("FileNotFoundError", defects[3])

@@ -104,6 +104,9 @@ def test_images_read_after_the_training_are_checked_before_it(write_classes, tmp
     reports: list[tuple[int, int]] = []
     check_readable(splits, lambda done, images: reports.append((done, images)))
     assert reports[-1] == (24, 24)
+    opened: set[str] = set()
+    check_readable(splits, opened=opened)
+    assert len(opened) == 24
     assert [done for done, _ in reports] == sorted({done for done, _ in reports})
 
     Path(splits.train["cats"].paths[0]).write_bytes(b"")
@@ -117,6 +120,7 @@ def test_images_read_after_the_training_are_checked_before_it(write_classes, tmp
     assert lines[0].startswith(f"cats: 1 of 4 images to be tested on cannot be read, the first is {held_out} (Unid")
     assert lines[1].startswith(f"dogs: 2 of 8 images to be tested on cannot be read, the first is {first} (Unid")
     assert lines[2].endswith("pass bad_images='skip' (--data.bad_images skip) to leave such images out")
+    check_readable(splits, opened={held_out, first, second})
 
 
 def test_images_in_memory_need_no_check() -> None:
