@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "lines.h"
 #include "simd.h"
 
 namespace puma {
@@ -31,7 +32,7 @@ class Ahead {
   }
 
  private:
-  static constexpr int64_t kPiece = 64, kLineBytes = 64;  // elements, bytes
+  static constexpr int64_t kPiece = 64;  // elements
   static constexpr int kToSecondLevel = 2;
 
   struct Source {

@@ -63,9 +63,6 @@ Plan make_plan(const std::optional<Tensor>& gate, double scale, int64_t samples,
   std::optional<Tensor> held;
   const Gate* gates = nullptr;
   if (gate.has_value()) {
-    STD_TORCH_CHECK(
-        has_type(*gate, scalar_type<Gate>()) && gate->numel() == samples,
-        "puma::stochastic_adapter: gate must hold one float32 per sample (float64 next to float64 tokens)");
     held = as_contiguous(*gate);
     gates = const_data<Gate>(*held);
     for (int64_t b = 0; b < samples; ++b) plan.factor[b] = gates[b] * static_cast<Gate>(scale);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 #include <utility>
 
@@ -53,6 +54,34 @@ PUMA_INLINE V over_lanes(V* vectors) {
   } else {
     return vectors[0];
   }
+}
+
+// The first `count` elements of memory; the other lanes are 0.
+template <class V, class T>
+PUMA_INLINE V load_some(const T* in, int64_t count) {
+  V value{};
+  for (int64_t i = 0; i < count; ++i) value[i] = in[i];
+  return value;
+}
+
+template <class V, class T>
+PUMA_INLINE void store_some(T* out, V value, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) out[i] = value[i];
+}
+
+// 0, 1, 2, ...
+template <class Index, int... lane>
+PUMA_INLINE Index counted(std::integer_sequence<int, lane...> /*lanes*/) {
+  return Index{lane...};
+}
+
+// The first `count` lanes of value, the others minus infinity.
+template <class V>
+PUMA_INLINE V only(V value, int64_t count) {
+  using Index = typename Vector<int32_t, sizeof(V)>::type;
+  constexpr int W = sizeof(V) / sizeof(float);
+  const auto lane = counted<Index>(std::make_integer_sequence<int, W>{});
+  return lane < static_cast<int32_t>(count) ? value : V{} - std::numeric_limits<float>::infinity();
 }
 
 // Lane l of vector i becomes lane i of vector l.

@@ -9,9 +9,10 @@
 
 namespace puma {
 
-constexpr size_t kLineBytes = 64;
+constexpr int64_t kLineBytes = 64;
 
-// Keeps where the memory begins: the allocator's own alignment is to be had faster than that of a line.
+// Keeps where the memory begins: the allocator's own alignment is to be had faster than that of a line. So a pointer of
+// Lines must not be reset to other memory.
 struct LineDelete {
   void* begin = nullptr;
   void operator()(const void*) const { ::operator delete(begin); }
@@ -23,10 +24,11 @@ using Lines = std::unique_ptr<T[], LineDelete>;
 template <class T>
 Lines<T> lines(int64_t elements) {
   if (elements == 0) return nullptr;
-  size_t room = static_cast<size_t>(elements) * sizeof(T) + kLineBytes;
+  const size_t bytes = static_cast<size_t>(elements) * sizeof(T);
+  size_t room = bytes + kLineBytes;
   void* const begin = ::operator new(room);
   void* first = begin;
-  std::align(kLineBytes, room - kLineBytes, first, room);
+  std::align(kLineBytes, bytes, first, room);
   return Lines<T>(static_cast<T*>(first), LineDelete{begin});
 }
 

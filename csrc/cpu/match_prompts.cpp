@@ -11,6 +11,7 @@
 
 #include "../arguments.h"
 #include "gemm.h"
+#include "prompt_pool.h"
 #include "prompt_products.h"
 
 namespace puma {
@@ -49,54 +50,25 @@ void for_prompts(int64_t pool, int64_t width, const F& body) {
 
 int64_t blocks_of(int64_t columns) { return (columns + COLUMN_BLOCK - 1) / COLUMN_BLOCK; }
 
-template <class T>
-void square(T* __restrict out, const T* __restrict values, int64_t elements) {
-  for (int64_t i = 0; i < elements; ++i) out[i] = values[i] * values[i];
-}
-
-// In double, as several sums: one after the other each addition would wait for the last.
-template <class T>
-double dot(const T* a, const T* b, int64_t elements) {
-  constexpr int LANES = 8;
-  double sums[LANES] = {};
-  int64_t i = 0;
-  for (; i + LANES <= elements; i += LANES) {
-    for (int lane = 0; lane < LANES; ++lane) sums[lane] += static_cast<double>(a[i + lane]) * b[i + lane];
-  }
-  double total = 0;
-  for (const double sum : sums) total += sum;
-  for (; i < elements; ++i) total += static_cast<double>(a[i]) * b[i];
-  return total;
-}
-
-// What both directions need of the pool: focus S, unit keys U, S*U, S^2 (all (M, C)) and |keys| (M,).
+// What both directions need of all prompts (see prompt_pool.h), matrices (M, C), and |keys| (M,).
 template <class T>
 struct Pool {
-  Tensor focus_tensor;
-  const T* focus;
-  std::unique_ptr<T[]> unit, product, square, norm;
+  int64_t width;
+  std::unique_ptr<T[]> focus, unit, product, square, norm;
+
+  PromptRow<T> row(int64_t m) const {
+    const int64_t start = m * width;
+    return {focus.get() + start, unit.get() + start, product.get() + start, square.get() + start};
+  }
 };
 
 template <class T>
 Pool<T> prepare(const Tensor& keys, const Tensor& attention) {
-  const int64_t pool = keys.size(0), width = keys.size(1);
-  std::array<StableIValue, 3> stack{
-      torch::stable::detail::from(attention), torch::stable::detail::from(int64_t{1}),
-      torch::stable::detail::from(false)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::_softmax", "", stack.data(), TORCH_ABI_VERSION));
-  Pool<T> p{torch::stable::detail::to<Tensor>(stack[0]), nullptr, buffer<T>(pool * width), buffer<T>(pool * width),
-            buffer<T>(pool * width), buffer<T>(pool)};
-  p.focus = const_data<T>(p.focus_tensor);
-  const T* const key = const_data<T>(keys);
+  const int64_t pool = keys.size(0), width = keys.size(1), all = pool * width;
+  Pool<T> p{width, buffer<T>(all), buffer<T>(all), buffer<T>(all), buffer<T>(all), buffer<T>(pool)};
+  const T *const key = const_data<T>(keys), *const logits = const_data<T>(attention);
   for_prompts(pool, width, [&](int64_t m) {
-    const double squared = dot(key + m * width, key + m * width, width);
-    p.norm[m] = std::max(static_cast<T>(std::sqrt(squared)), std::numeric_limits<T>::min());
-    const T inverse = 1 / p.norm[m];
-    for (int64_t c = 0, i = m * width; c < width; ++c, ++i) {
-      p.unit[i] = key[i] * inverse;
-      p.product[i] = p.focus[i] * p.unit[i];
-      p.square[i] = p.focus[i] * p.focus[i];
-    }
+    p.norm[m] = prepare_prompt(p.row(m), key + m * width, logits + m * width, width);
   });
   return p;
 }
@@ -117,12 +89,10 @@ std::tuple<Tensor, Tensor, Tensor> forward(
   T* const all_weights = mutable_data<T>(weights);
   T* const all_inverse = mutable_data<T>(inverse_norm);
   for_rows(samples, 2 * pool * width, [&](int64_t first, int64_t rows) {
-    const auto q_square = buffer<T>(rows * width);
     T* const w = all_weights + first * pool;
     T* const inverse = all_inverse + first * pool;
-    square(q_square.get(), q + first * width, rows * width);
-    multiply_right_transposed(w, q + first * width, width, p.product.get(), rows, pool, width);
-    multiply_right_transposed(inverse, q_square.get(), width, p.square.get(), rows, pool, width);
+    multiply_right_transposed_with_squares(
+        w, inverse, q + first * width, p.product.get(), p.square.get(), rows, pool, width);
     for (int64_t i = 0; i < rows * pool; ++i) {
       inverse[i] = 1 / std::sqrt(std::max(inverse[i], std::numeric_limits<T>::min()));
       w[i] *= inverse[i];
@@ -180,7 +150,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
       }
       multiply_right_transposed(
           parts.get() + block * cells, g + begin, features, some_prompts.get(), samples, pool, count);
-      multiply_left_transposed(gp, w, g, false, samples, pool, features, begin, end);
+      multiply_left_transposed(gp, w, g, samples, pool, features, begin, end);
     }
   });
 
@@ -190,11 +160,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   for_rows(samples, 2 * pool * width, [&](int64_t first, int64_t rows) {
     T* const numerator = numerators.get();
     T* const norm_squared = norms_squared.get();
-    for (int64_t i = first * pool; i < (first + rows) * pool; ++i) {
-      T total = gw == nullptr ? T{0} : gw[i];
-      for (int64_t block = 0; block < prompt_blocks; ++block) total += parts[block * cells + i];
-      norm_squared[i] = inverse[i] < clamped ? T(-1) * total * w[i] * inverse[i] * inverse[i] : T{0};
-      numerator[i] = total * inverse[i];
+    const int64_t begin = first * pool, end = (first + rows) * pool;
+    for (int64_t i = begin; i < end; ++i) numerator[i] = gw == nullptr ? T{0} : gw[i];
+    for (int64_t block = 0; block < prompt_blocks; ++block) {
+      for (int64_t i = begin; i < end; ++i) numerator[i] += parts[block * cells + i];
+    }
+    for (int64_t i = begin; i < end; ++i) {
+      norm_squared[i] = inverse[i] < clamped ? T(-1) * numerator[i] * w[i] * inverse[i] * inverse[i] : T{0};
+      numerator[i] *= inverse[i];
     }
     if (!need_query) return;
     multiply_and_add(
@@ -202,35 +175,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
         p.square.get(), rows, pool, width);
   });
 
-  // Of the pool: of S*U and of S^2, sums over the samples.
-  const auto product = buffer<T>(pool * width), through_square = buffer<T>(pool * width);
-  const int64_t blocks = blocks_of(width);
-  for_blocks(2 * blocks, width, samples * pool, [&](int64_t first, int64_t last) {
-    for (int64_t task = first; task < last; ++task) {
-      const bool of_square = task >= blocks;
-      const int64_t begin = (of_square ? task - blocks : task) * COLUMN_BLOCK;
-      multiply_left_transposed(
-          of_square ? through_square.get() : product.get(), of_square ? norms_squared.get() : numerators.get(), q,
-          of_square, samples, pool, width, begin, std::min(begin + COLUMN_BLOCK, width));
-    }
+  // Of the pool: of S*U and of S^2, sums over the samples; threads share the columns.
+  const auto product = buffer<T>(pool * width), square = buffer<T>(pool * width);
+  constexpr int64_t kColumns = 64;
+  const int64_t grain = std::max<int64_t>(1, WORTH_A_THREAD / (2 * samples * pool * kColumns));
+  torch::stable::parallel_for(0, (width + kColumns - 1) / kColumns, grain, [&](int64_t begin, int64_t end) {
+    multiply_left_transposed_with_squares(
+        product.get(), square.get(), numerators.get(), norms_squared.get(), q, samples, pool, width, begin * kColumns,
+        std::min(end * kColumns, width));
   });
 
-  T* const gk = mutable_data<T>(grad_keys);
-  T* const ga = mutable_data<T>(grad_attention);
+  T *const gk = mutable_data<T>(grad_keys), *const ga = mutable_data<T>(grad_attention);
   for_prompts(pool, width, [&](int64_t m) {
     const int64_t start = m * width;
-    for (int64_t i = start; i < start + width; ++i) {
-      ga[i] = product[i] * p.unit[i] + p.focus[i] * through_square[i];
-      gk[i] = product[i] * p.focus[i];
-    }
-    const T along_focus = static_cast<T>(dot(p.focus + start, ga + start, width));
-    T along_unit = static_cast<T>(dot(p.unit.get() + start, gk + start, width));
-    if (p.norm[m] <= std::numeric_limits<T>::min()) along_unit = 0;  // the norm was clamped: a constant
-    const T inverse_key = 1 / p.norm[m];
-    for (int64_t i = start; i < start + width; ++i) {
-      ga[i] = p.focus[i] * (ga[i] - along_focus);
-      gk[i] = (gk[i] - p.unit[i] * along_unit) * inverse_key;
-    }
+    prompt_gradients(
+        gk + start, ga + start, product.get() + start, square.get() + start, p.row(m), p.norm[m], width);
   });
   return {grad_query, grad_keys, grad_attention, grad_prompts};
 }
@@ -252,6 +211,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> match_prompts_backward(
     const std::optional<Tensor>& grad_prompt, const std::optional<Tensor>& grad_weights, const Tensor& query,
     const Tensor& keys, const Tensor& attention, const Tensor& prompts, const Tensor& weights,
     const Tensor& inverse_norm, bool need_query) {
+  check_prompts_backward(grad_prompt, grad_weights, query, keys, attention, prompts, weights, inverse_norm);
   const auto run = query.scalar_type() == ScalarType::Double ? &backward<double> : &backward<float>;
   return run(
       given(grad_prompt), given(grad_weights), as_contiguous(query), as_contiguous(keys), as_contiguous(attention),

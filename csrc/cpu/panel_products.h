@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "lanes.h"
+#include "lines.h"
 #include "simd.h"
 #include "tile.h"
 
@@ -48,7 +49,7 @@ class RowsAhead {
   }
 
  private:
-  static constexpr int64_t kMost = 8, kLineBytes = 64, kLinesAtOnce = 4;
+  static constexpr int64_t kMost = 8, kLinesAtOnce = 4;
   static constexpr int kToSecondLevel = 2;
   struct Source {
     const char* first;

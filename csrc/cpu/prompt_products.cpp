@@ -12,42 +12,65 @@ namespace {
 
 // ---- out = left @ right transposed ----
 
-// Rows of left and right, as many as sums of one vector's lanes; those behind the last are the last once more.
-template <class T, int bytes>
+template <class T>
+struct Factors {
+  const T *left, *right;
+};
+
+// Rows of left and right, as many as sums of one vector's lanes; those behind the last are the last once more. With
+// `squares` half of the sums are those of left's squares and of `right_of_squares`, and go to `out_of_squares`.
+template <class T, int bytes, bool squares>
 PUMA_INLINE void dots(
-    T* out, const T* left, int64_t stride, const T* right, int64_t rows, int64_t pool, int64_t columns) {
+    T* out, T* out_of_squares, const T* left, int64_t stride, const T* right, const T* right_of_squares, int64_t rows,
+    int64_t pool, int64_t columns) {
   using V = typename Vector<T, bytes>::type;
-  constexpr int W = bytes / static_cast<int>(sizeof(T)), J = std::min(W, 4), I = W / J;
+  constexpr int W = bytes / static_cast<int>(sizeof(T)), kKinds = squares ? 2 : 1;
+  constexpr int J = std::max(1, std::min(W, 4) / kKinds), I = W / (J * kKinds), kSecond = I * J;
   const auto row_of_left = [=](int64_t row) { return left + std::min(row, rows - 1) * stride; };
   for (int64_t row = 0; row < rows; row += I) {
     const T* l[I];
     PUMA_UNROLL for (int i = 0; i < I; ++i) l[i] = row_of_left(row + i);
     for (int64_t m = 0; m < pool; m += J) {
-      const T* r[J];
-      PUMA_UNROLL for (int j = 0; j < J; ++j) r[j] = right + std::min(m + j, pool - 1) * columns;
+      const T *r[J], *s[J];
+      PUMA_UNROLL for (int j = 0; j < J; ++j) {
+        const int64_t place = std::min(m + j, pool - 1) * columns;
+        r[j] = right + place;
+        if constexpr (squares) s[j] = right_of_squares + place;
+      }
       const T* const ahead = row_of_left(row + I + m / J % I);  // one of the rows that come next
       V sum[W];
       PUMA_UNROLL for (int x = 0; x < W; ++x) sum[x] = V{};
       int64_t c = 0;
       for (; c + W <= columns; c += W) {
         __builtin_prefetch(ahead + c);
-        V b[J];
-        PUMA_UNROLL for (int j = 0; j < J; ++j) b[j] = *reinterpret_cast<const V*>(r[j] + c);
+        V b[J], b_of_squares[J];
+        PUMA_UNROLL for (int j = 0; j < J; ++j) {
+          b[j] = *reinterpret_cast<const V*>(r[j] + c);
+          if constexpr (squares) b_of_squares[j] = *reinterpret_cast<const V*>(s[j] + c);
+        }
         PUMA_UNROLL for (int i = 0; i < I; ++i) {
           V a = *reinterpret_cast<const V*>(l[i] + c);
           PUMA_IN_REGISTER(a);
-          PUMA_UNROLL for (int j = 0; j < J; ++j) sum[i * J + j] += a * b[j];
+          PUMA_UNROLL for (int j = 0; j < J; ++j) {
+            sum[i * J + j] += a * b[j];
+            if constexpr (squares) sum[kSecond + i * J + j] += a * a * b_of_squares[j];
+          }
         }
       }
       V total = over_lanes<W, Sum>(sum);
       for (; c < columns; ++c) {
         PUMA_UNROLL for (int i = 0; i < I; ++i) {
-          PUMA_UNROLL for (int j = 0; j < J; ++j) total[i * J + j] += l[i][c] * r[j][c];
+          PUMA_UNROLL for (int j = 0; j < J; ++j) {
+            total[i * J + j] += l[i][c] * r[j][c];
+            if constexpr (squares) total[kSecond + i * J + j] += l[i][c] * l[i][c] * s[j][c];
+          }
         }
       }
       PUMA_UNROLL for (int i = 0; i < I; ++i) {
         PUMA_UNROLL for (int j = 0; j < J; ++j) {
-          if (row + i < rows && m + j < pool) out[(row + i) * pool + m + j] = total[i * J + j];
+          if (row + i >= rows || m + j >= pool) continue;
+          out[(row + i) * pool + m + j] = total[i * J + j];
+          if constexpr (squares) out_of_squares[(row + i) * pool + m + j] = total[kSecond + i * J + j];
         }
       }
     }
@@ -55,18 +78,6 @@ PUMA_INLINE void dots(
 }
 
 // ---- out = left @ right ----
-
-template <class V, class T>
-PUMA_INLINE V load_some(const T* in, int64_t count) {
-  V value{};
-  for (int64_t i = 0; i < count; ++i) value[i] = in[i];
-  return value;
-}
-
-template <class V, class T>
-PUMA_INLINE void store_some(T* out, V value, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) out[i] = value[i];
-}
 
 // Columns of a (depth, stride) matrix as panels, zeros behind the last column.
 template <class T>
@@ -87,11 +98,6 @@ PUMA_INLINE void pack_rows(T* out, const T* matrix, int64_t depth, int64_t some)
     PUMA_UNROLL for (int64_t i = 0; i < I; ++i) out[k * I + i] = i < some ? matrix[i * depth + k] : T{0};
   }
 }
-
-template <class T>
-struct Factors {
-  const T *left, *right;
-};
 
 // stride: of out, by and the right-hand sides. Without `by` there is no second product.
 template <class T, int bytes, int I, int J>
@@ -150,70 +156,98 @@ PUMA_INLINE void product(
 
 // ---- out = left transposed @ right ----
 
+template <class T>
+struct Sums {
+  T* out;
+  const T* left;
+
+  Sums row(int64_t m, int64_t stride) const { return {out + m * stride, left + m}; }
+};
+
 // I rows of out, columns [begin, end): as many tiles of J vectors as there are; returns the first column that is left.
-template <class T, int bytes, int I, int J, bool squared>
+// With `squared` also those of right's squares.
+template <class T, int bytes, int I, int J, bool squares>
 PUMA_INLINE int64_t sums_over_rows(
-    T* out, const T* left, const T* right, int64_t rows, int64_t pool, int64_t begin, int64_t end, int64_t stride) {
-  using Sums = Tile<T, bytes, I, J>;
-  using V = typename Sums::V;
-  for (; begin + Sums::kColumns <= end; begin += Sums::kColumns) {
-    Sums tile;
+    Sums<T> plain, Sums<T> squared, const T* right, int64_t rows, int64_t pool, int64_t begin, int64_t end,
+    int64_t stride) {
+  using Tiled = Tile<T, bytes, I, J>;
+  using V = typename Tiled::V;
+  const auto write = [&](T* out, const Tiled& tile) PUMA_LAMBDA_INLINE {
+    PUMA_UNROLL for (int i = 0; i < I; ++i) {
+      PUMA_UNROLL for (int j = 0; j < J; ++j) {
+        *reinterpret_cast<V*>(out + i * stride + begin + j * Tiled::W) = tile.sum[i][j];
+      }
+    }
+  };
+  for (; begin + Tiled::kColumns <= end; begin += Tiled::kColumns) {
+    Tiled tile, tile_of_squares;
     tile.clear();
+    if constexpr (squares) tile_of_squares.clear();
     for (int64_t k = 0; k < rows; ++k) {
       V r[J];
       PUMA_UNROLL for (int j = 0; j < J; ++j) {
-        r[j] = *reinterpret_cast<const V*>(right + k * stride + begin + j * Sums::W);
-        if constexpr (squared) r[j] *= r[j];
+        r[j] = *reinterpret_cast<const V*>(right + k * stride + begin + j * Tiled::W);
       }
-      tile.add(left + k * pool, 1, r);
-    }
-    PUMA_UNROLL for (int i = 0; i < I; ++i) {
-      PUMA_UNROLL for (int j = 0; j < J; ++j) {
-        *reinterpret_cast<V*>(out + i * stride + begin + j * Sums::W) = tile.sum[i][j];
+      tile.add(plain.left + k * pool, 1, r);
+      if constexpr (squares) {
+        PUMA_UNROLL for (int j = 0; j < J; ++j) r[j] *= r[j];
+        tile_of_squares.add(squared.left + k * pool, 1, r);
       }
     }
+    write(plain.out, tile);
+    if constexpr (squares) write(squared.out, tile_of_squares);
   }
   return begin;
 }
 
-template <class T, int bytes, int I, int J, bool squared>
+template <class T, int bytes, int I, int J, bool squares>
 PUMA_INLINE int64_t some_rows_transposed(
-    T* out, const T* left, const T* right, int64_t rows, int64_t pool, int64_t m, int64_t begin, int64_t end,
+    Sums<T> plain, Sums<T> squared, const T* right, int64_t rows, int64_t pool, int64_t m, int64_t begin, int64_t end,
     int64_t stride) {
   for (; m + I <= pool; m += I) {
-    T* const here = out + m * stride;
-    int64_t c = sums_over_rows<T, bytes, I, J, squared>(here, left + m, right, rows, pool, begin, end, stride);
-    c = sums_over_rows<T, bytes, I, 1, squared>(here, left + m, right, rows, pool, c, end, stride);
-    sums_over_rows<T, sizeof(T), I, 1, squared>(here, left + m, right, rows, pool, c, end, stride);
+    const Sums<T> a = plain.row(m, stride), b = squared.row(m, stride);
+    int64_t c = sums_over_rows<T, bytes, I, J, squares>(a, b, right, rows, pool, begin, end, stride);
+    c = sums_over_rows<T, bytes, I, 1, squares>(a, b, right, rows, pool, c, end, stride);
+    sums_over_rows<T, sizeof(T), I, 1, squares>(a, b, right, rows, pool, c, end, stride);
   }
   return m;
 }
 
-template <class T, int bytes, int I, int J, bool squared>
+template <class T, int bytes, int I, int J, bool squares>
 PUMA_INLINE void transposed_product(
-    T* out, const T* left, const T* right, int64_t rows, int64_t pool, int64_t begin, int64_t end, int64_t stride) {
-  int64_t m = some_rows_transposed<T, bytes, I, J, squared>(out, left, right, rows, pool, 0, begin, end, stride);
-  some_rows_transposed<T, bytes, 1, J, squared>(out, left, right, rows, pool, m, begin, end, stride);
+    Sums<T> plain, Sums<T> squared, const T* right, int64_t rows, int64_t pool, int64_t begin, int64_t end,
+    int64_t stride) {
+  const int64_t m =
+      some_rows_transposed<T, bytes, I, J, squares>(plain, squared, right, rows, pool, 0, begin, end, stride);
+  some_rows_transposed<T, bytes, 1, J, squares>(plain, squared, right, rows, pool, m, begin, end, stride);
 }
 
 // The loops above for one instruction set.
 template <class T>
 struct Kernels {
-  void (*dots)(T* out, const T* left, int64_t stride, const T* right, int64_t rows, int64_t pool, int64_t columns);
+  void (*dots)(
+      T* out, T* out_of_squares, const T* left, int64_t stride, const T* right, const T* right_of_squares, int64_t rows,
+      int64_t pool, int64_t columns);
   void (*product)(
       T* out, Factors<T> first, const T* by, Factors<T> second, int64_t rows, int64_t depth, int64_t columns,
       int64_t stride);
   void (*transposed)(
-      T* out, const T* left, const T* right, bool squared, int64_t rows, int64_t pool, int64_t begin, int64_t end,
+      Sums<T> plain, Sums<T> squared, const T* right, int64_t rows, int64_t pool, int64_t begin, int64_t end,
       int64_t stride);
 };
 
-// I by J vectors in products along the pool, K by J in those over rows: as many as the registers hold.
-#define PUMA_KERNELS(NAME, BYTES, I, J, K, ...)                                                                     \
+// I by J vectors in products along the pool; in those over rows K by J, with squares L by J of both: as many as the
+// registers hold.
+#define PUMA_KERNELS(NAME, BYTES, I, J, K, L, ...)                                                                  \
   template <class T>                                                                                                \
   __VA_ARGS__ void dots_##NAME(                                                                                     \
-      T* out, const T* left, int64_t stride, const T* right, int64_t rows, int64_t pool, int64_t columns) {         \
-    dots<T, BYTES>(out, left, stride, right, rows, pool, columns);                                                  \
+      T* out, T* out_of_squares, const T* left, int64_t stride, const T* right, const T* right_of_squares,          \
+      int64_t rows, int64_t pool, int64_t columns) {                                                                \
+    if (out_of_squares == nullptr) {                                                                                \
+      dots<T, BYTES, false>(out, nullptr, left, stride, right, nullptr, rows, pool, columns);                       \
+    } else {                                                                                                        \
+      dots<T, BYTES, true>(out, out_of_squares, left, stride, right, right_of_squares, rows, pool, columns);        \
+    }                                                                                                               \
   }                                                                                                                 \
   template <class T>                                                                                                \
   __VA_ARGS__ void product_##NAME(                                                                                  \
@@ -223,19 +257,19 @@ struct Kernels {
   }                                                                                                                 \
   template <class T>                                                                                                \
   __VA_ARGS__ void transposed_##NAME(                                                                               \
-      T* out, const T* left, const T* right, bool squared, int64_t rows, int64_t pool, int64_t begin, int64_t end,  \
+      Sums<T> plain, Sums<T> squared, const T* right, int64_t rows, int64_t pool, int64_t begin, int64_t end,       \
       int64_t stride) {                                                                                             \
-    if (squared) {                                                                                                  \
-      transposed_product<T, BYTES, K, J, true>(out, left, right, rows, pool, begin, end, stride);                   \
+    if (squared.out == nullptr) {                                                                                   \
+      transposed_product<T, BYTES, K, J, false>(plain, squared, right, rows, pool, begin, end, stride);             \
     } else {                                                                                                        \
-      transposed_product<T, BYTES, K, J, false>(out, left, right, rows, pool, begin, end, stride);                  \
+      transposed_product<T, BYTES, L, J, true>(plain, squared, right, rows, pool, begin, end, stride);              \
     }                                                                                                               \
   }
 
-PUMA_KERNELS(portable, 16, 4, 2, 5)
+PUMA_KERNELS(portable, 16, 4, 2, 5, 2)
 #if defined(__x86_64__)
-PUMA_KERNELS(avx2, 32, 6, 2, 5, PUMA_AVX2)
-PUMA_KERNELS(avx512, 64, 14, 2, 10, PUMA_AVX512)
+PUMA_KERNELS(avx2, 32, 6, 2, 5, 2, PUMA_AVX2)
+PUMA_KERNELS(avx512, 64, 14, 2, 10, 5, PUMA_AVX512)
 #endif
 
 template <class T>
@@ -261,7 +295,14 @@ const Kernels<T>& kernels() {
 template <class T>
 void multiply_right_transposed(
     T* out, const T* left, int64_t stride, const T* right, int64_t rows, int64_t pool, int64_t columns) {
-  kernels<T>().dots(out, left, stride, right, rows, pool, columns);
+  kernels<T>().dots(out, nullptr, left, stride, right, nullptr, rows, pool, columns);
+}
+
+template <class T>
+void multiply_right_transposed_with_squares(
+    T* out, T* out_of_squares, const T* left, const T* right, const T* right_of_squares, int64_t rows, int64_t pool,
+    int64_t columns) {
+  kernels<T>().dots(out, out_of_squares, left, columns, right, right_of_squares, rows, pool, columns);
 }
 
 template <class T>
@@ -279,18 +320,28 @@ void multiply_and_add(
 
 template <class T>
 void multiply_left_transposed(
-    T* out, const T* left, const T* right, bool squared, int64_t rows, int64_t pool, int64_t columns, int64_t begin,
-    int64_t end) {
-  kernels<T>().transposed(out, left, right, squared, rows, pool, begin, end, columns);
+    T* out, const T* left, const T* right, int64_t rows, int64_t pool, int64_t columns, int64_t begin, int64_t end) {
+  kernels<T>().transposed({out, left}, {nullptr, nullptr}, right, rows, pool, begin, end, columns);
+}
+
+template <class T>
+void multiply_left_transposed_with_squares(
+    T* out, T* out_of_squares, const T* left, const T* left_of_squares, const T* right, int64_t rows, int64_t pool,
+    int64_t columns, int64_t begin, int64_t end) {
+  kernels<T>().transposed({out, left}, {out_of_squares, left_of_squares}, right, rows, pool, begin, end, columns);
 }
 
 #define PUMA_PRODUCTS(T)                                                                                          \
   template void multiply_right_transposed<T>(T*, const T*, int64_t, const T*, int64_t, int64_t, int64_t);         \
+  template void multiply_right_transposed_with_squares<T>(                                                        \
+      T*, T*, const T*, const T*, const T*, int64_t, int64_t, int64_t);                                           \
   template void multiply<T>(T*, const T*, const T*, int64_t, int64_t, int64_t, int64_t, int64_t);                 \
   template void multiply_and_add<T>(                                                                              \
       T*, const T*, const T*, const T*, const T*, const T*, int64_t, int64_t, int64_t);                           \
   template void multiply_left_transposed<T>(                                                                      \
-      T*, const T*, const T*, bool, int64_t, int64_t, int64_t, int64_t, int64_t);
+      T*, const T*, const T*, int64_t, int64_t, int64_t, int64_t, int64_t);                                       \
+  template void multiply_left_transposed_with_squares<T>(                                                         \
+      T*, T*, const T*, const T*, const T*, int64_t, int64_t, int64_t, int64_t, int64_t);
 
 PUMA_PRODUCTS(float)
 PUMA_PRODUCTS(double)

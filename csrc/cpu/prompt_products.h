@@ -15,6 +15,12 @@ template <class T>
 void multiply_right_transposed(
     T* out, const T* left, int64_t stride, const T* right, int64_t rows, int64_t pool, int64_t columns);
 
+// The same of rows one behind the other, and of their squares: out_of_squares = left^2 @ right_of_squares transposed.
+template <class T>
+void multiply_right_transposed_with_squares(
+    T* out, T* out_of_squares, const T* left, const T* right, const T* right_of_squares, int64_t rows, int64_t pool,
+    int64_t columns);
+
 // Columns [begin, end) of out (rows, columns) = left (rows, pool) @ right (pool, columns).
 template <class T>
 void multiply(
@@ -26,11 +32,15 @@ void multiply_and_add(
     T* out, const T* left, const T* right, const T* by, const T* second_left, const T* second_right, int64_t rows,
     int64_t pool, int64_t columns);
 
-// Columns [begin, end) of out (pool, columns) = left (rows, pool) transposed @ right (rows, columns), or the squares of
-// right's elements.
+// Columns [begin, end) of out (pool, columns) = left (rows, pool) transposed @ right (rows, columns).
 template <class T>
 void multiply_left_transposed(
-    T* out, const T* left, const T* right, bool squared, int64_t rows, int64_t pool, int64_t columns, int64_t begin,
-    int64_t end);
+    T* out, const T* left, const T* right, int64_t rows, int64_t pool, int64_t columns, int64_t begin, int64_t end);
+
+// The same, and of right's squares: out_of_squares = left_of_squares transposed @ right^2.
+template <class T>
+void multiply_left_transposed_with_squares(
+    T* out, T* out_of_squares, const T* left, const T* left_of_squares, const T* right, int64_t rows, int64_t pool,
+    int64_t columns, int64_t begin, int64_t end);
 
 }  // namespace puma

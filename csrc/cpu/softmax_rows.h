@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <limits>
-#include <utility>
 
 #include "exponential.h"
 #include "lanes.h"
@@ -11,21 +10,6 @@
 #include "tile.h"
 
 namespace puma {
-
-// 0, 1, 2, ...
-template <class Index, int... lane>
-PUMA_INLINE Index counted(std::integer_sequence<int, lane...> /*lanes*/) {
-  return Index{lane...};
-}
-
-// The first `count` lanes of value, the others minus infinity.
-template <class V>
-PUMA_INLINE V only(V value, int64_t count) {
-  using Index = typename Vector<int32_t, sizeof(V)>::type;
-  constexpr int W = sizeof(V) / sizeof(float);
-  const auto lane = counted<Index>(std::make_integer_sequence<int, W>{});
-  return lane < static_cast<int32_t>(count) ? value : V{} - std::numeric_limits<float>::infinity();
-}
 
 // Panels of I rows of scores become exp(score - the row's largest).
 template <int bytes, int I, int J>

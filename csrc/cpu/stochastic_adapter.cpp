@@ -318,8 +318,8 @@ Tensor stochastic_adapter_inference(
 
 std::tuple<Tensor, Tensor, Tensor> stochastic_adapter_backward(
     const Tensor& grad, const Tensor& tokens, const Tensor& down, const Tensor& up, const std::optional<Tensor>& gate,
-    const Tensor& hidden, const Tensor& /*prepared*/, double scale, bool need_tokens, bool need_weights) {
-  check_adapter_weights(tokens, down, up);
+    const Tensor& hidden, const Tensor& prepared, double scale, bool need_tokens, bool need_weights) {
+  check_adapter_backward(grad, tokens, down, up, gate, hidden, prepared);
   return dispatch(grad, tokens, [&](auto r, auto t) {
     return backward<decltype(r), decltype(t)>(
         as_contiguous(grad), as_contiguous(tokens), down, up, gate, as_contiguous(hidden), scale, need_tokens,

@@ -3,13 +3,13 @@
 #include <algorithm>
 
 #include "gelu.h"
+#include "lines.h"
 #include "row_products.h"
 #include "simd.h"
 
 namespace puma {
 namespace {
 
-constexpr int64_t kLineBytes = 64;
 constexpr int kSlopeBytes = 3;
 // Of the hidden layer, what goes through at once: it should stay in the second level of the cache, but the more there is,
 // the less often the weights come from memory. Measured.

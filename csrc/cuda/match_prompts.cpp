@@ -61,6 +61,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     const std::optional<Tensor>& grad_prompt_in, const std::optional<Tensor>& grad_weights_in, const Tensor& query_in,
     const Tensor& keys_in, const Tensor& attention_in, const Tensor& prompts_in, const Tensor& weights_in,
     const Tensor& inverse_norm_in, bool need_query) {
+  check_prompts_backward(
+      grad_prompt_in, grad_weights_in, query_in, keys_in, attention_in, prompts_in, weights_in, inverse_norm_in);
   const OnDevice device(query_in);
   const CudaLauncher launcher = device.launcher();
   const auto dense_or_none = [](const std::optional<Tensor>& t) -> std::optional<Tensor> {

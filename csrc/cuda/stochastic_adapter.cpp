@@ -130,12 +130,12 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_in, const Tensor&
                                             const Tensor& up, const std::optional<Tensor>& gate_in,
                                             const Tensor& hidden_in, const Tensor& prepared_in, double scale,
                                             bool need_tokens, bool need_weights) {
+  check_adapter_backward(grad_in, tokens_in, down, up, gate_in, hidden_in, prepared_in);
   const OnDevice device(tokens_in);
   const CudaLauncher launcher = device.launcher();
   const Tensor grad = dense(grad_in), tokens = dense(tokens_in), hidden = dense(hidden_in);
   const Tensor prepared = dense(prepared_in);
   const std::optional<Tensor> gate = dense_gate(gate_in);
-  check_adapter_weights(tokens, down, up);
   const AdapterSizes s = sizes_of(tokens, down);
   const ScalarType type = tokens.scalar_type();
   Tensor grad_tokens = need_tokens ? new_tensor(tokens, {s.samples, s.tokens_per_sample, s.channels}, type)

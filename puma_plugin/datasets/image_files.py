@@ -27,6 +27,8 @@ _DECODE_ERRORS = (
     Image.DecompressionBombError,
 )
 
+_BITS_PER_SAMPLE = 258  # a TIFF's tag
+
 
 def is_image_name(name: str) -> bool:
     """Whether a file of this name counts as an image: a known ending, and not hidden."""
@@ -102,24 +104,41 @@ def find_missing(base: str, keys: Sequence[str]) -> list[int]:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """The picture with 8 bits for red, green and blue; of 16 bits the upper 8, as Pillow itself reads colours of 16.
+    """The picture with 8 bits for red, green and blue; of more bits the upper 8, as Pillow itself reads colours of 16.
+
+    Pixels of 32 bits are taken if their values fit 8.
 
     Raises:
-        ValueError: pixels of 32 bits, of which nobody knows which value is white.
+        ValueError: other pixels of 32 bits, of which nobody knows which value is white.
     """
-    _require_known_range(image)
-    if image.mode.startswith("I"):  # Pillow would clip them: all above 255 would be white
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    bits = _grey_bits(image)
+    if bits > 8:  # Pillow would clip them: all above 255 would be white
+        image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
     return image.convert("RGB")
 
 
-def _require_known_range(image: Image.Image) -> None:
-    # Earlier versions of Pillow open grey PNGs of 16 bits as "I".
-    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
-        raise ValueError(
-            f"its pixels are of 32 bits (mode {image.mode}), so it is not known which value is white; save it with 8 "
-            "or 16 bits"
-        )
+def _grey_bits(image: Image.Image) -> int:
+    """Bits of a pixel's value.
+
+    Raises:
+        ValueError: the values do not tell.
+    """
+    if image.mode.startswith("I;16"):
+        # Scanners write 12 bits into 16.
+        tag = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))
+        return int(tag[0] if isinstance(tag, tuple) else tag)
+    # Grey files of 16 bits that Pillow opens with 32: PNGs in earlier versions, and PGMs.
+    if image.mode == "I" and image.format in ("PNG", "PPM"):
+        return 16
+    if image.mode in ("I", "F"):
+        values = np.asarray(image)
+        low, high = values.min(), values.max()
+        if not 0 <= low <= high <= 255:
+            raise ValueError(
+                f"its values (Pillow's mode {image.mode}) go from {low} to {high}, so it is not known which is white; "
+                "save it with 8 or 16 bits"
+            )
+    return 8
 
 
 def read_image(path: str, dataset: str) -> Image.Image:
@@ -150,9 +169,9 @@ def defect(path: str) -> str | None:
     """Why `read_image` would refuse the file, or None. JPEGs are decoded at an eighth of their size."""
     try:
         with Image.open(path) as image:
-            _require_known_range(image)
             image.draft("RGB", (32, 32))
             image.load()
+            _grey_bits(image)
     except _DECODE_ERRORS as error:
         return f"{type(error).__name__}: {error}"
     return None

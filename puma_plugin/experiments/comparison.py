@@ -109,29 +109,34 @@ class Comparison:
     def check(self, jobs: Sequence[Job]) -> None:
         """Make one run of every row that is not finished, so that what cannot work is known before any training.
 
-        A comparison that begins also opens the images that are read only after a training.
+        Images that are read only after a training are opened, unless a run on the same data has begun already.
 
         Raises:
             ValueError: the row's name, and what its run refuses; or which images cannot be read.
         """
         with self.console.status("checking the settings") as status:
-            self._check(jobs, lambda done, images: status.update(f"opening test images: {done:,} of {images:,}"))
+            self._check_rows(jobs)
+            self._open_images(jobs, lambda done, images: status.update(f"opening test images: {done:,} of {images:,}"))
 
-    def _check(self, jobs: Sequence[Job], progress: Callable[[int, int], None]) -> None:
-        waiting = [job for job in jobs if job.finished() is None]
-        begins = len(waiting) == len(jobs) and not any(job.checkpoint.exists() for job in jobs)
+    def _open_images(self, jobs: Sequence[Job], progress: Callable[[int, int], None]) -> None:
+        begun = {repr(job.config.data) for job in jobs if job.finished() is not None or job.checkpoint.exists()}
+        waiting = {repr(job.config.data): job.config.data for job in jobs}
         opened: set[str] = set()
+        for key, data in waiting.items():
+            if key not in begun and data.kind != "embedded" and data.bad_images == "raise":
+                check_readable(load_splits(data), progress, opened)
+
+    def _check_rows(self, jobs: Sequence[Job]) -> None:
         kinds: dict[tuple[str, str], Job] = {}
-        for job in waiting:
-            kinds.setdefault((job.method.key, job.purpose), job)
+        for job in jobs:
+            if job.finished() is None:
+                kinds.setdefault((job.method.key, job.purpose), job)
         splits: dict[str, Splits] = {}
         sentences: dict[str, None] = {}
         for job in kinds.values():
             data = repr(job.config.data)
             if data not in splits:
                 splits = {data: load_splits(job.config.data)}  # one at a time in memory
-                if begins and job.config.data.bad_images == "raise":
-                    check_readable(splits[data], progress, opened)
             if job.purpose == "rate" and not splits[data].validation:
                 fraction = self.config.train.data.validation_fraction
                 raise ValueError(

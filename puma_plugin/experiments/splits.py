@@ -128,14 +128,13 @@ def check_readable(
 
     Args:
         progress: called now and then with the number of images done and that of all.
-        opened: paths that were found readable before and are left out; those that are now are added.
+        opened: paths that were looked at before and are left out; those of this call are added.
 
     Raises:
         DatasetError: naming the distributions, how many of their images cannot be read, and the first of each.
     """
-    opened = set() if opened is None else opened
     read_later = {
-        images: [path for path in images.paths if path not in opened]
+        images: [path for path in images.paths if path not in opened] if opened else images.paths
         for sets in (splits.validation, splits.test)
         for images in sets.values()
         if isinstance(images, DistributionDataset)
@@ -149,7 +148,8 @@ def check_readable(
 
         defects = find_defects(paths, progress=show)
         done += len(paths)
-        opened.update(paths)
+        if opened is not None:
+            opened.update(paths)
         if defects:
             first = min(defects)
             faults.append(

@@ -87,7 +87,12 @@ def refuse_tangents(name: str, *tensors: Tensor | None) -> None:
     if torch.compiler.is_compiling():
         return
     if any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
-        raise NotImplementedError(
-            f"{name} has no forward-mode derivative; use puma_plugin.ops.reference.{name}, which is plain PyTorch, or "
-            "run the model inside `with puma_plugin.ops.plain_pytorch():`"
-        )
+        raise NotImplementedError(f"{name} has no forward-mode derivative; {way_out(name)}")
+
+
+def way_out(name: str) -> str:
+    """What to do where an operator's derivatives do not reach."""
+    return (
+        f"use puma_plugin.ops.reference.{name}, which is plain PyTorch, or for a whole model "
+        "puma_plugin.ops.plain_pytorch(), whose help says what else that needs"
+    )

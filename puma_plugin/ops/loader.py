@@ -8,6 +8,7 @@ import ctypes
 import importlib
 import importlib.util
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,9 +95,13 @@ CPU_LIBRARY, CPU_MODULE = load_cpu_library()
 CUDA_LIBRARY = load_cuda_library(CPU_LIBRARY)
 
 # Device types whose kernels are registered. Meta needs no kernel, only the schemas and the fake kernels.
-KERNEL_DEVICES = frozenset((["cpu", "meta"] if CPU_LIBRARY.loaded else []) + (["cuda"] if CUDA_LIBRARY.loaded else []))
+_DEVICES = frozenset((["cpu", "meta"] if CPU_LIBRARY.loaded else []) + (["cuda"] if CUDA_LIBRARY.loaded else []))
+KERNEL_DEVICES = _DEVICES
 _warned: set[str] = set()
-_plain_wanted = 0
+
+_plain_lock = threading.Lock()
+_plain_contexts = 0
+_plain = False  # beside their number, for compiled code: it would be compiled again for each new one
 
 
 @contextmanager
@@ -104,17 +109,25 @@ def plain_pytorch() -> Iterator[None]:
     """Inside, models and operators run their plain-PyTorch definitions (`ops.reference`), also where there are kernels.
 
     For what has to see into a model or needs more of it than kernels give: export to ONNX and other formats that know
-    torch's operators only, second derivatives, forward mode, ``torch.func``. Slower, and the same up to rounding; for
-    training use the kernels. Holds for all threads. A second derivative needs the forward inside, the backward not.
+    torch's operators only, second derivatives, forward mode, ``torch.func``. Slower, and the same up to rounding.
+
+    Backward passes may run outside, unless activations are checkpointed. Holds for all threads, until the last that is
+    inside leaves. For second derivatives and forward mode of a whole ViT torch's own attention has to be plain, too:
+    ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``.
     """
-    global KERNEL_DEVICES, _plain_wanted
-    kept, KERNEL_DEVICES = KERNEL_DEVICES, frozenset()
-    _plain_wanted += 1
+    _count_plain(1)
     try:
         yield
     finally:
-        KERNEL_DEVICES = kept
-        _plain_wanted -= 1
+        _count_plain(-1)
+
+
+def _count_plain(more: int) -> None:
+    global KERNEL_DEVICES, _plain, _plain_contexts
+    with _plain_lock:
+        _plain_contexts += more
+        _plain = _plain_contexts > 0
+        KERNEL_DEVICES = frozenset() if _plain else _DEVICES
 
 
 def report_fallback(device_type: str) -> None:
@@ -123,7 +136,7 @@ def report_fallback(device_type: str) -> None:
     Raises:
         RuntimeError: if the environment says PUMA_STRICT=1.
     """
-    if device_type in _warned or device_type == "meta" or _plain_wanted:
+    if device_type in _warned or device_type == "meta" or _plain:
         return
     library = {"cpu": CPU_LIBRARY, "cuda": CUDA_LIBRARY}.get(device_type)
     reason = f"{library.name}: {library.reason}" if library else "there are no kernels for this kind of device"

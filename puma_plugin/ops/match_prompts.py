@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from puma_plugin.ops import loader, reference
-from puma_plugin.ops.eager import below_autograd, explain, in_backward, is_plain, refuse_tangents
+from puma_plugin.ops.eager import below_autograd, explain, in_backward, is_plain, refuse_tangents, way_out
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -143,8 +143,14 @@ def _backward(ctx, grad_prompt: Tensor | None, grad_weights: Tensor | None, _: N
 def _gradients(ctx, grad_prompt: Tensor | None, grad_weights: Tensor | None):  # type: ignore[no-untyped-def]
     if grad_prompt is None and grad_weights is None:
         return None, None, None, None
-    gradients = _backward_operator(grad_prompt, grad_weights, *ctx.saved_tensors, ctx.needs_input_grad[0])
-    return tuple(gradient if needed else None for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=True))
+    need_query, need_keys, need_attention, need_prompts = ctx.needs_input_grad
+    query, keys, attention, prompts = _backward_operator(grad_prompt, grad_weights, *ctx.saved_tensors, need_query)
+    return (
+        query if need_query else None,
+        keys if need_keys else None,
+        attention if need_attention else None,
+        prompts if need_prompts else None,
+    )
 
 
 class _MatchPrompts(torch.autograd.Function):
@@ -167,11 +173,8 @@ class _MatchPrompts(torch.autograd.Function):
 
 
 def _double_backward(ctx, *grads: Tensor | None):  # type: ignore[no-untyped-def]
-    raise RuntimeError(
-        "match_prompts can be differentiated once; for second derivatives use "
-        "puma_plugin.ops.reference.match_prompts, which is plain PyTorch, or run the model's forward inside "
-        "`with puma_plugin.ops.plain_pytorch():`"
-    )
+    name = "match_prompts"
+    raise RuntimeError(f"{name} can be differentiated once; for second derivatives {way_out(name)}")
 
 
 if loader.CPU_LIBRARY.loaded:

@@ -9,7 +9,15 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from puma_plugin.ops import loader, reference
-from puma_plugin.ops.eager import below_autograd, explain, in_backward, is_plain, refuse_tangents, without_frame
+from puma_plugin.ops.eager import (
+    below_autograd,
+    explain,
+    in_backward,
+    is_plain,
+    refuse_tangents,
+    way_out,
+    without_frame,
+)
 
 # A function and its input that give the tokens once more.
 Recompute = tuple[Callable[[Tensor], Tensor], Tensor]
@@ -107,7 +115,11 @@ def stochastic_adapter(
                 residual, tokens, down, up, gate, branch, scale, save_hidden, recompute
             )
             return out
-        return _inference_operator(residual, tokens, down, up, gate, branch, scale)
+        if torch._C._len_torch_dispatch_stack() == 0 and torch._C._get_tracing_state() is None:
+            return _inference_operator(residual, tokens, down, up, gate, branch, scale)
+        # What records the operator may want to differentiate it later.
+        with below_autograd():
+            return _operator(residual, tokens, down, up, gate, branch, scale, False)[0]
     except RuntimeError:
         explain(_validate, residual, tokens, down, up, gate, branch)
         raise
@@ -333,7 +345,13 @@ class _StochasticAdapter(torch.autograd.Function):
         saved = ctx.saved_tensors
         if ctx.function is not None:
             with torch.no_grad(), _autocast_as_before(saved[1].device.type, ctx.autocast):
-                saved = (ctx.function(saved[0]).to(saved[4].dtype), *saved[1:])  # hidden has the tokens' dtype
+                tokens = ctx.function(saved[0]).to(saved[4].dtype)  # hidden has the tokens' dtype
+            if tokens.shape != grad.shape:
+                raise ValueError(
+                    f"recompute must give the tokens once more, of shape {tuple(grad.shape)}; its function returned "
+                    f"{tuple(tokens.shape)}"
+                )
+            saved = tokens, *saved[1:]
         with in_backward():
             gradients = _gradients(ctx.needs_input_grad, grad, saved, ctx.scale)
         return *gradients, None, _branch_gradient(ctx, grad), None, None, None
@@ -341,9 +359,7 @@ class _StochasticAdapter(torch.autograd.Function):
 
 def _double_backward(ctx, *grads: Tensor | None):  # type: ignore[no-untyped-def]
     raise RuntimeError(
-        "stochastic_adapter can be differentiated once; for second derivatives use "
-        "puma_plugin.ops.reference.stochastic_adapter, which is plain PyTorch, or run the model's forward inside "
-        "`with puma_plugin.ops.plain_pytorch():`"
+        f"stochastic_adapter can be differentiated once; for second derivatives {way_out('stochastic_adapter')}"
     )
 
 

@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from puma_plugin.cli.main import main
+from puma_plugin.experiments import comparison
+from puma_plugin.experiments.splits import Splits, check_readable
 
 GRID = """
 methods: [frozen, linear, vpt_shallow]
@@ -160,26 +162,21 @@ def test_failed_run_is_one_sentence_and_changed_images_begin_anew(
     assert not log.exists()
 
 
-@pytest.mark.parametrize("bad_images", ["raise", "skip"])
-def test_unreadable_test_images_are_known_before_any_training(
-    bad_images: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for index in range(8):  # of these the last four are tested on
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Eight classes of three pictures, of which each data seed chooses four to be tested on."""
+    for index in range(8):
         (tmp_path / "data" / "a" / f"c{index}").mkdir(parents=True)
         for number in range(3):
             colour = (30 * index, 80 * number, 99)
             Image.new("RGB", (40, 40), colour).save(tmp_path / "data" / "a" / f"c{index}" / f"{number}.png")
-    broken = tmp_path / "data" / "a" / "c6" / "1.png"
-    broken.write_bytes(b"no picture")
     (tmp_path / "grid.yaml").write_text(
         f"""
 methods: [linear]
-grid: [0.5, 2.0]
-tuning_seeds: [0]
 seeds: [0]
 workers: 0
 train:
-  data: {{root: {tmp_path / "data"}, validation_fraction: 0.5, image_size: 64, workers: 0, bad_images: {bad_images}}}
+  data: {{root: {tmp_path / "data"}, validation_fraction: 0.0, image_size: 64, workers: 0}}
   model: {{backbone: test_vit, weights: none, embedding_size: 8}}
   loss: {{name: CosFaceLoss}}
   epochs: 1
@@ -188,13 +185,37 @@ train:
   threads: 1
 """
     )
-    arguments = ["compare", str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "out")]
-    assert main(arguments) == (2 if bad_images == "raise" else 0)
-    if bad_images == "raise":
-        said = capsys.readouterr().err
-        assert "a: 1 of 12 images to be tested on cannot be read" in said
-        assert f"{broken} (Unid" in said
-        assert not (tmp_path / "out").exists()
+    return tmp_path
+
+
+def test_unreadable_test_images_are_known_before_any_training(
+    pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["compare", str(pictures / "grid.yaml"), "--out", str(pictures / "out")]
+    broken = pictures / "data" / "a" / "c6" / "1.png"
+    broken.write_bytes(b"no picture")
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert f"a: 1 of 12 images to be tested on cannot be read, the first is {broken} (Unid" in said
+    assert not (pictures / "out").exists()
+    assert main([*arguments, "--train.data.bad_images", "skip"]) == 0
+
+
+def test_each_choice_of_test_images_is_opened_once(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[set[str]] = []
+
+    def spy(splits: Splits, progress: Any, before: set[str]) -> None:
+        check_readable(splits, progress, before)
+        opened.append({path for images in splits.test.values() for path in images.paths})
+
+    monkeypatch.setattr(comparison, "check_readable", spy)
+    shuffled = ["--train.data.shuffle_classes", "true"]
+    arguments = ["compare", str(pictures / "grid.yaml"), "--out", str(pictures / "out"), *shuffled]
+    assert main([*arguments, "--data_seeds", "[0, 1]"]) == 0
+    assert len(opened) == 2
+    assert opened[0] != opened[1]
+    assert main([*arguments, "--data_seeds", "[0, 1, 2]", "--methods", "[frozen, linear]"]) == 0
+    assert len(opened) == 3
 
 
 def test_other_data_and_rates_on_held_out_classes(tmp_path: Path) -> None:

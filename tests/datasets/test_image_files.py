@@ -1,6 +1,7 @@
 """Finding image files, and reading them as RGB whatever they hold."""
 
 import re
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -57,17 +58,49 @@ def test_of_16_bits_the_upper_8_are_read(ending: str, tmp_path: Path) -> None:
     assert np.array_equal(read_image(str(path), "scans"), np.repeat((grey // 256)[..., None], 3, axis=2))
 
 
+def test_grey_maps_of_16_bits(tmp_path: Path) -> None:
+    """Pillow opens them with 32 bits, as earlier versions did PNGs."""
+    path = tmp_path / "grey.ppm"
+    path.write_bytes(b"P5 3 1 65535\n" + np.array([0, 256, 65_535], dtype=">u2").tobytes())
+    assert find_defects([str(path)]) == {}
+    assert np.asarray(read_image(str(path), "scans"))[0, :, 0].tolist() == [0, 1, 255]
+    png = Image.fromarray(np.array([[0, 256, 65_535]], dtype=np.int32))
+    png.format = "PNG"
+    assert np.asarray(as_rgb(png))[0, :, 0].tolist() == [0, 1, 255]
+
+
+def test_12_bits_of_a_scanner(tmp_path: Path) -> None:
+    """A TIFF by hand: Pillow reads, but does not write, values of 12 bits."""
+    values = bytes([0x00, 0x00, 0x10, 0xFF, 0xFF, 0xFF])  # 0, 16, 4095, 4095
+    tags = [(256, 4), (257, 1), (258, 12), (259, 1), (262, 1), (273, 0), (277, 1), (278, 1), (279, len(values))]
+    start = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, start if tag == 273 else value) for tag, value in tags)
+    path = tmp_path / "scan.tif"
+    path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + values)
+    assert np.asarray(read_image(str(path), "scans"))[0, :, 0].tolist() == [0, 1, 255, 255]
+
+
 def test_big_endian_pixels() -> None:
     values = np.array([[0, 256, 65_535]], dtype=">u2")
     image = Image.frombytes("I;16B", (3, 1), values.tobytes())
     assert np.asarray(as_rgb(image))[0, :, 0].tolist() == [0, 1, 255]
 
 
-@pytest.mark.parametrize("mode", ["I", "F"])
-def test_pixels_of_an_unknown_range_are_refused(mode: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_pixels_of_32_bits_whose_values_fit_8(kind: type) -> None:
+    values = np.array([[0, 7, 255]])
+    assert np.asarray(as_rgb(Image.fromarray(values.astype(kind))))[0, :, 1].tolist() == [0, 7, 255]
+
+
+@pytest.mark.parametrize(("kind", "mode", "values"), [
+    (np.int32, "I", "0 to 300"), (np.float32, "F", r"0\.0 to 300\.0"),
+])  # fmt: skip
+def test_other_pixels_of_an_unknown_range_are_refused(kind: type, mode: str, values: str, tmp_path: Path) -> None:
     path = str(tmp_path / "height.tif")
-    Image.fromarray(np.full((4, 4), 300, dtype=np.int32 if mode == "I" else np.float32)).save(path)
-    message = f"its pixels are of 32 bits \\(mode {mode}\\), so it is not known which value is white; save it with 8 or"
+    Image.fromarray(np.array([[0, 300]], dtype=kind)).save(path)
+    message = (
+        rf"its values \(Pillow's mode {mode}\) go from {values}, so it is not known which is white; save it with 8 or"
+    )
     assert re.match(f"ValueError: {message}", find_defects([path])[0])
     with pytest.raises(DatasetError, match=rf"scans: .*height\.tif cannot be read as an image \({message}"):
         read_image(path, "scans")

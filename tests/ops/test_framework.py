@@ -47,6 +47,7 @@ def test_opcheck_adapter(device: str, dtype: torch.dtype, adapter_inputs: Callab
     torch.library.opcheck(OPS.stochastic_adapter.default, (*inputs, gate, None, 0.1, True))
     detached = [t.detach() for t in inputs]
     torch.library.opcheck(OPS.stochastic_adapter.default, (*detached, None, None, 0.1, False))
+    torch.library.opcheck(OPS.stochastic_adapter_inference.default, (*detached, gate, None, 0.1))
     _, hidden, prepared = OPS.stochastic_adapter.default(*detached, gate, None, 0.1, True)
     for need_tokens, need_weights in ((True, True), (False, True), (True, False)):
         torch.library.opcheck(

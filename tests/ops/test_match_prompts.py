@@ -208,6 +208,22 @@ def test_the_operator_itself_reads_nothing_that_is_not_there(
         torch.ops.puma.match_prompts(*arguments.values())
 
 
+@pytest.mark.parametrize(("place", "value"), [
+    (0, torch.zeros(1, 3, 8)),  # the prompts' gradient
+    (1, torch.zeros(2, 3)),  # the weights' gradient
+    (2, torch.zeros(2, 8, dtype=torch.bfloat16)),  # the query
+    (6, torch.zeros(1, 4)),  # the weights
+    (7, torch.zeros(2, 4, dtype=torch.float64)),  # the inverse norms
+])  # fmt: skip
+def test_so_does_its_backward(place: int, value: Tensor) -> None:
+    sizes = ((2, 3, 8), (2, 4), (2, 8), (4, 8), (4, 8), (4, 3, 8), (2, 4), (2, 4))
+    arguments = [torch.ones(size) for size in sizes]
+    torch.ops.puma.match_prompts_backward(*arguments, True)
+    arguments[place] = value
+    with pytest.raises(RuntimeError, match="puma::match_prompts: "):
+        torch.ops.puma.match_prompts_backward(*arguments, True)
+
+
 def test_forward_mode_is_refused_with_the_way_out(device: str, prompt_inputs: Callable[..., list[Tensor]]) -> None:
     inputs = [t.detach() for t in prompt_inputs(3, 5, 4, 2, torch.float64)]
     with torch.autograd.forward_ad.dual_level():

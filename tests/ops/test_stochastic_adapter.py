@@ -8,6 +8,7 @@ from adapter_formula import DTYPES, OP, SHAPES, TOLERANCE, by_hand, gates, relu_
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
@@ -191,7 +192,7 @@ def test_nothing_is_saved_or_computed_without_need(device: str, adapter_inputs: 
         stochastic_adapter(*frozen).sum().backward()
         stochastic_adapter(inputs[0], *(t.detach() for t in inputs[1:])).sum().backward()
     assert calls.seen == [
-        ("stochastic_adapter_inference", 0.1),
+        ("stochastic_adapter", False),
         ("stochastic_adapter", True),
         ("stochastic_adapter", True),
         ("stochastic_adapter_backward", False),
@@ -369,6 +370,54 @@ def test_the_operator_itself_reads_nothing_that_is_not_there(
     expected = kind if value.device.type == "meta" else RuntimeError
     with pytest.raises(expected, match=message if value.device.type == "meta" else r"puma::stochastic_adapter: "):
         OP(*arguments.values(), None, 0.1, False)
+
+
+@pytest.mark.parametrize(("place", "value"), [
+    (0, torch.zeros(2, 3, 8, dtype=torch.float64)),  # the gradient
+    (0, torch.zeros(2, 3, 7)),
+    (1, torch.zeros(1, 3, 8)),  # the tokens
+    (3, torch.zeros(1, 1)),  # up
+    (4, torch.ones(3)),  # the gate
+    (5, torch.zeros(0, 4)),  # hidden
+    (5, torch.zeros(6, 4, dtype=torch.bfloat16)),
+    (6, torch.zeros(0)),  # prepared
+])  # fmt: skip
+def test_so_does_its_backward(place: int, value: Tensor) -> None:
+    arguments = [torch.zeros(2, 3, 8), torch.zeros(2, 3, 8), torch.zeros(8, 4), torch.zeros(4, 8), torch.ones(2)]
+    arguments += [torch.zeros(6, 4), torch.zeros(0, dtype=torch.uint8)]
+    torch.ops.puma.stochastic_adapter_backward(*arguments, 0.1, True, True)
+    arguments[place] = value
+    with pytest.raises(RuntimeError, match="puma::stochastic_adapter: "):
+        torch.ops.puma.stochastic_adapter_backward(*arguments, 0.1, True, True)
+
+
+def test_the_operator_without_what_a_backward_needs(device: str, adapter_inputs: Callable[..., list[Tensor]]) -> None:
+    inputs = [tensor.detach() for tensor in adapter_inputs(4, 3, 8, 4, torch.float32)]
+    gate = gates("mixed", 4, device)
+    expected, *_ = OP(*inputs, gate, None, 0.5, False)
+    assert torch.equal(torch.ops.puma.stochastic_adapter_inference(*inputs, gate, None, 0.5), expected)
+    bad = [inputs[0], inputs[1][:2], *inputs[2:]]
+    with pytest.raises(RuntimeError, match="puma::stochastic_adapter: "):
+        torch.ops.puma.stochastic_adapter_inference(*bad, gate, None, 0.5)
+
+
+def test_what_is_recorded_without_gradient_can_be_differentiated(
+    device: str, adapter_inputs: Callable[..., list[Tensor]]
+) -> None:
+    inputs = [tensor.detach() for tensor in adapter_inputs(2, 3, 8, 4, torch.float32)]
+    recorded = make_fx(lambda residual: stochastic_adapter(residual, *inputs[1:]))(inputs[0])
+    residual = inputs[0].clone().requires_grad_()
+    (grad,) = torch.autograd.grad(recorded(residual).sum(), residual)
+    assert torch.equal(grad, torch.ones_like(residual))
+
+
+def test_other_tokens_the_second_time_are_refused(adapter_inputs: Callable[..., list[Tensor]], device: str) -> None:
+    residual, tokens, down, up = adapter_inputs(2, 3, 8, 4, torch.float32)
+    out = stochastic_adapter(residual, tokens, down, up, recompute=(lambda x: x[:1], tokens))
+    with pytest.raises(
+        ValueError, match=r"recompute must give the tokens once more, of shape \(2, 3, 8\); .*\(1, 3, 8\)"
+    ):
+        out.sum().backward()
 
 
 def test_an_error_that_is_not_about_arguments_stays_what_it_is() -> None:
