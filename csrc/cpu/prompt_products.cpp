@@ -38,6 +38,7 @@ PUMA_INLINE void dots(
         if constexpr (squares) s[j] = right_of_squares + place;
       }
       const T* const ahead = row_of_left(row + I + m / J % I);  // one of the rows that come next
+      __builtin_prefetch(row_of_left(row + 5 * I + m / J % I));  // later rows: where their pages lie takes longer
       V sum[W];
       PUMA_UNROLL for (int x = 0; x < W; ++x) sum[x] = V{};
       int64_t c = 0;
@@ -164,6 +165,8 @@ struct Sums {
   Sums row(int64_t m, int64_t stride) const { return {out + m * stride, left + m}; }
 };
 
+constexpr int64_t kRowsAhead = 12;
+
 // I rows of out, columns [begin, end): as many tiles of J vectors as there are; returns the first column that is left.
 // With `squared` also those of right's squares.
 template <class T, int bytes, int I, int J, bool squares>
@@ -187,6 +190,7 @@ PUMA_INLINE int64_t sums_over_rows(
       V r[J];
       PUMA_UNROLL for (int j = 0; j < J; ++j) {
         r[j] = *reinterpret_cast<const V*>(right + k * stride + begin + j * Tiled::W);
+        if constexpr (squares) __builtin_prefetch(right + (k + kRowsAhead) * stride + begin + j * Tiled::W);
       }
       tile.add(plain.left + k * pool, 1, r);
       if constexpr (squares) {
