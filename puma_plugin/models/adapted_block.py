@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from puma_plugin.models.adapted_module import AdaptedModule
 from puma_plugin.models.adapter import StochasticAdapter
 from puma_plugin.models.frozen_branches import run_attention, run_mlp
+from puma_plugin.ops.eager import is_autocast
 
 _Recompute = tuple[Callable[[Tensor], Tensor], Tensor] | None
 
@@ -28,7 +29,7 @@ def _recompute(norm: nn.Module, x: Tensor) -> _Recompute:
 def _cast_once(tokens: Tensor) -> Tensor:
     """Under autocast, tokens in its dtype: else the frozen branch and the adapter would each cast them, and back."""
     device_type = tokens.device.type
-    if device_type != "meta" and tokens.dtype is torch.float32 and torch.is_autocast_enabled(device_type):
+    if tokens.dtype is torch.float32 and is_autocast(device_type):
         return tokens.to(torch.get_autocast_dtype(device_type))
     return tokens
 

@@ -24,6 +24,12 @@ def is_plain() -> bool:
     return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
 
 
+def is_autocast(device_type: str) -> bool:
+    """Whether autocast is on for this kind of device."""
+    # The first is the faster question, and mostly enough; torch knows no autocast for "meta".
+    return torch._C._is_any_autocast_enabled() and device_type != "meta" and torch.is_autocast_enabled(device_type)
+
+
 def wants_cpu_kernel(*tensors: Tensor | None) -> bool:
     """Whether kernels for ordinary float32 tensors on the CPU should run, of operators that torch has, too.
 
@@ -38,7 +44,7 @@ def wants_cpu_kernel(*tensors: Tensor | None) -> bool:
         return False
     if torch._C._len_torch_dispatch_stack() > 0 or _len_torch_dispatch_stack_pre_dispatch() > 0:
         return False
-    if torch.is_autocast_enabled("cpu") or torch.jit.is_tracing():
+    if is_autocast("cpu") or torch.jit.is_tracing():
         return False
     if torch.backends.mkldnn.matmul.fp32_precision not in ("none", "ieee"):  # type: ignore[attr-defined]
         return False

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from puma_plugin.ops import loader, reference
-from puma_plugin.ops.eager import below_autograd, explain, in_backward, is_plain, refuse_tangents, way_out
+from puma_plugin.ops.eager import below_autograd, explain, in_backward, is_autocast, is_plain, refuse_tangents, way_out
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -39,7 +39,7 @@ def match_prompts(query: Tensor, keys: Tensor, attention: Tensor, prompts: Tenso
         NotImplementedError: forward-mode differentiation.
     """
     device_type = "cpu" if query.is_cpu else query.device.type
-    autocast = device_type != "meta" and torch.is_autocast_enabled(device_type)
+    autocast = is_autocast(device_type)
     if autocast and query.dtype is not torch.float64:
         query, keys, attention, prompts = query.float(), keys.float(), attention.float(), prompts.float()
     dtype = query.dtype

@@ -13,6 +13,7 @@ from puma_plugin.ops.eager import (
     below_autograd,
     explain,
     in_backward,
+    is_autocast,
     is_plain,
     refuse_tangents,
     way_out,
@@ -80,7 +81,7 @@ def stochastic_adapter(
     device_type = "cpu" if residual.is_cpu else residual.device.type  # the latter alone takes 0.3 us
     if not isinstance(scale, float) or scale - scale != 0:
         up, scale = _resolve_scale(up, scale)
-    if device_type != "meta" and torch.is_autocast_enabled(device_type) and tokens.dtype is not torch.float64:
+    if is_autocast(device_type) and tokens.dtype is not torch.float64:
         dtype = torch.get_autocast_dtype(device_type)
         tokens = tokens.to(dtype)
         if down.dtype is not torch.float32 or up.dtype is not torch.float32:
@@ -333,7 +334,7 @@ class _StochasticAdapter(torch.autograd.Function):
                 ctx.function, kept = recompute
                 device_type = tokens.device.type
                 ctx.autocast = None
-                if device_type != "meta" and torch.is_autocast_enabled(device_type):
+                if is_autocast(device_type):
                     ctx.autocast = torch.get_autocast_dtype(device_type)
             ctx.save_for_backward(kept, down, up, gate, hidden, prepared)
         return out
