@@ -154,7 +154,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     }
   });
 
-  // Of each sample: the gradient of its weights, then of the numerators and of the squared norms, in place.
+  // Of each sample: the gradient of its weights, then of the numerators and, twice, of the squared norms, in place.
   const auto numerators = buffer<T>(cells), norms_squared = buffer<T>(cells);
   const T clamped = 1 / std::sqrt(std::numeric_limits<T>::min());
   for_rows(samples, 2 * pool * width, [&](int64_t first, int64_t rows) {

@@ -82,11 +82,11 @@ PUMA_INLINE T prepare(PromptRow<T> row, const T* key, const T* attention, int64_
 
 template <class T>
 PUMA_INLINE void gradients(
-    T* __restrict grad_key, T* __restrict grad_attention, const T* grad_product, const T* grad_square,
+    T* __restrict grad_key, T* __restrict grad_attention, const T* grad_product, const T* twice_grad_square,
     PromptRow<T> row, T norm, int64_t width) {
   const T *const focus = row.focus, *const unit = row.unit;
   for (int64_t c = 0; c < width; ++c) {
-    grad_attention[c] = grad_product[c] * unit[c] + focus[c] * grad_square[c];
+    grad_attention[c] = grad_product[c] * unit[c] + focus[c] * twice_grad_square[c];
     grad_key[c] = grad_product[c] * focus[c];
   }
   const T along_focus = static_cast<T>(dot(focus, grad_attention, width));
@@ -104,7 +104,7 @@ template <class T>
 struct Kernels {
   T (*prepare)(PromptRow<T> row, const T* key, const T* attention, int64_t width);
   void (*gradients)(
-      T* grad_key, T* grad_attention, const T* grad_product, const T* grad_square, PromptRow<T> row, T norm,
+      T* grad_key, T* grad_attention, const T* grad_product, const T* twice_grad_square, PromptRow<T> row, T norm,
       int64_t width);
 };
 
@@ -115,9 +115,9 @@ struct Kernels {
   }                                                                                                                \
   template <class T>                                                                                               \
   __VA_ARGS__ void gradients_##NAME(                                                                               \
-      T* grad_key, T* grad_attention, const T* grad_product, const T* grad_square, PromptRow<T> row, T norm,       \
+      T* grad_key, T* grad_attention, const T* grad_product, const T* twice_grad_square, PromptRow<T> row, T norm, \
       int64_t width) {                                                                                             \
-    gradients<T>(grad_key, grad_attention, grad_product, grad_square, row, norm, width);                           \
+    gradients<T>(grad_key, grad_attention, grad_product, twice_grad_square, row, norm, width);                     \
   }
 
 PUMA_KERNELS(portable, 16)
@@ -147,9 +147,9 @@ T prepare_prompt(PromptRow<T> row, const T* key, const T* attention, int64_t wid
 
 template <class T>
 void prompt_gradients(
-    T* grad_key, T* grad_attention, const T* grad_product, const T* grad_square, PromptRow<T> row, T norm,
+    T* grad_key, T* grad_attention, const T* grad_product, const T* twice_grad_square, PromptRow<T> row, T norm,
     int64_t width) {
-  kernels<T>().gradients(grad_key, grad_attention, grad_product, grad_square, row, norm, width);
+  kernels<T>().gradients(grad_key, grad_attention, grad_product, twice_grad_square, row, norm, width);
 }
 
 #define PUMA_PROMPT_POOL(T)                                                              \

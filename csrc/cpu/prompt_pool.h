@@ -16,10 +16,10 @@ struct PromptRow {
 template <class T>
 T prepare_prompt(PromptRow<T> row, const T* key, const T* attention, int64_t width);
 
-// Gradients of K and A from those of S*U and S^2.
+// Gradients of K and A from that of S*U and twice that of S^2.
 template <class T>
 void prompt_gradients(
-    T* grad_key, T* grad_attention, const T* grad_product, const T* grad_square, PromptRow<T> row, T norm,
+    T* grad_key, T* grad_attention, const T* grad_product, const T* twice_grad_square, PromptRow<T> row, T norm,
     int64_t width);
 
 }  // namespace puma

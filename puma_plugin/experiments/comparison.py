@@ -120,9 +120,9 @@ class Comparison:
 
     def _open_images(self, jobs: Sequence[Job], progress: Callable[[int, int], None]) -> None:
         begun = {repr(job.config.data) for job in jobs if job.finished() is not None or job.checkpoint.exists()}
-        waiting = {repr(job.config.data): job.config.data for job in jobs}
+        wanted = {repr(job.config.data): job.config.data for job in jobs}
         opened: set[str] = set()
-        for key, data in waiting.items():
+        for key, data in wanted.items():
             if key not in begun and data.kind != "embedded" and data.bad_images == "raise":
                 check_readable(load_splits(data), progress, opened)
 
