@@ -106,7 +106,8 @@ def find_missing(base: str, keys: Sequence[str]) -> list[int]:
 def as_rgb(image: Image.Image) -> Image.Image:
     """The picture with 8 bits for red, green and blue; of more bits the upper 8, as Pillow itself reads colours of 16.
 
-    Pixels of 32 bits are taken if their values fit 8.
+    Pixels of 32 bits are taken if their values are those of 8. Give pictures as they were opened: copies and crops have
+    forgotten how many of their bits are used.
 
     Raises:
         ValueError: other pixels of 32 bits, of which nobody knows which value is white.
@@ -124,7 +125,7 @@ def _grey_bits(image: Image.Image) -> int:
         ValueError: the values do not tell.
     """
     if image.mode.startswith("I;16"):
-        # Scanners write 12 bits into 16.
+        # Of a file with 12 bits Pillow makes a picture of 16, without scaling the values.
         tag = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))
         return int(tag[0] if isinstance(tag, tuple) else tag)
     # Grey files of 16 bits that Pillow opens with 32: PNGs in earlier versions, and PGMs.
@@ -133,10 +134,12 @@ def _grey_bits(image: Image.Image) -> int:
     if image.mode in ("I", "F"):
         values = np.asarray(image)
         low, high = values.min(), values.max()
-        if not 0 <= low <= high <= 255:
+        # Fractions up to 1 mean something else than 8 bits.
+        whole = image.mode == "I" or (not 0 < high <= 1 and np.array_equal(values, np.floor(values)))
+        if not (0 <= low <= high <= 255 and whole):
             raise ValueError(
                 f"its values (Pillow's mode {image.mode}) go from {low} to {high}, so it is not known which is white; "
-                "save it with 8 or 16 bits"
+                "save it with 8 or unsigned 16 bits"
             )
     return 8
 

@@ -11,7 +11,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -101,7 +101,6 @@ _warned: set[str] = set()
 
 _plain_lock = threading.Lock()
 _plain_contexts = 0
-_plain = False  # beside their number, for compiled code: it would be compiled again for each new one
 
 
 @contextmanager
@@ -123,11 +122,11 @@ def plain_pytorch() -> Iterator[None]:
 
 
 def _count_plain(more: int) -> None:
-    global KERNEL_DEVICES, _plain, _plain_contexts
-    with _plain_lock:
+    global KERNEL_DEVICES, _plain_contexts
+    # torch.compile cannot trace a lock.
+    with nullcontext() if torch.compiler.is_compiling() else _plain_lock:
         _plain_contexts += more
-        _plain = _plain_contexts > 0
-        KERNEL_DEVICES = frozenset() if _plain else _DEVICES
+        KERNEL_DEVICES = frozenset() if _plain_contexts > 0 else _DEVICES
 
 
 def report_fallback(device_type: str) -> None:
@@ -136,7 +135,8 @@ def report_fallback(device_type: str) -> None:
     Raises:
         RuntimeError: if the environment says PUMA_STRICT=1.
     """
-    if device_type in _warned or device_type == "meta" or _plain:
+    # Where there are kernels, plain PyTorch was asked for.
+    if device_type in _warned or device_type == "meta" or device_type in _DEVICES:
         return
     library = {"cpu": CPU_LIBRARY, "cuda": CUDA_LIBRARY}.get(device_type)
     reason = f"{library.name}: {library.reason}" if library else "there are no kernels for this kind of device"

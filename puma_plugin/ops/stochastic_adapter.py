@@ -118,7 +118,7 @@ def stochastic_adapter(
             return out
         if torch._C._len_torch_dispatch_stack() == 0 and torch._C._get_tracing_state() is None:
             return _inference_operator(residual, tokens, down, up, gate, branch, scale)
-        # What records the operator may want to differentiate it later.
+        # What records the operator may want to differentiate it in residual or branch later.
         with below_autograd():
             return _operator(residual, tokens, down, up, gate, branch, scale, False)[0]
     except RuntimeError:
@@ -290,7 +290,10 @@ def _backward(ctx, grad: Tensor | None, *_: None):  # type: ignore[no-untyped-de
     if grad is None:
         return (None,) * 8
     if any(ctx.needs_input_grad[1:4]) and not ctx.save_hidden:
-        raise RuntimeError("puma::stochastic_adapter was called with save_hidden=False, so it has no gradient here")
+        raise RuntimeError(
+            "puma::stochastic_adapter was called with save_hidden=False, so it has no gradient here; call or record it "
+            "with tokens or weights that require gradients"
+        )
     gradients = _gradients(ctx.needs_input_grad, grad, ctx.saved_tensors, ctx.scale)
     return *gradients, None, _branch_gradient(ctx, grad), None, None
 

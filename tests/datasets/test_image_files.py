@@ -106,6 +106,12 @@ def test_other_pixels_of_an_unknown_range_are_refused(kind: type, mode: str, val
         read_image(path, "scans")
 
 
+@pytest.mark.parametrize("values", [[0.0, 0.5, 1.0], [0.0, 1.0], [0.0, 7.5]])
+def test_fractions_are_not_taken_for_8_bits(values: list[float]) -> None:
+    with pytest.raises(ValueError, match="not known which is white"):
+        as_rgb(Image.fromarray(np.array([values], dtype=np.float32)))
+
+
 @pytest.mark.parametrize(("mode", "colour"), [("L", 7), ("RGBA", (7, 7, 7, 0)), ("P", 7), ("1", 1), ("LA", (7, 9))])
 def test_other_modes_as_pillow_converts_them(mode: str, colour: object) -> None:
     image = Image.new(mode, (3, 2), colour)

@@ -115,6 +115,7 @@ def test_a_library_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "KERNEL_DEVICES", frozenset())
+    monkeypatch.setattr(loader, "_DEVICES", frozenset())
     monkeypatch.setattr(loader, "_warned", set())
     monkeypatch.delenv("PUMA_STRICT", raising=False)
 

@@ -1,6 +1,7 @@
 """`ops.plain_pytorch`: models and operators by torch's own operators, for what has to see into them."""
 
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -29,6 +30,17 @@ def model() -> nn.Module:
             if parameter.requires_grad:
                 parameter.add_(0.05 * torch.randn_like(parameter))
     return adapted
+
+
+class Wrapped(nn.Module):
+    """A function as a module, as torch.export wants it."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return self.function(*tensors)
 
 
 def operators_of(program: torch.export.ExportedProgram) -> set[str]:
@@ -133,6 +145,19 @@ def test_compiled_code_is_compiled_anew(inputs: list[Tensor]) -> None:
             compiled(*tensors)
     compiled(*tensors)  # both graphs are kept
     assert [any("stochastic_adapter" in target for target in targets) for targets in seen] == [True, False]
+
+
+def test_inside_compiled_code(inputs: list[Tensor]) -> None:
+    def plain(*tensors: Tensor) -> Tensor:
+        with ops.plain_pytorch():
+            return ops.stochastic_adapter(*tensors)
+
+    torch._dynamo.reset()
+    tensors = [tensor.detach() for tensor in inputs]
+    compiled = torch.compile(plain, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*tensors), ops.stochastic_adapter(*tensors))
+    assert "puma" not in operators_of(torch.export.export(Wrapped(plain), tuple(tensors), strict=True))
+    assert loader.KERNEL_DEVICES
 
 
 def test_onnx_runs_the_whole_model_for_any_batch(model: nn.Module, tmp_path) -> None:  # type: ignore[no-untyped-def]
