@@ -10,18 +10,27 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 from torch.autograd import forward_ad
 
 from puma_plugin.ops import loader
 
 # Inside, operators run their kernels (or a dispatch mode) at once, without the autograd wrapper.
 below_autograd = torch._C._AutoDispatchBelowAutograd
+_PRE_DISPATCH = torch._C.DispatchKey.PreDispatch  # of dispatch modes that see operators before autograd does
 
 
 def is_plain() -> bool:
     """Whether this is eager code: nothing traces it and no functorch transform is active."""
     return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+
+
+def is_recorded() -> bool:
+    """Whether operators are recorded, counted or replaced one by one: by a dispatch mode or ``torch.jit.trace``."""
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._dispatch_tls_is_dispatch_key_included(_PRE_DISPATCH)
+        or torch._C._get_tracing_state() is not None
+    )
 
 
 def is_autocast(device_type: str) -> bool:
@@ -42,9 +51,7 @@ def wants_cpu_kernel(*tensors: Tensor | None) -> bool:
         return False
     if not is_plain() or "cpu" not in loader.KERNEL_DEVICES or forward_ad._current_level >= 0:
         return False
-    if torch._C._len_torch_dispatch_stack() > 0 or _len_torch_dispatch_stack_pre_dispatch() > 0:
-        return False
-    if is_autocast("cpu") or torch.jit.is_tracing():
+    if is_recorded() or is_autocast("cpu"):
         return False
     if torch.backends.mkldnn.matmul.fp32_precision not in ("none", "ieee"):  # type: ignore[attr-defined]
         return False

@@ -15,6 +15,7 @@ from puma_plugin.ops.eager import (
     in_backward,
     is_autocast,
     is_plain,
+    is_recorded,
     refuse_tangents,
     way_out,
     without_frame,
@@ -116,7 +117,7 @@ def stochastic_adapter(
                 residual, tokens, down, up, gate, branch, scale, save_hidden, recompute
             )
             return out
-        if torch._C._len_torch_dispatch_stack() == 0 and torch._C._get_tracing_state() is None:
+        if not is_recorded():
             return _inference_operator(residual, tokens, down, up, gate, branch, scale)
         # What records the operator may want to differentiate it in residual or branch later.
         with below_autograd():
@@ -219,16 +220,8 @@ def _fake_forward(
     )
 
 
-def _fake_inference(
-    residual: Tensor,
-    tokens: Tensor,
-    down: Tensor,
-    up: Tensor,
-    gate: Tensor | None,
-    branch: Tensor | None,
-    scale: float,
-) -> Tensor:
-    return _fake_forward(residual, tokens, down, up, gate, branch, scale, False)[0]
+def _fake_inference(residual: Tensor, *others: Any) -> Tensor:
+    return _fake_forward(residual, *others, save_hidden=False)[0]
 
 
 def _prepared_bytes(tokens: Tensor, rank: int) -> int:

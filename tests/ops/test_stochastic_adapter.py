@@ -401,11 +401,12 @@ def test_the_operator_without_what_a_backward_needs(device: str, adapter_inputs:
         torch.ops.puma.stochastic_adapter_inference(*bad, gate, None, 0.5)
 
 
+@pytest.mark.parametrize("pre_dispatch", [False, True])
 def test_what_is_recorded_without_gradient_can_be_differentiated(
-    device: str, adapter_inputs: Callable[..., list[Tensor]]
+    pre_dispatch: bool, device: str, adapter_inputs: Callable[..., list[Tensor]]
 ) -> None:
     inputs = [tensor.detach() for tensor in adapter_inputs(2, 3, 8, 4, torch.float32)]
-    recorded = make_fx(lambda residual: stochastic_adapter(residual, *inputs[1:]))(inputs[0])
+    recorded = make_fx(lambda x: stochastic_adapter(x, *inputs[1:]), pre_dispatch=pre_dispatch)(inputs[0])
     residual = inputs[0].clone().requires_grad_()
     (grad,) = torch.autograd.grad(recorded(residual).sum(), residual)
     assert torch.equal(grad, torch.ones_like(residual))
