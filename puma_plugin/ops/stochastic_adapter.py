@@ -220,8 +220,9 @@ def _fake_forward(
     )
 
 
-def _fake_inference(residual: Tensor, *others: Any) -> Tensor:
-    return _fake_forward(residual, *others, save_hidden=False)[0]
+def _fake_inference(*arguments: Any) -> Tensor:
+    with_save_hidden = *arguments, False
+    return _fake_forward(*with_save_hidden)[0]
 
 
 def _prepared_bytes(tokens: Tensor, rank: int) -> int:
