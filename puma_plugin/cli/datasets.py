@@ -36,6 +36,9 @@ def _parser() -> ArgumentParser:
     verify.add_argument("--datasets", nargs="+", metavar="NAME", help="these must be there (default: whichever are)")
     verify.add_argument("--own", action="store_true", help="each subfolder of root is a distribution of your own")
     verify.add_argument("--min-images", type=int, help="with --own: images that each class must have (default: 2)")
+    verify.add_argument(
+        "--small-classes", choices=["raise", "skip"], help="with --own: skip classes with fewer (default: raise)"
+    )
     verify.add_argument("--image-root", metavar="DIR", help="with --own and a manifest: what its paths are relative to")
     verify.add_argument("--open-images", action="store_true", help="decode every image")
     verify.add_argument("--workers", type=int, help="threads that decode (default: one per processor)")
@@ -88,13 +91,15 @@ def _verify(options: Namespace) -> int:
     how = {"open_images": options.open_images, "workers": options.workers, "progress": shown}
     if options.own and options.datasets:
         raise ValueError("--datasets names datasets of the benchmark, --own looks at others; give one of the two")
-    if not options.own and (options.min_images is not None or options.image_root is not None):
+    own = {"min_images": options.min_images, "small_classes": options.small_classes, "root": options.image_root}
+    own = {name: value for name, value in own.items() if value is not None}
+    if own and not options.own:
         raise ValueError(
-            "--min-images and --image-root go with --own; datasets of the benchmark have rules of their own"
+            "--min-images, --small-classes and --image-root go with --own; datasets of the benchmark have rules of "
+            "their own"
         )
     if options.own:
-        least = 2 if options.min_images is None else options.min_images
-        report = verify_own(options.root, **how, min_images=least, root=options.image_root)
+        report = verify_own(options.root, **how, **own)
     else:
         report = verify_datasets(options.root, options.datasets, **how)
     if shown is not None:

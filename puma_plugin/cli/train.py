@@ -38,7 +38,9 @@ def main(arguments: Sequence[str]) -> int:
     console = Console()
     if options.dry_run:
         from puma_plugin.experiments.dry_run import dry_run, training_sizes
+        from puma_plugin.experiments.early_checks import check_settings
 
+        check_settings(config)
         dry_run(config, *training_sizes(config.data, options.classes, options.images), console)
         return 0
     from puma_plugin.experiments.session import can_resume, train

@@ -23,6 +23,7 @@ from puma_plugin.datasets.string_table import StringTable
 SPLITS = ("train", "test", "query", "gallery")
 Split = Literal["train", "test", "query", "gallery"]
 BadImages = Literal["raise", "skip"]
+SmallClasses = Literal["raise", "skip"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,9 @@ class DistributionDataset(Dataset[tuple[Any, int]]):
         known_bad: for "skip": keys of the images to leave out, or the path of a report written by
             ``puma datasets verify --open-images``; no image is opened here then.
         min_images: images that each class must have; of a test set with queries and a gallery, each class of a query.
+        small_classes: what becomes of classes with fewer. "raise": an error. "skip": their images are left out, counted
+            and listed as bad ones are, with a warning of their own; so are classes of which no readable image is left.
+        divide: takes the images of ``split`` out of a listing of all splits.
 
     Attributes:
         paths: sequence of N file paths.
@@ -72,7 +76,11 @@ class DistributionDataset(Dataset[tuple[Any, int]]):
         bad_images: BadImages = "raise",
         known_bad: Collection[str] | str | os.PathLike[str] | None = None,
         min_images: int = 1,
+        small_classes: SmallClasses = "raise",
+        divide: Callable[[Listing], Listing] | None = None,
     ) -> None:
+        if small_classes not in ("raise", "skip"):
+            raise ValueError(f"small_classes is {small_classes!r}; give 'raise' or 'skip'")
         if bad_images not in ("raise", "skip"):
             raise ValueError(f"bad_images is {bad_images!r}; give 'raise' or 'skip'")
         if known_bad is not None and bad_images == "raise":
@@ -84,11 +92,16 @@ class DistributionDataset(Dataset[tuple[Any, int]]):
         self.transform = transform
         self.skipped: list[SkippedImage] = []
         self._require_images(listing)
+        if divide is not None and small_classes == "raise":
+            # No class goes, so there is no need to look at those of the other splits.
+            listing, divide = divide(listing), None
         if bad_images == "skip":
-            listing = self._leave_out(listing, known_bad)
+            listing = self._leave_out_bad(listing, known_bad, small_classes)
         else:
             self._require_files(listing)
-        self._adopt(listing)
+        if small_classes == "skip":
+            listing = self._leave_out_small(listing, min_images)
+        self._adopt(listing if divide is None else divide(listing))
         self._require_counts(min_images)
 
     @property
@@ -98,7 +111,7 @@ class DistributionDataset(Dataset[tuple[Any, int]]):
 
     @property
     def num_skipped(self) -> int:
-        """How many images were left out because they are missing or unreadable."""
+        """How many images were left out because they are missing or unreadable, or their class is too small."""
         return len(self.skipped)
 
     def __len__(self) -> int:
@@ -152,7 +165,35 @@ class DistributionDataset(Dataset[tuple[Any, int]]):
                 "or copy the images again, or pass bad_images='skip' (--data.bad_images skip) to leave them out"
             )
 
-    def _leave_out(self, listing: Listing, known_bad: Collection[str] | str | os.PathLike[str] | None) -> Listing:
+    def _leave_out_small(self, listing: Listing, min_images: int) -> Listing:
+        short = listing.short_classes(min_images)
+        if not len(short):
+            return listing
+        counts = listing.counts()
+        gone = np.flatnonzero(np.isin(listing.targets, short))
+        for place in gone.tolist():
+            number = listing.targets[place]
+            reason = f"class {listing.class_names[number]!r} has {_images(counts[number])}, {min_images} are needed"
+            self.skipped.append(SkippedImage(listing.keys[place], reason))
+        warnings.warn(
+            f"{self.label}: {len(short):,} of {len(listing.class_names):,} classes have fewer than {min_images} images "
+            f"and are left out ({_images(len(gone))}), the first is {listing.class_names[short[0]]!r}; all are in "
+            ".skipped",
+            stacklevel=3,
+        )
+        if len(short) == len(listing.class_names):
+            raise DatasetError(
+                f"{self.label}: none of the {len(short):,} classes below {listing.base} has {_images(min_images)}; add "
+                "images, or ask for fewer (--data.min_images)"
+            )
+        return listing.without(short)
+
+    def _leave_out_bad(
+        self,
+        listing: Listing,
+        known_bad: Collection[str] | str | os.PathLike[str] | None,
+        small_classes: SmallClasses,
+    ) -> Listing:
         if known_bad is None:
             gone = [] if listing.scanned else find_missing(listing.base, listing.keys)
             reasons = dict.fromkeys(gone, "missing")
@@ -169,16 +210,18 @@ class DistributionDataset(Dataset[tuple[Any, int]]):
         warnings.warn(
             f"{self.label}: {self.num_skipped:,} of {len(listing):,} images are left out, the first is {first.key} "
             f"({first.reason}); all are in .skipped",
-            stacklevel=2,
+            stacklevel=3,
         )
         kept = np.setdiff1d(np.arange(len(listing)), np.array(list(reasons), np.int64))
         remaining = listing.take(kept)
         lost = sorted(set(listing.class_names) - set(remaining.class_names))
-        if lost:
+        if lost and small_classes == "raise":
             raise DatasetError(
                 f"{self.label}: class {lost[0]!r} has no readable image left below {listing.base} ({len(lost):,} such "
-                "classes); restore its images, or remove the class"
+                "classes); restore its images, remove the class, or pass small_classes='skip' (--data.small_classes "
+                "skip)"
             )
+        self._require_images(remaining)
         return remaining
 
     def _read_known_bad(self, known_bad: Collection[str] | str | os.PathLike[str]) -> dict[str, str]:
@@ -200,12 +243,15 @@ class DistributionDataset(Dataset[tuple[Any, int]]):
             index = int(short[0])
             count = int(self._listing.counts()[index])
             first = self.paths[int(np.flatnonzero(self.targets == index)[0])]
-            images = "image" if count == 1 else "images"
             raise DatasetError(
-                f"{self.label}: class {self.class_names[index]!r} has {count} {images} ({first}), {min_images} are "
-                f"needed ({len(short):,} such classes); add images, remove the class, or pass min_images={count} if "
-                "images without a partner are meant"
+                f"{self.label}: class {self.class_names[index]!r} has {_images(count)} ({first}), {min_images} are "
+                f"needed ({len(short):,} such classes); add images, pass small_classes='skip' (--data.small_classes "
+                f"skip) to leave such classes out, or min_images={count} if images without a partner are meant"
             )
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image" if count == 1 else f"{count:,} images"
 
 
 def check_split(split: str) -> None:

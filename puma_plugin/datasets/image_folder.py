@@ -2,16 +2,24 @@
 
 import os
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from puma_plugin.datasets.class_split import split_by_class
-from puma_plugin.datasets.distribution_dataset import SPLITS, BadImages, DistributionDataset, Split, check_split
+from puma_plugin.datasets.distribution_dataset import (
+    SPLITS,
+    BadImages,
+    DistributionDataset,
+    SmallClasses,
+    Split,
+    check_split,
+)
 from puma_plugin.datasets.errors import DatasetError
 from puma_plugin.datasets.image_files import EXTENSIONS, scan_images, subfolders
-from puma_plugin.datasets.listing import Listing, merge_query_gallery
+from puma_plugin.datasets.listing import Listing, SplitListing, merge_query_gallery
 from puma_plugin.datasets.string_table import StringTable
 
 
@@ -28,6 +36,8 @@ class ImageFolder(DistributionDataset):
         test_fraction: share of the classes that test, where the folder is split by classes: the last in sorted order.
         min_images: images that each class must have (of query and gallery together; classes of the gallery alone may
             have any number).
+        small_classes: "raise" or "skip", what becomes of classes with fewer; they are left out before the others are
+            split.
 
     Raises:
         DatasetError: no such folder, no class folders, a class without images or with fewer than ``min_images``, a
@@ -46,13 +56,16 @@ class ImageFolder(DistributionDataset):
         name: str | None = None,
         test_fraction: float = 0.5,
         min_images: int = 2,
+        small_classes: SmallClasses = "raise",
     ) -> None:
         check_split(split)
         folder = os.path.abspath(os.path.expanduser(os.fspath(root)))
         title = os.path.basename(folder) if name is None else name
-        listing = list_folder_split(folder, split, title, test_fraction)
-        one_part = split in ("query", "gallery") and os.path.isdir(os.path.join(folder, split))
-        super().__init__(listing, title, split, transform, bad_images, known_bad, 1 if one_part else min_images)
+        listed = list_folder_split(folder, split, title, test_fraction)
+        least = 1 if listed.one_part else min_images
+        super().__init__(
+            listed.listing, title, split, transform, bad_images, known_bad, least, small_classes, listed.divide
+        )
 
 
 def list_image_folder(folder: str | os.PathLike[str], dataset: str, base: str | None = None) -> Listing:
@@ -93,20 +106,20 @@ def has_split_folders(folder: str) -> bool:
     return bool(present & {"train", "test"}) or {"query", "gallery"} <= present
 
 
-def list_folder_split(folder: str, split: Split, title: str, test_fraction: float = 0.5) -> Listing:
+def list_folder_split(folder: str, split: Split, title: str, test_fraction: float = 0.5) -> SplitListing:
     """The images of a split by the rules of :class:`ImageFolder`, without looking at the number per class."""
     dataset = f"{title} ({split})"
     present = {part for part in SPLITS if os.path.isdir(os.path.join(folder, part))}
     if not has_split_folders(folder):
-        whole = list_image_folder(folder, dataset)
-        return split_by_class(whole, test_fraction, split == "train", dataset)
+        divide = partial(split_by_class, test_fraction=test_fraction, train=split == "train", dataset=dataset)
+        return SplitListing(list_image_folder(folder, dataset), divide)
     _require_only_splits(folder, present, dataset)
 
     def part(name: str) -> Listing:
         return list_image_folder(os.path.join(folder, name), dataset, base=folder)
 
     if split in present:
-        return part(split)
+        return SplitListing(part(split), one_part=split in ("query", "gallery"))
     if split == "test" and {"query", "gallery"} <= present:
         query, gallery = part("query"), part("gallery")
         lone = sorted(set(query.class_names) - set(gallery.class_names))
@@ -115,9 +128,9 @@ def list_folder_split(folder: str, split: Split, title: str, test_fraction: floa
                 f"{dataset}: query class {lone[0]!r} is not in {os.path.join(folder, 'gallery')} ({len(lone):,} such "
                 "classes), so its queries can find nothing; add images of it to the gallery, or remove it from query"
             )
-        return merge_query_gallery(query, gallery)
+        return SplitListing(merge_query_gallery(query, gallery))
     if split in ("query", "gallery") and "test" in present:
-        return part("test")
+        return SplitListing(part("test"))
     raise DatasetError(
         f"{dataset}: {folder} holds {', '.join(sorted(present))} but nothing to make {split!r} of; add a folder "
         f"called {split}, or put the classes directly into the folder to have them split"

@@ -1,7 +1,7 @@
 """What a dataset's annotation files say, before any image is opened."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -67,6 +67,10 @@ class Listing:
             is_gallery=None if self.is_gallery is None else self.is_gallery[indices],
         )
 
+    def without(self, classes: NDArray[np.int64]) -> "Listing":
+        """All images but those of these classes."""
+        return self.take(np.flatnonzero(~np.isin(self.targets, classes)))
+
     def counts(self) -> NDArray[np.int64]:
         """Images of each class."""
         return np.bincount(self.targets, minlength=len(self.class_names))
@@ -75,6 +79,22 @@ class Listing:
         """Classes with fewer than ``least`` images; classes that are only searched among may have any number."""
         asked = self.targets if self.is_query is None else self.targets[self.is_query]
         return np.flatnonzero((self.counts() < least) & np.isin(np.arange(len(self.class_names)), asked))
+
+
+@dataclass(frozen=True)
+class SplitListing:
+    """The images of a split as its dataset lists them.
+
+    Attributes:
+        listing: the images; with ``divide`` those of all splits.
+        divide: takes the classes of the split out of a listing of all; None where there is nothing to divide. Classes
+            that are to be left out go first: they have no say in how the others are divided.
+        one_part: only a query or only a gallery part, whose classes may have any number of images.
+    """
+
+    listing: Listing
+    divide: Callable[[Listing], Listing] | None = None
+    one_part: bool = False
 
 
 def merge_query_gallery(query: Listing, gallery: Listing) -> Listing:

@@ -6,6 +6,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from puma_plugin.datasets.class_split import split_by_class
-from puma_plugin.datasets.distribution_dataset import SPLITS, BadImages, DistributionDataset, Split, check_split
+from puma_plugin.datasets.distribution_dataset import (
+    SPLITS,
+    BadImages,
+    DistributionDataset,
+    SmallClasses,
+    Split,
+    check_split,
+)
 from puma_plugin.datasets.errors import DatasetError
-from puma_plugin.datasets.listing import Listing
+from puma_plugin.datasets.listing import Listing, SplitListing
 from puma_plugin.datasets.string_table import StringTable
 
 _REQUIRED = ("path", "label")
@@ -67,6 +75,8 @@ class ManifestDataset(DistributionDataset):
         test_fraction: share of the classes that test, where there is no column ``split``: the last in sorted order.
         min_images: images that each class must have (of query and gallery together; classes of the gallery alone may
             have any number).
+        small_classes: "raise" or "skip", what becomes of classes with fewer; they are left out before the others are
+            split.
 
     Raises:
         DatasetError: an unreadable manifest, a missing column, an unknown split (each with file and line), no rows for
@@ -85,12 +95,16 @@ class ManifestDataset(DistributionDataset):
         root: str | os.PathLike[str] | None = None,
         test_fraction: float = 0.5,
         min_images: int = 2,
+        small_classes: SmallClasses = "raise",
     ) -> None:
         check_split(split)
         table = manifest if isinstance(manifest, Manifest) else read_manifest(manifest, root)
         name = _choose(table, distribution)
-        listing, one_part = list_manifest_split(table, name, split, test_fraction)
-        super().__init__(listing, name, split, transform, bad_images, known_bad, 1 if one_part else min_images)
+        listed = list_manifest_split(table, name, split, test_fraction)
+        least = 1 if listed.one_part else min_images
+        super().__init__(
+            listed.listing, name, split, transform, bad_images, known_bad, least, small_classes, listed.divide
+        )
 
 
 def read_manifest(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Manifest:
@@ -249,12 +263,8 @@ def _choose(table: Manifest, distribution: str | None) -> str:
     return names[0] if distribution is None else distribution
 
 
-def list_manifest_split(table: Manifest, name: str, split: Split, test_fraction: float = 0.5) -> tuple[Listing, bool]:
-    """The images of a split by the rules of :class:`ManifestDataset`, without looking at the number per class.
-
-    Returns:
-        the listing, and whether it is only a query or only a gallery part.
-    """
+def list_manifest_split(table: Manifest, name: str, split: Split, test_fraction: float = 0.5) -> SplitListing:
+    """The images of a split by the rules of :class:`ManifestDataset`, without looking at the number per class."""
     dataset = f"{name} ({split})"
     mine = _rows_of(table, name)
     whole = Listing(table.base, table.keys, table.labels, table.label_names)
@@ -262,8 +272,10 @@ def list_manifest_split(table: Manifest, name: str, split: Split, test_fraction:
     parts = {SPLITS[number]: mine[numbers == number] for number in np.unique(numbers).tolist() if number >= 0}
     one_part = split in ("query", "gallery") and split in parts
     _require_apart(table, parts, name)
+    divide = None
     if not parts:
-        listing = split_by_class(whole.take(mine), test_fraction, split == "train", dataset)
+        listing = whole.take(mine)
+        divide = partial(split_by_class, test_fraction=test_fraction, train=split == "train", dataset=dataset)
     elif split == "test" and {"query", "gallery"} & parts.keys():
         listing = _with_masks(table, whole, parts, dataset)
     else:
@@ -275,7 +287,7 @@ def list_manifest_split(table: Manifest, name: str, split: Split, test_fraction:
             )
         listing = whole.take(parts[wanted])
     _require_distinct(listing, table, dataset)
-    return listing, one_part
+    return SplitListing(listing, divide, one_part)
 
 
 def list_manifest_distribution(table: Manifest, name: str) -> Listing:

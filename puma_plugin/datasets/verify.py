@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from puma_plugin.datasets.benchmark import BENCHMARK, benchmark_names
 from puma_plugin.datasets.benchmark_dataset import BenchmarkDataset, Location
 from puma_plugin.datasets.class_split import shared_classes
-from puma_plugin.datasets.distribution_dataset import Split
+from puma_plugin.datasets.distribution_dataset import SmallClasses, Split
 from puma_plugin.datasets.errors import DatasetError, DatasetNotFoundError
 from puma_plugin.datasets.image_files import (
     find_defects,
@@ -21,7 +21,7 @@ from puma_plugin.datasets.image_files import (
     subfolders,
 )
 from puma_plugin.datasets.image_folder import list_folder_split
-from puma_plugin.datasets.listing import Listing
+from puma_plugin.datasets.listing import Listing, SplitListing
 from puma_plugin.datasets.manifest import Manifest, list_manifest_split, read_manifest
 from puma_plugin.datasets.verify_report import BadFile, DatasetReport, SplitCount, VerifyReport
 
@@ -66,6 +66,7 @@ def verify_own(
     progress: Progress | None = None,
     min_images: int = 2,
     root: str | os.PathLike[str] | None = None,
+    small_classes: SmallClasses = "raise",
 ) -> VerifyReport:
     """Look over distributions of one's own.
 
@@ -74,6 +75,8 @@ def verify_own(
         open_images, workers, progress: see :func:`verify_datasets`.
         min_images: images that each class must have, as in the settings of the training to come.
         root: of a manifest, the folder that its paths are relative to; None: the manifest's.
+        small_classes: "raise" or "skip", as in the settings of the training to come. With "skip" classes with fewer
+            images are noted and not counted.
 
     Raises:
         DatasetError: ``source`` does not exist or holds no distribution.
@@ -93,12 +96,13 @@ def verify_own(
             f"are its classes; give the folder above, {os.path.dirname(path)}"
         )
     reports = [
-        _verify_own(path, name, read, min_images, open_images, workers, progress) for name, read in readers.items()
+        _verify_own(path, name, read, min_images, small_classes, open_images, workers, progress)
+        for name, read in readers.items()
     ]
     return VerifyReport(path, reports)
 
 
-def _own_readers(path: str, root: str | os.PathLike[str] | None) -> dict[str, Callable[[Split], Listing]]:
+def _own_readers(path: str, root: str | os.PathLike[str] | None) -> dict[str, Callable[[Split], SplitListing]]:
     if os.path.isfile(path):
         table = read_manifest(path, root)
         return {name: partial(_read_manifest_part, table, name) for name in table.distribution_names}
@@ -107,19 +111,20 @@ def _own_readers(path: str, root: str | os.PathLike[str] | None) -> dict[str, Ca
     return {name: partial(_read_folder_part, os.path.join(path, name), name) for name in subfolders(path)}
 
 
-def _read_manifest_part(table: Manifest, name: str, split: Split) -> Listing:
-    return list_manifest_split(table, name, split)[0]
+def _read_manifest_part(table: Manifest, name: str, split: Split) -> SplitListing:
+    return list_manifest_split(table, name, split)
 
 
-def _read_folder_part(folder: str, name: str, split: Split) -> Listing:
+def _read_folder_part(folder: str, name: str, split: Split) -> SplitListing:
     return list_folder_split(folder, split, name)
 
 
 def _verify_own(
     path: str,
     name: str,
-    read: Callable[[Split], Listing],
+    read: Callable[[Split], SplitListing],
     min_images: int,
+    small_classes: SmallClasses,
     open_images: bool,
     workers: int | None,
     progress: Progress | None,
@@ -127,35 +132,50 @@ def _verify_own(
     folder = path if os.path.isfile(path) else os.path.join(path, name)
     report = DatasetReport(name, name, _OWN_LAYOUTS, True, folder)
     faults: dict[str, list[str]] = {}  # what is wrong -> with which splits
+    left_out: dict[str, list[str]] = {}  # which classes -> of which splits
+    used: set[str] = set()
     listings: dict[str, Listing] = {}
     splits: tuple[Split, ...] = ("train", "test")
     for split in splits:
         try:
-            listing = listings[split] = read(split)
+            listed = read(split)
+            listing = listed.listing
+            small = listing.short_classes(min_images)
+            if small_classes == "skip" and len(small):
+                left_out.setdefault(_small(listing, small, min_images), []).append(split)
+                used.update(listing.keys)
+                listing = listing.without(small)
+            listing = listings[split] = listing if listed.divide is None else listed.divide(listing)
         except DatasetError as error:
             faults.setdefault(str(error).removeprefix(f"{name} ({split}): "), []).append(split)
             continue
         report.splits[split] = SplitCount(len(listing.class_names), len(listing), None, None)
-        if len(listing.class_names) == 1:
-            report.problems.append(f"{split}: one class only, {listing.class_names[0]!r}; add classes, two are needed")
+        if len(listing.class_names) < 2:
+            only = f"one class only, {listing.class_names[0]!r}" if len(listing) else "no class is left"
+            report.problems.append(f"{split}: {only}; add classes, two are needed")
         short = listing.short_classes(min_images)
         if len(short):
-            first, fewest = listing.class_names[short[0]], int(listing.counts()[short].min())
             report.problems.append(
-                f"{split}: {len(short):,} {'classes have' if len(short) > 1 else 'class has'} fewer than {min_images} "
-                f"images, the first is {first!r}; add images, remove such classes, or train with --data.min_images "
-                f"{fewest}"
+                f"{split}: {_small(listing, short, min_images)}; add images, leave such classes out "
+                "(--data.small_classes skip), or train with --data.min_images "
+                f"{int(listing.counts()[short].min())}"
             )
     report.problems += [f"{', '.join(which)}: {fault}" for fault, which in faults.items()]
+    report.notes += [f"{', '.join(which)}: left out: {what}" for what, which in left_out.items()]
     if len(listings) == 2:
         shared = shared_classes(listings["train"].class_names, listings["test"].class_names)
         report.notes += [shared] if shared else []
     if os.path.isdir(folder):
         # A split that cannot be read uses files too; which, is not known.
-        used = None if faults else {key for listing in listings.values() for key in listing.keys}
-        report.left_aside = left_aside(folder, used)
+        used.update(key for listing in listings.values() for key in listing.keys)
+        report.left_aside = left_aside(folder, None if faults else used)
     _check_files(listings, report, open_images, workers, progress)
     return report
+
+
+def _small(listing: Listing, short: NDArray[np.int64], min_images: int) -> str:
+    have = "classes have" if len(short) > 1 else "class has"
+    return f"{len(short):,} {have} fewer than {min_images} images, the first is {listing.class_names[short[0]]!r}"
 
 
 def _verify(

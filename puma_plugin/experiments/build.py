@@ -26,6 +26,28 @@ class Normalise(nn.Module):
         return functional.normalize(features, dim=-1)
 
 
+def check_backbone(config: ModelConfig) -> None:
+    """Look whether timm knows the model and the weight file is there.
+
+    Raises:
+        ValueError: naming the setting, and models with similar names.
+    """
+    if config.backbone == "embedded":
+        return
+    if not timm.is_model(config.backbone):
+        similar = difflib.get_close_matches(config.backbone, timm.list_models() + timm.list_pretrained(), 5)
+        hint = f"; similar: {', '.join(similar)}" if similar else ""
+        raise ValueError(f"model.backbone is {config.backbone!r}, which timm {timm.__version__} does not know{hint}")
+    if config.weights not in ("pretrained", "none") and not _weight_file(config).is_file():
+        raise ValueError(
+            f"model.weights is {str(_weight_file(config))!r}, which is no file; give pretrained, none or a weight file"
+        )
+
+
+def _weight_file(config: ModelConfig) -> Path:
+    return Path(config.weights).expanduser()
+
+
 def build_backbone(config: ModelConfig, image_size: int | None = None) -> nn.Module:
     """The timm model without its classifier.
 
@@ -42,10 +64,7 @@ def build_backbone(config: ModelConfig, image_size: int | None = None) -> nn.Mod
                 f"data.image_size is {image_size}, but the embedded backbone takes 32 pixels; leave it out"
             )
         return _embedded_backbone(config.weights)
-    if not timm.is_model(config.backbone):
-        similar = difflib.get_close_matches(config.backbone, timm.list_models() + timm.list_pretrained(), 5)
-        hint = f"; similar: {', '.join(similar)}" if similar else ""
-        raise ValueError(f"model.backbone is {config.backbone!r}, which timm {timm.__version__} does not know{hint}")
+    check_backbone(config)
     size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     if config.weights == "pretrained":
         try:
@@ -61,7 +80,7 @@ def build_backbone(config: ModelConfig, image_size: int | None = None) -> nn.Mod
     except (TypeError, AssertionError) as error:
         raise ValueError(f"{config.backbone} cannot be built for data.image_size {image_size} ({error})") from error
     if config.weights != "none":
-        _load_file(model, Path(config.weights).expanduser())
+        _load_file(model, _weight_file(config))
     return model
 
 
@@ -73,8 +92,6 @@ def _embedded_backbone(weights: str) -> nn.Module:
 
 
 def _load_file(model: nn.Module, path: Path) -> None:
-    if not path.is_file():
-        raise ValueError(f"model.weights is {str(path)!r}, which is no file; give pretrained, none or a weight file")
     filter_fn = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     try:
         outcome = load_checkpoint(model, str(path), strict=False, filter_fn=filter_fn, weights_only=True)

@@ -1,7 +1,7 @@
 """The comparison of methods: which jobs, in which order, and what comes of them."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
@@ -12,6 +12,7 @@ from rich.console import Console
 from puma_plugin.experiments.comparison_config import ComparisonConfig
 from puma_plugin.experiments.config import DataConfig
 from puma_plugin.experiments.display import JobDisplay
+from puma_plugin.experiments.early_checks import check_settings
 from puma_plugin.experiments.identity import data_digest
 from puma_plugin.experiments.jobs import Job, run_job
 from puma_plugin.experiments.machine import available_cores
@@ -23,6 +24,15 @@ from puma_plugin.experiments.training import choose_device
 from puma_plugin.utils import atomic_write, json_ready
 
 Display = Callable[..., AbstractContextManager[Any]]
+
+
+@contextmanager
+def _of_row(method: Method) -> Iterator[None]:
+    """What is refused is told with the row's name."""
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        raise ValueError(f"{method.label}: {error}") from error
 
 
 class Comparison:
@@ -43,9 +53,14 @@ class Comparison:
         free = 0 if alone else min(2, available_cores())
         self.workers = free if config.workers is None else config.workers
         self._digests: dict[str, str | None] = {}
+        self._checked: set[str] = set()
 
     def _job(self, method: Method, multiplier: float, data_seed: int, seed: int, **changes: Any) -> Job:
         config = method.configure(self.config.train, multiplier, data_seed, seed)
+        if method.key not in self._checked:
+            with _of_row(method):
+                check_settings(config)
+            self._checked.add(method.key)
         return Job(
             method,
             multiplier,
@@ -143,10 +158,8 @@ class Comparison:
                     f"train.data.validation_fraction is {fraction}, which holds out two classes of no distribution, so "
                     f"the rates {self.config.grid} cannot be judged; raise it, or give a single rate in grid"
                 )
-            try:
+            with _of_row(job.method):
                 make_run(job.config, splits[data], minimum_steps=job.minimum_steps).prepare()
-            except (ValueError, ImportError) as error:
-                raise ValueError(f"{job.method.label}: {error}") from error
             sentences.update(dict.fromkeys(small_distributions(job.config, splits[data])))
         for sentence in sentences:
             self.console.print(sentence, highlight=False, markup=False, soft_wrap=True)

@@ -43,6 +43,8 @@ class DataConfig:
         known_bad: with "skip": a report of `puma datasets verify --open-images --report FILE`, so that the images need
             not be opened again.
         min_images: images that each class of a manifest or of image folders must have.
+        small_classes: "raise" for classes with fewer, or "skip": their images are left out, counted, and listed in
+            metrics.json, before classes are split.
         check_counts: compare the benchmark's class counts with the published ones; false for a reduced copy.
         test_fraction: share of the classes that goes to the test in a class-disjoint split; the first classes in
             sorted order train, as the metric learning benchmarks do, unless `shuffle_classes` is true.
@@ -73,6 +75,7 @@ class DataConfig:
     bad_images: Literal["raise", "skip"] = "raise"
     known_bad: str | None = None
     min_images: int = 2
+    small_classes: Literal["raise", "skip"] = "raise"
     check_counts: bool = True
     test_fraction: float = 0.5
     shuffle_classes: bool = False
@@ -108,6 +111,11 @@ class DataConfig:
             "data.known_bad is given with data.bad_images raise; set data.bad_images to skip, or remove it",
         )
         require(self.min_images >= 1, f"data.min_images is {self.min_images}; give 1 or more")
+        require(
+            self.small_classes == "raise" or self.kind in ("image_folders", "manifest"),
+            f"data.small_classes is {self.small_classes}, but the classes of data.kind {self.kind} are fixed; "
+            "remove it",
+        )
         require(
             self.names is None or len(set(self.names)) == len(self.names) > 0,
             f"data.names is {self.names}; give different names, one or more, or null for all",

@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from puma_plugin.experiments import intervals
 from puma_plugin.experiments.baseline import read_baseline
 from puma_plugin.experiments.config import CHECKPOINT, SETTINGS, WEIGHTS, EvaluateConfig, TrainConfig
 from puma_plugin.experiments.display import JobDisplay
+from puma_plugin.experiments.early_checks import check_settings
 from puma_plugin.experiments.machine import provenance
 from puma_plugin.experiments.methods import METHODS
 from puma_plugin.experiments.pool import Event
@@ -86,6 +87,23 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], within: str 
     return found
 
 
+def _as_known_now(before: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    """Settings of an earlier version as this one has them.
+
+    What it did not know has its default, which leaves everything as it was; what is no longer known decides nothing.
+    """
+    known: dict[str, Any] = {}
+    for part in fields(config):
+        value = getattr(config, part.name)
+        if is_dataclass(value):
+            known[part.name] = _as_known_now(before.get(part.name, {}), value)
+        elif part.name in before:
+            known[part.name] = before[part.name]
+        else:
+            known[part.name] = part.default if part.default_factory is MISSING else part.default_factory()
+    return known
+
+
 def _check_resume(config: TrainConfig, folder: Path, resume: bool) -> None:
     started = any(folder.glob(f"{Path(CHECKPOINT).stem}*")) or (folder / WEIGHTS).exists()
     if started and not resume:
@@ -94,9 +112,8 @@ def _check_resume(config: TrainConfig, folder: Path, resume: bool) -> None:
         return
     if not can_resume(config):
         raise ValueError(f"--resume was given, but {folder / CHECKPOINT} does not exist; start without it")
-    before, now = json.loads((folder / SETTINGS).read_text(encoding="utf-8")), settings_of(config)
-    # A setting that only an earlier version had decides nothing any more.
-    if odd := _differences({name: before.get(name) for name in now}, now):
+    before = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    if odd := _differences(json_ready(_as_known_now(before, config)), settings_of(config)):
         raise ValueError(
             f"--resume needs the settings that {folder} was started with; different: {'; '.join(odd)}; give those, or "
             "start without --resume in another --out"
@@ -126,6 +143,7 @@ def train(config: TrainConfig, resume: bool, command: str, console: Console) -> 
         processes.from_first(lambda: _check_resume(config, folder, resume))
         if config.threads is not None:
             torch.set_num_threads(config.threads)
+        processes.from_first(lambda: check_settings(config, processes))
         splits = processes.from_first(lambda: load_splits(config.data))
         _describe(splits, shown)
         for sentence in small_distributions(config, splits):
@@ -185,6 +203,7 @@ def evaluate(
         path = weights / WEIGHTS if weights.is_dir() else weights
         if path.name == CHECKPOINT:
             raise ValueError(f"--checkpoint is {path}, which is what --resume goes on from; give its folder")
+        processes.from_first(lambda: check_settings(config, processes, trains=False))
         splits = processes.from_first(lambda: load_test(config.data))
         if other is not None and not set(other["per_class"]) & set(splits.names):
             raise ValueError(

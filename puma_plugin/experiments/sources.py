@@ -47,8 +47,12 @@ def _reading(config: DataConfig) -> dict[str, Any]:
     return {"bad_images": config.bad_images, "known_bad": config.known_bad}
 
 
+def _reading_own(config: DataConfig) -> dict[str, Any]:
+    return {"min_images": config.min_images, "small_classes": config.small_classes, **_reading(config)}
+
+
 def _whole(read: Callable[[], Listing], name: str, config: DataConfig) -> DistributionDataset:
-    return DistributionDataset(read(), name, None, min_images=config.min_images, **_reading(config))
+    return DistributionDataset(read(), name, None, **_reading_own(config))
 
 
 def _folders(config: DataConfig) -> list[Source]:
@@ -64,7 +68,7 @@ def _folders(config: DataConfig) -> list[Source]:
     sources = []
     for name in _chosen(config, list(folders)):
         folder = os.path.abspath(os.path.expanduser(folders[name]))
-        read_part = partial(ImageFolder, folder, name=name, min_images=config.min_images, **_reading(config))
+        read_part = partial(ImageFolder, folder, name=name, **_reading_own(config))
         read_whole = partial(_whole, partial(list_image_folder, folder, f"distribution {name}"), name, config)
         sources.append(Source(name, folder, has_split_folders(folder), read_part, read_whole))
     return sources
@@ -75,9 +79,8 @@ def _manifest(config: DataConfig) -> list[Source]:
     table = read_manifest(config.manifest, config.root)
     sources = []
     for name in _chosen(config, table.distribution_names):
-        reading = {"distribution": name, "min_images": config.min_images, **_reading(config)}
         read_whole = partial(_whole, partial(list_manifest_distribution, table, name), name, config)
-        read_part = partial(ManifestDataset, table, **reading)
+        read_part = partial(ManifestDataset, table, distribution=name, **_reading_own(config))
         sources.append(Source(name, table.path, table.has_splits(name), read_part, read_whole))
     return sources
 

@@ -96,7 +96,7 @@ def test_class_with_one_image(data: Path, say: Say) -> None:
     write_image(data / "set1" / "class7" / "only.png", 99)
     line = say()
     assert f"set1: class 'class7' has 1 image ({data / 'set1' / 'class7' / 'only.png'}), 2 are needed" in line
-    assert "add images, remove the class, or pass min_images=1" in line
+    assert "add images, pass small_classes='skip' (--data.small_classes skip) to leave such classes out, or" in line
 
 
 def test_folder_beside_the_split_folders(data: Path, say: Say) -> None:

@@ -330,6 +330,12 @@ def test_an_earlier_run_is_not_overwritten(trained: Path, data: Path, capsys: py
     # Only what differs, and not --threads, which may.
     assert f"that {trained} was started with; different: loss.arguments.scale was " in line
     assert " and is 9; optimizer.lr was 0.001 and is 0.005; give those, or start without --resume" in line
+    # A setting that an earlier version did not know had no effect there.
+    settings = json.loads((trained / "config.json").read_text())
+    del settings["data"]["small_classes"], settings["loss"]["miner"]
+    (trained / "config.json").write_text(json.dumps(settings))
+    assert main([*arguments, "--resume", "--loss.miner", "none"]) == 2
+    assert "different: loss.miner was 'usual' and is 'none'; give" in capsys.readouterr().err
     assert main([*arguments[:-1], str(data / "never"), "--resume"]) == 2
     assert "does not exist; start without it" in capsys.readouterr().err
 

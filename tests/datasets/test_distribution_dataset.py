@@ -146,6 +146,35 @@ def test_lone_class_and_empty_distribution(tmp_path, trees):
         DistributionDataset(empty, "mine", "test")
 
 
+def test_small_classes_are_left_out_counted_and_listed(tmp_path, trees):
+    keys, numbers = ["a/1.jpg", "b/1.jpg", "b/2.jpg", "c/1.jpg", "c/2.jpg"], [0, 1, 1, 2, 2]
+    for key, number in zip(keys, numbers, strict=True):
+        trees.write_jpeg(tmp_path / key, number)
+    listing = Listing.build(str(tmp_path), keys, numbers, ["a", "b", "c"])
+    warning = r"mine \(train\): 1 of 3 classes have fewer than 2 images and are left out \(1 image\), the first is 'a'"
+    with pytest.warns(UserWarning, match=warning):
+        dataset = DistributionDataset(listing, "mine", min_images=2, small_classes="skip")
+    assert dataset.class_names == ["b", "c"]
+    assert dataset.targets.tolist() == [0, 0, 1, 1]
+    assert [(item.key, item.reason) for item in dataset.skipped] == [("a/1.jpg", "class 'a' has 1 image, 2 are needed")]
+
+    # Small because of unreadable images, or nothing left of it.
+    (tmp_path / "b/2.jpg").write_bytes(b"")
+    (tmp_path / "a/1.jpg").write_bytes(b"")
+    bad = pytest.warns(UserWarning, match="2 of 5 images")
+    with bad, pytest.raises(DatasetError, match=r"class 'a' has no readable image left .*small_classes='skip'"):
+        DistributionDataset(listing, "mine", bad_images="skip")
+    with bad, pytest.warns(UserWarning, match="1 of 2 classes"):
+        dataset = DistributionDataset(listing, "mine", bad_images="skip", min_images=2, small_classes="skip")
+    assert list(dataset.item_keys) == ["c/1.jpg", "c/2.jpg"]
+    assert [item.key for item in dataset.skipped] == ["a/1.jpg", "b/2.jpg", "b/1.jpg"]
+    every = pytest.warns(UserWarning, match="3 of 3 classes")
+    with every, pytest.raises(DatasetError, match=r"none of the 3 classes below .* has 3 images"):
+        DistributionDataset(listing, "mine", min_images=3, small_classes="skip")
+    with pytest.raises(ValueError, match="small_classes is 'drop'; give 'raise' or 'skip'"):
+        DistributionDataset(listing, "mine", small_classes="drop")
+
+
 def test_listing_numbers_classes():
     listing = Listing.build("/b", ["x", "y", "z", "w"], [7, 3, 7, 12], {7: "seven", 3: "n", 12: "n"})
     assert listing.targets.tolist() == [1, 0, 1, 2]

@@ -77,6 +77,29 @@ def test_distractors_may_be_alone(tmp_path, trees):
         ImageFolder(tmp_path, "test", min_images=3)
 
 
+def test_small_classes_have_no_say_in_the_split(tmp_path, trees):
+    """The training classes are those of the folder without the small ones: no class trains here and tests there."""
+    _make(trees, tmp_path, "abcd", 2)
+    parts = {split: ImageFolder(tmp_path, split).class_names for split in ("train", "test")}
+    _make(trees, tmp_path, ["0", "1", "2"], 1)
+    for split, names in parts.items():
+        with pytest.warns(UserWarning, match="3 of 7 classes have fewer than 2 images"):
+            dataset = ImageFolder(tmp_path, split, small_classes="skip")
+        assert dataset.class_names == names
+        assert dataset.num_skipped == 3
+    assert parts == {"train": ["a", "b"], "test": ["c", "d"]}
+
+
+def test_small_query_classes_are_left_out_with_their_gallery(tmp_path, trees):
+    _make(trees, tmp_path, ["c", "d"], 1, prefix="query")
+    _make(trees, tmp_path, ["c", "x"], 1, prefix="gallery")
+    _make(trees, tmp_path, ["d"], 2, prefix="gallery")
+    with pytest.warns(UserWarning, match="1 of 3 classes"):
+        test = ImageFolder(tmp_path, "test", min_images=3, small_classes="skip")
+    assert list(test.item_keys) == ["query/d/0.jpg", "gallery/d/0.jpg", "gallery/d/1.jpg", "gallery/x/0.jpg"]
+    assert len(ImageFolder(tmp_path, "query", min_images=3, small_classes="skip")) == 2
+
+
 def test_query_class_without_gallery(tmp_path, trees):
     _make(trees, tmp_path, ["c", "lost"], prefix="query")
     _make(trees, tmp_path, ["c"], prefix="gallery")

@@ -318,7 +318,7 @@ def test_own_folders(own, trees, capsys):
     assert main(["verify", str(own), "--own", "--open-images", "--report", str(own / "r.json")]) == 1
     out = capsys.readouterr().out
     assert "ready: split; would fail: few, good, lone, nothing" in out
-    advice = "add images, remove such classes, or train with --data.min_images 1"
+    advice = "add images, leave such classes out (--data.small_classes skip), or train with --data.min_images 1"
     assert f"problem: test: 1 class has fewer than 2 images, the first is 'c'; {advice}\n" in out
     assert "problem: train: one class only, 'a'; add classes, two are needed" in out
     # Said once for both splits, with the distribution's own folder above.
@@ -341,8 +341,13 @@ def test_own_distributions_looked_for_as_the_benchmark(own, capsys):
 def test_own_by_the_settings_of_the_training(own, capsys):
     (own / "split" / "test" / "d" / "2.jpg").unlink()
     assert main(["verify", str(own), "--own", "--min-images", "3"]) == 1
-    text = "problem: test: 1 class has fewer than 3 images, the first is 'd'; add images, remove such classes, or train"
-    assert f"{text} with --data.min_images 2\n" in capsys.readouterr().out
+    text = "problem: test: 1 class has fewer than 3 images, the first is 'd'; add images, leave such classes out ("
+    assert f"{text}--data.small_classes skip), or train with --data.min_images 2\n" in capsys.readouterr().out
+    # Of two test classes one is left.
+    assert main(["verify", str(own), "--own", "--min-images", "3", "--small-classes", "skip"]) == 1
+    out = capsys.readouterr().out
+    assert "note: test: left out: 1 class has fewer than 3 images, the first is 'd'\n" in out
+    assert "problem: test: one class only, 'c'; add classes, two are needed\n" in out
     (own / "split" / "test" / "d" / "1.jpg").unlink()
     assert main(["verify", str(own), "--own", "--min-images", "1"]) == 0
 
@@ -353,11 +358,24 @@ def test_own_by_the_settings_of_the_training(own, capsys):
     assert main(["verify", str(own / "lists" / "m.csv"), "--own", "--image-root", str(own)]) == 0
     for arguments, match in [
         ([str(own), "--min-images", "1"], "go with --own"),
+        ([str(own), "--small-classes", "skip"], "go with --own"),
         ([str(own), "--own", "--min-images", "0"], "min_images must be at least 1, got 0"),
         ([str(own), "--own", "--image-root", str(own)], "root is for a manifest's paths"),
     ]:
         with pytest.raises(ValueError, match=match):
             main(["verify", *arguments])
+
+
+def test_own_small_classes(own, trees, capsys):
+    """Left out before the others are split, and not counted among the files that nobody looks at."""
+    trees.write_jpeg(own / "good" / "e" / "0.jpg", 1)
+    assert main(["verify", str(own), "--own", "--small-classes", "skip"]) == 0
+    out = capsys.readouterr().out
+    assert "note: train, test: left out: 1 class has fewer than 2 images, the first is 'e'\n" in out
+    assert "test    2 classes, 6 images" in out
+    assert "not used" not in out
+    assert main(["verify", str(own), "--own", "--small-classes", "skip", "--min-images", "9"]) == 1
+    assert "problem: test: no class is left; add classes, two are needed" in capsys.readouterr().out
 
 
 def test_own_manifest(own, capsys):

@@ -30,6 +30,7 @@ FOLDERS = {"a": "/data/a"}
         (lambda: DataConfig(root="/data", names=["a", "a"]), "data.names is ['a', 'a']"),
         (lambda: DataConfig(folders=FOLDERS, known_bad="a.json"), "data.bad_images raise"),
         (lambda: DataConfig(folders=FOLDERS, min_images=0), "data.min_images is 0"),
+        (lambda: DataConfig(kind="embedded", small_classes="skip"), "the classes of data.kind embedded are fixed"),
         (lambda: DataConfig(folders=FOLDERS, test_fraction=1.0), "data.test_fraction is 1.0"),
         (lambda: DataConfig(folders=FOLDERS, validation_fraction=-0.1), "data.validation_fraction is -0.1"),
         (lambda: DataConfig(folders=FOLDERS, shots=0), "data.shots is 0"),

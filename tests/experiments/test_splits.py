@@ -254,6 +254,12 @@ def test_a_class_with_one_image(tmp_path: Path, write_classes) -> None:
     with pytest.raises(ValueError, match=r"cars: class 'b' has 1 image \(.*cars/b/00.png\), 2 are needed"):
         load_splits(DataConfig(**config))
     assert len(load_splits(DataConfig(min_images=1, **config)).train["cars"]) == 4
+    write_classes(tmp_path / "cars", {"e": 3})
+    with pytest.warns(UserWarning, match="1 of 5 classes have fewer than 2 images"):
+        splits = load_splits(DataConfig(small_classes="skip", **config))
+    assert splits.train["cars"].class_names == ["a", "c"]
+    assert splits.test["cars"].class_names == ["d", "e"]
+    assert splits.skipped == {"cars": {"b/00.png": "class 'b' has 1 image, 2 are needed"}}
 
 
 def test_a_test_without_any_pair_is_refused(tmp_path: Path, write_classes) -> None:

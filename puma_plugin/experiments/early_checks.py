@@ -1,0 +1,33 @@
+"""What is wrong with the settings whatever the images are, said before a million of them are listed."""
+
+from puma_plugin.datasets import read_few_shot
+from puma_plugin.experiments.build import check_backbone
+from puma_plugin.experiments.config import TrainConfig
+from puma_plugin.experiments.loss import images_per_class, make_loss, make_miner
+from puma_plugin.experiments.methods import METHODS
+from puma_plugin.experiments.processes import Processes
+from puma_plugin.experiments.training import ALONE, choose_device
+
+
+def check_settings(config: TrainConfig, processes: Processes = ALONE, trains: bool = True) -> None:
+    """Refuse a device, backbone, weight file, loss, miner or few-shot split that cannot be used.
+
+    Nothing is downloaded, and of the images nothing is read. What hangs on them (batch sizes, class counts) is refused
+    when the run is made.
+
+    Args:
+        trains: False for an evaluation, which has no loss and no few-shot split.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    choose_device(config.device, processes)
+    check_backbone(config.model)
+    if not trains:
+        return
+    if METHODS[config.model.method].trained:
+        make_loss(config.loss, 2, config.model.embedding_size)
+        make_miner(config.loss)
+        images_per_class(config.loss)
+    if config.data.few_shot is not None:
+        read_few_shot(config.data.few_shot)
