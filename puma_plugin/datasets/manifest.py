@@ -146,7 +146,7 @@ def _csv_rows(file: str) -> Iterator[Row]:
                         f"{len(heading)}; quote values that contain a comma"
                     )
                 if row:
-                    yield tuple(row)
+                    yield tuple(value.strip() for value in row)
         except (csv.Error, UnicodeDecodeError) as error:
             raise DatasetError(
                 f"line {reader.line_num + 1} of manifest {file} cannot be read ({error}); save it as CSV in UTF-8"
@@ -166,12 +166,17 @@ def _parquet_rows(file: str) -> Iterator[Row]:
         columns = [name for name in table.schema_arrow.names if name in _COLUMNS]
         yield tuple(columns or table.schema_arrow.names)
         for batch in table.iter_batches(batch_size=16384, columns=columns):
-            values = [
-                [None if value is None else str(value) for value in column.to_pylist()] for column in batch.columns
-            ]
+            values = [[_text(value) for value in column.to_pylist()] for column in batch.columns]
             yield from zip(*values, strict=True)
     except (ArrowException, OSError) as error:
         raise DatasetError(f"manifest {file} is no readable Parquet file ({error}); write it again") from error
+
+
+def _text(value: Any) -> str | None:
+    """A cell of a Parquet table; missing values may also come as NaN."""
+    if value is None or value != value:
+        return None
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value).strip()
 
 
 class _Names:
@@ -237,8 +242,10 @@ def _in_order(labels: Iterable[str]) -> list[str]:
 
 
 def _relative(path: str, base: str, file: str, number: int) -> str:
+    if "//" in path or "/." in path or path.startswith("."):
+        path = os.path.normpath(path)  # one file, one key
     if not os.path.isabs(path):
-        return path.replace(os.sep, "/").removeprefix("./")
+        return path.replace(os.sep, "/")
     if not path.startswith(os.path.join(base, "")):
         raise DatasetError(
             f"row {number} of manifest {file} has the path {path}, which is not below {base}; give the common folder "

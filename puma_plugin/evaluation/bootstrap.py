@@ -147,7 +147,7 @@ def compare_results(
     samples = _samples(first, replicates, seed), _samples(second, replicates, seed if paired else seed + 1)
     # Joint figures and means over distributions mean the same only if the distributions are the same.
     same = set(first.parts) == set(second.parts)
-    common = [name for name in points[0] if name in points[1] and (same or "per_distribution." in name)]
+    common = [name for name in points[0] if name in points[1] and (same or name.startswith("per_distribution."))]
     return Comparison(
         _intervals(
             {name: points[0][name] - points[1][name] for name in common},

@@ -77,7 +77,8 @@ def embed(
     """Embed every item of ``dataset`` with ``model`` in evaluation mode and without gradients.
 
     Under an initialised ``torch.distributed`` each rank embeds every world-size-th item, and every rank gets the whole
-    result in dataset order, each item once, whatever the remainder.
+    result in dataset order, each item once, whatever the remainder; buffers of the model that differ among ranks, as
+    the running statistics of batch norms do, become those of rank 0.
 
     Args:
         model: images (B, ...) -> (B, D). A module is put into eval mode and back.
@@ -111,6 +112,8 @@ def embed(
     # DistributedDataParallel would exchange buffers in every pass, but the number of batches may differ by rank.
     model = model.module if isinstance(model, DistributedDataParallel) else model
     module = model if isinstance(model, torch.nn.Module) else None
+    if module is not None and world > 1:
+        _equalise_buffers(module)
     target = torch.device(device) if device is not None else _device_of(module)
     chunks = []
     with torch.no_grad(), _eval_mode(module), _autocast(target, amp_dtype):
@@ -172,6 +175,15 @@ def _distributed() -> bool:
 def _device_of(module: torch.nn.Module | None) -> torch.device:
     parameter = next(module.parameters(), None) if module is not None else None
     return parameter.device if parameter is not None else torch.device("cpu")
+
+
+def _equalise_buffers(module: torch.nn.Module) -> None:
+    parameters = dict(module.named_parameters())
+    own = {name: tensor for name, tensor in module.state_dict().items() if name not in parameters}
+    first: list[Any] = [{name: tensor.cpu() for name, tensor in own.items() if isinstance(tensor, torch.Tensor)}]
+    dist.broadcast_object_list(first, src=0)
+    for name, value in first[0].items():
+        own[name].copy_(value)
 
 
 @contextlib.contextmanager

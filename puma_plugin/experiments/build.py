@@ -3,7 +3,6 @@
 import difflib
 import sys
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
@@ -65,10 +64,9 @@ def build_backbone(config: ModelConfig, image_size: int | None = None) -> nn.Mod
             )
         return _embedded_backbone(config.weights)
     check_backbone(config)
-    size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     if config.weights == "pretrained":
         try:
-            return timm.create_model(config.backbone, pretrained=True, num_classes=0, **size)
+            return _create(config.backbone, True, image_size)
         except Exception as error:
             cause = (str(error) or type(error).__name__).splitlines()[0]
             raise ValueError(
@@ -76,12 +74,23 @@ def build_backbone(config: ModelConfig, image_size: int | None = None) -> nn.Mod
                 "file, or to none for random weights"
             ) from error
     try:
-        model = timm.create_model(config.backbone, pretrained=False, num_classes=0, **size)
+        model = _create(config.backbone, False, image_size)
     except (TypeError, AssertionError) as error:
         raise ValueError(f"{config.backbone} cannot be built for data.image_size {image_size} ({error})") from error
     if config.weights != "none":
         _load_file(model, _weight_file(config))
     return model
+
+
+def _create(name: str, pretrained: bool, image_size: int | None) -> nn.Module:
+    if image_size is not None:
+        try:
+            return timm.create_model(name, pretrained=pretrained, num_classes=0, img_size=image_size)
+        except TypeError as error:
+            # Convolutional networks need not be told.
+            if "unexpected keyword argument 'img_size'" not in str(error):
+                raise
+    return timm.create_model(name, pretrained=pretrained, num_classes=0)
 
 
 def _embedded_backbone(weights: str) -> nn.Module:

@@ -21,7 +21,7 @@ from puma_plugin.experiments.pool import TaskError, run_tasks
 from puma_plugin.experiments.separate import make_run, small_distributions
 from puma_plugin.experiments.splits import Splits, check_readable, load_splits
 from puma_plugin.experiments.training import choose_device
-from puma_plugin.utils import atomic_write, json_ready
+from puma_plugin.utils import atomic_write, folder_lock, json_ready
 
 Display = Callable[..., AbstractContextManager[Any]]
 
@@ -169,7 +169,12 @@ class Comparison:
 
         Raises:
             TaskError: a job failed; says which, and where its traceback lies.
+            ValueError: another comparison is at work in the folder.
         """
+        with folder_lock(self.config.out):
+            return self._run(jobs, title)
+
+    def _run(self, jobs: Sequence[Job], title: str) -> list[dict[str, Any]]:
         kept = {job.key: record for job in jobs if (record := job.finished()) is not None}
         waiting = [job for job in jobs if job.key not in kept]
         for job in jobs:

@@ -10,8 +10,8 @@ ModelMethod = Literal[
     "puma", "adapters", "adaptformer", "lora", "vpt_shallow", "vpt_deep", "full", "separate", "linear", "frozen"
 ]
 
-# The files of a run: all that is needed to go on, the trained weights, the settings.
-CHECKPOINT, WEIGHTS, SETTINGS = "checkpoint.pt", "model.safetensors", "config.json"
+# The files of a run: all that is needed to go on, the trained weights, the settings, the classes trained on.
+CHECKPOINT, WEIGHTS, SETTINGS, CLASSES = "checkpoint.pt", "model.safetensors", "config.json", "classes.json"
 
 
 def require(condition: bool, message: str) -> None:

@@ -133,6 +133,8 @@ class Job:
 def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     """Run one job, keep its record as JSON, and return it."""
     progress({"stage": "images"})
+    for suffix in (".npz", ".safetensors"):  # of other settings
+        job.path(suffix).unlink(missing_ok=True)
     settings = job.settings()  # of the weight file as it is now
     splits = load_splits(job.config.data)
     try:

@@ -3,8 +3,9 @@
 import json
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -18,11 +19,12 @@ from puma_plugin.evaluation import Embedded, RetrievalResult, bootstrap_interval
 from puma_plugin.evaluation.result import short_name
 from puma_plugin.experiments import intervals
 from puma_plugin.experiments.baseline import read_baseline
-from puma_plugin.experiments.config import CHECKPOINT, SETTINGS, WEIGHTS, EvaluateConfig, TrainConfig
+from puma_plugin.experiments.config import CHECKPOINT, CLASSES, SETTINGS, WEIGHTS, EvaluateConfig, TrainConfig
 from puma_plugin.experiments.display import JobDisplay
 from puma_plugin.experiments.early_checks import check_settings
 from puma_plugin.experiments.machine import provenance
 from puma_plugin.experiments.methods import METHODS
+from puma_plugin.experiments.overrides import with_defaults
 from puma_plugin.experiments.pool import Event
 from puma_plugin.experiments.processes import connected
 from puma_plugin.experiments.report import ReportPictures, write_report
@@ -30,7 +32,7 @@ from puma_plugin.experiments.separate import AnyRun, make_run, small_distributio
 from puma_plugin.experiments.splits import Splits, check_readable, load_splits, load_test
 from puma_plugin.experiments.summary import EXPLANATION, bootstrapped, curves, flat_scores, method_rows
 from puma_plugin.experiments.visuals import embedding_maps, members_of, query_rows
-from puma_plugin.utils import json_ready, write_json
+from puma_plugin.utils import folder_lock, json_ready, write_json
 
 _PAPER_CODE = (
     " Counted as the authors' published code does (protocol paper-code): classes of different distributions may share "
@@ -87,23 +89,6 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], within: str 
     return found
 
 
-def _as_known_now(before: Mapping[str, Any], config: Any) -> dict[str, Any]:
-    """Settings of an earlier version as this one has them.
-
-    What it did not know has its default, which leaves everything as it was; what is no longer known decides nothing.
-    """
-    known: dict[str, Any] = {}
-    for part in fields(config):
-        value = getattr(config, part.name)
-        if is_dataclass(value):
-            known[part.name] = _as_known_now(before.get(part.name, {}), value)
-        elif part.name in before:
-            known[part.name] = before[part.name]
-        else:
-            known[part.name] = part.default if part.default_factory is MISSING else part.default_factory()
-    return known
-
-
 def _check_resume(config: TrainConfig, folder: Path, resume: bool) -> None:
     started = any(folder.glob(f"{Path(CHECKPOINT).stem}*")) or (folder / WEIGHTS).exists()
     if started and not resume:
@@ -112,8 +97,10 @@ def _check_resume(config: TrainConfig, folder: Path, resume: bool) -> None:
         return
     if not can_resume(config):
         raise ValueError(f"--resume was given, but {folder / CHECKPOINT} does not exist; start without it")
-    before = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    if odd := _differences(json_ready(_as_known_now(before, config)), settings_of(config)):
+    now = settings_of(config)
+    before = json_ready(with_defaults(json.loads((folder / SETTINGS).read_text(encoding="utf-8")), config))
+    # A setting that only an earlier version had decides nothing any more.
+    if odd := _differences({name: before[name] for name in now}, now):
         raise ValueError(
             f"--resume needs the settings that {folder} was started with; different: {'; '.join(odd)}; give those, or "
             "start without --resume in another --out"
@@ -138,14 +125,15 @@ def train(config: TrainConfig, resume: bool, command: str, console: Console) -> 
     """
     start = time.monotonic()
     folder = Path(config.out)
-    with connected(config.device, config.process_timeout) as processes:
+    with connected(config.device, config.process_timeout) as processes, ExitStack() as held:
         shown = console if processes.first else Console(quiet=True)
         processes.from_first(lambda: _check_resume(config, folder, resume))
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         processes.from_first(lambda: check_settings(config, processes))
         splits = processes.from_first(lambda: load_splits(config.data))
-        _describe(splits, shown)
+        trained = {name: images.class_names for name, images in splits.train.items()}
+        notes = _describe(splits, trained, shown)
         for sentence in small_distributions(config, splits):
             shown.print(sentence, highlight=False, markup=False, soft_wrap=True)
         with JobDisplay(shown, {"run": METHODS[config.model.method].label}, "Training") as display:
@@ -159,8 +147,11 @@ def train(config: TrainConfig, resume: bool, command: str, console: Console) -> 
             run.prepare()
             if config.data.bad_images == "raise" and not resume:
                 processes.from_first(lambda: check_readable(splits, partial(_show_opening, display)))
+            processes.from_first(lambda: _take(held, config, folder, resume))
             if processes.first:
                 write_json(folder / SETTINGS, settings_of(config))
+                if config.data.kind != "embedded":  # whose names mean other classes with another seed
+                    write_json(folder / CLASSES, trained)
             run.train()
             if processes.first:
                 # Before the test: whatever ends that must not cost the trained weights.
@@ -168,7 +159,13 @@ def train(config: TrainConfig, resume: bool, command: str, console: Console) -> 
             display(Event("progress", "run", {"step": run.steps, "steps": run.steps, "stage": "test"}))
             embedded = run.embed(splits.test)
             display(Event("done", "run"))
-        return _finish(config, run, splits, embedded, command, start, shown)
+        return _finish(config, run, splits, embedded, notes, command, start, shown)
+
+
+def _take(held: ExitStack, config: TrainConfig, folder: Path, resume: bool) -> None:
+    """The folder is this run's until the end, unless another one has begun there meanwhile."""
+    held.enter_context(folder_lock(folder))
+    _check_resume(config, folder, resume)
 
 
 def _show_opening(display: JobDisplay, done: int, images: int) -> None:
@@ -215,21 +212,27 @@ def evaluate(
                 f"--baseline {baseline} was counted with protocol {other['protocol']}, this evaluation is to be with "
                 f"{config.protocol}: their figures mean different things; give --protocol {other['protocol']}"
             )
-        _describe(splits, shown)
+        notes = _describe(splits, _classes_of(path), shown)
         run = make_run(config, splits)
         run.load_model(path)
         embedded = run.embed(splits.test, progress=sys.stderr.isatty())
-        return _finish(config, run, splits, embedded, command, start, shown, baseline, other)
+        return _finish(config, run, splits, embedded, notes, command, start, shown, baseline, other)
 
 
-def _describe(splits: Splits, console: Console) -> None:
+def _classes_of(weights: Path) -> dict[str, list[str]]:
+    """The classes that a run was trained on, by distribution; empty where its folder does not say."""
+    file = weights.parent / CLASSES
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _describe(splits: Splits, trained: Mapping[str, Collection[str]], console: Console) -> list[str]:
+    """Print what there is. Returned are the sentences that the figures have to be read with."""
     for name, sizes in splits.describe().items():
         parts = ", ".join(f"{part} {size['classes']} classes {size['images']} images" for part, size in sizes.items())
         console.print(f"{name}: {parts}", highlight=False, markup=False, soft_wrap=True)
-    notes = {
-        name: shared_classes(train.class_names, splits.test[name].class_names) for name, train in splits.train.items()
-    }
-    sentences = [f"{name}: {note}" for name, note in notes.items() if note]
+    shared = {name: shared_classes(trained.get(name, ()), test.class_names) for name, test in splits.test.items()}
+    notes = [f"{name}: {sentence}" for name, sentence in shared.items() if sentence]
+    sentences = list(notes)
     for name, reasons in splits.skipped.items():
         key, reason = next(iter(reasons.items()))
         sentences.append(
@@ -237,6 +240,7 @@ def _describe(splits: Splits, console: Console) -> None:
         )
     for sentence in sentences:
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+    return notes
 
 
 def _finish(
@@ -244,6 +248,7 @@ def _finish(
     run: AnyRun,
     splits: Splits,
     embedded: Embedded,
+    notes: list[str],
     command: str,
     start: float,
     console: Console,
@@ -257,7 +262,7 @@ def _finish(
     folder = results_folder(config)
     # A training ends with the honest figures; to count otherwise is for an evaluation.
     result = embedded.evaluate(*((tuple(config.ks), config.protocol) if isinstance(config, EvaluateConfig) else ()))
-    metrics = _metrics(config, run, splits, result.to_dict(per_class=True), command, time.monotonic() - start)
+    metrics = _metrics(config, run, splits, result.to_dict(per_class=True), notes, command, time.monotonic() - start)
     comparison = None if other is None else compare_results(metrics["runs"][0]["result"], other)
     if comparison is not None:
         metrics["baseline"] = {"path": str(baseline), **comparison.to_dict()}
@@ -291,7 +296,13 @@ def _show(console: Console, config: TrainConfig, result: RetrievalResult) -> Non
 
 
 def _metrics(
-    config: TrainConfig, run: AnyRun, splits: Splits, result: Mapping[str, Any], command: str, seconds: float
+    config: TrainConfig,
+    run: AnyRun,
+    splits: Splits,
+    result: Mapping[str, Any],
+    notes: list[str],
+    command: str,
+    seconds: float,
 ) -> dict[str, Any]:
     method = config.model.method
     separate = method == "separate"
@@ -331,7 +342,7 @@ def _metrics(
         "accent": method,
         "methods": [row],
         "differences": {},
-        "findings": [],
+        "findings": notes,
         "curves": curves([record], [METHODS[method]]),
         "cards": [],
         "explanation": f"{EXPLANATION} Below each figure: {intervals.METHODS['class']}"

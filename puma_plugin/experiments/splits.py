@@ -1,5 +1,6 @@
 """From a data configuration to training, held-out and test images of every distribution."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -76,10 +77,8 @@ def load_test(config: DataConfig) -> Splits:
     """
     if config.kind == "embedded":
         return Splits({}, {}, dict(_embedded(config.seed, config.domain)[1]))
-    generator = torch.Generator().manual_seed(config.seed)
     skipped: Skipped = {}
-    sources = open_sources(config)
-    test = _read_each(sources, lambda source: _read_test(source, config, generator, skipped))
+    test = _read_each(open_sources(config), lambda source: _read_test(source, config, skipped))
     return Splits({}, {}, test, skipped)
 
 
@@ -100,7 +99,7 @@ def load_splits(config: DataConfig) -> Splits:
     if config.kind == "embedded":
         train, test = (dict(sets) for sets in _embedded(config.seed, config.domain))
     else:
-        both = _read_each(open_sources(config), lambda source: _read_both(source, config, generator, skipped))
+        both = _read_each(open_sources(config), lambda source: _read_both(source, config, skipped))
         train, test = ({name: parts[place] for name, parts in both.items()} for place in (0, 1))
     trained_on = _few_shot(_starve(train) if config.kind == "embedded" and config.starved else dict(train), config)
     validation: ImageSets = {}
@@ -216,20 +215,18 @@ def _few_shot(train: ImageSets, config: DataConfig) -> ImageSets:
     return {name: split.apply(name, images) for name, images in train.items()}
 
 
-def _read_both(
-    source: Source, config: DataConfig, generator: torch.Generator, skipped: Skipped
-) -> tuple[ImageSet, ImageSet]:
+def _read_both(source: Source, config: DataConfig, skipped: Skipped) -> tuple[ImageSet, ImageSet]:
     if _uses_own_split(source, config):
         train, test = source.read_part("train"), source.read_part("test")
         _note_skipped(skipped, source.name, train, test)
         _check_test(source.name, test)
         return train, test
-    kept, taken = _read_divided(source, config, generator, skipped)
+    kept, taken = _read_divided(source, config, skipped)
     _check_test(source.name, taken)
     return kept, taken
 
 
-def _read_test(source: Source, config: DataConfig, generator: torch.Generator, skipped: Skipped) -> ImageSet:
+def _read_test(source: Source, config: DataConfig, skipped: Skipped) -> ImageSet:
     test: ImageSet
     if config.split == "all":
         test = _read_whole(source, config, skipped)
@@ -238,7 +235,7 @@ def _read_test(source: Source, config: DataConfig, generator: torch.Generator, s
         _note_skipped(skipped, source.name, own)
         test = own
     else:
-        test = _read_divided(source, config, generator, skipped)[1]
+        test = _read_divided(source, config, skipped)[1]
     _check_test(source.name, test)
     return test
 
@@ -251,14 +248,20 @@ def _uses_own_split(source: Source, config: DataConfig) -> bool:
     return source.read_whole is None or (config.split in ("auto", "folders") and source.has_split)
 
 
-def _read_divided(
-    source: Source, config: DataConfig, generator: torch.Generator, skipped: Skipped
-) -> tuple[ImageSet, ImageSet]:
+def _read_divided(source: Source, config: DataConfig, skipped: Skipped) -> tuple[ImageSet, ImageSet]:
     whole = _read_whole(source, config, skipped)
     try:
-        return split_classes(whole, config.test_fraction, generator if config.shuffle_classes else None)
+        return split_classes(whole, config.test_fraction, _shuffle(config, source.name))
     except ValueError as error:
         raise DatasetError(f"distribution {source.name}: {error} in {source.place}; add classes") from error
+
+
+def _shuffle(config: DataConfig, name: str) -> torch.Generator | None:
+    """A generator of the distribution's own: its test classes are the same whatever else is read."""
+    if not config.shuffle_classes:
+        return None
+    digest = hashlib.sha256(f"{config.seed}\0{name}".encode(errors="surrogateescape")).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
 
 
 def _read_whole(source: Source, config: DataConfig, skipped: Skipped) -> DistributionDataset:

@@ -10,10 +10,9 @@ from typing import Any
 from PIL import Image
 from torch import Tensor, nn
 
-from puma_plugin.datasets.image_files import as_rgb
 from puma_plugin.experiments.build import build_model, input_properties
 from puma_plugin.experiments.config import SETTINGS, WEIGHTS, DataConfig, ModelConfig
-from puma_plugin.experiments.transforms import image_transforms
+from puma_plugin.experiments.transforms import AsEvaluated
 from puma_plugin.experiments.weights import load_weights
 
 
@@ -40,8 +39,7 @@ def load_trained(folder: str | os.PathLike[str]) -> tuple[nn.Module, Callable[[I
         raise ValueError(f"{place} holds one model per dataset (model.method separate), there is no one model to load")
     trunk, embedder = build_model(config, seed=0, image_size=data.image_size)
     load_weights(config, trunk, embedder, place / WEIGHTS)
-    _, transform = image_transforms(data, *input_properties(trunk, data))
-    return nn.Sequential(trunk, embedder).eval(), lambda picture: transform(as_rgb(picture))
+    return nn.Sequential(trunk, embedder).eval(), AsEvaluated(data, *input_properties(trunk, data))
 
 
 def _known(kind: Any, settings: dict[str, Any]) -> Any:

@@ -24,7 +24,7 @@ from puma_plugin.experiments.loss import images_per_class, make_loss, make_miner
 from puma_plugin.experiments.processes import Processes, process_device
 from puma_plugin.experiments.splits import ImageSets, Splits
 from puma_plugin.experiments.summary import flat_scores
-from puma_plugin.experiments.transforms import BatchTransform, ToBytes, image_transforms
+from puma_plugin.experiments.transforms import BatchTransform, ToBytes, image_transforms, in_batches
 from puma_plugin.experiments.weights import load_weights, save_weights
 from puma_plugin.losses import GatheredLoss
 from puma_plugin.models.adapted_vit import AdaptedViT
@@ -81,7 +81,7 @@ def choose_device(name: str, processes: Processes = ALONE) -> torch.device:
 def make_inputs(config: TrainConfig, trunk: nn.Module, processes: Processes) -> Inputs:
     """The transforms of a run. Small images of the embedded benchmark are handled a whole batch at a time."""
     size, mean, std = input_properties(trunk, config.data)
-    if config.data.kind == "embedded" and size == 32 and config.data.augmentation != "random_resized_crop":
+    if in_batches(config.data, size):
         margin = size // 8 if config.data.augmentation == "pad_crop" else 0
         training = BatchTransform(mean, std, margin, processes.rank, processes.world_size)
         return Inputs(ToBytes(), ToBytes(), training, BatchTransform(mean, std))

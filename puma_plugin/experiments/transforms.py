@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
+from puma_plugin.datasets.image_files import as_rgb
 from puma_plugin.experiments.config import DataConfig
 
 
@@ -55,6 +57,35 @@ class BatchTransform:
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         scaled = (images.float() - self.mean) / self.std
         return pad_crop(scaled, self.margin, *self.place) if self.margin else scaled
+
+
+def in_batches(config: DataConfig, size: int) -> bool:
+    """Whether the images are handled a whole batch at a time, and as they are: the small ones that are embedded."""
+    return config.kind == "embedded" and size == 32 and config.augmentation != "random_resized_crop"
+
+
+class AsEvaluated:
+    """A picture of any size and mode as the evaluation of a run gives it to the network: (3, size, size) float32.
+
+    Args:
+        config: of the run.
+        size, mean, std: of the network's input.
+    """
+
+    def __init__(self, config: DataConfig, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.size = size if in_batches(config, size) else None
+        self.interpolation = InterpolationMode(config.interpolation)
+        self.batch = BatchTransform(mean, std)
+        self.single = image_transforms(config, size, mean, std)[1]
+
+    def __call__(self, picture: Image.Image) -> torch.Tensor:
+        """The network's input."""
+        picture = as_rgb(picture)
+        if self.size is None:
+            return self.single(picture)
+        # Of the right size it is taken as it is.
+        resized = transforms.functional.resize(picture, [self.size, self.size], self.interpolation)
+        return self.batch(ToBytes()(resized)[None])[0]
 
 
 def image_transforms(

@@ -24,8 +24,11 @@ _OWN_CONFIGURATION = "give the run's own configuration, as in --config RUN/confi
 
 
 def _tensors(trunk: nn.Module, embedder: nn.Module) -> dict[str, torch.Tensor]:
-    named = {f"trunk.{name}": weight for name, weight in trunk.named_parameters() if weight.requires_grad}
-    return {**named, **{f"head.{name}": weight for name, weight in embedder.named_parameters()}}
+    """What training changes: trained weights, and buffers such as the statistics of batch norms."""
+    trained = {f"trunk.{name}": weight for name, weight in trunk.named_parameters() if weight.requires_grad}
+    weights = dict(trunk.named_parameters(remove_duplicate=False))
+    buffers = {f"trunk.{name}": tensor for name, tensor in trunk.state_dict().items() if name not in weights}
+    return {**trained, **buffers, **{f"head.{name}": weight for name, weight in embedder.named_parameters()}}
 
 
 def _description(config: ModelConfig, trunk: nn.Module, extra: Mapping[str, Any]) -> dict[str, str]:
@@ -51,6 +54,8 @@ def save_weights(
     config: ModelConfig, trunk: nn.Module, embedder: nn.Module, path: Path, extra: Mapping[str, Any] | None = None
 ) -> None:
     """Write what was trained: for adapted models `save_adapter`'s file, else trunk (if trained) and head tensors.
+
+    Buffers of the trunk, which training moves without gradients (batch norms' statistics), go with it.
 
     Args:
         extra: what else the file has to be read with, as JSON types.

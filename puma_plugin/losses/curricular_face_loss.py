@@ -28,8 +28,9 @@ class CurricularFaceLoss(WeightRegularizerMixin, BaseMetricLossFunction):
         c'_j = c_j (c_j + t)  if c_j > phi, else c_j   for j != y
         loss = cross_entropy(s * [phi at y, c'_j elsewhere], y)
 
-    t is an exponential moving average of the positive cosine, updated after the loss in training mode, 0 at first. All
-    is computed in float32 (float64 for float64 proxies) whatever the embeddings' type and autocast say.
+    t is an exponential moving average of the positive cosine, updated after the loss in training mode, 0 at first;
+    cosines that are not finite leave it as it was. All is computed in float32 (float64 for float64 proxies) whatever
+    the embeddings' type and autocast say.
 
     Several processes: inside :class:`~puma_plugin.losses.GatheredLoss`, or itself inside DistributedDataParallel with
     equal local batches; t is then the average over the whole batch on every process. pml's ``DistributedLossWrapper``
@@ -201,8 +202,10 @@ class CurricularFaceLoss(WeightRegularizerMixin, BaseMetricLossFunction):
             refuse_repeated_batch(positive, type(self).__name__)
             sums, counts = sum_over_processes(sums), sum_over_processes(counts)
         moved = self.momentum * self.t.view(-1) + (1 - self.momentum) * sums / counts.clamp(min=1)
+        # An embedding that overflowed (float16 with loss scaling, whose step is left out) must not stay in the average.
+        moves = (counts > 0) & sums.isfinite()
         # A new tensor, not a change in place: a compiled backward pass may still read the t of before.
-        self.t = torch.where(counts > 0, moved, self.t.view(-1)).view_as(self.t)
+        self.t = torch.where(moves, moved, self.t.view(-1)).view_as(self.t)
 
     @torch.no_grad()
     def _record(self, positive: Tensor, hard: Tensor) -> None:

@@ -10,11 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from pytorch_metric_learning.losses import CrossBatchMemory
 from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from puma_plugin.trainers.batch_share import BatchShare
 from puma_plugin.utils.atomic import atomic_write
 
 FORMAT = 1
+_SHARES = (DistributedDataParallel, DataParallel, BatchShare)
 
 
 def save_state(state: dict[str, Any], path: str | os.PathLike[str]) -> None:
@@ -52,21 +56,28 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     return state
 
 
-def model_state(model: nn.Module) -> dict[str, Any]:
-    """Trainable parameters, all persistent buffers, and a digest of the frozen parameters (which are not stored)."""
+def model_state(model: nn.Module, is_frozen: bool = False) -> dict[str, Any]:
+    """Trainable parameters, all persistent buffers, and a digest of the frozen parameters (which are not stored).
+
+    Args:
+        is_frozen: none is trained, even if it requires a gradient still.
+    """
     inner = unwrap(model)
-    frozen = {name for name, p in inner.named_parameters() if not p.requires_grad}
+    frozen = {name for name, p in inner.named_parameters() if is_frozen or not p.requires_grad}
     tensors = {name: tensor for name, tensor in inner.state_dict().items() if name not in frozen}
     return {"tensors": tensors, "frozen": _digest(inner, frozen)}
 
 
-def load_model_state(model: nn.Module, state: Mapping[str, Any], name: str) -> None:
+def load_model_state(model: nn.Module, state: Mapping[str, Any], name: str, is_frozen: bool = False) -> None:
     """Copy stored tensors into the model.
+
+    Args:
+        is_frozen: see :func:`model_state`.
 
     Raises:
         ValueError: the tensors' names or shapes differ, or the frozen parameters are others.
     """
-    own = model_state(model)
+    own = model_state(model, is_frozen)
     wanted, stored = own["tensors"], state["tensors"]
     missing, surplus = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
     shapes = [
@@ -87,6 +98,31 @@ def load_model_state(model: nn.Module, state: Mapping[str, Any], name: str) -> N
     with torch.no_grad():
         for key, tensor in wanted.items():
             tensor.copy_(stored[key])
+
+
+def memory_places(losses: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
+    """Where pml's memories of former batches stand, which is not among their buffers."""
+    return {
+        name: {"queue_idx": int(memory.queue_idx), "has_been_filled": bool(memory.has_been_filled)}
+        for name, memory in _memories(losses).items()
+    }
+
+
+def set_memory_places(losses: Mapping[str, nn.Module], places: Mapping[str, Mapping[str, Any]]) -> None:
+    """Go on where :func:`memory_places` said. A memory that it said nothing of is left as it is."""
+    for name, memory in _memories(losses).items():
+        if name in places:
+            memory.queue_idx = places[name]["queue_idx"]
+            memory.has_been_filled = places[name]["has_been_filled"]
+
+
+def _memories(losses: Mapping[str, nn.Module]) -> dict[str, Any]:
+    return {
+        f"{key}.{name}": part
+        for key, loss in losses.items()
+        for name, part in loss.named_modules()
+        if isinstance(part, CrossBatchMemory)
+    }
 
 
 def random_state(models: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
@@ -132,11 +168,12 @@ def set_random_state(states: list[dict[str, Any]], models: Mapping[str, nn.Modul
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel and torch.compile."""
-    for attribute in ("module", "_orig_mod"):
-        inner = getattr(model, attribute, None)
-        if isinstance(inner, nn.Module):
-            return unwrap(inner)
+    """The model inside what shares it out among devices, and inside torch.compile.
+
+    Told by type: a model of the user's own may well have a part called ``module``.
+    """
+    while isinstance(model, _SHARES) or isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        model = model.module if isinstance(model, _SHARES) else model._orig_mod  # type: ignore[assignment]
     return model
 
 

@@ -26,6 +26,8 @@ from puma_plugin.trainers.recorded_batches import RecordedBatches
 from puma_plugin.trainers.seeded_items import SeededItems
 
 AMP_TYPES = (None, torch.bfloat16, torch.float16)
+# Steps in a row without a finite gradient: GradScaler has then halved its scale, at first 65536, to less than 1e-4.
+_MOST_LEFT_OUT = 30
 
 
 class UnifiedTrainer(MetricLossOnly):
@@ -50,7 +52,8 @@ class UnifiedTrainer(MetricLossOnly):
         seed: of the default sampler, of the data loader's workers and of ``seed_items``.
         seed_items: let the random transforms of an item follow from seed, pass and item alone, whatever the number of
             processes and workers; needs a batch sampler (which the default is).
-        checkpoint_path: where to keep the full state; written after every ``checkpoint_every``-th epoch and the last.
+        checkpoint_path: where to keep the full state; written after every ``checkpoint_every``-th epoch and the last,
+            behind ``end_of_epoch_hook``. An epoch after which that hook ends the training is the last.
         checkpoint_every: in epochs.
         evaluate: called with the trainer after every ``evaluate_every``-th epoch and the last; a returned dict is
             added to the epoch's entry in ``history`` (plain numbers and strings, as it goes into the checkpoint).
@@ -111,6 +114,7 @@ class UnifiedTrainer(MetricLossOnly):
         self._sums: dict[str, float] = {}
         self._seconds = 0.0
         self._pending_random_state: list[dict[str, Any]] | None = None
+        self._finite, self._left_out = True, 0
         self._check_settings()
         super().__init__(models, optimizers, batch_size, loss_funcs, dataset, *args, **kwargs)
         self._trained = [p for o in self.optimizers.values() for group in o.param_groups for p in group["params"]]
@@ -191,7 +195,14 @@ class UnifiedTrainer(MetricLossOnly):
         for epoch in range(self._next_epoch, num_epochs + 1):
             self.epoch = epoch
             self._train_epoch(num_epochs)
-            if self.end_of_epoch_hook(self) is False:
+            evaluated = self._maybe_evaluate(self._is_due(self.evaluate_every, num_epochs))
+            stops = self.end_of_epoch_hook(self) is False
+            if stops and not evaluated:
+                self._maybe_evaluate(True)
+            # Behind the hook, which may test, step a scheduler by what it found, and so on.
+            if self.checkpoint_path is not None and (stops or self._is_due(self.checkpoint_every, num_epochs)):
+                self.save_checkpoint(self.checkpoint_path)
+            if stops:
                 break
 
     def _train_epoch(self, last_epoch: int) -> None:
@@ -220,11 +231,14 @@ class UnifiedTrainer(MetricLossOnly):
         means = {name: total / self.iterations_per_epoch for name, total in self._sums.items()}
         self.history.append({"epoch": self.epoch, **means, "seconds": self._seconds})
         self._next_epoch, self._next_iteration, self._sums, self._seconds = self.epoch + 1, 0, {}, 0.0
-        last = self.epoch == last_epoch
-        if self.evaluate is not None and (last or self.epoch % self.evaluate_every == 0):
+
+    def _is_due(self, every: int, last_epoch: int) -> bool:
+        return self.epoch == last_epoch or self.epoch % every == 0
+
+    def _maybe_evaluate(self, due: bool) -> bool:
+        if self.evaluate is not None and due:
             self.history[-1].update(self.evaluate(self) or {})
-        if self.checkpoint_path is not None and (last or self.epoch % self.checkpoint_every == 0):
-            self.save_checkpoint(self.checkpoint_path)
+        return due
 
     def initialize_dataloader(self) -> None:
         settings: dict[str, Any] = {
@@ -302,16 +316,21 @@ class UnifiedTrainer(MetricLossOnly):
         for optimizer in self.optimizers.values():
             self.scaler.unscale_(optimizer)
         gradients = [p.grad for p in self._trained if p.grad is not None]
-        # With loss scaling an infinite gradient is expected now and then; the scaler skips such a step.
-        if not self.scaler.is_enabled() and gradients and not torch.nn.utils.get_total_norm(gradients).isfinite():
-            raise self._diverged("a gradient is not finite")
+        self._finite = not gradients or bool(torch.nn.utils.get_total_norm(gradients).isfinite())
+        self._left_out = 0 if self._finite else self._left_out + 1
+        # With loss scaling an infinite gradient is expected now and then, until the scale has become smaller.
+        if not self._finite and (not self.scaler.is_enabled() or self._left_out == _MOST_LEFT_OUT):
+            raise self._diverged(f"a gradient is not finite{', whatever the loss scale' * self.scaler.is_enabled()}")
         if self.clip_value is not None:
             torch.nn.utils.clip_grad_value_(self._trained, self.clip_value)
         super().clip_gradients()
 
     def step_optimizers(self) -> None:
         for key, optimizer in self.optimizers.items():
-            if key.removesuffix("_optimizer") not in self.freeze_these:
+            if key.removesuffix("_optimizer") in self.freeze_these or not _has_gradients(optimizer):
+                continue
+            # All or none: with loss scaling, proxies would move on while the trunk's steps are left out.
+            if self._finite:
                 self.scaler.step(optimizer)
         self.scaler.update()
 
@@ -343,8 +362,12 @@ class UnifiedTrainer(MetricLossOnly):
                 "seconds": self._seconds,
                 "history": self.history,
             },
-            "models": {name: training_state.model_state(model) for name, model in self.models.items()},
+            "models": {
+                name: training_state.model_state(model, name in self.freeze_these)
+                for name, model in self.models.items()
+            },
             "loss_funcs": _states(self.loss_funcs),
+            "memories": training_state.memory_places(self.loss_funcs),
             "mining_funcs": _states(self.mining_funcs),
             "optimizers": _states(self.optimizers),
             "lr_schedulers": _states(self.lr_schedulers),
@@ -368,19 +391,22 @@ class UnifiedTrainer(MetricLossOnly):
             FileNotFoundError, ValueError: no checkpoint, or one of another model, loss, sampler or data.
         """
         state = training_state.load_state(path)
-        for name in ("models", "loss_funcs", "optimizers", "lr_schedulers"):
-            if state[name].keys() != getattr(self, name).keys():
+        for name in ("models", "loss_funcs", "mining_funcs", "optimizers", "lr_schedulers"):
+            own = self.models if name == "models" else _states(getattr(self, name))
+            if state[name].keys() != own.keys():
                 raise ValueError(
-                    f"the checkpoint has {name} {sorted(state[name])}, the trainer {sorted(getattr(self, name))}"
+                    f"the checkpoint has {name} {sorted(state[name])}, the trainer {sorted(own)}; build the trainer as "
+                    "in the run that saved it"
                 )
         if (state["sampler"] is not None) != self._can_resume_sampler():
             raise ValueError(f"the checkpoint was written with another sampler than {type(self.sampler).__name__}")
         for name, model in self.models.items():
-            training_state.load_model_state(model, state["models"][name], name)
+            training_state.load_model_state(model, state["models"][name], name, name in self.freeze_these)
         for name in ("loss_funcs", "mining_funcs", "optimizers", "lr_schedulers"):
             for key, part in getattr(self, name).items():
                 if hasattr(part, "load_state_dict"):
                     part.load_state_dict(state[name][key])
+        training_state.set_memory_places(self.loss_funcs, state.get("memories", {}))
         self.scaler.load_state_dict(state["scaler"])
         if state["sampler"] is not None:
             self.sampler.load_state_dict(state["sampler"])
@@ -429,6 +455,10 @@ def _labels(dataset: Any) -> Any:
             "or pass sampler="
         )
     return labels
+
+
+def _has_gradients(optimizer: torch.optim.Optimizer) -> bool:
+    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
 
 
 def _states(parts: dict[str, Any]) -> dict[str, Any]:

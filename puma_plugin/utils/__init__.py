@@ -1,6 +1,7 @@
 """Small helpers shared by all layers."""
 
 from puma_plugin.utils.atomic import atomic_write
+from puma_plugin.utils.folder_lock import folder_lock
 from puma_plugin.utils.json_files import json_ready, write_json
 
-__all__ = ["atomic_write", "json_ready", "write_json"]
+__all__ = ["atomic_write", "folder_lock", "json_ready", "write_json"]

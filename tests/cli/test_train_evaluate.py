@@ -79,7 +79,9 @@ def trained(data: Path) -> Path:
 
 def test_files_of_a_run(trained: Path) -> None:
     names = {path.name for path in trained.iterdir()}
-    assert names == {"checkpoint.pt", "config.json", "metrics.json", "model.safetensors", "report.html"}
+    kept = {"checkpoint.pt", "classes.json", "config.json", "metrics.json", "model.safetensors", "report.html"}
+    assert names == {*kept, ".lock"}
+    assert json.loads((trained / "classes.json").read_text())["upright"] == sorted(COLOURS)[:5]
     metrics = json.loads((trained / "metrics.json").read_text())
     assert metrics["data"]["upright"] == {
         "train": {"classes": 5, "images": 30},
@@ -142,6 +144,71 @@ def test_the_trained_model_embeds_images_outside_of_its_run(trained: Path, data:
     run = json.loads((trained / "metrics.json").read_text())["runs"][0]["result"]["per_distribution"]["lying"]
     assert found["recall_at_1"] == pytest.approx(run["recall_at_1"])
     assert found["map_at_r"] == pytest.approx(run["map_at_r"])
+
+
+def test_classes_that_were_trained_on_are_named_in_an_evaluation(
+    trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four class folders more, and all are divided anew."""
+    shutil.copytree(data / "upright", tmp_path / "upright")
+    for number in range(4):
+        shutil.copytree(tmp_path / "upright" / sorted(COLOURS)[9], tmp_path / "upright" / f"00{number}")
+    arguments = ["evaluate", "--checkpoint", str(trained), "--report", "false", "--data.folders"]
+    assert main([*arguments, json.dumps({"upright": str(tmp_path / "upright")}), "--out", str(tmp_path / "a")]) == 0
+    note = "upright: 2 classes train and are in the test, the first is"
+    assert note in capsys.readouterr().out
+    (finding,) = json.loads((tmp_path / "a" / "metrics.json").read_text())["findings"]
+    assert finding.startswith(note)
+    assert main([*arguments, json.dumps({"upright": str(data / "upright")}), "--out", str(tmp_path / "b")]) == 0
+    assert json.loads((tmp_path / "b" / "metrics.json").read_text())["findings"] == []
+
+
+def test_a_folder_in_use_is_left_to_the_run_that_has_it(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from puma_plugin.utils import folder_lock
+
+    out = tmp_path / "out"
+    with folder_lock(out):
+        assert main(["train", "--config", str(data / "run.yaml"), "--out", str(out)]) == 2
+    assert "where another process is at work; wait for it, or give another --out" in capsys.readouterr().err
+    assert {path.name for path in out.iterdir()} == {".lock"}
+
+
+def test_batch_norms_keep_their_statistics(data: Path, tmp_path: Path) -> None:
+    from puma_plugin.experiments.trained import load_trained
+
+    out = tmp_path / "out"
+    changes = ["--model.backbone", "test_resnet", "--model.weights", "none", "--model.method", "full"]
+    assert main(["train", "--config", str(data / "run.yaml"), "--out", str(out), *changes]) == 0
+    assert main(["evaluate", "--checkpoint", str(out), "--report", "false"]) == 0
+    before, after = (json.loads((f / "metrics.json").read_text()) for f in (out, out / "evaluation"))
+    assert after["runs"][0]["result"] == before["runs"][0]["result"]
+    kept = torch.load(out / "checkpoint.pt", weights_only=True)["models"]["trunk"]["tensors"]
+    model, _ = load_trained(out)
+    assert any(name.endswith("running_var") for name in kept)
+    for name, tensor in model[0].state_dict().items():
+        torch.testing.assert_close(tensor, kept[name])
+
+
+def test_embedded_images_are_given_to_a_loaded_model_as_the_evaluation_gave_them(tmp_path: Path) -> None:
+    from puma_plugin.experiments.config import DataConfig, ModelConfig, TrainConfig
+    from puma_plugin.experiments.splits import load_test
+    from puma_plugin.experiments.trained import load_trained
+    from puma_plugin.experiments.training import ALONE, Collate, make_inputs
+
+    out = tmp_path / "out"
+    arguments = ["--data.kind", "embedded", "--model.backbone", "embedded", "--model.method", "frozen"]
+    arguments += ["--data.augmentation", "pad_crop", "--report", "false", "--device", "cpu"]
+    assert main(["train", *arguments, "--out", str(out)]) == 0
+    model, transform = load_trained(out)
+    config = TrainConfig(DataConfig(kind="embedded", augmentation="pad_crop"), ModelConfig("embedded"))
+    inputs = make_inputs(config, model[0], ALONE)
+    images = load_test(config.data).test["photo"]
+    items = [images[index] for index in range(4)]
+    expected, _ = Collate(inputs.evaluation_batch)([(inputs.evaluation_transform(x), y) for x, y in items])
+    torch.testing.assert_close(torch.stack([transform(picture) for picture, _ in items]), expected)
+    assert transform(Image.new("L", (50, 40))).shape == (3, 32, 32)
 
 
 def test_differences_from_a_baseline(

@@ -159,6 +159,30 @@ def test_skip_drops_rows(images):
     assert [item.key for item in dataset.skipped] == ["img/dog1.jpg", "img/no.jpg"]
 
 
+def test_spaces_around_values_and_several_ways_to_write_a_path(images):
+    rows = [*_rows(["cat"], range(2)), ("img/cat2.jpg", " cat "), *_rows(["dog"], range(2)), (" img/dog2.jpg ", "dog")]
+    file = _write(images / "m.csv", "path,label", rows)
+    assert ManifestDataset(file, "train").class_names == ["cat"]
+    assert list(ManifestDataset(file, "test").item_keys)[-1] == "img/dog2.jpg"
+    for same in ("img/./cat0.jpg", "img//cat0.jpg", "./img/cat0.jpg", "img/../img/cat0.jpg"):
+        rows = [*_rows(["cat", "dog"], range(3), "train"), (same, "cat", "test"), *_rows(["emu"], range(3), "test")]
+        with pytest.raises(DatasetError, match=r"lists img/cat0.jpg for train and for test"):
+            ManifestDataset(_write(images / "m.csv", "path,label,split", rows), "train")
+
+
+def test_missing_values_and_bytes_in_parquet(images):
+    pyarrow = pytest.importorskip("pyarrow", reason="Parquet manifests need pyarrow")
+    from pyarrow import parquet
+
+    paths, labels = zip(*_rows(["cat", "dog"]), strict=True)
+    encoded = [name.encode() for name in labels]
+    parquet.write_table(pyarrow.table({"path": paths, "label": encoded}), images / "m.parquet")
+    assert ManifestDataset(images / "m.parquet").class_names == ["cat"]
+    parquet.write_table(pyarrow.table({"path": paths, "label": [1.0] * 5 + [float("nan")]}), images / "m.parquet")
+    with pytest.raises(DatasetError, match=r"row 6 of manifest .*m.parquet has no label"):
+        ManifestDataset(images / "m.parquet")
+
+
 def test_parquet(images):
     pyarrow = pytest.importorskip("pyarrow", reason="Parquet manifests need pyarrow")
     from pyarrow import parquet

@@ -126,6 +126,15 @@ def test_only_distributions_in_common_are_compared() -> None:
     assert not comparison.paired
 
 
+def test_leaks_into_other_galleries_are_not_compared() -> None:
+    """One evaluation had a distribution more, into which queries may leak."""
+    whole = evaluated(1.2)
+    alone = {**whole, "per_class": {"birds": whole["per_class"]["birds"]}}
+    found = compare_results(alone, whole, replicates=20).differences
+    assert found
+    assert all(name.startswith("per_distribution.birds.") for name in found)
+
+
 def test_without_joint_figures() -> None:
     # Each distribution was embedded by a model of its own.
     result = {**evaluated(1.2), "unified": None, "leak": None}

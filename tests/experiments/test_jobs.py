@@ -70,6 +70,16 @@ def test_kept_results_know_the_files_they_depend_on(tmp_path: Path) -> None:
     assert first.finished() is not None
 
 
+def test_embeddings_of_other_settings_are_not_kept(tmp_path: Path) -> None:
+    first = replace(job(tmp_path), keep_model=True)
+    run_job(first, lambda content: None)
+    assert first.finished() is not None
+    config = replace(first.config, optimizer=replace(first.config.optimizer, lr=1e-2))
+    run_job(replace(first, config=config, keep_model=False), lambda content: None)
+    assert replace(first, config=config, keep_model=False).finished() is not None
+    assert replace(first, config=config).finished() is None
+
+
 def test_forgetting_a_job_leaves_the_files_of_others(tmp_path: Path) -> None:
     own = job(tmp_path)
     folder = own.path().parent

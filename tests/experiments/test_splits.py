@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -236,6 +237,12 @@ def test_shuffled_split_follows_the_seed(tmp_path: Path, write_classes) -> None:
     assert len({tuple(test_classes(seed)) for seed in range(5)}) > 1
     config = DataConfig(folders=folders, shuffle_classes=True, seed=3)
     assert load_test(config).test["cars"].class_names == test_classes(3)
+    # Whatever else is read: else an evaluation of some distributions would be of classes that were trained on.
+    write_classes(tmp_path / "birds", dict.fromkeys("abcdefgh", 2))
+    both = DataConfig(folders={"birds": str(tmp_path / "birds"), **folders}, shuffle_classes=True, seed=3)
+    assert load_test(both).test["cars"].class_names == test_classes(3)
+    assert len({tuple(load_test(replace(both, seed=s)).test["birds"].class_names) for s in range(5)}) > 1
+    assert any(load_test(replace(both, seed=seed)).test["birds"].class_names != test_classes(seed) for seed in range(5))
 
 
 def test_every_class_can_be_the_test_of_an_evaluation(tmp_path: Path, write_classes) -> None:

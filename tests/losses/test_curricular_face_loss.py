@@ -72,6 +72,23 @@ def test_the_average_is_updated_after_the_loss_per_class_and_globally() -> None:
         assert fresh.t.abs().max() == 0
 
 
+@pytest.mark.parametrize("ema", ["per_class", "global"])
+def test_an_embedding_that_overflowed_does_not_stay_in_the_average(ema: Any) -> None:
+    """With loss scaling its step is left out; the average must not keep it either."""
+    loss = CurricularFaceLoss(CLASSES, WIDTH, ema=ema)
+    embeddings, labels = torch.randn(3, WIDTH), torch.tensor([0, 0, 2])
+    loss(embeddings, labels)
+    before = loss.t.clone()
+    embeddings[0] = math.inf
+    assert not loss(embeddings, labels).isfinite()
+    assert loss.t.isfinite().all()
+    if ema == "per_class":
+        assert loss.t[0] == before[0]
+        assert loss.t[2] != before[2]
+    else:
+        assert loss.t == before
+
+
 def test_gradients() -> None:
     loss = CurricularFaceLoss(CLASSES, WIDTH).double().eval()
     loss.t.fill_(0.3)

@@ -137,9 +137,15 @@ def evaluate(world: int) -> dict[str, Any]:
     dataset, bare = build()
     model = parallel(bare, world)
     found = embed(model, dataset, batch_size=4)
+    # Statistics that each process gathered from images of its own.
+    norm = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3 * 16 * 16))
+    rank = distributed.get_rank() if world > 1 else 0
+    norm(torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(rank)))
+    normed = embed(norm, dataset, batch_size=4).embeddings
     tester = MultiDistributionTester(dataloader_num_workers=0, batch_size=4)
     tester.test({"val": dataset}, 1, model)
-    return {"embeddings": found.embeddings, "result": found.evaluate().to_dict(), "tester": tester.result.to_dict()}
+    results = {"result": found.evaluate().to_dict(), "tester": tester.result.to_dict()}
+    return {"embeddings": found.embeddings, "normed": normed, **results}
 
 
 def run_trainer(folder: Path, world: int, epochs: int, resume: bool = False) -> dict[str, Any]:

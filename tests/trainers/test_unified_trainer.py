@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from pytorch_metric_learning import losses, trainers
+from pytorch_metric_learning import losses, miners, trainers
 from pytorch_metric_learning.samplers import MPerClassSampler
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from torch.utils.data import Dataset
@@ -332,6 +332,142 @@ def test_what_cannot_be_loaded_safely_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="weights_only"):
         run.trainer.save_checkpoint(path)
     assert list(tmp_path.iterdir()) == []
+
+
+class Wrapped(torch.nn.Module):
+    """A user's own net, whose parts happen to have the names that wrappers give them."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = inner
+        self.projection = torch.nn.Linear(8, 8)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.projection(self.module(images))
+
+
+def test_a_part_called_module_is_not_taken_for_the_whole(tmp_path: Path) -> None:
+    def make() -> tuple[UnifiedTrainer, Wrapped]:
+        run = Run()
+        net = Wrapped(run.model)
+        run.optimizers["trunk_optimizer"].add_param_group({"params": list(net.projection.parameters())})
+        trainer = UnifiedTrainer(
+            {"trunk": net}, run.optimizers, 6, {"metric_loss": run.loss}, run.dataset,
+            prompt_penalty_weight=0.0, dataloader_num_workers=0, progress=False,
+        )  # fmt: skip
+        return trainer, net
+
+    first, trained = make()
+    first.train()
+    first.save_checkpoint(tmp_path / "state.pt")
+    second, loaded = make()
+    second.load_checkpoint(tmp_path / "state.pt")
+    assert_equal(loaded.state_dict(), trained.state_dict())
+
+
+def test_what_the_end_of_an_epoch_does_is_in_its_checkpoint(tmp_path: Path) -> None:
+    """A scheduler stepped by hand, and random numbers drawn, as pml's testers in hooks do."""
+
+    def run(**arguments: Any) -> Run:
+        made = Run(**arguments)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            made.optimizers["trunk_optimizer"], mode="max", factor=0.5, patience=0
+        )
+        made.trainer.lr_schedulers = {"trunk_scheduler_by_plateau": plateau}
+
+        def hook(trainer: UnifiedTrainer) -> None:
+            torch.randn(7)
+            trainer.step_lr_plateau_schedulers(1.0)
+
+        made.trainer.end_of_epoch_hook = hook
+        return made
+
+    whole = run()
+    whole.trainer.train(num_epochs=3)
+    path = tmp_path / "state.pt"
+    run(checkpoint_path=path).trainer.train(num_epochs=1)
+    second = run(checkpoint_path=path)
+    second.trainer.load_checkpoint(path)
+    second.trainer.train(num_epochs=3)
+    assert_equal(second.state(), whole.state())
+    rates = [made.optimizers["trunk_optimizer"].param_groups[0]["lr"] for made in (second, whole)]
+    assert rates[0] == rates[1]
+
+
+def test_an_epoch_after_which_the_hook_stops_is_the_last(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    run = Run(
+        checkpoint_path=path, checkpoint_every=5, evaluate_every=5, evaluate=lambda trainer: {"score": 1.0},
+        end_of_epoch_hook=lambda trainer: trainer.epoch < 2,
+    )  # fmt: skip
+    run.trainer.train(num_epochs=9)
+    assert [entry.get("score") for entry in run.trainer.history] == [None, 1.0]
+    assert torch.load(path, weights_only=True)["progress"]["epoch"] == 3
+
+
+def test_a_memory_of_former_batches_goes_on_where_it_was(tmp_path: Path) -> None:
+    def run(**arguments: Any) -> Run:
+        made = Run(prompt_penalty_weight=1.0, **arguments)
+        memory = losses.CrossBatchMemory(losses.ContrastiveLoss(), 8, memory_size=40)
+        made.loss = memory
+        made.trainer.loss_funcs = {"metric_loss": memory}
+        made.trainer.optimizers.pop("metric_loss_optimizer")
+        made.trainer.lr_schedulers.pop("metric_loss_scheduler_by_epoch")
+        return made
+
+    whole = run()
+    whole.trainer.train(num_epochs=3)
+    path = tmp_path / "state.pt"
+    first = run(checkpoint_path=path)
+    first.trainer.train(num_epochs=1)
+    assert first.loss.queue_idx == 30
+    second = run(checkpoint_path=path)
+    second.trainer.load_checkpoint(path)
+    assert (second.loss.queue_idx, second.loss.has_been_filled) == (30, False)
+    second.trainer.train(num_epochs=3)
+    assert second.loss.has_been_filled
+    assert_equal(second.state(), whole.state())
+
+
+def test_a_trunk_that_the_trainer_freezes_is_no_other_before_training(tmp_path: Path) -> None:
+    """pml takes the gradients of ``freeze_these`` away in train() only."""
+    path = tmp_path / "state.pt"
+    first = Run(freeze_these=("trunk",), prompt_penalty_weight=0.0, checkpoint_path=path)
+    first.trainer.train()
+    assert torch.load(path, weights_only=True)["models"]["trunk"]["tensors"] == {}
+    second = Run(freeze_these=("trunk",), prompt_penalty_weight=0.0)
+    second.trainer.load_checkpoint(path)
+    assert_equal(second.state(), first.state())
+
+
+def test_a_miner_that_the_checkpoint_does_not_know_is_refused(tmp_path: Path) -> None:
+    first = Run()
+    first.trainer.save_checkpoint(tmp_path / "state.pt")
+    second = Run(mining_funcs={"tuple_miner": miners.MultiSimilarityMiner()})
+    with pytest.raises(ValueError, match=r"has mining_funcs \[\], the trainer \['tuple_miner'\]; build"):
+        second.trainer.load_checkpoint(tmp_path / "state.pt")
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+def test_loss_scaling_steps_all_or_none() -> None:
+    """Where the trunk's gradient overflows, the proxies do not go on alone; and not for ever."""
+    run = Run(amp_dtype=torch.float16)
+    run.trainer.iterations_per_epoch = 50
+    run.model.head.linear.weight.register_hook(lambda gradient: gradient * math.nan)
+    before = {name: tensor.clone() for name, tensor in run.state().items() if name != "loss.t"}
+    with pytest.raises(NonFiniteLossError, match=r"\(step 29\): a gradient is not finite, whatever the loss scale"):
+        run.trainer.train()
+    assert_equal({name: tensor for name, tensor in run.state().items() if name != "loss.t"}, before)
+
+
+def test_loss_scaling_with_an_optimizer_that_gets_no_gradient() -> None:
+    """As that of MarginLoss' beta, where the miner finds nothing."""
+    run = Run(amp_dtype=torch.float16)
+    spare = torch.nn.Linear(2, 2)
+    run.trainer.models["embedder"] = torch.nn.Sequential()
+    run.trainer.optimizers["embedder_optimizer"] = torch.optim.SGD(spare.parameters(), 0.1)
+    run.trainer.train()
+    assert run.trainer.global_step == 5
 
 
 def build(**changes: Any) -> UnifiedTrainer:

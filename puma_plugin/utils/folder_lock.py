@@ -1,0 +1,39 @@
+"""One process at a time in a folder of results."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+# Data loader workers of a process that was killed hold its lock for a few seconds more.
+PATIENCE = 10.0
+
+
+@contextlib.contextmanager
+def folder_lock(folder: str | os.PathLike[str], patience: float = PATIENCE) -> Iterator[None]:
+    """Hold the lock of a folder, which is made if need be. It ends with the process, however that ends.
+
+    Args:
+        patience: seconds to wait for another process before giving up.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(place / ".lock")
+    try:
+        lock.acquire(timeout=patience)
+    except Timeout as error:
+        raise ValueError(
+            f"out is {os.fspath(folder)!r}, where another process is at work; wait for it, or give another --out"
+        ) from error
+    except NotImplementedError:  # a network file system without locks
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()

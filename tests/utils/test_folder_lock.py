@@ -1,0 +1,39 @@
+"""One process at a time in a folder."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from puma_plugin.utils import folder_lock
+
+HOLD = """
+import sys, time
+from puma_plugin.utils import folder_lock
+with folder_lock(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_another_process_waits_outside(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "out")], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        message = "out is .*, where another process is at work; wait for it, or give another --out"
+        with pytest.raises(ValueError, match=message), folder_lock(tmp_path / "out", patience=0.2):
+            pass
+        with folder_lock(tmp_path / "elsewhere", patience=0.2):
+            pass
+        other.kill()
+    # However it ended.
+    with folder_lock(tmp_path / "out"):
+        pass
+
+
+def test_the_lock_ends_with_an_error(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), folder_lock(tmp_path):
+        raise KeyError
+    with folder_lock(tmp_path, patience=0.2):
+        pass
