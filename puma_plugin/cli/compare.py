@@ -6,6 +6,7 @@ from pathlib import Path
 
 from puma_plugin.cli.parsing import find_config, make_parser, parse
 from puma_plugin.experiments.comparison_config import CompareConfig
+from puma_plugin.utils import require_writable
 
 _DESCRIPTION = (
     "Trains and evaluates every row of a grid (methods, losses, any other settings; several seeds) on the configured "
@@ -32,12 +33,15 @@ def main(arguments: Sequence[str]) -> int:
     from puma_plugin.experiments.terminal import show_table
 
     console = Console()
+    require_writable(config.out, "out", is_folder=True)
     if options.fresh:
         for path in (Path(config.out) / "jobs").glob("*"):
             path.unlink()
     try:
         metrics = compare(config, " ".join(["puma", "compare", *arguments]), console)
     except KeyboardInterrupt:
+        if not any((Path(config.out) / "jobs").glob("*")):
+            raise
         print(f"\ninterrupted; finished runs are in {config.out}, the same command goes on from there", file=sys.stderr)
         return 130
     show_table(console, metrics)

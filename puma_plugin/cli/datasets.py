@@ -82,7 +82,7 @@ def _list(options: Namespace) -> int:
 
 def _verify(options: Namespace) -> int:
     from puma_plugin.datasets.verify import verify_datasets, verify_own
-    from puma_plugin.utils import write_json
+    from puma_plugin.utils import require_writable, write_json
 
     def progress(name: str, done: int, total: int) -> None:
         print(f"\r{name}: {done:,} of {total:,} images opened ", end="", file=sys.stderr, flush=True)
@@ -98,6 +98,8 @@ def _verify(options: Namespace) -> int:
             "--min-images, --small-classes and --image-root go with --own; datasets of the benchmark have rules of "
             "their own"
         )
+    if options.report:
+        require_writable(options.report, "--report")
     if options.own:
         report = verify_own(options.root, **how, **own)
     else:

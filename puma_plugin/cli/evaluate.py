@@ -45,4 +45,6 @@ def _with_settings_of_the_run(arguments: Sequence[str]) -> list[str]:
             settings = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / SETTINGS
             if settings.is_file():
                 return ["--config", str(settings), *given]
+            if not checkpoint.exists():
+                raise ValueError(f"--checkpoint is {checkpoint}, which does not exist; give the folder of a run")
     return given

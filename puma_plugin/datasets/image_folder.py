@@ -1,7 +1,7 @@
 """A distribution of one's own: one folder per class."""
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -98,6 +98,19 @@ def list_image_folder(folder: str | os.PathLike[str], dataset: str, base: str | 
                 f"({', '.join(sorted(EXTENSIONS))}); add some, or remove the folder"
             )
     return Listing(above, StringTable(keys), np.repeat(np.arange(len(classes)), counts), classes, scanned=True)
+
+
+def require_distributions(root: str, names: Sequence[str]) -> None:
+    """Look whether a folder of distributions was not taken for one of its distributions.
+
+    Raises:
+        DatasetError: none of the folders in it holds a folder.
+    """
+    if not any(subfolders(os.path.join(root, name)) for name in names):
+        raise DatasetError(
+            f"{root} holds no folder with class folders in it, so it looks like a single distribution, whose folders "
+            f"are its classes; give the folder above, {os.path.dirname(root)}"
+        )
 
 
 def has_split_folders(folder: str) -> bool:

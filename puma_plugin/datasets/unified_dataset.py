@@ -215,10 +215,11 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
         """
         if not 0 < fraction < 1:
             raise ValueError(f"fraction must lie in (0, 1), got {fraction}")
-        generator = np.random.default_rng(seed)
         labels = self.labels.numpy()
         held: list[int] = []
         for d, name in enumerate(self.distribution_names):
+            # Of its own: what is held out does not depend on the other distributions.
+            generator = np.random.default_rng([seed, *name.encode(errors="surrogateescape")])
             classes = np.unique(labels[labels[:, 1] == d, 0])
             if len(classes) < 4:
                 raise ValueError(f"distribution {name!r} has {len(classes)} classes; holding out needs at least 4")
@@ -253,6 +254,11 @@ def _check_parts(parts: Mapping[str, Any], given: Mapping[str, Any]) -> None:
         if id(part) in seen:
             raise ValueError(f"distributions {seen[id(part)]!r} and {name!r} are the same dataset object")
         seen[id(part)] = name
+        if isinstance(part, UnifiedDataset):
+            raise ValueError(
+                f"distribution {name!r} is a UnifiedDataset, whose {part.num_distributions} distributions would become "
+                "one: join the mappings that they were made of"
+            )
         if len(part) == 0:
             raise ValueError(f"distribution {name!r} is empty: check its folder or split, or leave it out")
     if unknown := sorted(set(given) - set(parts)):

@@ -20,7 +20,7 @@ from puma_plugin.datasets.image_files import (
     scan_images,
     subfolders,
 )
-from puma_plugin.datasets.image_folder import list_folder_split
+from puma_plugin.datasets.image_folder import list_folder_split, require_distributions
 from puma_plugin.datasets.listing import Listing, SplitListing
 from puma_plugin.datasets.manifest import Manifest, list_manifest_split, read_manifest
 from puma_plugin.datasets.verify_report import BadFile, DatasetReport, SplitCount, VerifyReport
@@ -90,11 +90,8 @@ def verify_own(
     readers = _own_readers(path, root)
     if not readers:
         raise DatasetError(f"{path} holds no distribution; give a folder of them, one subfolder each, or a manifest")
-    if os.path.isdir(path) and not any(subfolders(os.path.join(path, name)) for name in readers):
-        raise DatasetError(
-            f"{path} holds no folder with class folders in it, so it looks like a single distribution, whose folders "
-            f"are its classes; give the folder above, {os.path.dirname(path)}"
-        )
+    if os.path.isdir(path):
+        require_distributions(path, list(readers))
     reports = [
         _verify_own(path, name, read, min_images, small_classes, open_images, workers, progress)
         for name, read in readers.items()

@@ -1,8 +1,11 @@
 """What is wrong with the settings whatever the images are, said before a million of them are listed."""
 
+import importlib
+
 from puma_plugin.datasets import read_few_shot
 from puma_plugin.experiments.build import check_backbone
 from puma_plugin.experiments.config import TrainConfig
+from puma_plugin.experiments.lora import require_peft
 from puma_plugin.experiments.loss import images_per_class, make_loss, make_miner
 from puma_plugin.experiments.methods import METHODS
 from puma_plugin.experiments.processes import Processes
@@ -20,9 +23,14 @@ def check_settings(config: TrainConfig, processes: Processes = ALONE, trains: bo
 
     Raises:
         ValueError: naming the setting.
+        ImportError: a package that the settings need is not installed.
     """
     choose_device(config.device, processes)
     check_backbone(config.model)
+    if config.report:
+        importlib.import_module("puma_plugin.experiments.figures")
+    if config.model.method == "lora":
+        require_peft()
     if not trains:
         return
     if METHODS[config.model.method].trained:

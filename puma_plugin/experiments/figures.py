@@ -7,12 +7,20 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from puma_plugin.utils import atomic_write
+
+try:
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, NullLocator
+except ImportError as error:
+    raise ImportError(
+        "charts need matplotlib: pip install 'puma_plugin[plots]'; `puma train` and `puma evaluate` also run without, "
+        "with --report false"
+    ) from error
 
 # Colours that stay apart for colour-blind readers and are legible on white and on black.
 PALETTE = ("#2f86d1", "#e08a00", "#1f9e77", "#cf5fa0", "#d8552b", "#8a6fd1", "#3fb5c9", "#8f9a2a")
@@ -144,6 +152,9 @@ def _paint_pareto(axes: Axes, rows: Sequence[Mapping[str, Any]], cost: str, labe
             axes.plot([row[cost]] * 2, [row["low"], row["high"]], color=shade, linewidth=1.2, alpha=0.6)
         axes.plot(row[cost], row["mean"], "o", color=shade, markersize=6)
     axes.margins(x=0.08, y=0.12)
+    ticks = _log_ticks(*axes.get_xlim(), [row[cost] for row in shown])
+    axes.set_xticks(ticks, [EngFormatter(sep="")(tick) for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(label)
     axes.set_ylabel("harmonic mean of R@1, %")
     # Labels in a column of their own, joined to their points: methods of like cost and score would overprint.
@@ -173,6 +184,19 @@ def _pareto(rows: Sequence[Mapping[str, Any]]) -> Any:
         figure.subplots_adjust(hspace=0.32)
 
     return paint
+
+
+def _log_ticks(low: float, high: float, values: Sequence[float]) -> list[float]:
+    """Round numbers of a logarithmic axis, few enough to be told apart; the ends of the values where there are none."""
+    decades = math.log10(high / low)
+    steps = (1, 2, 5) if decades < 1.7 else (1, 3) if decades < 3.4 else (1,)
+    found = [
+        step * 10.0**power
+        for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+        for step in steps
+        if low <= step * 10.0**power <= high
+    ]
+    return found if len(found) > 1 else sorted({float(f"{value:.2g}") for value in (min(values), max(values))})
 
 
 _PARETO_SIZE = (7.2, 8.0)

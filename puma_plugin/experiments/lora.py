@@ -1,5 +1,6 @@
 """LoRA (Hu et al., ICLR 2022) in the attention of timm's vision transformers, by Hugging Face peft: a contestant."""
 
+import importlib.util
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -33,13 +34,10 @@ def add_lora(vit: nn.Module, rank: int, alpha: float) -> nn.Module:
         ValueError: the model is not supported, or its attention reads the weights without calling the layer, so that
             an update would have no effect.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-        from peft.tuners.lora import LoraLayer
-    except ImportError as error:
-        raise ImportError(
-            'model.method lora needs Hugging Face peft: pip install "puma_plugin[contestants]"'
-        ) from error
+    require_peft()
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer
+
     find_support(vit)
     training = vit.training
     freeze(vit)
@@ -53,6 +51,12 @@ def add_lora(vit: nn.Module, rank: int, alpha: float) -> nn.Module:
     _check(vit.eval(), layers, before)
     change_class(vit, AdaptedModule)
     return vit.train(training)
+
+
+def require_peft() -> None:
+    """ImportError, with what to install, where peft is missing."""
+    if importlib.util.find_spec("peft") is None:
+        raise ImportError('model.method lora needs Hugging Face peft: pip install "puma_plugin[contestants]"')
 
 
 def _targets(vit: Any) -> list[str]:

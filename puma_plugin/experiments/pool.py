@@ -5,6 +5,7 @@ import os
 import queue
 import re
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -95,6 +96,19 @@ def _environment(**values: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes started inside ignore Ctrl-C from their first moment on, and not only once they have imported all."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def run_tasks(
     tasks: Sequence[Any], run: Callable[[Any, Progress], Any], workers: int, on_event: Callable[[Event], None]
 ) -> dict[str, Any]:
@@ -137,7 +151,7 @@ def _run_in_processes(
     at_work: dict[int, str] = {}  # process id -> key of its last task
     try:
         # The thread count is read when the worker imports its numerical libraries, so it goes through the environment.
-        with _environment(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1"):
+        with _environment(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1"), _deaf_to_ctrl_c():
             for process in processes:
                 process.start()
         while len(results) < len(tasks):

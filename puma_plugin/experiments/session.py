@@ -27,12 +27,10 @@ from puma_plugin.experiments.methods import METHODS
 from puma_plugin.experiments.overrides import with_defaults
 from puma_plugin.experiments.pool import Event
 from puma_plugin.experiments.processes import connected
-from puma_plugin.experiments.report import ReportPictures, write_report
 from puma_plugin.experiments.separate import AnyRun, make_run, small_distributions, without_joint
 from puma_plugin.experiments.splits import Splits, check_readable, load_splits, load_test
 from puma_plugin.experiments.summary import EXPLANATION, bootstrapped, curves, flat_scores, method_rows
-from puma_plugin.experiments.visuals import embedding_maps, members_of, query_rows
-from puma_plugin.utils import folder_lock, json_ready, write_json
+from puma_plugin.utils import folder_lock, json_ready, require_writable, write_json
 
 _PAPER_CODE = (
     " Counted as the authors' published code does (protocol paper-code): classes of different distributions may share "
@@ -94,6 +92,7 @@ def _check_resume(config: TrainConfig, folder: Path, resume: bool) -> None:
     if started and not resume:
         raise ValueError(f"out is {config.out!r}, which holds an earlier run; give --resume to go on, or another --out")
     if not resume:
+        require_writable(folder, "out", is_folder=True)
         return
     if not can_resume(config):
         raise ValueError(f"--resume was given, but {folder / CHECKPOINT} does not exist; start without it")
@@ -134,6 +133,15 @@ def train(config: TrainConfig, resume: bool, command: str, console: Console) -> 
         splits = processes.from_first(lambda: load_splits(config.data))
         trained = {name: images.class_names for name, images in splits.train.items()}
         notes = _describe(splits, trained, shown)
+        if splits.validation and (without := [name for name in splits.train if name not in splits.validation]):
+            shown.print(
+                f"no class is held out of {', '.join(without)}: data.validation_fraction "
+                f"{config.data.validation_fraction:g} of their training classes leaves less than two of either kind, "
+                "or none of two images",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
         for sentence in small_distributions(config, splits):
             shown.print(sentence, highlight=False, markup=False, soft_wrap=True)
         with JobDisplay(shown, {"run": METHODS[config.model.method].label}, "Training") as display:
@@ -198,8 +206,13 @@ def evaluate(
             torch.set_num_threads(config.threads)
         other = None if baseline is None else processes.from_first(lambda: read_baseline(baseline))
         path = weights / WEIGHTS if weights.is_dir() else weights
+        if not path.is_file():
+            raise ValueError(
+                f"--checkpoint is {weights}, but {path} is no file; give the folder of a run that has ended"
+            )
         if path.name == CHECKPOINT:
             raise ValueError(f"--checkpoint is {path}, which is what --resume goes on from; give its folder")
+        processes.from_first(lambda: require_writable(results_folder(config), "out", is_folder=True))
         processes.from_first(lambda: check_settings(config, processes, trains=False))
         splits = processes.from_first(lambda: load_test(config.data))
         if other is not None and not set(other["per_class"]) & set(splits.names):
@@ -268,6 +281,9 @@ def _finish(
         metrics["baseline"] = {"path": str(baseline), **comparison.to_dict()}
     write_json(folder / "metrics.json", metrics)
     if config.report:
+        from puma_plugin.experiments.report import ReportPictures, write_report
+        from puma_plugin.experiments.visuals import embedding_maps, members_of, query_rows
+
         labelled = {METHODS[config.model.method].label: embedded.embeddings.numpy()}
         pictures = ReportPictures(
             maps=embedding_maps(labelled, members_of(splits.test), 1600),

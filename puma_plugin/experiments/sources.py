@@ -9,7 +9,7 @@ from typing import Any
 from puma_plugin.datasets import BENCHMARK, ImageFolder, ManifestDataset, load_benchmark, read_manifest
 from puma_plugin.datasets.distribution_dataset import DistributionDataset, Split
 from puma_plugin.datasets.image_files import subfolders
-from puma_plugin.datasets.image_folder import has_split_folders, list_image_folder
+from puma_plugin.datasets.image_folder import has_split_folders, list_image_folder, require_distributions
 from puma_plugin.datasets.listing import Listing
 from puma_plugin.datasets.manifest import list_manifest_distribution
 from puma_plugin.experiments.config import DataConfig
@@ -64,6 +64,7 @@ def _folders(config: DataConfig) -> list[Source]:
         names = subfolders(root)
         if not names:
             raise ValueError(f"data.root {root} holds no folder; give one that holds a folder per distribution")
+        require_distributions(root, names)
         folders = {name: os.path.join(root, name) for name in names}
     sources = []
     for name in _chosen(config, list(folders)):

@@ -23,6 +23,7 @@ from puma_plugin.experiments.config import OptimizerConfig, TrainConfig
 from puma_plugin.experiments.loss import images_per_class, make_loss, make_miner
 from puma_plugin.experiments.processes import Processes, process_device
 from puma_plugin.experiments.splits import ImageSets, Splits
+from puma_plugin.experiments.stopping import Stop
 from puma_plugin.experiments.summary import flat_scores
 from puma_plugin.experiments.transforms import BatchTransform, ToBytes, image_transforms, in_batches
 from puma_plugin.experiments.weights import load_weights, save_weights
@@ -167,6 +168,7 @@ class Run:
         self.splits = splits
         self.checkpoint = checkpoint
         self.progress = progress or (lambda content: None)
+        self.stop = Stop()
         self.processes = Processes.current()
         self.device = choose_device(config.device, self.processes)
         self.trunk, self.embedder = build_model(config.model, config.seed, config.data.image_size)
@@ -202,11 +204,21 @@ class Run:
         return self.processes.from_first(lambda: embedded.evaluate().to_dict())
 
     def train(self) -> None:
-        """Train to the last epoch, from the checkpoint if there is one. Without trainable weights, do nothing."""
+        """Train to the last epoch, from the checkpoint if there is one. Without trainable weights, do nothing.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C or SIGTERM; a run of one process has written its checkpoint then, within an epoch
+                too.
+        """
         self.prepare()
         if self.trainer is not None:
-            with self._enough_memory("max_batch_per_process", self._share()):
+            # Processes would not stop after the same step.
+            alone = self.checkpoint is not None and self.processes.world_size == 1
+            listening = self.stop.listening() if alone else contextlib.nullcontext()
+            with listening, self._enough_memory("max_batch_per_process", self._share()):
                 self.trainer.train(num_epochs=self.config.epochs)
+            if self.stop.asked:
+                raise KeyboardInterrupt
             self.history = self.trainer.history
 
     def prepare(self) -> None:
@@ -347,12 +359,17 @@ class Run:
 
     def _report_step(self, trainer: UnifiedTrainer) -> None:
         self.progress({"step": trainer.global_step, "steps": self.steps})
+        if self.stop.asked and self.checkpoint is not None:
+            trainer.save_checkpoint(self.checkpoint)
+            raise KeyboardInterrupt
 
     def _report_epoch(self, trainer: UnifiedTrainer) -> dict[str, float]:
         """R@1 on the held-out training classes, for the history and the display; nothing where no class is held out."""
         if not self.splits.validation:
             return {}
+        self.stop.patient = False  # images that are embedded need not be waited for
         scores = flat_scores(self.evaluate(self.splits.validation))
+        self.stop.patient = True
         self.progress({"step": trainer.global_step, "steps": self.steps, "validation": scores["harmonic"]})
         return {"validation_harmonic": scores["harmonic"], "validation_unified": scores["unified"]}
 

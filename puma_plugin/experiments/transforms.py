@@ -79,7 +79,13 @@ class AsEvaluated:
         self.single = image_transforms(config, size, mean, std)[1]
 
     def __call__(self, picture: Image.Image) -> torch.Tensor:
-        """The network's input."""
+        """The network's input.
+
+        Raises:
+            TypeError: what is given is no PIL image.
+        """
+        if not isinstance(picture, Image.Image):
+            raise TypeError(f"give a PIL image, such as PIL.Image.open(path), got {type(picture).__name__}")
         picture = as_rgb(picture)
         if self.size is None:
             return self.single(picture)

@@ -48,7 +48,7 @@ def find_support(vit: Any) -> Support:
     """
     name = type(vit).__name__
     if type(vit) not in WITH_PROMPTS + ADAPTERS_ONLY:
-        raise ValueError(f"adapt() does not support {name}. {SUPPORTED}")
+        raise ValueError(f"adapt() does not support {type(vit).__module__}.{name}. {SUPPORTED}")
     unknown = {type(block).__name__ for block in vit.blocks if type(block) not in BLOCKS}
     if unknown:
         raise ValueError(f"adapt() does not support a {name} with blocks of {', '.join(sorted(unknown))}. {SUPPORTED}")

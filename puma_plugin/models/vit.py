@@ -136,6 +136,8 @@ def inner_hint(module: nn.Module) -> str:
     for name in ("trunk", "model", "module", "_orig_mod"):
         if isinstance(getattr(module, name, None), nn.Module):
             return f"; did you mean its .{name}?"
+    if isinstance(module, nn.Sequential) and len(module):
+        return "; did you mean its [0]?"
     return ""
 
 

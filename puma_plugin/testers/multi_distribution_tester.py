@@ -1,6 +1,7 @@
 """Evaluate over several distributions inside pml's machinery."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -31,7 +32,9 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
 
     ``test({"val": dataset}, epoch, trunk, embedder)`` fills ``all_accuracies`` with one entry per distribution, and
     with ``unified``, ``harmonic``, ``arithmetic`` and ``worst``; the split's own name holds the unified metrics once
-    more. With several splits the entries are called ``<split>_unified`` and so on. pml's hooks take them for splits::
+    more. In the name of an entry, which may become that of a data base's table, ``_`` stands for what is neither letter
+    nor digit. With several splits the entries are called ``<split>_unified`` and so on. pml's hooks take them for
+    splits::
 
         hooks = HookContainer(record_keeper, validation_split_name="harmonic", primary_metric="precision_at_1")
 
@@ -111,6 +114,8 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
         if unknown := sorted(named - set(dataset_dict)):
             raise ValueError(f"splits_to_eval names {unknown}, dataset_dict has {list(dataset_dict)}")
         dataset_dict = {split: _as_unified(dataset) for split, dataset in dataset_dict.items()}
+        for dataset in dataset_dict.values():
+            _entry_names(getattr(dataset, "distribution_names", ()))  # before they are embedded
         self._datasets = dataset_dict
         self._epoch = epoch
         self._several = len(dataset_dict if splits_to_eval is None else splits_to_eval) > 1
@@ -196,7 +201,9 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
             result.arithmetic_mean,
             result.worst,
         )
-        return {**result.per_distribution, **dict(zip(_MEANS, means, strict=True))}
+        names = _entry_names(result.per_distribution)
+        per_distribution = {names[name]: metrics for name, metrics in result.per_distribution.items()}
+        return {**per_distribution, **dict(zip(_MEANS, means, strict=True))}
 
     def _item_ids(self, splits: list[str]) -> Tensor:
         """Ids that are equal exactly for the same item of the same dataset, over all splits."""
@@ -235,6 +242,24 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
             mask = torch.ones(size, dtype=torch.bool) if own is None else torch.as_tensor(own)
             masks.append(mask if split in chosen else torch.zeros(size, dtype=torch.bool))
         return torch.cat(masks)
+
+
+def _entry_names(names: Iterable[str]) -> dict[str, str]:
+    """Names of distributions as pml's hooks can keep them: they become names of tables in a data base.
+
+    Raises:
+        ValueError: two become one, or one has the name of a mean.
+    """
+    entries: dict[str, str] = {}
+    for name in names:
+        entry = re.sub(r"\W", "_", name)
+        if entry in _MEANS or entry in entries.values():
+            other = next((known for known, taken in entries.items() if taken == entry), f"the mean {entry}")
+            raise ValueError(
+                f"distribution {name!r} is entered as {entry!r} in all_accuracies, as is {other!r}: rename it"
+            )
+        entries[name] = entry
+    return entries
 
 
 def _as_unified(dataset: Dataset[Any]) -> Dataset[Any]:

@@ -3,5 +3,6 @@
 from puma_plugin.utils.atomic import atomic_write
 from puma_plugin.utils.folder_lock import folder_lock
 from puma_plugin.utils.json_files import json_ready, write_json
+from puma_plugin.utils.writable import require_writable
 
-__all__ = ["atomic_write", "folder_lock", "json_ready", "write_json"]
+__all__ = ["atomic_write", "folder_lock", "json_ready", "require_writable", "write_json"]

@@ -1,10 +1,14 @@
 """Files appear whole or not at all."""
 
+import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_LITTLE = 1 << 20  # bytes that are free on a full disk, at most
 
 
 @contextmanager
@@ -12,6 +16,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it replaces ``path``, on error it is removed.
 
     Creates the parent folder. A reader never sees a partial file, and an interrupted write leaves the old file.
+
+    Raises:
+        OSError: among others of a full disk, with the path.
 
     Example:
         >>> with atomic_write("run/metrics.json") as temporary:
@@ -29,7 +36,16 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         with suppress(FileNotFoundError):
+            size = temporary.stat().st_size
+            free = shutil.disk_usage(target.parent).free
             temporary.unlink()
+            # torch says it with a RuntimeError of its own.
+            if getattr(error, "errno", None) == errno.ENOSPC or (isinstance(error, RuntimeError) and free < _LITTLE):
+                raise OSError(
+                    errno.ENOSPC,
+                    f"no space is left for {target} ({size / 2**20:.1f} MiB of it were written); make room, or write "
+                    "elsewhere",
+                ) from error
         raise

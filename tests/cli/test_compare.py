@@ -45,7 +45,7 @@ def metrics(folder: Path) -> dict[str, Any]:
 
 def test_files(folder: Path) -> None:
     names = {path.name for path in (folder / "out").iterdir()}
-    assert names == {"jobs", "metrics.json", "table.md", "report.html", "pareto.svg"}
+    assert names == {".lock", "jobs", "metrics.json", "table.md", "report.html", "pareto.svg"}
     # What is not trained runs once.
     assert {path.name for path in (folder / "out" / "jobs").iterdir()} == {
         "test-frozen-data0-seed0.json",

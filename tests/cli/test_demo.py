@@ -68,7 +68,7 @@ def test_ctrl_c_is_answered_with_what_to_do(demo: tuple[Path, subprocess.Complet
 
 def test_files(demo: tuple[Path, Any]) -> None:
     folder = demo[0]
-    assert {path.name for path in folder.iterdir()} == {"jobs", "models", "metrics.json", "report.html"}
+    assert {path.name for path in folder.iterdir()} == {".lock", "jobs", "models", "metrics.json", "report.html"}
     assert {path.stem for path in (folder / "jobs").glob("*.json")} == JOBS
     assert {path.name for path in (folder / "models").iterdir()} == {"linear.safetensors", "puma.safetensors"}
     assert not list((folder / "jobs").glob("*.ckpt"))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -355,26 +356,49 @@ def test_evaluate_refuses_what_does_not_fit(
     assert not (data / "refused").exists()
 
 
-def test_resumed_run_equals_the_uninterrupted(trained: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that was stopped after its first epoch and goes on ends with the very same weights."""
+def test_a_checkpoint_that_is_not_there_is_named_before_the_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", "--checkpoint", str(tmp_path / "typo")]) == 2
+    assert (
+        f"--checkpoint is {tmp_path / 'typo'}, which does not exist; give the folder of a run"
+        in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("how", [None, signal.SIGINT, signal.SIGTERM])
+def test_resumed_run_equals_the_uninterrupted(
+    trained: Path, data: Path, tmp_path: Path, how: signal.Signals | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that was stopped and goes on ends with the very same weights.
+
+    Stopped by Ctrl-C or a scheduler's SIGTERM it goes on from the step, else from its last epoch.
+    """
     from puma_plugin.cli.parsing import make_parser, parse
     from puma_plugin.experiments.config import TrainConfig
     from puma_plugin.experiments.session import settings_of
     from puma_plugin.experiments.splits import load_splits
     from puma_plugin.experiments.training import Run
 
-    out = data / "stopped"
+    out = tmp_path / "stopped"
     out.mkdir()
     parser = make_parser("train", "", TrainConfig)
     config, _ = parse(parser, TrainConfig, ["--config", str(data / "run.yaml"), "--out", str(out)])
 
     def stop(content: dict) -> None:
         if content["step"] == 5:
-            raise KeyboardInterrupt
+            if how is None:
+                raise KeyboardInterrupt
+            signal.raise_signal(how)
 
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     run = Run(config, load_splits(config.data), checkpoint=out / "checkpoint.pt", progress=stop)
     with pytest.raises(KeyboardInterrupt):
         run.train()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert ("stopping after this step" in capsys.readouterr().err) == (how is not None)
+    kept = torch.load(out / "checkpoint.pt", weights_only=True)["progress"]
+    assert kept["global_step"] == (3 if how is None else 5)
     (out / "config.json").write_text(json.dumps(settings_of(config)))
     torch.manual_seed(12345)
     assert main(["train", "--config", str(data / "run.yaml"), "--out", str(out), "--resume", "--report", "false"]) == 0

@@ -151,6 +151,8 @@ def test_split_by_whole_classes() -> None:
     assert set(rest.class_names).isdisjoint(held.class_names)
     assert sorted([*rest.item_ids.tolist(), *held.item_ids.tolist()]) == joined.item_ids.tolist()
     assert joined.split_classes(0.3, seed=1)[1].class_names == held.class_names
+    # Whatever other distributions there are.
+    assert joined.select(["b"]).split_classes(0.3, seed=1)[1].class_names == held.select(["b"]).class_names
     with pytest.raises(ValueError, match="at least 4"):
         UnifiedDataset({"a": Pictures([0, 1, 2])}).split_classes(0.5)
     with pytest.raises(ValueError, match="fraction"):
@@ -206,6 +208,7 @@ same = Pictures([0, 1])
         ({"a": None}, "must be a dataset"),
         ({"a": Pictures([])}, "'a' is empty"),
         ({"a": same, "b": same}, "same dataset object"),
+        ({"a": UnifiedDataset({"b": Pictures([0, 1]), "c": Pictures([0, 1])})}, "whose 2 distributions would become"),
         ({"a": Pictures([0, 1]), "b": Pictures([3, 3])}, "'b' has one class"),
     ],
 )

@@ -39,7 +39,7 @@ def test_parameter_counts_are_the_papers() -> None:
 )
 def test_other_models_are_refused_with_what_is_supported(name: str, arguments: dict[str, Any]) -> None:
     model = timm.create_model(name, **arguments)
-    with pytest.raises(ValueError, match=rf"does not support {type(model).__name__}\. Supported are .*Eva.*Beit"):
+    with pytest.raises(ValueError, match=rf"does not support timm\..*\.{type(model).__name__}\. Supported are .*Beit"):
         adapt(model)
 
 
@@ -87,6 +87,10 @@ def test_wrappers_and_other_objects_are_refused(make_vit: Callable[..., nn.Modul
         adapt(nn.DataParallel(vit))
     with pytest.raises(ValueError, match=r"did you mean its \.trunk\?"):
         adapt(UnifiedEmbedder(vit, EmbeddingHead(192, 8)))
+    with pytest.raises(ValueError, match=r"got Sequential; did you mean its \[0\]\?"):
+        adapt(nn.Sequential(vit, nn.Linear(192, 8)))
+    with pytest.raises(ValueError, match=r"does not support torch.nn.modules.linear.Linear\. Supported are"):
+        adapt(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="VisionTransformer is not adapted"):
         eject(vit)
     with pytest.raises(ValueError, match=r"did you mean its \.trunk\?"):

@@ -74,6 +74,21 @@ def test_unified_equals_pmls_own_tester(dataset: UnifiedDataset) -> None:
         assert ours[f"{metric}_level0"] == pytest.approx(theirs[f"{metric}_level0"], abs=1e-12)
 
 
+def test_names_become_those_of_tables() -> None:
+    """pml's hooks keep entries in a data base, whose tables cannot have every name."""
+    parts = {
+        "my birds-2": TensorDataset(torch.eye(4), torch.arange(4) // 2),
+        "vögel": TensorDataset(torch.eye(4), torch.arange(4) // 2),
+    }
+    tester = make()
+    found = tester.test({"val": UnifiedDataset(parts)}, 1, torch.nn.Identity())
+    assert {"my_birds_2", "vögel"} <= found.keys()
+    assert list(tester.result.per_distribution) == ["my birds-2", "vögel"]
+    both = UnifiedDataset({name: TensorDataset(torch.eye(4), torch.arange(4) // 2) for name in ("a b", "a-b")})
+    with pytest.raises(ValueError, match="'a-b' is entered as 'a_b' in all_accuracies, as is 'a b': rename it"):
+        tester.test({"val": both}, 1, torch.nn.Identity())
+
+
 def test_several_splits_are_kept_apart(dataset: UnifiedDataset) -> None:
     train, val = dataset.split_classes(0.4)
     accuracies = make().test({"train": train, "val": val}, 1, torch.nn.Identity())

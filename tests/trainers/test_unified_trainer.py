@@ -429,6 +429,7 @@ def test_a_memory_of_former_batches_goes_on_where_it_was(tmp_path: Path) -> None
     assert_equal(second.state(), whole.state())
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 def test_a_trunk_that_the_trainer_freezes_is_no_other_before_training(tmp_path: Path) -> None:
     """pml takes the gradients of ``freeze_these`` away in train() only."""
     path = tmp_path / "state.pt"
@@ -460,6 +461,7 @@ def test_loss_scaling_steps_all_or_none() -> None:
     assert_equal({name: tensor for name, tensor in run.state().items() if name != "loss.t"}, before)
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 def test_loss_scaling_with_an_optimizer_that_gets_no_gradient() -> None:
     """As that of MarginLoss' beta, where the miner finds nothing."""
     run = Run(amp_dtype=torch.float16)

@@ -1,0 +1,29 @@
+"""Files appear whole or not at all."""
+
+import errno
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from puma_plugin.utils import atomic_write
+
+
+def test_a_full_disk_is_named_with_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run" / "state.pt"
+    with atomic_write(path) as temporary:
+        temporary.write_text("old")
+    message = r"no space is left for .*state\.pt \(1\.0 MiB of it were written\); make room, or write elsewhere"
+    with pytest.raises(OSError, match=message) as caught, atomic_write(path) as temporary:  # noqa: PT012
+        temporary.write_bytes(bytes(1 << 20))
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.errno == errno.ENOSPC
+    # torch.save raises a RuntimeError of its own; what else is wrong with it is left as it is.
+    for free, kind in ((0, OSError), (1 << 30, RuntimeError)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda place, free=free: SimpleNamespace(free=free))
+        expected = pytest.raises(kind, match="no space is left" if kind is OSError else "unexpected pos")
+        with expected, atomic_write(path):
+            raise RuntimeError("unexpected pos 64 vs 0")
+    assert path.read_text() == "old"
+    assert [file.name for file in path.parent.iterdir()] == ["state.pt"]
