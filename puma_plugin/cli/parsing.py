@@ -1,5 +1,7 @@
 """Configuration from YAML files and the command line, checked against the dataclasses."""
 
+import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import fields
 from importlib import resources
@@ -51,7 +53,11 @@ def make_parser(command: str, description: str, config_class: type, defaults: Se
         defaults: YAML files that give the defaults.
     """
     parser = ArgumentParser(
-        prog=f"puma {command}", description=description, exit_on_error=False, default_config_files=list(defaults)
+        prog=f"puma {command}",
+        description=description,
+        exit_on_error=False,
+        default_config_files=list(defaults),
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--config",
@@ -60,6 +66,42 @@ def make_parser(command: str, description: str, config_class: type, defaults: Se
     )
     parser.add_class_arguments(config_class, fail_untyped=True)
     return parser
+
+
+def _wanted(kinds: str, name: str, value: str) -> str:
+    if literal := re.fullmatch(r"typing\.Literal\[(.*)\]", kinds):
+        return f"one of {literal[1]}"
+    parts = [re.sub(r"<class '(.*)'>", r"\1", kind) for kind in re.split(r", (?![^\[]*\])", kinds)]
+    wanted = " or ".join(_WORDS.get(part, part) for part in parts)
+    return f"{wanted}, as in --{name} '[{value}]'" if "list" in wanted and not value.startswith("[") else wanted
+
+
+_WORDS = {
+    "list": "a list",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "NoneType": "null",
+}
+
+
+def in_words(message: str, parser: ArgumentParser) -> str:
+    """What jsonargparse refuses, as this package says it: the setting, what came, what is accepted."""
+    if found := re.match(r"unrecognized arguments: (.*)", message):
+        known = [option for action in parser._actions for option in action.option_strings]
+        names = [word.partition("=")[0] for word in found[1].split() if word.startswith("--")]
+        near = {name: difflib.get_close_matches(name, known, 1) for name in names}
+        hints = [f"for {name} perhaps {close[0]}" for name, close in near.items() if close]
+        return "; ".join([message, *hints])
+    kinds = re.search(r"Subtypes: \[(.*)\]\n|Expected an? (.*)\. Got value", message)
+    found = re.match(r'(?s)Parser key "(.*?)":.*(?:Got value|Given value): (.*)', message)
+    if kinds and found:
+        name, value = found[1], found[2].strip()
+        return f"{name} is {value!r}; give {_wanted(kinds[1] or kinds[2], name, value)}"
+    if message.startswith("Option 'train.") and not parser.prog.endswith("compare"):
+        return f"{message}; the file looks like one for `puma compare`"
+    return message
 
 
 def parse(parser: ArgumentParser, config_class: type[T], arguments: Sequence[str]) -> tuple[T, Namespace]:
@@ -72,6 +114,6 @@ def parse(parser: ArgumentParser, config_class: type[T], arguments: Sequence[str
         options = parser.parse_args(_find_configs(arguments))
         built = parser.instantiate(options)
     except ArgumentError as error:
-        raise ValueError(f"{error} (see `{parser.prog} --help`)") from error
+        raise ValueError(f"{in_words(str(error), parser)} (see `{parser.prog} --help`)") from error
     values: dict[str, Any] = {field.name: built[field.name] for field in fields(config_class)}  # type: ignore[arg-type]
     return config_class(**values), options

@@ -71,6 +71,12 @@ def describe(images: ImageSet) -> dict[str, int]:
     return {"classes": len(images.class_names), "images": len(images)}
 
 
+def images_of_classes(images: ImageSet) -> dict[str, int]:
+    """Class name -> number of images."""
+    counts = np.bincount(images.targets, minlength=len(images.class_names)).tolist()
+    return dict(zip(images.class_names, counts, strict=True))
+
+
 def first_of_each_class(images: ImageSet, count: int) -> ImageSet:
     """At most the first `count` images of each class."""
     order = np.argsort(images.targets, kind="stable")

@@ -22,6 +22,7 @@ from puma_plugin.experiments.baseline import read_baseline
 from puma_plugin.experiments.config import CHECKPOINT, CLASSES, SETTINGS, WEIGHTS, EvaluateConfig, TrainConfig
 from puma_plugin.experiments.display import JobDisplay
 from puma_plugin.experiments.early_checks import check_settings
+from puma_plugin.experiments.images import images_of_classes
 from puma_plugin.experiments.machine import provenance
 from puma_plugin.experiments.methods import METHODS
 from puma_plugin.experiments.overrides import with_defaults
@@ -131,7 +132,9 @@ def train(config: TrainConfig, resume: bool, command: str, console: Console) -> 
             torch.set_num_threads(config.threads)
         processes.from_first(lambda: check_settings(config, processes))
         splits = processes.from_first(lambda: load_splits(config.data))
-        trained = {name: images.class_names for name, images in splits.train.items()}
+        trained = {name: images_of_classes(images) for name, images in splits.train.items()}
+        if resume:
+            _require_unchanged(trained, _classes_of(folder / WEIGHTS), folder)
         notes = _describe(splits, trained, shown)
         if splits.validation and (without := [name for name in splits.train if name not in splits.validation]):
             shown.print(
@@ -232,8 +235,23 @@ def evaluate(
         return _finish(config, run, splits, embedded, notes, command, start, shown, baseline, other)
 
 
-def _classes_of(weights: Path) -> dict[str, list[str]]:
-    """The classes that a run was trained on, by distribution; empty where its folder does not say."""
+def _require_unchanged(
+    now: Mapping[str, Mapping[str, int]], before: Mapping[str, Mapping[str, int]], folder: Path
+) -> None:
+    """ValueError naming what differs in the training images of a run that is to go on."""
+    for name, counts in before.items():
+        found = now.get(name, {})
+        differ = [label for label in {**counts, **found} if counts.get(label, 0) != found.get(label, 0)]
+        if differ:
+            raise ValueError(
+                f"{name}: the training images are not those that {folder} began with: class {differ[0]!r} had "
+                f"{counts.get(differ[0], 0)} and has {found.get(differ[0], 0)} ({len(differ):,} {'classes differ' if len(differ) > 1 else 'class differs'}); make "
+                "them the same again, or start without --resume in another --out"
+            )
+
+
+def _classes_of(weights: Path) -> dict[str, dict[str, int]]:
+    """The classes that a run was trained on with their images, by distribution; empty where its folder does not say."""
     file = weights.parent / CLASSES
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 

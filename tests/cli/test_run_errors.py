@@ -169,7 +169,7 @@ def test_test_image_that_becomes_unreadable_costs_no_training(
     (data / "set0" / "class0" / "0.png").write_bytes(b"no picture")
     with pytest.warns(UserWarning, match="set0: 2 of 18 images are left out"):
         assert main(command(data, out, "--resume", "--data.bad_images", "skip")) == 2
-    assert "comes from other labels" in capsys.readouterr().err
+    assert "class 'class0' had 3 and has 2 (1 class differs); make them" in capsys.readouterr().err
 
 
 def test_unreadable_image_skipped(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,7 +82,8 @@ def test_files_of_a_run(trained: Path) -> None:
     names = {path.name for path in trained.iterdir()}
     kept = {"checkpoint.pt", "classes.json", "config.json", "metrics.json", "model.safetensors", "report.html"}
     assert names == {*kept, ".lock"}
-    assert json.loads((trained / "classes.json").read_text())["upright"] == sorted(COLOURS)[:5]
+    classes = json.loads((trained / "classes.json").read_text())
+    assert classes["upright"] == dict.fromkeys(sorted(COLOURS)[:5], 6)
     metrics = json.loads((trained / "metrics.json").read_text())
     assert metrics["data"]["upright"] == {
         "train": {"classes": 5, "images": 30},
@@ -162,6 +163,22 @@ def test_classes_that_were_trained_on_are_named_in_an_evaluation(
     assert finding.startswith(note)
     assert main([*arguments, json.dumps({"upright": str(data / "upright")}), "--out", str(tmp_path / "b")]) == 0
     assert json.loads((tmp_path / "b" / "metrics.json").read_text())["findings"] == []
+
+
+def test_a_run_does_not_go_on_with_other_images(
+    trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    first = sorted(COLOURS)[0]
+    more = data / "upright" / first / "more.png"
+    shutil.copy(data / "upright" / first / "0.png", more)
+    try:
+        assert main(["train", "--config", str(data / "run.yaml"), "--out", str(tmp_path / "run"), "--resume"]) == 2
+    finally:
+        more.unlink()
+    line = capsys.readouterr().err
+    assert "upright: the training images are not those that" in line
+    assert f"class {first!r} had 6 and has 7 (1 class differs); make them the same again, or start without" in line
 
 
 def test_a_folder_in_use_is_left_to_the_run_that_has_it(

@@ -280,7 +280,7 @@ def test_one_message_for_what_every_process_finds(settings: Path, tmp_path: Path
     running = start(settings, tmp_path / "run", 2, *more, command="evaluate")
     text = running.communicate(timeout=300)[0]
     assert running.returncode != 0
-    assert text.count("puma evaluate: error") == text.count("is no file; give the model.safetensors of a run") == 1
+    assert text.count("puma evaluate: error") == text.count("is no file; give the folder of a run that has ended") == 1
     assert not (tmp_path / "run").exists()
 
 
