@@ -243,10 +243,11 @@ def _require_unchanged(
         found = now.get(name, {})
         differ = [label for label in {**counts, **found} if counts.get(label, 0) != found.get(label, 0)]
         if differ:
+            first, many = differ[0], "classes differ" if len(differ) > 1 else "class differs"
             raise ValueError(
-                f"{name}: the training images are not those that {folder} began with: class {differ[0]!r} had "
-                f"{counts.get(differ[0], 0)} and has {found.get(differ[0], 0)} ({len(differ):,} {'classes differ' if len(differ) > 1 else 'class differs'}); make "
-                "them the same again, or start without --resume in another --out"
+                f"{name}: the training images are not those that {folder} began with: class {first!r} had "
+                f"{counts.get(first, 0)} and has {found.get(first, 0)} ({len(differ):,} {many}); make them the same "
+                "again, or start without --resume in another --out"
             )
 
 
