@@ -4,7 +4,9 @@ import io
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -73,8 +75,19 @@ def _svg(figure: Figure, name: str, description: str) -> str:
     return text.strip()
 
 
+@contextmanager
+def _style(name: str, **changes: Any) -> Iterator[None]:
+    """matplotlib's settings inside.
+
+    Letters that its own font has not are no fault: the viewer's font draws them, as texts stay texts in our SVG.
+    """
+    with matplotlib.rc_context(cast(Any, {**_STYLE, "svg.hashsalt": name, **changes})), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"(?s)Glyph .* missing from font")
+        yield
+
+
 def _draw(name: str, description: str, size: tuple[float, float], paint: Any) -> str:
-    with matplotlib.rc_context(cast(Any, {**_STYLE, "svg.hashsalt": name})):
+    with _style(name):
         figure = Figure(figsize=size)
         paint(figure)
         return _svg(figure, name, description)
@@ -192,7 +205,7 @@ def _log_ticks(low: float, high: float, values: Sequence[float]) -> list[float]:
     steps = (1, 2, 5) if decades < 1.7 else (1, 3) if decades < 3.4 else (1,)
     found = [
         step * 10.0**power
-        for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+        for power in range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
         for step in steps
         if low <= step * 10.0**power <= high
     ]
@@ -216,8 +229,8 @@ def pareto_chart(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def write_pareto(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
     """Write :func:`pareto_chart` as an SVG file of its own, black on white."""
-    style = {**_STYLE, "svg.hashsalt": "pareto", "figure.facecolor": "white", "savefig.facecolor": "white"}
-    with matplotlib.rc_context(cast(Any, style)), atomic_write(path) as temporary:
+    white = {"figure.facecolor": "white", "savefig.facecolor": "white"}
+    with _style("pareto", **white), atomic_write(path) as temporary:
         figure = Figure(figsize=_PARETO_SIZE)
         _pareto(rows)(figure)
         figure.savefig(temporary, format="svg", bbox_inches="tight", metadata={"Date": None})
