@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.reporting.compare import compare, comparison_text
 from benchmarks.reporting.goals import judge
-from benchmarks.reporting.results import load_results
+from benchmarks.reporting.results import WITH_OURS, load_results
 from benchmarks.reporting.tables import goals_table, report_text
 
 
@@ -69,7 +69,7 @@ def _goals(given: argparse.Namespace) -> int:
 def _compare(given: argparse.Namespace) -> int:
     comparison = compare(load_results(given.old), load_results(given.new), other_machine=given.other_machine)
     print(comparison_text(comparison, everything=given.all))
-    return int(any(entry.verdict == "slower" and entry.new.contestant == "ours" for entry in comparison.changes))
+    return int(any(entry.verdict == "slower" and entry.new.contestant in WITH_OURS for entry in comparison.changes))
 
 
 if __name__ == "__main__":

@@ -51,7 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     codes, parts = [], []
     for setting in settings:
         print(f"== {device}, allocator thresholds: {setting}", flush=True)
-        code, result = measure(given.suites, given.effort, device, setting, given.no_compiled)
+        try:
+            code, result = measure(given.suites, given.effort, device, setting, given.no_compiled)
+        except KeyboardInterrupt:
+            if not parts:
+                raise
+            print(f"interrupted; what was finished before ({settings[0]} thresholds) is written", file=sys.stderr)
+            codes.append(130)
+            break
         codes.append(code)
         parts += [result] if result else []
     if not parts:
@@ -64,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = folder / f"{result_name(merged, given.effort)}.json"
     write_json(path, merged)
     print(write_report(path), f"result file: {path}", sep="\n")
-    return int(any(codes))
+    return 130 if 130 in codes else int(any(codes))
 
 
 def warn_if_busy() -> None:

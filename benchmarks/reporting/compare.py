@@ -1,8 +1,9 @@
 """Two result files of the same machine: what changed by more than noise.
 
-Between two days a whole machine gets slower or faster. That drift is estimated from the contestants that are not ours
-(their code did not change) as the median of their ratios, and taken out; how much single rows scatter around it is the
-noise between runs. It is added to the noise within the runs (standard error of the medians).
+Between two days, and within one, a whole machine gets slower or faster. That drift is estimated from contestants that
+run none of this package's code, as the median of their ratios, and taken out: for ours from those of the same
+comparison, which took turns with it, else from all of the file. How much single rows scatter around the drift of their
+comparison is the noise between runs. It is added to the noise within the runs (standard error of the medians).
 """
 
 import math
@@ -11,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from benchmarks.reporting.results import NORMAL_MAD, Results, Row
+from benchmarks.reporting.results import MEDIAN_EFFICIENCY, NORMAL_MAD, WITH_OURS, Results, Row
 
 SIGMAS = 3.0
 SMALLEST_CHANGE = 0.02  # smaller changes are never called outside noise
 MACHINE_FIELDS = ("cpu", "cores", "gpu", "device", "threads")
-MIN_PEERS = 5  # fewer rows tell nothing about drift
+MIN_PEERS = 5  # fewer rows tell nothing about the drift of a whole file
 
 
 @dataclass(frozen=True)
@@ -27,18 +28,22 @@ class Change:
         old, new: the rows.
         change: new over old minus 1, drift taken out; positive is slower.
         noise: how far from 0 it may be by chance.
+        drift_is_known: if not, the machine may be what changed.
     """
 
     old: Row
     new: Row
     change: float
     noise: float
+    drift_is_known: bool = True
 
     @property
     def verdict(self) -> str:
-        """ "slower", "faster" or "within noise"."""
+        """ "slower", "faster", "within noise", or "unknown" if it is more than noise and the drift is not known."""
         if abs(self.change) <= self.noise:
             return "within noise"
+        if not self.drift_is_known:
+            return "unknown"
         return "slower" if self.change > 0 else "faster"
 
 
@@ -48,13 +53,13 @@ class Comparison:
 
     Attributes:
         changes: rows that both files have.
-        drift: by how much the whole machine changed, from the contestants that are not ours; 0 if there are too few.
-        scatter: standard deviation of single rows around the drift.
+        drift: by how much the whole machine changed; None if too few contestants tell.
+        scatter: standard deviation of single rows around the drift of their comparison.
         only_old, only_new: keys of the rows that one file has.
     """
 
     changes: list[Change]
-    drift: float
+    drift: float | None
     scatter: float
     only_old: list[tuple[str, ...]]
     only_new: list[tuple[str, ...]]
@@ -80,39 +85,72 @@ def compare(old: Results, new: Results, *, other_machine: bool = False) -> Compa
     shared = [key for key in before if key in after]
     if not shared:
         raise ValueError(f"{old.path} and {new.path} have no row in common")
-    drift, scatter = machine_drift([(before[key], after[key]) for key in shared])
-    changes = [_change(before[key], after[key], drift, scatter) for key in shared]
+    pairs = [(before[key], after[key]) for key in shared]
+    drift = Drift(pairs)
     return Comparison(
-        changes,
-        math.expm1(drift),
-        scatter,
+        [_change(pair, drift) for pair in pairs],
+        None if drift.whole is None else math.expm1(drift.whole),
+        drift.scatter,
         [key for key in before if key not in after],
         [key for key in after if key not in before],
     )
 
 
-def machine_drift(pairs: Sequence[tuple[Row, Row]]) -> tuple[float, float]:
-    """Median and standard deviation of log(new / old) over the contestants that are not ours."""
-    ratios = [math.log(new.median / old.median) for old, new in pairs if not old.contestant.startswith("ours")]
-    if len(ratios) < MIN_PEERS:
-        return 0.0, 0.0
-    drift = median(ratios)
-    return drift, NORMAL_MAD * median(abs(ratio - drift) for ratio in ratios)
+class Drift:
+    """By how much the machine changed: log(new / old) of the contestants without this package's code.
+
+    Attributes:
+        whole: median over all of them; None where they are fewer than MIN_PEERS.
+        scatter: standard deviation of a row around the median of its comparison.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[Row, Row]]) -> None:
+        self.groups: dict[tuple[str, ...], list[float]] = {}
+        for old, new in pairs:
+            if old.contestant not in WITH_OURS:
+                self.groups.setdefault(old.key[:-1], []).append(math.log(new.median / old.median))
+        everything = [ratio for ratios in self.groups.values() for ratio in ratios]
+        self.whole = median(everything) if len(everything) >= MIN_PEERS else None
+        turns = [ratios for ratios in self.groups.values() if len(ratios) > 1]
+        # A median lies close to the few values that it is of.
+        residuals = [
+            abs(ratio - median(ratios)) * math.sqrt(len(ratios) / (len(ratios) - 1))
+            for ratios in turns
+            for ratio in ratios
+        ]
+        self.scatter = NORMAL_MAD * median(residuals) if len(residuals) >= MIN_PEERS else 0.0
+
+    def of(self, row: Row) -> tuple[float, float] | None:
+        """The drift to take out of a row, and its standard error; None where nothing tells."""
+        ratios = self.groups.get(row.key[:-1], [])
+        if row.contestant in WITH_OURS and ratios:
+            return median(ratios), MEDIAN_EFFICIENCY * self.scatter / math.sqrt(len(ratios))
+        return None if self.whole is None else (self.whole, 0.0)
 
 
-def _change(old: Row, new: Row, drift: float, scatter: float) -> Change:
+def _change(pair: tuple[Row, Row], drift: Drift) -> Change:
+    old, new = pair
+    taken = drift.of(old)
     within = math.hypot(old.relative_error_of_median, new.relative_error_of_median)
-    noise = max(SMALLEST_CHANGE, SIGMAS * math.hypot(within, scatter))
-    return Change(old, new, math.expm1(math.log(new.median / old.median) - drift), noise)
+    noise = max(SMALLEST_CHANGE, SIGMAS * math.hypot(within, drift.scatter, taken[1] if taken else 0.0))
+    ratio = math.log(new.median / old.median)
+    return Change(old, new, math.expm1(ratio - taken[0] if taken else ratio), noise, taken is not None)
 
 
 def comparison_text(comparison: Comparison, *, everything: bool = False) -> str:
-    """What is outside noise (or every row), the largest change first."""
-    changes = sorted(comparison.changes, key=lambda change: -abs(change.change))
+    """What is outside noise (or every row): this package's code first, of each the largest change first."""
+    changes = sorted(
+        comparison.changes, key=lambda change: (change.new.contestant not in WITH_OURS, -abs(change.change))
+    )
     outside = [change for change in changes if change.verdict != "within noise"]
     lines = [
-        f"{len(changes)} rows in both files, {len(outside)} outside noise. The machine itself: "
-        f"{comparison.drift:+.1%} (taken out below), rows scatter by {comparison.scatter:.1%} around that."
+        f"{len(changes)} rows in both files, {len(outside)} outside noise. "
+        + (
+            "How the machine itself changed is not known: the files share too few rows of other people's code."
+            if comparison.drift is None
+            else f"The machine itself: {comparison.drift:+.1%} (taken out below, by comparison where contestants took "
+            f"turns), rows scatter by {comparison.scatter:.1%} around that."
+        )
     ]
     for change in changes if everything else outside:
         row = change.new

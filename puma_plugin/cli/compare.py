@@ -34,11 +34,8 @@ def main(arguments: Sequence[str]) -> int:
 
     console = Console()
     require_writable(config.out, "out", is_folder=True)
-    if options.fresh:
-        for path in (Path(config.out) / "jobs").glob("*"):
-            path.unlink()
     try:
-        metrics = compare(config, " ".join(["puma", "compare", *arguments]), console)
+        metrics = compare(config, " ".join(["puma", "compare", *arguments]), console, options.fresh)
     except KeyboardInterrupt:
         if not any((Path(config.out) / "jobs").glob("*")):
             raise

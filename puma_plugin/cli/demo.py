@@ -61,8 +61,7 @@ def run(config: DemoConfig, everything: bool, ablations: bool, fresh: bool, comm
         planned = [*(comparison.rate_jobs() if everything else ()), *comparison.test_jobs(chosen, *seeds)]
         comparison.check(planned)
         if fresh:  # after the check, so that a mistake in an argument costs nothing
-            for job in planned:
-                job.forget()
+            comparison.forget(planned)
         if everything:
             rates = comparison.choose_rates(comparison.run(comparison.rate_jobs(), "Learning rates"))
             chosen = rates["chosen"]

@@ -19,8 +19,12 @@ from puma_plugin.experiments.tables import markdown_table
 from puma_plugin.utils import atomic_write, write_json
 
 
-def compare(config: CompareConfig, command: str, console: Console) -> dict[str, Any]:
+def compare(config: CompareConfig, command: str, console: Console, fresh: bool = False) -> dict[str, Any]:
     """Run what is not finished yet, and write table.md, metrics.json, report.html and pareto.svg into `out`.
+
+    Args:
+        command: kept in metrics.json.
+        fresh: run everything; what an earlier comparison kept of these rows is removed once the settings are checked.
 
     Returns:
         The content of metrics.json.
@@ -39,7 +43,10 @@ def compare(config: CompareConfig, command: str, console: Console) -> dict[str, 
     rates = None
     chosen = {method.rate_key: config.grid[0] for method in methods}
     tried = comparison.rate_jobs() if len(config.grid) > 1 else []
-    comparison.check([*tried, *comparison.test_jobs(chosen, config.data_seeds, config.seeds, keep_models=False)])
+    planned = [*tried, *comparison.test_jobs(chosen, config.data_seeds, config.seeds, keep_models=False)]
+    comparison.check(planned)
+    if fresh:
+        comparison.forget(planned)
     if len(config.grid) > 1:
         rates = comparison.choose_rates(comparison.run(comparison.rate_jobs(), "Learning rates"))
         chosen = rates["chosen"]

@@ -16,7 +16,7 @@ from puma_plugin.experiments.early_checks import check_settings
 from puma_plugin.experiments.identity import data_digest
 from puma_plugin.experiments.jobs import Job, run_job
 from puma_plugin.experiments.machine import available_cores
-from puma_plugin.experiments.methods import Method
+from puma_plugin.experiments.methods import Method, multiplier_text
 from puma_plugin.experiments.pool import TaskError, run_tasks
 from puma_plugin.experiments.separate import make_run, small_distributions
 from puma_plugin.experiments.splits import Splits, check_readable, load_splits
@@ -164,6 +164,16 @@ class Comparison:
         for sentence in sentences:
             self.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
+    def forget(self, jobs: Sequence[Job]) -> None:
+        """Remove what is kept of these jobs.
+
+        Raises:
+            ValueError: another comparison is at work in the folder.
+        """
+        with folder_lock(self.config.out):
+            for job in jobs:
+                job.forget()
+
     def run(self, jobs: Sequence[Job], title: str) -> list[dict[str, Any]]:
         """The jobs' records, in order: kept ones are read, the others run.
 
@@ -207,7 +217,7 @@ class Comparison:
         runs: dict[str, dict[str, list[float]]] = {}
         for record in records:
             own = runs.setdefault(record["method"], {})
-            own.setdefault(f"{record['multiplier']:g}", []).append(record["validation"][-1]["harmonic"])
+            own.setdefault(multiplier_text(record["multiplier"]), []).append(record["validation"][-1]["harmonic"])
         scores = {key: {name: sum(values) / len(values) for name, values in own.items()} for key, own in runs.items()}
         chosen = {key: float(max(own, key=own.__getitem__)) for key, own in scores.items()}
         edge = [

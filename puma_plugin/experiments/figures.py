@@ -33,6 +33,7 @@ _INK = "#010203"
 
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names of folders and classes are no formulas
     "font.family": "sans-serif",
     "font.size": 10.5,
     "text.color": _INK,
@@ -173,7 +174,8 @@ def _paint_pareto(axes: Axes, rows: Sequence[Mapping[str, Any]], cost: str, labe
     # Labels in a column of their own, joined to their points: methods of like cost and score would overprint.
     low, high = axes.get_ylim()
     ordered = sorted(rows, key=lambda row: row["mean"])
-    heights = _spread([(row["mean"] - low) / (high - low) for row in ordered], 0.075)
+    height = _pareto_size(rows)[1] / 2.5  # of this one of two, in inches
+    heights = _spread([(row["mean"] - low) / (high - low) for row in ordered], 0.22 / height)
     for row, height in zip(ordered, heights, strict=True):
         free_line = not row[cost]
         axes.annotate(
@@ -212,7 +214,9 @@ def _log_ticks(low: float, high: float, values: Sequence[float]) -> list[float]:
     return found if len(found) > 1 else sorted({float(f"{value:.2g}") for value in (min(values), max(values))})
 
 
-_PARETO_SIZE = (7.2, 8.0)
+def _pareto_size(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """In inches; so high that the labels have room."""
+    return 7.2, max(8.0, 2.5 * 0.23 * len(rows))
 
 
 def pareto_chart(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -224,14 +228,16 @@ def pareto_chart(rows: Sequence[Mapping[str, Any]]) -> str:
         rows: per method `label`, `mean`, `low`, `high` (in percent; the bounds may be None), `trainable`, `seconds`
             (0 for what is not trained), `accent`. At least one row has to be trained.
     """
-    return _draw("pareto", "Harmonic mean of R@1 against trained weights and seconds", _PARETO_SIZE, _pareto(rows))
+    return _draw(
+        "pareto", "Harmonic mean of R@1 against trained weights and seconds", _pareto_size(rows), _pareto(rows)
+    )
 
 
 def write_pareto(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
     """Write :func:`pareto_chart` as an SVG file of its own, black on white."""
     white = {"figure.facecolor": "white", "savefig.facecolor": "white"}
     with _style("pareto", **white), atomic_write(path) as temporary:
-        figure = Figure(figsize=_PARETO_SIZE)
+        figure = Figure(figsize=_pareto_size(rows))
         _pareto(rows)(figure)
         figure.savefig(temporary, format="svg", bbox_inches="tight", metadata={"Date": None})
 
@@ -284,8 +290,10 @@ def map_chart(name: str, points: np.ndarray, members: np.ndarray, distributions:
         for index, label in enumerate(distributions):
             chosen = points[members == index]
             axes.scatter(
-                chosen[:, 0], chosen[:, 1], s=9, c=colour(index), marker=MARKERS[index % len(MARKERS)], alpha=0.75,
-                linewidths=0, label=label,
+                chosen[:, 0], chosen[:, 1], s=9, c=colour(index), alpha=0.75, linewidths=0,
+                # Each colour with each marker, before the first pair comes again.
+                marker=MARKERS[(index + index // len(PALETTE)) % len(MARKERS)],
+                label=f"\u200b{label}" if label.startswith("_") else label,  # matplotlib takes no _ for a legend
             )  # fmt: skip
         axes.set_aspect("equal", adjustable="datalim")
         axes.set_axis_off()

@@ -14,7 +14,7 @@ from puma_plugin.datasets.embedded.backbone import WEIGHTS
 from puma_plugin.evaluation import bootstrap_intervals
 from puma_plugin.experiments.config import TrainConfig
 from puma_plugin.experiments.identity import file_digest
-from puma_plugin.experiments.methods import Method
+from puma_plugin.experiments.methods import Method, multiplier_text
 from puma_plugin.experiments.overrides import with_defaults
 from puma_plugin.experiments.pool import Progress
 from puma_plugin.experiments.separate import AnyRun, make_run, without_joint
@@ -52,13 +52,13 @@ class Job:
     def key(self) -> str:
         """Name of the job's files."""
         seeds = f"data{self.config.data.seed}-seed{self.config.seed}"
-        rate = f"-x{self.multiplier:g}" if self.purpose == "rate" else ""
+        rate = f"-x{multiplier_text(self.multiplier)}" if self.purpose == "rate" else ""
         return f"{self.purpose}-{self.method.key}-{seeds}{rate}"
 
     @property
     def label(self) -> str:
         """What the terminal calls it."""
-        rate = f" · rate x{self.multiplier:g}" if self.purpose == "rate" else ""
+        rate = f" · rate x{multiplier_text(self.multiplier)}" if self.purpose == "rate" else ""
         return f"{self.method.label} · data {self.config.data.seed} · seed {self.config.seed}{rate}"
 
     def path(self, suffix: str = ".json") -> Path:

@@ -91,3 +91,9 @@ DEMO_KEYS = ("frozen", "linear", "puma")
 def named(keys: tuple[str, ...]) -> tuple[Method, ...]:
     """The methods with these keys, in this order."""
     return tuple(METHODS[key] for key in keys)
+
+
+def multiplier_text(multiplier: float) -> str:
+    """A multiple of a learning rate, as short as it can be read back from."""
+    short = f"{multiplier:g}"
+    return short if float(short) == multiplier else repr(float(multiplier))

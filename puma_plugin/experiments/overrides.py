@@ -27,7 +27,9 @@ def override(config: T, settings: Mapping[str, Any]) -> T:
         own = {field.name for field in fields(config)}  # type: ignore[arg-type]
         if head not in own:
             raise ValueError(f"there is no setting {head!r}; there are {', '.join(sorted(own))}")
-        changes[head] = inner[""] if "" in inner else _change(head, getattr(config, head), inner)
+        # A part that is given whole, and then settings inside of it.
+        value = inner.pop("", getattr(config, head))
+        changes[head] = _change(head, value, inner) if inner else value
     return replace(config, **changes)  # type: ignore[type-var]
 
 

@@ -5,6 +5,7 @@ from html import escape
 from typing import Any
 
 from puma_plugin.evaluation.result import short_name
+from puma_plugin.experiments.methods import multiplier_text
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -157,13 +158,13 @@ def _difference(interval: Mapping[str, float | None]) -> str:
 def grid_table(rates: Mapping[str, Any], labels: Mapping[str, str]) -> str:
     """The learning rates that were tried, the chosen one in bold."""
     grid = rates["multipliers"]
-    head = "".join(f"<th>{multiplier:g}&times;</th>" for multiplier in grid)
+    head = "".join(f"<th>{multiplier_text(multiplier)}&times;</th>" for multiplier in grid)
     body = []
     for key, scores in rates["scores"].items():
         cells = []
         for multiplier in grid:
             mark = multiplier == rates["chosen"][key]
-            text = percent(scores[f"{multiplier:g}"])
+            text = percent(scores[multiplier_text(multiplier)])
             cells.append(f"<td><b>{text}</b></td>" if mark else f"<td>{text}</td>")
         body.append(f"<tr><th>{escape(labels.get(key, key))}</th>{''.join(cells)}</tr>")
     return (

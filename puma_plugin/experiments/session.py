@@ -299,6 +299,9 @@ def _finish(
     if comparison is not None:
         metrics["baseline"] = {"path": str(baseline), **comparison.to_dict()}
     write_json(folder / "metrics.json", metrics)
+    _show(console, config, result)
+    if comparison is not None:
+        console.print(comparison.text(), highlight=False, soft_wrap=True)
     if config.report:
         from puma_plugin.experiments.report import ReportPictures, write_report
         from puma_plugin.experiments.visuals import embedding_maps, members_of, query_rows
@@ -310,9 +313,6 @@ def _finish(
             queries=query_rows(labelled, splits.test, 3, 8),
         )
         write_report(folder / "report.html", metrics, pictures)
-    _show(console, config, result)
-    if comparison is not None:
-        console.print(comparison.text(), highlight=False, soft_wrap=True)
     console.print(f"results in {folder}", highlight=False, soft_wrap=True)
     return metrics
 

@@ -82,6 +82,42 @@ def test_without_noise_two_percent_decide(files: Any) -> None:
     assert verdicts(exact("old", 1.0), exact("new", 1.021))["ours"] == "slower"
 
 
+def test_drift_within_a_run_is_that_of_the_peers_in_turn(files: Any) -> None:
+    """Half of the comparisons were made in a slow quarter of an hour."""
+
+    def half(name: str, slow: float, ours: float = 1.0) -> Path:
+        rows = []
+        for case, drift in (("B32", 1.0), ("B180", slow)):
+            for index, contestant in enumerate(("ours", "torch_branches", *PEERS)):
+                own = ours if contestant in ("ours", "torch_branches") else 1.0
+                samples = files.noisy((1 + index) * 1e-3 * drift * own, 0.005, seed=index + len(case) + int(100 * slow))
+                rows.append(files.entry(contestant, samples, case_id=case))
+        return files.write(name, rows)
+
+    found = compare(load_results(half("old", 1.0)), load_results(half("new", 1.5))).changes
+    assert {change.verdict for change in found if change.new.contestant in ("ours", "torch_branches")} == {
+        "within noise"
+    }
+    found = compare(load_results(half("old", 1.0)), load_results(half("newer", 1.5, 1.2))).changes
+    assert {change.verdict for change in found if change.new.contestant in ("ours", "torch_branches")} == {"slower"}
+
+
+def test_without_anybody_else_nothing_is_known_of_the_machine(files: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    old, new = (files.write(name, [files.entry("ours", [time] * 5)]) for name, time in (("old", 1.0), ("new", 1.3)))
+    assert main(["compare", str(old), str(new)]) == 0
+    printed = capsys.readouterr().out
+    assert "How the machine itself changed is not known" in printed
+    assert printed.splitlines()[1].startswith("unknown        +30.0%")
+
+
+def test_other_contestants_with_our_code_count_as_ours(files: Any) -> None:
+    def sampling(name: str, ours: float) -> Path:
+        rows = [("ours_m4", ours), *((peer, 1.0) for peer in PEERS)]
+        return files.write(name, [files.entry(contestant, [time] * 9) for contestant, time in rows])
+
+    assert main(["compare", str(sampling("old", 1.0)), str(sampling("new", 3.0))]) == 1
+
+
 def test_rows_of_one_file_only_are_listed(files: Any) -> None:
     old = files.write("old", [files.entry("ours", [1.0] * 3), files.entry("gone", [1.0] * 3)])
     new = files.write("new", [files.entry("ours", [1.0] * 3), files.entry("added", [1.0] * 3)])

@@ -43,6 +43,14 @@ def metrics(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "out" / "metrics.json").read_text())
 
 
+def test_a_mistake_in_a_fresh_comparison_removes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = sorted((folder / "out" / "jobs").iterdir())
+    wrong = ["--fresh", "--train.global_batch_size", "1000000"]
+    assert main(["compare", str(folder / "grid.yaml"), "--out", str(folder / "out"), *wrong]) == 2
+    assert "global_batch_size" in capsys.readouterr().err
+    assert sorted((folder / "out" / "jobs").iterdir()) == kept
+
+
 def test_files(folder: Path) -> None:
     names = {path.name for path in (folder / "out").iterdir()}
     assert names == {".lock", "jobs", "metrics.json", "table.md", "report.html", "pareto.svg"}

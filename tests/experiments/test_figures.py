@@ -1,11 +1,13 @@
 """Charts: axes that can be read, names in any script."""
 
+import re
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from puma_plugin.experiments.figures import pareto_chart, write_pareto
+from puma_plugin.experiments.figures import map_chart, pareto_chart, write_pareto
 
 ROWS = [
     {"label": "凍結", "mean": 27.0, "low": None, "high": None, "trainable": 0, "seconds": 0, "accent": False},
@@ -26,7 +28,24 @@ def test_costs_have_round_numbers_that_do_not_overlap(
     for label in ("20k", "50k", "100k", *labels):
         assert f">{label}</text>" in text
     assert "10^" not in text
-    assert "×" not in text
+    assert "\N{MULTIPLICATION SIGN}" not in text
+
+
+def test_names_are_no_formulas() -> None:
+    """Where matplotlib saw one, a finished training ended with an error of its parser."""
+    rows = [ROWS[0], {**ROWS[1], "label": "$a_$b"}, {**ROWS[2], "label": r"$\foo$"}]
+    chart = pareto_chart(rows)
+    assert "$a_$b" in chart
+    assert r"$\foo$" in chart
+
+
+def test_many_distributions_can_be_told_apart() -> None:
+    names = ["_hidden", *(f"d{index}" for index in range(49))]
+    points = np.random.default_rng(0).random((100, 2))
+    chart = map_chart("x", points, np.arange(100) % 50, names)
+    assert "_hidden" in chart
+    marks = re.findall(r'<use href="#([^"]*)"[^>]*style="fill: (#\w+)', chart)
+    assert len(set(marks)) == 2 * 50  # those of the map, and the larger ones of the legend
 
 
 def test_letters_that_matplotlibs_font_has_not() -> None:

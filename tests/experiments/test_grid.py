@@ -23,6 +23,17 @@ def packaged(name: str) -> CompareConfig:
     return parse(make_parser("compare", "", CompareConfig), CompareConfig, ["--config", packaged_config(name)])[0]
 
 
+def test_arguments_are_varied_for_other_losses_too() -> None:
+    config = grid(methods=["puma"], losses=["ArcFaceLoss", "CosFaceLoss"], combine={"loss.arguments.margin": [5, 50]})
+    rows = expand(config)
+    made = [override(config.train, row.settings).loss for row in rows]
+    assert [(loss.name, loss.arguments) for loss in made] == [
+        (name, {"margin": margin}) for margin in (5, 50) for name in ("ArcFaceLoss", "CosFaceLoss")
+    ]
+    ablated = grid(methods=["puma"], losses=["ArcFaceLoss"], ablate={"loss.arguments.margin": [5]})
+    assert [override(config.train, row.settings).loss.arguments for row in expand(ablated)] == [{}, {"margin": 5}]
+
+
 def test_every_method_with_every_loss() -> None:
     config = grid(methods=["frozen", "linear", "puma"], losses=["CurricularFaceLoss", "TripletMarginLoss"])
     rows = expand(config)

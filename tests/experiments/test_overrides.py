@@ -18,6 +18,9 @@ def test_settings_at_every_depth() -> None:
     )
     assert (changed.epochs, changed.model.drop) == (3, 0.25)
     assert changed.loss.arguments == {"ema": "global", "margin": 0.2}
+    # A part given whole, and more inside of it, whatever the order.
+    whole = {"loss.arguments.margin": 5, "loss.arguments": {"scale": 64}}
+    assert override(config(), whole).loss.arguments == {"scale": 64, "margin": 5}
     assert (config().epochs, config().loss.arguments) == (100, {})
 
 
