@@ -47,6 +47,7 @@ class SeparateRun:
         self.checkpoint = checkpoint
         self.progress = progress or (lambda content: None)
         self.minimum_steps = minimum_steps
+        self.stops_on_signals = False
         self.runs: dict[str, Run] = {}
 
     def _make(self, name: str, checkpoint: Path | None) -> Run:
@@ -66,6 +67,7 @@ class SeparateRun:
             index = self.splits.names.index(name)
             checkpoint = None if self.checkpoint is None else self.checkpoint_of(self.checkpoint, index)
             self.runs[name] = self._make(name, checkpoint)
+            self.runs[name].stops_on_signals = self.stops_on_signals
         return self.runs[name]
 
     @staticmethod

@@ -163,6 +163,7 @@ def train(config: TrainConfig, resume: bool, command: str, console: Console) -> 
                 write_json(folder / SETTINGS, settings_of(config))
                 if config.data.kind != "embedded":  # whose names mean other classes with another seed
                     write_json(folder / CLASSES, trained)
+            run.stops_on_signals = True
             run.train()
             if processes.first:
                 # Before the test: whatever ends that must not cost the trained weights.

@@ -168,6 +168,7 @@ class Run:
         self.splits = splits
         self.checkpoint = checkpoint
         self.progress = progress or (lambda content: None)
+        self.stops_on_signals = False
         self.stop = Stop()
         self.processes = Processes.current()
         self.device = choose_device(config.device, self.processes)
@@ -207,14 +208,14 @@ class Run:
         """Train to the last epoch, from the checkpoint if there is one. Without trainable weights, do nothing.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C or SIGTERM; a run of one process has written its checkpoint then, within an epoch
-                too.
+            KeyboardInterrupt: Ctrl-C or SIGTERM; with ``stops_on_signals`` a run of one process has written its
+                checkpoint then, within an epoch too.
         """
         self.prepare()
         if self.trainer is not None:
             # Processes would not stop after the same step.
-            alone = self.checkpoint is not None and self.processes.world_size == 1
-            listening = self.stop.listening() if alone else contextlib.nullcontext()
+            can_stop = self.stops_on_signals and self.checkpoint is not None and self.processes.world_size == 1
+            listening = self.stop.listening() if can_stop else contextlib.nullcontext()
             with listening, self._enough_memory("max_batch_per_process", self._share()):
                 self.trainer.train(num_epochs=self.config.epochs)
             if self.stop.asked:

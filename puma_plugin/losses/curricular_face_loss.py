@@ -146,7 +146,7 @@ class CurricularFaceLoss(WeightRegularizerMixin, BaseMetricLossFunction):
         losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
         losses = losses * lmu.convert_to_weights(indices_tuple, labels, dtype=losses.dtype)
         if self.collect_stats:
-            self._record(positive.detach(), hard)
+            self._record(positive.detach(), hard.scatter(1, own, False))
         if self.training:
             self._update_average(positive.detach().squeeze(1), labels)
         loss_dict = {
@@ -210,8 +210,7 @@ class CurricularFaceLoss(WeightRegularizerMixin, BaseMetricLossFunction):
     @torch.no_grad()
     def _record(self, positive: Tensor, hard: Tensor) -> None:
         self.avg_angle = math.degrees(torch.acos(positive.clamp(-1, 1)).mean().item())
-        # The positive itself is above phi, so it is taken out of the count.
-        self.hard_fraction = (hard.sum().item() - len(hard)) / max(hard.numel() - len(hard), 1)
+        self.hard_fraction = hard.sum().item() / max(hard.numel() - len(hard), 1)
 
     def _check_labels(self, labels: Tensor) -> None:
         if labels.ndim != 1:

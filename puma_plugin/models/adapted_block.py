@@ -1,29 +1,38 @@
 """A frozen transformer block with one stochastic adapter beside its attention and one beside its MLP."""
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from puma_plugin.models.adapted_module import AdaptedModule
 from puma_plugin.models.adapter import StochasticAdapter
-from puma_plugin.models.frozen_branches import run_attention, run_mlp
+from puma_plugin.models.frozen_branches import is_plain_layer_norm, run_attention, run_mlp
 from puma_plugin.ops.eager import is_autocast
 
-_Recompute = tuple[Callable[[Tensor], Tensor], Tensor] | None
+_Recompute = tuple[Any, ...] | None
+
+
+def _normalise(
+    shape: tuple[int, ...], eps: float, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    return functional.layer_norm(x, shape, weight, bias, eps)
 
 
 def _recompute(norm: nn.Module, x: Tensor) -> _Recompute:
     """How an adapter gets its tokens back in the backward; None if it keeps them.
 
-    A layer norm keeps its input for its own backward, so the adapter has nothing to keep; unless ``norm(x)`` might give
-    other tokens the second time. On a GPU computing them once more costs nearly as much as the adapter (on an H200, for
-    180 images through ViT-S, 76 us next to the adapter's 91): there activation checkpointing is the better bargain.
+    A layer norm keeps its input and weights for its own backward, so the adapter has nothing to keep; unless
+    ``norm(x)`` may be more than the layer norm of these. The weights are those of now, whatever the module holds by
+    then (``torch.func.functional_call``). On a GPU computing tokens once more costs nearly as much as the adapter (on
+    an H200, for 180 images through ViT-S, 76 us next to the adapter's 91): there activation checkpointing is the better
+    bargain.
     """
-    if x.is_cuda or not isinstance(norm, nn.LayerNorm) or norm._forward_hooks or norm._forward_pre_hooks:
+    if x.is_cuda or torch.compiler.is_compiling() or not is_plain_layer_norm(norm):
         return None
-    return norm.forward, x
+    return partial(_normalise, norm.normalized_shape, norm.eps), x, norm.weight, norm.bias
 
 
 def _cast_once(tokens: Tensor) -> Tensor:
@@ -65,10 +74,11 @@ class AdaptedBlock(AdaptedModule):
         """The block's layer scale on the MLP branch."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, **attention_options: Any) -> Tensor:
-        """Tokens (B, N, C) to (B, N, C); the options (mask, rotary embedding, position bias) go to the attention."""
+    def forward(self, x: Tensor, *attention_inputs: Any, **attention_options: Any) -> Tensor:
+        """Tokens (B, N, C) to (B, N, C); all else (mask, rotary embedding, position bias) goes to the attention."""
         tokens = _cast_once(self.norm1(x))
-        branch = self.drop_path1(self.scale_attention(run_attention(self.attn, tokens, **attention_options)))
+        attended = run_attention(self.attn, tokens, *attention_inputs, **attention_options)
+        branch = self.drop_path1(self.scale_attention(attended))
         x = _add(self.adapter1, x, branch, tokens, _recompute(self.norm1, x))
         tokens = _cast_once(self.norm2(x))
         branch = self.drop_path2(self.scale_mlp(run_mlp(self.mlp, tokens)))

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,13 +15,16 @@ from puma_plugin.models.arguments import require_float
 from puma_plugin.models.config import AdaptationConfig
 from puma_plugin.models.prompt_pool import PromptPool
 
+_seeding = threading.RLock()
+
 
 class AdaptedViT(AdaptedModule):
     """A frozen vision transformer with stochastic adapters in its blocks (arXiv 2309.08944).
 
     Everything that the original class offers works as before, as do ``torch.compile`` (fullgraph), ``torch.export``,
-    activation checkpointing, DistributedDataParallel, pickle and deepcopy. Gates are drawn from torch's default random
-    number generator (seed it differently in every process), or, if ``gate_generator`` is set to a CPU
+    activation checkpointing, DistributedDataParallel, pickle and deepcopy; not ``torch.jit.script`` and
+    ``torch.fx.symbolic_trace``, which timm's ``create_feature_extractor`` uses. Gates are drawn from torch's default
+    random number generator (seed it differently in every process), or, if ``gate_generator`` is set to a CPU
     ``torch.Generator``, they follow from that alone. With such a generator every pass draws new gates: do not compile
     the model, spread it by ``DataParallel``, or recompute it as a whole (``checkpoint(model, images)``;
     ``set_grad_checkpointing()``, which recomputes blocks, is right with both).
@@ -47,17 +51,32 @@ class AdaptedViT(AdaptedModule):
 
     @contextlib.contextmanager
     def given_gates(self, gates: Sequence[Tensor | None]) -> Iterator[None]:
-        """Inside, training passes use these gates, one (B,) per adapter; an adapter given None draws its own."""
+        """Inside, training passes use these gates, one (B,) per adapter; an adapter given None draws its own.
+
+        Raises:
+            ValueError: another number of gates; or blocks that are computed once more in the backward pass
+                (``set_grad_checkpointing()``), when these gates are no longer there.
+        """
         adapters = self.adapters()
         if len(gates) != len(adapters):
             raise ValueError(f"gates must be one per adapter, {len(adapters)}, got {len(gates)}")
+        if self.training and any(gate is not None for gate in gates) and self._recomputes_blocks():
+            raise ValueError(
+                "gates cannot be given to a model whose blocks are computed once more in the backward pass, where "
+                "others would be drawn: set_grad_checkpointing(False), and let BatchShare(model, max_batch) save memory"
+            )
+        before = [adapter.given_gate for adapter in adapters]
         for adapter, gate in zip(adapters, gates, strict=True):
             adapter.given_gate = gate
         try:
             yield
         finally:
-            for adapter in adapters:
-                adapter.given_gate = None
+            for adapter, gate in zip(adapters, before, strict=True):
+                adapter.given_gate = gate
+
+    def _recomputes_blocks(self) -> bool:
+        wrapped = any(type(module).__name__ == "CheckpointWrapper" for module in self.modules())
+        return bool(getattr(self, "grad_checkpointing", False)) or wrapped
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Every parameter that takes a gradient: adapters, prompts, and whatever else was set to."""
@@ -124,7 +143,8 @@ class AdaptedViT(AdaptedModule):
             return forward(*args, **kwargs)
         seed = int(torch.randint(2**63 - 1, (), generator=self.gate_generator, device="cpu"))
         device = next(self.parameters()).device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        # One pass at a time: the default generator is one for all threads.
+        with _seeding, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.default_generator.manual_seed(seed)
             if device.type == "cuda":
                 with torch.cuda.device(device):

@@ -1,7 +1,7 @@
 """The stochastic adapter: a small bottleneck beside a frozen branch of a transformer block."""
 
 import math
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,12 +93,12 @@ class StochasticAdapter(nn.Module):
         self,
         residual: Tensor,
         tokens: Tensor,
-        recompute: tuple[Callable[[Tensor], Tensor], Tensor] | None = None,
+        recompute: tuple[Any, ...] | None = None,
         branch: Tensor | None = None,
     ) -> Tensor:
         """Add the adapter's output for ``tokens`` to ``residual``, both (B, N, C).
 
-        ``recompute``: function and input that give ``tokens`` again, so that the backward need not keep them;
+        ``recompute``: function and inputs that give ``tokens`` again, so that the backward need not keep them;
         ``branch``: the frozen branch's output, added in the same pass over memory; for both see
         :func:`puma_plugin.ops.stochastic_adapter`.
         """
@@ -108,7 +108,7 @@ class StochasticAdapter(nn.Module):
         return stochastic_adapter(residual, tokens, self.down, self.up, gate, self.scale, recompute, branch)
 
     def extra_repr(self) -> str:
-        if isinstance(self.scale, float):
+        if not isinstance(self.scale, Tensor):
             scale = f"{self.scale:g}"
         else:
             scale = f"{'?' if self.scale.is_meta else format(self.scale.item(), 'g')} (trainable)"

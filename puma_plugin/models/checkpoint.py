@@ -40,7 +40,9 @@ def save_adapter(
 
     Raises:
         TypeError: the model is neither, or a note is not text.
-        ValueError: parameters take a gradient that would not be in the file.
+        ValueError: parameters take a gradient that would not be in the file, or adapters are no longer as
+            :func:`adapt` made them (wrapped, shared, pruned, another ``scale``), so that the file would give another
+            model.
     """
     vit, head = _parts(model)
     if not isinstance(vit, AdaptedViT):
@@ -50,6 +52,7 @@ def save_adapter(
     extra = dict(extra_metadata or {})
     if not all(isinstance(key, str) and isinstance(value, str) for key, value in extra.items()):
         raise TypeError("extra_metadata must map str to str")
+    _require_as_adapted(vit)
     tensors = _own_tensors(vit, head)
     kept = {id(tensor) for tensor in tensors.values()}
     lost = [
@@ -113,6 +116,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], ignore_head: bo
     config = _config(metadata, path)
     if isinstance(vit, AdaptedViT):
         _check_config(config, vit.adaptation, path)
+        _require_as_adapted(vit)
         _copy(tensors, _own_tensors(vit, head), path)
         return model
     # A generator of its own: the start is overwritten, so the caller's random numbers need not move.
@@ -165,6 +169,27 @@ def _own_tensors(vit: AdaptedViT, head: EmbeddingHead | None) -> dict[str, Tenso
     if head is not None:
         tensors.update({f"head.{name}": parameter for name, parameter in head.named_parameters()})
     return tensors
+
+
+def _require_as_adapted(vit: AdaptedViT) -> None:
+    """ValueError unless the adapters are where, and what, the arguments of adapt() say."""
+    config = vit.adaptation
+    weights = ("down", "up", "scale") if config.trainable_scale else ("down", "up")
+    wanted = {f"blocks.{index}.adapter{half}.{name}" for index in config.blocks for half in (1, 2) for name in weights}
+    if vit.prompt_pool is not None:
+        wanted |= {f"prompt_pool.{name}" for name, _ in vit.prompt_pool.named_parameters()}
+    if odd := sorted(wanted ^ _own_tensors(vit, None).keys()):
+        where = "missing" if odd[0] in wanted else "not where adapt() puts one"
+        raise ValueError(
+            f"{odd[0]} is {where} ({len(odd)} such): take wrappers off the blocks (torch.compile, checkpointing, "
+            "parametrizations), do not share or remove adapters; or save model.state_dict() instead"
+        )
+    scales = {float(adapter.scale) for adapter in vit.adapters()} if not config.trainable_scale else {config.scale}
+    if scales - {config.scale}:
+        raise ValueError(
+            f"an adapter's scale is {min(scales - {config.scale}):g}, adapt() gave {config.scale:g}, which is what a "
+            f"file of this model says: adapt it with the scale that it shall have"
+        )
 
 
 def _read(path: str | os.PathLike[str], with_tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -1,9 +1,9 @@
 """The frozen branches of a block, computed by operators of our own where modules are just what these compute."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
-from timm.layers import Mlp
+from timm.layers import LayerNorm, Mlp
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
@@ -13,12 +13,18 @@ from puma_plugin.ops.eager import wants_cpu_kernel
 
 # As these classes came, in case somebody patches them.
 _FORWARDS: dict[type, Callable[..., Any]] = {
-    known: known.forward for known in (Attention, Mlp, nn.Linear, nn.GELU, nn.Identity, nn.Dropout)
+    known: known.forward
+    for known in (Attention, Mlp, nn.Linear, nn.GELU, nn.Identity, nn.Dropout, nn.LayerNorm, LayerNorm)
 }
 
 
-def run_attention(attention: Any, tokens: Tensor, **options: Any) -> Tensor:
-    """``attention(tokens, **options)``.
+def is_plain_layer_norm(norm: Any) -> TypeGuard[nn.LayerNorm]:
+    """Whether a module is the layer norm of its weights, as torch and timm have it, and nothing besides."""
+    return _is_plain(norm, nn.LayerNorm) or (_is_plain(norm, LayerNorm) and not norm._fast_norm)
+
+
+def run_attention(attention: Any, tokens: Tensor, *inputs: Any, **options: Any) -> Tensor:
+    """``attention(tokens, *inputs, **options)``.
 
     Between its linear layers by :func:`~puma_plugin.ops.packed_attention`, if such tokens have kernels and it is timm's
     plain attention without mask and hooks.
@@ -29,13 +35,13 @@ def run_attention(attention: Any, tokens: Tensor, **options: Any) -> Tensor:
             attention.fused_attn
             and attention.gate is None
             and not (attention.training and attention.attn_drop.p)
-            and all(option is None or option is False for option in options.values())
+            and all(option is None or option is False for option in (*inputs, *options.values()))
             and all(_is_plain(norm, nn.Identity) for norm in between)
         ):
             qkv = attention.qkv(tokens).unflatten(-1, (3, attention.num_heads, attention.head_dim))
             out: Tensor = attention.proj_drop(attention.proj(packed_attention(qkv)))
             return out
-    result: Tensor = attention(tokens, **options)
+    result: Tensor = attention(tokens, *inputs, **options)
     return result
 
 

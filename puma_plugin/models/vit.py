@@ -8,7 +8,7 @@ from timm.layers import PatchDropout
 from torch import nn
 
 from puma_plugin.models.adapted_block import AdaptedBlock
-from puma_plugin.models.adapted_module import AdaptedModule, change_class, restore_class
+from puma_plugin.models.adapted_module import AdaptedModule, adapted_class, change_class, restore_class
 from puma_plugin.models.adapted_vit import AdaptedViT, PromptedViT
 from puma_plugin.models.adapter import StochasticAdapter
 from puma_plugin.models.arguments import require_generator, require_int
@@ -113,6 +113,7 @@ def eject(vit: nn.Module) -> nn.Module:
         raise TypeError(f"eject() needs an adapted timm model, got {type(vit).__name__}")
     if not isinstance(vit, AdaptedViT):
         raise ValueError(f"eject() needs an adapted model; this {type(vit).__name__} is not adapted{inner_hint(vit)}")
+    _require_unwrapped(vit)
     _remove_adapters(vit)
     del vit.prompt_pool, vit.adaptation
     vit.__dict__.pop("gate_generator", None)
@@ -178,6 +179,23 @@ def _add_adapters(vit: Any, support: Support, config: AdaptationConfig, generato
         if config.init == "paper":
             with torch.no_grad():
                 block.adapter2.down.copy_(block.adapter1.down)
+
+
+def _require_unwrapped(vit: Any) -> None:
+    """ValueError if what adapt() changed lies inside of something else now, where it would stay adapted."""
+    known = {id(vit), *(id(block) for block in vit.blocks)}
+    hidden = [name for name, part in vit.named_modules() if isinstance(part, AdaptedModule) and id(part) not in known]
+    if hidden:
+        raise ValueError(
+            f"eject() finds an adapted block inside of a wrapper, {hidden[0]} ({len(hidden)} such): take torch.compile,"
+            " checkpoint wrappers and the like off the blocks first"
+        )
+    for module in (vit, *vit.blocks):
+        if isinstance(module, AdaptedModule) and type(module) is not adapted_class(*module._made_of):
+            raise ValueError(
+                f"eject() needs the classes that adapt() made, but one is a {type(module).__name__} now: take "
+                "parametrizations, fully_shard and the like off first"
+            )
 
 
 def _remove_adapters(vit: Any) -> None:

@@ -144,6 +144,8 @@ def report_fallback(device_type: str) -> None:
     if os.environ.get("PUMA_STRICT") == "1":
         cause = library.error if library else None
         raise RuntimeError(f"{message} PUMA_STRICT=1 forbids the plain-PyTorch fallback. See `puma info`.") from cause
+    if torch.compiler.is_compiling():  # which cannot trace a warning
+        return
     _warned.add(device_type)
     warnings.warn(
         f"{message} Running the slower plain-PyTorch definition instead. `puma info` tells more; to fix it, {REBUILD}.",

@@ -1,6 +1,6 @@
 """Python face of the stochastic adapter: validation, autocast, fake kernels, autograd around the compiled operator."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -22,7 +22,8 @@ from puma_plugin.ops.eager import (
 )
 
 # A function and its input that give the tokens once more.
-Recompute = tuple[Callable[[Tensor], Tensor], Tensor]
+# A function, and its tensors.
+Recompute = tuple[Any, ...]
 _Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -64,9 +65,10 @@ def stochastic_adapter(
             gradient.
         scale: a finite number, or a tensor with one element that may be trained. To ``torch.compile`` a number is a
             constant, as to torch's own operators: each new one is compiled again, the values of a tensor or gate not.
-        recompute: ``(function, input)`` with ``tokens = function(input)``. The backward then keeps the input, not the
-            tokens, and calls the function once more: saves memory where the input is kept anyway, as a layer norm does.
-            Compiled code decides by itself what to keep and ignores this.
+        recompute: ``(function, *inputs)`` with ``tokens = function(*inputs)``. The backward then keeps the inputs, not
+            the tokens, and calls the function once more: saves memory where they are kept anyway, as a layer norm does.
+            All that may have changed by then must be among the inputs. Compiled code decides by itself what to keep and
+            ignores this.
         branch: (B, N, C), the output of the frozen branch beside the adapter, added in the same pass over memory. Its
             dtype is residual's, or one whose values residual's holds exactly (a half type next to float32).
 
@@ -326,24 +328,27 @@ class _StochasticAdapter(torch.autograd.Function):
         ctx.scale, ctx.function = scale, None
         ctx.branch_dtype = None if branch is None else branch.dtype
         if save_hidden:
-            kept = tokens
+            kept: Sequence[Tensor | None] = (tokens,)
             if recompute is not None:
-                ctx.function, kept = recompute
+                ctx.function, *kept = recompute
                 device_type = tokens.device.type
                 ctx.autocast = None
                 if is_autocast(device_type):
                     ctx.autocast = torch.get_autocast_dtype(device_type)
-            ctx.save_for_backward(kept, down, up, gate, hidden, prepared)
+            ctx.save_for_backward(down, up, gate, hidden, prepared, *kept)
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor | None):  # type: ignore[no-untyped-def]
         if grad is None:
             return (None,) * 9
-        saved = ctx.saved_tensors
+        saved = ctx.saved_tensors  # asked for once, as checkpointing wants it
+        if saved:
+            down, up, gate, hidden, prepared, *kept = saved
+            saved = kept[0], down, up, gate, hidden, prepared
         if ctx.function is not None:
-            with torch.no_grad(), _autocast_as_before(saved[1].device.type, ctx.autocast):
-                tokens = ctx.function(saved[0]).to(saved[4].dtype)  # hidden has the tokens' dtype
+            with torch.no_grad(), _autocast_as_before(down.device.type, ctx.autocast):
+                tokens = ctx.function(*kept).to(hidden.dtype)  # hidden has the tokens' dtype
             if tokens.shape != grad.shape:
                 raise ValueError(
                     f"recompute must give the tokens once more, of shape {tuple(grad.shape)}; its function returned "

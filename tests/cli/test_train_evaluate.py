@@ -410,6 +410,7 @@ def test_resumed_run_equals_the_uninterrupted(
 
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     run = Run(config, load_splits(config.data), checkpoint=out / "checkpoint.pt", progress=stop)
+    run.stops_on_signals = True
     with pytest.raises(KeyboardInterrupt):
         run.train()
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers

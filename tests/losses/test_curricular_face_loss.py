@@ -217,6 +217,16 @@ def test_statistics_are_recorded_on_request() -> None:
     assert loss.hard_fraction == 1
 
 
+def test_hard_fraction_without_a_margin() -> None:
+    """Then the own proxy is not above itself, and is no negative all the same."""
+    loss = CurricularFaceLoss(CLASSES, WIDTH, margin=0.0, collect_stats=True)
+    embeddings, labels = batch()
+    loss(embeddings, labels)
+    cosine = loss.get_logits(embeddings) / loss.scale
+    hard = cosine > cosine.gather(1, labels[:, None])
+    assert loss.hard_fraction == pytest.approx(hard.sum().item() / (len(labels) * (CLASSES - 1)), abs=0.02)
+
+
 def test_state_holds_proxies_and_average() -> None:
     loss = CurricularFaceLoss(CLASSES, WIDTH)
     loss(*batch(9, torch.float32))

@@ -1,5 +1,6 @@
 """What an adapted block adds, and in how many passes over memory."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from puma_plugin import adapt
 from puma_plugin.models import StochasticAdapter
 from puma_plugin.models.adapted_block import _add
+from puma_plugin.ops import plain_pytorch
 
 
 class Sums(TorchDispatchMode):
@@ -97,3 +99,62 @@ def test_sum_has_the_dtype_it_has_in_the_frozen_model(
     out: Tensor = _add(adapter, x, branch, tokens, None)
     assert out.dtype == (x + branch).dtype == result
     torch.testing.assert_close(out, adapter(x.float() + branch.float(), tokens))
+
+
+def test_the_backward_knows_the_norms_weights_of_the_forward(make_vit: Callable[..., nn.Module]) -> None:
+    """``functional_call`` gives a module other weights for one call; by the backward they are gone."""
+    vit: Any = adapt(make_vit(), adapter_dim=8, pool_size=0, drop=0.0)
+    images = torch.randn(2, 3, 32, 32)
+    weights = {name: parameter.detach().clone() for name, parameter in vit.named_parameters()}
+    for name, weight in weights.items():
+        weight.mul_(1.5 if ".norm" in name else 1.0)
+        weight.normal_(std=0.3) if name.endswith(".up") else None
+        weight.requires_grad_("adapter" in name)
+
+    def gradients() -> list[Tensor]:
+        out = torch.func.functional_call(vit, weights, (images,))
+        return list(torch.autograd.grad(out.square().sum(), [w for w in weights.values() if w.requires_grad]))
+
+    with plain_pytorch():
+        expected = gradients()
+    torch.testing.assert_close(gradients(), expected, rtol=1e-4, atol=1e-4)
+    # A skeleton without values of its own, as ensembles are computed.
+    skeleton = copy.deepcopy(vit).to("meta")
+    out = torch.func.functional_call(skeleton, weights, (images,))
+    found = torch.autograd.grad(out.square().sum(), [w for w in weights.values() if w.requires_grad])
+    torch.testing.assert_close(list(found), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_of_a_norm_that_changed_before_the_backward_are_noticed(make_vit: Callable[..., nn.Module]) -> None:
+    """As torch's own layer norm notices it; not a gradient with the new ones."""
+    vit: Any = adapt(make_vit(), adapter_dim=8, pool_size=0)
+    out = vit(torch.randn(2, 3, 32, 32)).sum()
+    with torch.no_grad():
+        vit.blocks[1].norm1.weight.mul_(3)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.backward()
+
+
+def test_hooks_on_all_modules_are_obeyed(make_vit: Callable[..., nn.Module]) -> None:
+    vit: Any = adapt(make_vit(), adapter_dim=8, pool_size=0, drop=0.0)
+    with torch.no_grad():
+        for adapter in vit.adapters():
+            adapter.up.normal_(std=0.3)
+    handle = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, out: 2 * out if isinstance(module, nn.LayerNorm) else None
+    )
+    images = torch.randn(2, 3, 32, 32)
+    try:
+        with plain_pytorch():
+            expected = torch.autograd.grad(vit(images).sum(), vit.trainable_parameters())
+        found = torch.autograd.grad(vit(images).sum(), vit.trainable_parameters())
+    finally:
+        handle.remove()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_mask_may_be_given_by_its_place(make_vit: Callable[..., nn.Module]) -> None:
+    plain: Any = make_vit()
+    vit: Any = adapt(copy.deepcopy(plain), adapter_dim=8, pool_size=0)
+    x, mask = torch.randn(2, 5, vit.embed_dim), torch.randn(5, 5)
+    torch.testing.assert_close(vit.blocks[0](x, mask), plain.blocks[0](x, mask))

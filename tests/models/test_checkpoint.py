@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from puma_plugin import EmbeddingHead, UnifiedEmbedder, adapt, eject, load_adapter, save_adapter
 from puma_plugin.models import load_embedder, read_adapter_metadata
@@ -271,6 +272,34 @@ def test_what_cannot_be_saved(tmp_path: Path, backbone: Callable[[], nn.Module],
     with pytest.raises(TypeError, match="got str"):
         load_adapter("vit", target)
     assert not list(tmp_path.iterdir())
+
+
+def test_adapters_that_are_not_as_adapt_made_them_are_not_saved(tmp_path: Path, trained: nn.Module) -> None:
+    """The file would load as another model, or not at all."""
+    path, model = tmp_path / "a.safetensors", trained
+
+    def refused(message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            save_adapter(model, path)
+
+    first = model.blocks[0].adapter1
+    scale, first.scale = first.scale, 1.0
+    refused(r"an adapter's scale is 1, adapt\(\) gave 0\.1, .*adapt it with the scale that it shall have")
+    first.scale = scale
+    own = model.blocks[1].adapter2
+    model.blocks[1].adapter2 = first
+    refused(r"blocks\.1\.adapter2\.down is missing \(2 such\): .* or save model.state_dict\(\) instead")
+    model.blocks[1].adapter2 = own
+    block = model.blocks[0]
+    model.blocks[0] = torch.compile(block)
+    refused(r"blocks\.0\._orig_mod\.adapter1\.down is not where adapt\(\) puts one \(8 such\)")
+    with pytest.raises(ValueError, match=r"inside of a wrapper, blocks\.0\._orig_mod \(1 such\): take torch.compile"):
+        eject(model)
+    model.blocks[0] = block
+    save_adapter(model, path)
+    parametrize.register_parametrization(model, "pos_embed", nn.Identity())
+    with pytest.raises(ValueError, match=r"one is a Parametrized.* now: take parametrizations"):
+        eject(model)
 
 
 def test_an_interrupted_write_leaves_the_old_file(

@@ -108,6 +108,14 @@ def test_evaluation_and_other_models_pass_through() -> None:
     torch.testing.assert_close(noisy[1].bias.grad, slope.sum(dim=0), rtol=1e-4, atol=1e-4)
 
 
+def test_blocks_that_are_computed_twice_are_refused() -> None:
+    """The second time, in the backward, other gates would be drawn."""
+    trunk = vit()
+    trunk.set_grad_checkpointing()
+    with pytest.raises(ValueError, match="computed once more in the backward pass"):
+        BatchShare(trunk, 5)(IMAGES)
+
+
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="max_batch must be at least 1"):
         BatchShare(nn.Identity(), 0)
