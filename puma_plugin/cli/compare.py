@@ -21,12 +21,12 @@ def main(arguments: Sequence[str]) -> int:
     parser = make_parser("compare", _DESCRIPTION, CompareConfig)
     parser.usage = "puma compare CONFIG [options]"
     parser.add_argument("--fresh", action="store_true", help="do not use what an earlier run finished")
-    first, rest = (arguments[0], arguments[1:]) if arguments else ("", arguments)
-    if first.startswith("-") or not first:
-        # Options only, such as --help or --config FILE.
-        config, options = parse(parser, CompareConfig, arguments)
-    else:
-        config, options = parse(parser, CompareConfig, ["--config", find_config(first), *rest])
+    given = list(arguments)
+    if given and not given[0].startswith("-"):
+        given = ["--config", find_config(given[0]), *given[1:]]
+    elif not any(argument.partition("=")[0] in ("--config", "--help", "-h") for argument in given):
+        raise ValueError("CONFIG is missing; give a YAML file, or compare or ablations, which come with the package")
+    config, options = parse(parser, CompareConfig, given)
     from rich.console import Console
 
     from puma_plugin.experiments.compare import compare

@@ -43,6 +43,12 @@ def metrics(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "out" / "metrics.json").read_text())
 
 
+@pytest.mark.parametrize("arguments", [[], ["--seeds", "[1]"]])
+def test_without_a_configuration(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", *arguments]) == 2
+    assert "CONFIG is missing; give a YAML file, or compare or ablations" in capsys.readouterr().err
+
+
 def test_a_mistake_in_a_fresh_comparison_removes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kept = sorted((folder / "out" / "jobs").iterdir())
     wrong = ["--fresh", "--train.global_batch_size", "1000000"]
