@@ -294,8 +294,8 @@ class TrainConfig:
         device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:1", ...
         precision: "fp32", "bf16" or "fp16" (autocast; fp16 with loss scaling, and slow on a CPU). In fp16 the number of
             processes may decide which early steps overflow and are left out: each sums its own images' gradients.
-        threads: CPU threads of the training process; null leaves PyTorch's choice. Beside other busy processes fewer are
-            faster, or OMP_WAIT_POLICY=passive in the environment: threads that wait for each other spin otherwise.
+        threads: CPU threads of the training process; null leaves PyTorch's choice. Beside other busy processes fewer
+            are faster, or OMP_WAIT_POLICY=passive in the environment: threads that wait for each other spin otherwise.
         validate_every: epochs between two figures on the held-out training classes.
         evaluation_batch_size: images per forward pass of each process when embedding.
         process_timeout: seconds that one of several processes waits for the others before it gives up; a process that
