@@ -3,7 +3,9 @@
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 
 import puma_plugin
@@ -61,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if command in _ALONE:
             require_one_process(f"puma {command}", _ALONE[command])
-        code = _run(importlib.import_module(f"puma_plugin.cli.{command}"), command, rest)
+        with _warnings_in_words(f"puma {command}"):
+            code = _run(importlib.import_module(f"puma_plugin.cli.{command}"), command, rest)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -75,6 +78,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("PUMA_TRACEBACK") == "1":
             raise
         return _fail(f"puma {command}", str(error) or type(error).__name__)
+
+
+@contextmanager
+def _warnings_in_words(who: str) -> Iterator[None]:
+    """This package's own warnings as one sentence, without the line of code that they come from."""
+    usual = warnings.formatwarning
+
+    def in_words(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if filename.startswith(os.path.dirname(puma_plugin.__file__)):
+            return f"{who}: warning: {message}\n"
+        return usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = in_words
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _run(module: ModuleType, command: str, arguments: list[str]) -> int:

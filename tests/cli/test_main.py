@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import puma_plugin
 from puma_plugin.cli.main import COMMANDS, main
@@ -98,3 +99,16 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 1
+
+
+def test_warnings_are_sentences(tmp_path: Path) -> None:
+    """Without the line of our code that they come from."""
+    for name in ("a", "b", "c", "d"):
+        (tmp_path / "own" / "birds" / name).mkdir(parents=True)
+        for index in range(1 if name == "a" else 2):
+            Image.new("RGB", (8, 8)).save(tmp_path / "own" / "birds" / name / f"{index}.png")
+    own = ["--data.root", str(tmp_path / "own"), "--data.small_classes", "skip"]
+    finished = puma("train", "--dry-run", *own, "--model.backbone", "embedded", "--device", "cpu")
+    (line,) = [line for line in finished.stderr.splitlines() if "left out" in line]
+    assert line.startswith("puma train: warning: birds: 1 of 4 classes have fewer than 2 images and are left out")
+    assert "sources.py" not in finished.stderr
