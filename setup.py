@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import pybind11
 import torch
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 spec = importlib.util.spec_from_file_location("_cuda_toolkit", ROOT / "puma_plugin" / "_cuda_toolkit.py")
@@ -55,6 +57,7 @@ def cpu_extension() -> Extension:
     extension = CppExtension(
         "puma_plugin._C",
         sources("csrc/*.cpp", "csrc/cpu/*.cpp"),
+        depends=sources("csrc/*.h", "csrc/cpu/*.h"),
         include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],
         extra_compile_args={"cxx": CXX},
         extra_link_args=LINK,
@@ -67,6 +70,7 @@ def cuda_extension(home: str) -> Extension:
     extension = CUDAExtension(
         "puma_plugin._C_cuda",
         sources("csrc/cuda/*.cu", "csrc/cuda/*.cpp"),
+        depends=sources("csrc/*.h", "csrc/cuda/*.h", "csrc/cuda/*.cuh"),
         include_dirs=[str(ROOT / "csrc")],
         library_dirs=[f"{home}/lib"],
         extra_compile_args={"cxx": [*CXX, "-DUSE_CUDA"], "nvcc": NVCC},
@@ -79,7 +83,10 @@ def cuda_extension(home: str) -> Extension:
 
 
 def first_line(command: list[str]) -> str:
-    lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+    except OSError:  # no reason to fail a build that has succeeded
+        lines = []
     return lines[0] if lines else "unknown"
 
 
@@ -96,10 +103,18 @@ def build_facts() -> dict[str, object]:
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
         "oldest_torch": "2.10",
-        "compiler": first_line([os.environ.get("CXX", "c++"), "--version"]),
+        "compiler": first_line([*shlex.split(os.environ.get("CXX", "c++")), "--version"]),
         "flags": " ".join(CXX),
         "cuda": cuda,
     }
+
+
+class BuildModules(build_py):
+    def run(self) -> None:
+        # What has been removed since an earlier build in this folder must not be shipped with this one.
+        for stale in (Path(self.build_lib) / "puma_plugin").glob("**/*.py"):
+            stale.unlink()
+        super().run()
 
 
 class Build(BuildExtension):
@@ -116,4 +131,4 @@ class Build(BuildExtension):
 extensions = [cpu_extension()]
 if decision.toolkit:
     extensions.append(cuda_extension(decision.toolkit.home))
-setup(ext_modules=extensions, cmdclass={"build_ext": Build})
+setup(ext_modules=extensions, cmdclass={"build_py": BuildModules, "build_ext": Build})

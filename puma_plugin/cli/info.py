@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,9 +73,13 @@ def collect() -> Facts:
 def covers(architectures: str, capability: tuple[int, int]) -> bool:
     """Whether code for these architectures (as in TORCH_CUDA_ARCH_LIST) runs on a GPU of this compute capability."""
     for entry in architectures.replace(" ", ";").split(";"):
-        number = entry.removesuffix("+PTX").rstrip("af")
-        major, minor = (int(part) for part in number.split("."))
-        same_family = major == capability[0] and minor <= capability[1]
+        number = re.fullmatch(r"(\d+)\.(\d+)(a|f|)", entry.removesuffix("+PTX"))
+        if number is None:  # a name, such as Ampere, or native
+            continue
+        major, minor = int(number[1]), int(number[2])
+        same_family = major == capability[0] and (
+            minor == capability[1] if number[3] == "a" else minor <= capability[1]
+        )
         if same_family or (entry.endswith("+PTX") and (major, minor) <= capability):
             return True
     return False

@@ -113,7 +113,19 @@ def draw_few_shot(datasets: Mapping[str, KeyedImages], shots: int, seed: int = 0
 
 
 def write_few_shot(path: str | os.PathLike[str], split: FewShotSplit) -> None:
-    """Write the split as JSON; an interrupted write leaves no file or the old one."""
+    """Write the split as JSON; an interrupted write leaves no file or the old one.
+
+    Raises:
+        DatasetError: an image that does not lie below its dataset's folder.
+    """
+    for name, classes in split.images.items():
+        for keys in classes.values():
+            for key in keys:
+                if _leaves_folder(key):
+                    raise DatasetError(
+                        f"{name}: {key} does not lie below the dataset's folder, which is what the paths in the file "
+                        "are relative to; read the manifest with root=, the folder above all images"
+                    )
     content = {
         "format": FORMAT,
         "version": VERSION,
@@ -159,6 +171,10 @@ def read_few_shot(path: str | os.PathLike[str]) -> FewShotSplit:
     return FewShotSplit(shots, seed, images)
 
 
+def _leaves_folder(key: str) -> bool:
+    return key.startswith("/") or ".." in key.split("/")
+
+
 def _whole_number(file: str, name: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise DatasetError(f"few-shot split {file}: {name} is {value!r}, not a whole number; draw it again")
@@ -176,7 +192,7 @@ def _check_classes(file: str, name: str, classes: Any, shots: int) -> None:
         if not 1 <= len(keys) <= shots:
             raise DatasetError(f"{where} has {len(keys)} images, 1 to {shots} are right; draw it again")
         for key in keys:
-            if key.startswith("/") or ".." in key.split("/"):
+            if _leaves_folder(key):
                 raise DatasetError(
                     f"{where} has the path {key!r}, which is not below the dataset's folder; draw it again"
                 )

@@ -46,11 +46,18 @@ def subfolders(folder: str) -> list[str]:
 
 
 def scan_images(
-    folder: str, prefix: str = "", accept: Callable[[str], bool] = is_image_name, _above: tuple[str, ...] = ()
+    folder: str,
+    prefix: str = "",
+    accept: Callable[[str], bool] = is_image_name,
+    links: list[str] | None = None,
+    _above: tuple[str, ...] = (),
 ) -> Iterator[str]:
     """Yield the images anywhere below ``folder`` as ``prefix`` + relative path, sorted, hidden folders left out.
 
     Links to folders are followed; a link that leads back to a folder above itself is not.
+
+    Args:
+        links: takes those that are links to files, which need not exist.
     """
     for entry in _entries(folder):
         name = entry.name
@@ -63,8 +70,10 @@ def scan_images(
                 target = os.path.realpath(entry.path)
                 if any(place == target or place.startswith(target + os.sep) for place in trail):
                     continue
-            yield from scan_images(entry.path, f"{prefix}{name}/", accept, trail)
+            yield from scan_images(entry.path, f"{prefix}{name}/", accept, links, trail)
         elif accept(name):
+            if links is not None and entry.is_symlink():
+                links.append(prefix + name)
             yield prefix + name
 
 
@@ -87,7 +96,7 @@ def _is_not_hidden(name: str) -> bool:
 
 
 def find_missing(base: str, keys: Sequence[str]) -> list[int]:
-    """Places in ``keys`` whose file does not exist below ``base``; each folder is read once, no file is asked for."""
+    """Places in ``keys`` whose file does not exist below ``base``; each folder is read once, links are followed."""
     folders: dict[str, frozenset[str]] = {}
     missing = []
     for index, key in enumerate(keys):
@@ -95,7 +104,9 @@ def find_missing(base: str, keys: Sequence[str]) -> list[int]:
         if folder not in folders:
             try:
                 with os.scandir(os.path.join(base, folder)) as entries:
-                    folders[folder] = frozenset(entry.name for entry in entries)
+                    folders[folder] = frozenset(
+                        entry.name for entry in entries if not entry.is_symlink() or os.path.exists(entry.path)
+                    )
             except (FileNotFoundError, NotADirectoryError):
                 folders[folder] = frozenset()
         if name not in folders[folder]:

@@ -88,16 +88,17 @@ def list_image_folder(folder: str | os.PathLike[str], dataset: str, base: str | 
         raise DatasetError(f"{dataset}: {root} holds no subfolders; put each class into a subfolder of its own")
     keys: list[str] = []
     counts = []
+    links: list[str] = []
     for name in classes:
         before = len(keys)
-        keys.extend(scan_images(os.path.join(root, name), f"{prefix}{name}/"))
+        keys.extend(scan_images(os.path.join(root, name), f"{prefix}{name}/", links=links))
         counts.append(len(keys) - before)
         if counts[-1] == 0:
             raise DatasetError(
                 f"{dataset}: class folder {os.path.join(root, name)} holds no image "
                 f"({', '.join(sorted(EXTENSIONS))}); add some, or remove the folder"
             )
-    return Listing(above, StringTable(keys), np.repeat(np.arange(len(classes)), counts), classes, scanned=True)
+    return Listing(above, StringTable(keys), np.repeat(np.arange(len(classes)), counts), classes, scanned=not links)
 
 
 def require_distributions(root: str, names: Sequence[str]) -> None:

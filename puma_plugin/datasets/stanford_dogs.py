@@ -32,7 +32,8 @@ class StanfordDogs(BenchmarkDataset):
     facts = CATALOGUE["StanfordDogs"]
     layouts = (
         *(Layout(f"lists with {images}", _FOLDERS, ("file_list.mat", images), (images,)) for images in _IMAGES),
-        *(Layout(f"{images} alone", _FOLDERS, (images,), (images,)) for images in _IMAGES[:2]),
+        # Many folders hold one called Images.
+        *(Layout(f"{images} alone", _FOLDERS, (images,), (images,), fixed_name=True) for images in _IMAGES[:2]),
     )
 
     @classmethod

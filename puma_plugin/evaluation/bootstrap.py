@@ -95,7 +95,8 @@ class Comparison:
     def text(self) -> str:
         """A line per figure whose difference is outside its interval, and how many are inside."""
         outside = {name: i for name, i in self.differences.items() if i.excludes_zero}
-        undefined = sum(not np.isfinite([i.value, i.low, i.high]).all() for i in self.differences.values())
+        missing = sum(not np.isfinite(i.value) for i in self.differences.values())
+        undefined = sum(not np.isfinite([i.value, i.low, i.high]).all() for i in self.differences.values()) - missing
         kind = "paired by class" if self.paired else "unpaired: the two did not ask for the same classes and queries"
         lines = [f"Differences from the baseline in points, {100 * self.confidence:g} % intervals ({kind}):"]
         width = max((len(name) for name in outside), default=0)
@@ -103,13 +104,15 @@ class Comparison:
             f"  {name:<{width}}  {100 * i.value:+6.2f}  ({100 * i.low:+.2f} to {100 * i.high:+.2f})"
             for name, i in outside.items()
         ]
-        inside = len(self.differences) - len(outside) - undefined
+        inside = len(self.differences) - len(outside) - undefined - missing
         lines.append(f"  {inside} of {len(self.differences)} figures do not differ by more than chance")
         if outside:
-            expected = (1 - self.confidence) * (len(self.differences) - undefined)
+            expected = (1 - self.confidence) * (len(self.differences) - undefined - missing)
             lines.append(f"  (of so many, about {expected:.0f} would lie outside by chance alone)")
         if undefined:
             lines.append(f"  {undefined} figures have no interval: fewer than {FEWEST_CLASSES} classes")
+        if missing:
+            lines.append(f"  {missing} figures are undefined in one of the two: no query of a distribution counts")
         return "\n".join(lines)
 
 

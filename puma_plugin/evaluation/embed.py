@@ -105,7 +105,7 @@ def embed(
     if size == 0:
         raise ValueError("dataset is empty: there is nothing to embed")
     rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
-    mine = torch.arange(rank, size, world)
+    mine = torch.arange(size)[rank::world]
     loader = DataLoader(
         Subset(dataset, mine.tolist()), batch_size=batch_size, num_workers=num_workers, collate_fn=collate_fn
     )

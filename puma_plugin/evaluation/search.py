@@ -24,12 +24,13 @@ def load_faiss() -> Any:
     """Import faiss; ImportError with the extra to install where it is missing, or why it cannot be loaded."""
     try:
         import faiss
-    except ImportError as error:
-        raise ImportError(
-            "exact nearest-neighbour search needs faiss, which is not installed: "
-            'pip install "puma_plugin[faiss-cpu]" (or "puma_plugin[faiss-gpu]", which also searches on the CPU)'
-        ) from error
-    except RuntimeError as error:  # of the GPU wheel, where its CUDA libraries are missing
+    except (ImportError, RuntimeError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "faiss":
+            raise ImportError(
+                "exact nearest-neighbour search needs faiss, which is not installed: "
+                'pip install "puma_plugin[faiss-cpu]" (or "puma_plugin[faiss-gpu]", which also searches on the CPU)'
+            ) from error
+        # Such as the GPU wheel where its CUDA libraries are missing.
         raise ImportError(f"faiss is installed but cannot be loaded: {error}") from error
     return faiss
 
@@ -85,7 +86,8 @@ def nearest_neighbours(
 
     Returns:
         similarities (Q, k) float32, descending, and gallery positions (Q, k) int64. Rows of equal distance come in
-        ascending gallery position. Where fewer than k rows are left, -inf and -1.
+        ascending gallery position. Rows of zeros have the similarity 0 with all. Where fewer than k rows are left, -inf
+        and -1.
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
@@ -97,6 +99,11 @@ def nearest_neighbours(
         )
     if (query_ids is None) != (gallery_ids is None):
         raise ValueError("give query_ids and gallery_ids together: they exclude a query from its own neighbours")
+    nowhere = ~gallery_rows.any(axis=1)
+    if nowhere.any():
+        # By distance they would stand nearer than what is orthogonal; a direction of their own puts them there.
+        query_rows, gallery_rows = (np.pad(rows, ((0, 0), (0, 1))) for rows in (query_rows, gallery_rows))
+        gallery_rows[nowhere, -1] = 1
     ids = as_column(query_ids, len(query_rows), "query_ids", np.int64, None)
     own_ids = as_column(gallery_ids, len(gallery_rows), "gallery_ids", np.int64, None)
     searcher = searcher_type(len(gallery_rows))(gallery_rows, own_ids)

@@ -179,7 +179,7 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
             trunk_model.eval()
             embedder.eval()
         size = len(dataset)  # type: ignore[arg-type]
-        mine = torch.arange(dist.get_rank(), size, dist.get_world_size())
+        mine = torch.arange(size)[dist.get_rank() :: dist.get_world_size()]
         embeddings, labels = torch.empty(0, 0), torch.empty(0, 0, dtype=torch.int64)
         if len(mine):
             loader = c_f.get_eval_dataloader(

@@ -129,6 +129,9 @@ def test_no_problem_where_there_is_none() -> None:
         ("9.0a", (9, 0), True),
         ("8.0 9.0", (9, 0), True),
         ("9.0+PTX", (8, 9), False),
+        ("Ampere;native", (8, 0), False),
+        ("10.0a", (10, 3), False),
+        ("10.0f", (10, 3), True),
     ],
 )
 def test_architecture_coverage(architectures: str, capability: tuple[int, int], expected: bool) -> None:

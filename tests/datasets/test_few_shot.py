@@ -87,6 +87,16 @@ def test_failed_write_keeps_the_old_file(folders, tmp_path):
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["a.json"]
 
 
+def test_images_outside_of_the_folder_are_not_written(folders, tmp_path):
+    """Such a file would be refused when it is read."""
+    split = FewShotSplit(1, 0, {"birds": {"a": ["../images/0.jpg"]}})
+    with pytest.raises(
+        DatasetError, match=r"birds: ../images/0.jpg does not lie below .* read the manifest with root="
+    ):
+        write_few_shot(tmp_path / "split.json", split)
+    assert not (tmp_path / "split.json").exists()
+
+
 def test_of_the_benchmark(benchmark_tree):
     train = load_benchmark(benchmark_tree.root, "train", check_counts=False)
     split = draw_few_shot(train, 1)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from puma_plugin.datasets.errors import DatasetError
 from puma_plugin.datasets.image_files import as_rgb, find_defects, find_missing, is_image_name, read_image, scan_images
+from puma_plugin.datasets.image_folder import ImageFolder
 
 
 def test_scanning_order_hidden_files_and_links(tmp_path):
@@ -31,6 +32,19 @@ def test_scanning_order_hidden_files_and_links(tmp_path):
     expected = ["B/q.tif", "a/deep/er/x.webp", "b/1.png", "b/2.JPG", "c/1.png", "c/2.JPG", "z.jpeg"]
     assert found == ["pre/" + key for key in expected]
     assert not is_image_name("jpg")
+
+
+def test_links_to_nothing_are_missing(tmp_path, trees):
+    for name in ("a", "b"):
+        trees.write_jpeg(tmp_path / "elsewhere" / f"{name}.jpg", 1)
+        for index in range(2):
+            (tmp_path / "own" / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "own" / name / f"{index}.jpg").symlink_to(tmp_path / "elsewhere" / f"{name}.jpg")
+    assert len(ImageFolder(tmp_path / "own", test_fraction=0.5)) == 2
+    (tmp_path / "elsewhere" / "a.jpg").unlink()
+    assert find_missing(str(tmp_path / "own"), ["a/0.jpg", "b/0.jpg"]) == [0]
+    with pytest.raises(DatasetError, match=r"2 of 2 files are missing, the first is .*own/a/0.jpg"):
+        ImageFolder(tmp_path / "own")
 
 
 def test_missing_and_defects(tmp_path, trees):

@@ -49,6 +49,16 @@ def test_rows_of_a_read_only_file_are_searched_without_a_warning(tmp_path: Path)
     assert json.loads(done.stdout) == list(range(len(rows)))
 
 
+def test_rows_of_zeros_are_similar_to_nothing() -> None:
+    """By distance alone they would stand before all whose cosine is below 0.5."""
+    gallery = np.vstack([np.eye(4), np.zeros(4)]).astype(np.float32)
+    queries = np.array([[1, 0.3, 0.2, 0.1], [-1, -1, -1, -1], [0, 0, 0, 0]], np.float32)
+    similarities, places = nearest_neighbours(queries, gallery, 5)
+    assert places.tolist() == [[0, 1, 2, 3, 4], [4, 0, 1, 2, 3], [0, 1, 2, 3, 4]]
+    expected = as_unit_rows(queries, "queries") @ gallery.T
+    np.testing.assert_allclose(similarities, np.take_along_axis(expected, places, 1), atol=1e-6)
+
+
 def test_missing_places_are_marked() -> None:
     similarities, indices = nearest_neighbours(np.eye(2), np.eye(2), 3, [0, 1], [0, 1])
     assert indices.tolist() == [[1, -1, -1], [0, -1, -1]]
@@ -61,9 +71,10 @@ def test_missing_faiss_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         nearest_neighbours(np.eye(2), np.eye(2), 1)
 
 
-def test_a_broken_faiss_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", ["RuntimeError", "ImportError"])
+def test_a_broken_faiss_says_why(error: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # As the GPU wheel does where its CUDA libraries are missing.
-    (tmp_path / "faiss.py").write_text("raise RuntimeError('nvidia-cuda-runtime-cu12 is missing')")
+    (tmp_path / "faiss.py").write_text(f"raise {error}('nvidia-cuda-runtime-cu12 is missing')")
     monkeypatch.delitem(sys.modules, "faiss")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ImportError, match="cannot be loaded: nvidia-cuda-runtime-cu12 is missing"):
