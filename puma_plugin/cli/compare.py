@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     given = list(arguments)
     if given and not given[0].startswith("-"):
         given = ["--config", find_config(given[0]), *given[1:]]
-    elif not any(argument.partition("=")[0] in ("--config", "--help", "-h") for argument in given):
+    elif not any(argument.partition("=")[0] in ("--config", "--help", "-h", "--print_config") for argument in given):
         raise ValueError("CONFIG is missing; give a YAML file, or compare or ablations, which come with the package")
     config, options = parse(parser, CompareConfig, given)
     from rich.console import Console

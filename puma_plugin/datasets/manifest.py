@@ -168,6 +168,8 @@ def _parquet_rows(file: str) -> Iterator[Row]:
         for batch in table.iter_batches(batch_size=16384, columns=columns):
             values = [[_text(value) for value in column.to_pylist()] for column in batch.columns]
             yield from zip(*values, strict=True)
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"manifest {file} holds text that is no UTF-8 ({error}); write it in UTF-8") from error
     except (ArrowException, OSError) as error:
         raise DatasetError(f"manifest {file} is no readable Parquet file ({error}); write it again") from error
 
@@ -176,7 +178,7 @@ def _text(value: Any) -> str | None:
     """A cell of a Parquet table; missing values may also come as NaN."""
     if value is None or value != value:
         return None
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value).strip()
+    return (value.decode("utf-8") if isinstance(value, bytes) else str(value)).strip()
 
 
 class _Names:

@@ -203,12 +203,12 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
         wanted = [d for d, name in enumerate(self.distribution_names) if name in names]
         return self.subset(np.flatnonzero(np.isin(self.labels[:, 1].numpy(), wanted)))
 
-    def split_classes(self, fraction: float, seed: int = 0) -> tuple["UnifiedDataset", "UnifiedDataset"]:
+    def split_classes(self, fraction: float, seed: int | None = 0) -> tuple["UnifiedDataset", "UnifiedDataset"]:
         """Split whole classes off, in every distribution: (rest, held out). For validation apart from the test classes.
 
         Args:
             fraction: share of each distribution's classes to hold out, rounded, at least 2 and leaving at least 2.
-            seed: of the choice.
+            seed: of the choice; None: another one at each call.
 
         Raises:
             ValueError: ``fraction`` not in (0, 1), or a distribution with fewer than 4 classes.
@@ -219,7 +219,7 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
         held: list[int] = []
         for d, name in enumerate(self.distribution_names):
             # Of its own: what is held out does not depend on the other distributions.
-            generator = np.random.default_rng([seed, *name.encode(errors="surrogateescape")])
+            generator = np.random.default_rng(None if seed is None else [seed, *name.encode(errors="surrogateescape")])
             classes = np.unique(labels[labels[:, 1] == d, 0])
             if len(classes) < 4:
                 raise ValueError(f"distribution {name!r} has {len(classes)} classes; holding out needs at least 4")

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from puma_plugin.evaluation.result import RetrievalResult
 from puma_plugin.evaluation.retrieval import Protocol, evaluate_retrieval
+from puma_plugin.utils.worker_signals import leave_signals_to_the_parent
 
 
 @dataclass
@@ -107,7 +108,11 @@ def embed(
     rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
     mine = torch.arange(size)[rank::world]
     loader = DataLoader(
-        Subset(dataset, mine.tolist()), batch_size=batch_size, num_workers=num_workers, collate_fn=collate_fn
+        Subset(dataset, mine.tolist()),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=collate_fn,
+        worker_init_fn=leave_signals_to_the_parent,
     )
     # DistributedDataParallel would exchange buffers in every pass, but the number of batches may differ by rank.
     model = model.module if isinstance(model, DistributedDataParallel) else model
@@ -178,7 +183,7 @@ def _device_of(module: torch.nn.Module | None) -> torch.device:
 
 
 def _equalise_buffers(module: torch.nn.Module) -> None:
-    parameters = dict(module.named_parameters())
+    parameters = dict(module.named_parameters(remove_duplicate=False))
     own = {name: tensor for name, tensor in module.state_dict().items() if name not in parameters}
     first: list[Any] = [{name: tensor.cpu() for name, tensor in own.items() if isinstance(tensor, torch.Tensor)}]
     dist.broadcast_object_list(first, src=0)

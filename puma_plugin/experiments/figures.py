@@ -167,7 +167,7 @@ def _paint_pareto(axes: Axes, rows: Sequence[Mapping[str, Any]], cost: str, labe
         axes.plot(row[cost], row["mean"], "o", color=shade, markersize=6)
     axes.margins(x=0.08, y=0.12)
     ticks = _log_ticks(*axes.get_xlim(), [row[cost] for row in shown])
-    axes.set_xticks(ticks, [EngFormatter(sep="")(tick) for tick in ticks])
+    axes.set_xticks(ticks, [EngFormatter(sep="")(tick) if tick >= 1000 else f"{tick:.3g}" for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(label)
     axes.set_ylabel("harmonic mean of R@1, %")
@@ -211,7 +211,7 @@ def _log_ticks(low: float, high: float, values: Sequence[float]) -> list[float]:
         for step in steps
         if low <= step * 10.0**power <= high
     ]
-    return found if len(found) > 1 else sorted({float(f"{value:.2g}") for value in (min(values), max(values))})
+    return found if len(found) > 1 else sorted({min(values), max(values)})
 
 
 def _pareto_size(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:

@@ -103,6 +103,8 @@ class Job:
             "torch": torch.__version__,
             "backbone": file_digest(weights),
             "data_files": self.data_files,
+            # Which classes data.shuffle_classes draws; it was another way before.
+            **({"shuffled": "by distribution"} if self.config.data.shuffle_classes else {}),
         }
 
     def finished(self) -> dict[str, Any] | None:

@@ -38,6 +38,11 @@ _PAPER_CODE = (
     "a number and then count as hits, R includes the query, and queries without a positive are misses."
 )
 
+_SHUFFLED_BEFORE = (
+    "the folder of the weights does not say which classes they were trained on; earlier versions shuffled classes in "
+    "another way, so that some may be in this test"
+)
+
 _FREE = frozenset(
     [
         *("out", "report", "device", "threads", "evaluation_batch_size", "max_batch_per_process", "process_timeout"),
@@ -134,7 +139,7 @@ def train(config: TrainConfig, resume: bool, command: str, console: Console) -> 
         splits = processes.from_first(lambda: load_splits(config.data))
         trained = {name: images_of_classes(images) for name, images in splits.train.items()}
         if resume:
-            _require_unchanged(trained, _classes_of(folder / WEIGHTS), folder)
+            _require_unchanged(config, trained, folder)
         notes = _describe(splits, trained, shown)
         if splits.validation and (without := [name for name in splits.train if name not in splits.validation]):
             shown.print(
@@ -229,19 +234,29 @@ def evaluate(
                 f"--baseline {baseline} was counted with protocol {other['protocol']}, this evaluation is to be with "
                 f"{config.protocol}: their figures mean different things; give --protocol {other['protocol']}"
             )
-        notes = _describe(splits, _classes_of(path), shown)
+        unknown = _SHUFFLED_BEFORE if _split_is_unknown(config, path.parent) else ""
+        notes = _describe(splits, _classes_of(path), shown, unknown)
         run = make_run(config, splits)
         run.load_model(path)
         embedded = run.embed(splits.test, progress=sys.stderr.isatty())
         return _finish(config, run, splits, embedded, notes, command, start, shown, baseline, other)
 
 
-def _require_unchanged(
-    now: Mapping[str, Mapping[str, int]], before: Mapping[str, Mapping[str, int]], folder: Path
-) -> None:
+def _split_is_unknown(config: TrainConfig, folder: Path) -> bool:
+    """Whether a run may be of an earlier version, which shuffled classes in another way and did not keep them."""
+    return config.data.shuffle_classes and config.data.kind != "embedded" and not (folder / CLASSES).is_file()
+
+
+def _require_unchanged(config: TrainConfig, now: Mapping[str, Mapping[str, int]], folder: Path) -> None:
     """ValueError naming what differs in the training images of a run that is to go on."""
-    for name, counts in before.items():
-        found = now.get(name, {})
+    if _split_is_unknown(config, folder):
+        raise ValueError(
+            f"{folder} was begun by an earlier version, which shuffled the classes in another way, so that now others "
+            "would be trained on; start without --resume in another --out"
+        )
+    before = _classes_of(folder / WEIGHTS)
+    for name in {**before, **now} if before else ():
+        counts, found = before.get(name, {}), now.get(name, {})
         differ = [label for label in {**counts, **found} if counts.get(label, 0) != found.get(label, 0)]
         if differ:
             first, many = differ[0], "classes differ" if len(differ) > 1 else "class differs"
@@ -258,13 +273,16 @@ def _classes_of(weights: Path) -> dict[str, dict[str, int]]:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
-def _describe(splits: Splits, trained: Mapping[str, Collection[str]], console: Console) -> list[str]:
+def _describe(
+    splits: Splits, trained: Mapping[str, Collection[str]], console: Console, unknown_split: str = ""
+) -> list[str]:
     """Print what there is. Returned are the sentences that the figures have to be read with."""
     for name, sizes in splits.describe().items():
         parts = ", ".join(f"{part} {size['classes']} classes {size['images']} images" for part, size in sizes.items())
         console.print(f"{name}: {parts}", highlight=False, markup=False, soft_wrap=True)
     shared = {name: shared_classes(trained.get(name, ()), test.class_names) for name, test in splits.test.items()}
     notes = [f"{name}: {sentence}" for name, sentence in shared.items() if sentence]
+    notes += [unknown_split] if unknown_split else []
     sentences = list(notes)
     for name, reasons in splits.skipped.items():
         key, reason = next(iter(reasons.items()))

@@ -368,9 +368,7 @@ class Run:
         """R@1 on the held-out training classes, for the history and the display; nothing where no class is held out."""
         if not self.splits.validation:
             return {}
-        self.stop.patient = False  # images that are embedded need not be waited for
         scores = flat_scores(self.evaluate(self.splits.validation))
-        self.stop.patient = True
         self.progress({"step": trainer.global_step, "steps": self.steps, "validation": scores["harmonic"]})
         return {"validation_harmonic": scores["harmonic"], "validation_unified": scores["unified"]}
 

@@ -75,7 +75,7 @@ class AdaptedViT(AdaptedModule):
                 adapter.given_gate = gate
 
     def _recomputes_blocks(self) -> bool:
-        wrapped = any(type(module).__name__ == "CheckpointWrapper" for module in self.modules())
+        wrapped = any(type(block).__name__ == "CheckpointWrapper" for block in self.blocks)  # type: ignore[union-attr]
         return bool(getattr(self, "grad_checkpointing", False)) or wrapped
 
     def trainable_parameters(self) -> list[nn.Parameter]:

@@ -21,8 +21,7 @@ from puma_plugin.ops.eager import (
     without_frame,
 )
 
-# A function and its input that give the tokens once more.
-# A function, and its tensors.
+# A function, and the tensors of which it gives the tokens once more.
 Recompute = tuple[Any, ...]
 _Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 

@@ -3,7 +3,6 @@
 import contextlib
 import math
 import os
-import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +25,7 @@ from puma_plugin.trainers.non_finite_loss_error import NonFiniteLossError
 from puma_plugin.trainers.recorded_batches import RecordedBatches
 from puma_plugin.trainers.seeded_items import SeededItems
 from puma_plugin.utils import require_writable
+from puma_plugin.utils.worker_signals import leave_signals_to_the_parent
 
 AMP_TYPES = (None, torch.bfloat16, torch.float16)
 # Steps in a row without a finite gradient: GradScaler has then halved its scale, at first 65536, to less than 1e-4.
@@ -118,16 +118,17 @@ class UnifiedTrainer(MetricLossOnly):
         self._pending_random_state: list[dict[str, Any]] | None = None
         self._finite, self._left_out = True, 0
         self._check_settings()
-        if not isinstance(models, dict):
+        if not isinstance(models, dict | nn.ModuleDict):
             raise TypeError(f'models must be a dict such as {{"trunk": model}}, got {type(models).__name__}')
-        models.setdefault("embedder", nn.Identity())  # as pml does, which warns where there is none
+        if "embedder" not in models:
+            models["embedder"] = nn.Identity()  # as pml does, after a warning
         super().__init__(models, optimizers, batch_size, loss_funcs, dataset, *args, **kwargs)
         self._trained = [p for o in self.optimizers.values() for group in o.param_groups for p in group["params"]]
         self._check_parts()
         self.scaler = torch.amp.GradScaler(self.data_device.type, enabled=amp_dtype is torch.float16)
 
     def _check_settings(self) -> None:
-        if self.checkpoint_path is not None:
+        if self.checkpoint_path is not None and _rank() == 0:
             require_writable(self.checkpoint_path, "checkpoint_path")
         if self.amp_dtype not in AMP_TYPES:
             raise ValueError(f"amp_dtype must be None, torch.bfloat16 or torch.float16, got {self.amp_dtype}")
@@ -256,7 +257,7 @@ class UnifiedTrainer(MetricLossOnly):
             "collate_fn": self.collate_fn,
             "pin_memory": self.data_device.type == "cuda",
             "persistent_workers": self.dataloader_num_workers > 0,
-            "worker_init_fn": _leave_ctrl_c_to_the_trainer,
+            "worker_init_fn": leave_signals_to_the_parent,
             # Its own generator: the workers' seeds follow from the epoch, and torch's global one is left alone.
             "generator": torch.Generator(),
         }
@@ -474,11 +475,6 @@ def _has_gradients(optimizer: torch.optim.Optimizer) -> bool:
 
 def _states(parts: dict[str, Any]) -> dict[str, Any]:
     return {name: part.state_dict() for name, part in parts.items() if hasattr(part, "state_dict")}
-
-
-def _leave_ctrl_c_to_the_trainer(worker: int) -> None:
-    """Ctrl-C reaches all processes of the terminal; workers that ended would break the step that is under way."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _rank() -> int:

@@ -1,6 +1,7 @@
 """One process at a time in a folder of results."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,10 @@ def folder_lock(folder: str | os.PathLike[str], patience: float = PATIENCE) -> I
         raise ValueError(
             f"out is {os.fspath(folder)!r}, where another process is at work; wait for it, or give another --out"
         ) from error
-    except NotImplementedError:  # a network file system without locks
+    except (NotImplementedError, OSError) as error:
+        # A file system without locks: better without than not at all.
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
         yield
         return
     try:

@@ -14,12 +14,12 @@ def require_writable(path: str | os.PathLike[str], name: str, is_folder: bool = 
     Raises:
         ValueError: it is of the wrong kind, lies below a file, or may not be written.
     """
-    place = Path(path).expanduser().absolute()
+    place = Path(path).absolute()
     wanted = "a folder" if is_folder else "a file"
     if place.exists() and place.is_dir() != is_folder:
         raise ValueError(f"{name} is {os.fspath(path)!r}, which is no {wanted[2:]}; give {wanted} that may be written")
     asked = place if is_folder else place.parent
-    while not asked.exists():
+    while not asked.exists() and asked != asked.parent:
         asked = asked.parent
     if not asked.is_dir():
         raise ValueError(f"{name} is {os.fspath(path)!r}, but {asked} is no folder; give {wanted} elsewhere")

@@ -49,6 +49,12 @@ def test_without_a_configuration(arguments: list[str], capsys: pytest.CaptureFix
     assert "CONFIG is missing; give a YAML file, or compare or ablations" in capsys.readouterr().err
 
 
+def test_settings_without_a_configuration_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["compare", "--print_config"])
+    assert "methods:" in capsys.readouterr().out
+
+
 def test_a_mistake_in_a_fresh_comparison_removes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kept = sorted((folder / "out" / "jobs").iterdir())
     wrong = ["--fresh", "--train.global_batch_size", "1000000"]

@@ -1,17 +1,20 @@
 """`puma train` and `puma evaluate` on small image folders, as a user runs them."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from puma_plugin.cli.main import main
 
@@ -207,6 +210,15 @@ def test_batch_norms_keep_their_statistics(data: Path, tmp_path: Path) -> None:
     assert any(name.endswith("running_var") for name in kept)
     for name, tensor in model[0].state_dict().items():
         torch.testing.assert_close(tensor, kept[name])
+    # A file of an earlier version, which left them out.
+    with safe_open(out / "model.safetensors", framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    older = {name: tensor for name, tensor in tensors.items() if "running" not in name and "tracked" not in name}
+    save_file(older, out / "model.safetensors", {**metadata, "puma_run": "puma_plugin run 2"})
+    with pytest.raises(
+        ValueError, match=r"lacks the statistics that training gave the trunk, such as trunk\..*running_mean"
+    ):
+        load_trained(out)
 
 
 def test_embedded_images_are_given_to_a_loaded_model_as_the_evaluation_gave_them(tmp_path: Path) -> None:
@@ -371,6 +383,49 @@ def test_evaluate_refuses_what_does_not_fit(
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
     assert not (data / "refused").exists()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_leaves_the_step_to_be_finished(data: Path, tmp_path: Path, how: int) -> None:
+    """As a terminal sends it, or a scheduler: the workers that load images get it too."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "puma_plugin.cli.main", "train", "--config", str(data / "run.yaml")]
+    command += ["--out", str(out), "--epochs", "5000", "--data.workers", "2"]
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 200
+    while not (out / "checkpoint.pt").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, how)
+    text = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, text
+    assert "stopping after this step" in text
+    assert "the same command with --resume goes on from there" in text
+    assert "Traceback" not in text
+    assert torch.load(out / "checkpoint.pt", weights_only=True)["progress"]["global_step"] > 0
+
+
+def test_a_shuffled_split_of_an_earlier_version_is_not_mixed_with_todays(
+    trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It drew other classes, and did not keep which."""
+    shutil.copytree(trained, tmp_path / "run")
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())
+    settings["data"]["shuffle_classes"] = True
+    (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "run" / "classes.json").unlink()
+    arguments = ["--config", str(data / "run.yaml"), "--data.shuffle_classes", "true"]
+    assert main(["train", *arguments, "--out", str(tmp_path / "run"), "--resume"]) == 2
+    assert "was begun by an earlier version, which shuffled the classes in another way" in capsys.readouterr().err
+    out = tmp_path / "out"
+    assert main(["evaluate", "--checkpoint", str(tmp_path / "run"), "--report", "false", "--out", str(out)]) == 0
+    (finding,) = json.loads((out / "metrics.json").read_text())["findings"]
+    assert "does not say which classes they were trained on" in finding
 
 
 def test_a_checkpoint_that_is_not_there_is_named_before_the_data(

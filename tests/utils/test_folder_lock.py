@@ -1,5 +1,6 @@
 """One process at a time in a folder."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -35,5 +36,17 @@ def test_another_process_waits_outside(tmp_path: Path) -> None:
 def test_the_lock_ends_with_an_error(tmp_path: Path) -> None:
     with pytest.raises(KeyError), folder_lock(tmp_path):
         raise KeyError
+    with folder_lock(tmp_path, patience=0.2):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_does_not_stop_the_work(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(number, "no locks here")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
     with folder_lock(tmp_path, patience=0.2):
         pass

@@ -1,0 +1,25 @@
+"""Signals in the worker processes of a data loader."""
+
+import os
+import signal
+import threading
+
+
+def leave_signals_to_the_parent(worker: int = 0) -> None:
+    """``worker_init_fn`` of a data loader: Ctrl-C and SIGTERM are for the process that it belongs to.
+
+    Both may reach all processes of a terminal or of a scheduler's job; a worker that ended would break the step that
+    its parent wants to finish. What the parent itself sends ends the worker. (Where Python cannot tell who sent a
+    signal, as on macOS, SIGTERM is left as it is.)
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
