@@ -247,6 +247,11 @@ def _check_parts(parts: Mapping[str, Any], given: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{name!r} cannot name a distribution: names are non-empty strings without '/', other than {_RESERVED}"
             )
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise ValueError(
+                f"{name!r} cannot name a distribution: it is the name of a folder that is no UTF-8, which reports "
+                "cannot show; rename the folder, or give it a name of its own (--data.folders.NAME PATH)"
+            )
     seen: dict[int, str] = {}
     for name, part in parts.items():
         if part is None or not hasattr(part, "__getitem__") or not hasattr(part, "__len__"):

@@ -31,16 +31,12 @@ from puma_plugin.experiments.processes import connected
 from puma_plugin.experiments.separate import AnyRun, make_run, small_distributions, without_joint
 from puma_plugin.experiments.splits import Splits, check_readable, load_splits, load_test
 from puma_plugin.experiments.summary import EXPLANATION, bootstrapped, curves, flat_scores, method_rows
+from puma_plugin.experiments.trained_classes import SHUFFLED_BEFORE, classes_of, require_unchanged, split_is_unknown
 from puma_plugin.utils import folder_lock, json_ready, require_writable, write_json
 
 _PAPER_CODE = (
     " Counted as the authors' published code does (protocol paper-code): classes of different distributions may share "
     "a number and then count as hits, R includes the query, and queries without a positive are misses."
-)
-
-_SHUFFLED_BEFORE = (
-    "the folder of the weights does not say which classes they were trained on; earlier versions shuffled classes in "
-    "another way, so that some may be in this test"
 )
 
 _FREE = frozenset(
@@ -139,7 +135,8 @@ def train(config: TrainConfig, resume: bool, command: str, console: Console) -> 
         splits = processes.from_first(lambda: load_splits(config.data))
         trained = {name: images_of_classes(images) for name, images in splits.train.items()}
         if resume:
-            _require_unchanged(config, trained, folder)
+            # In the first process: the others may not see its folder.
+            processes.from_first(lambda: require_unchanged(config, trained, folder))
         notes = _describe(splits, trained, shown)
         if splits.validation and (without := [name for name in splits.train if name not in splits.validation]):
             shown.print(
@@ -234,43 +231,12 @@ def evaluate(
                 f"--baseline {baseline} was counted with protocol {other['protocol']}, this evaluation is to be with "
                 f"{config.protocol}: their figures mean different things; give --protocol {other['protocol']}"
             )
-        unknown = _SHUFFLED_BEFORE if _split_is_unknown(config, path.parent) else ""
-        notes = _describe(splits, _classes_of(path), shown, unknown)
+        unknown = SHUFFLED_BEFORE if split_is_unknown(config, path.parent) else ""
+        notes = _describe(splits, classes_of(path), shown, unknown)
         run = make_run(config, splits)
         run.load_model(path)
         embedded = run.embed(splits.test, progress=sys.stderr.isatty())
         return _finish(config, run, splits, embedded, notes, command, start, shown, baseline, other)
-
-
-def _split_is_unknown(config: TrainConfig, folder: Path) -> bool:
-    """Whether a run may be of an earlier version, which shuffled classes in another way and did not keep them."""
-    return config.data.shuffle_classes and config.data.kind != "embedded" and not (folder / CLASSES).is_file()
-
-
-def _require_unchanged(config: TrainConfig, now: Mapping[str, Mapping[str, int]], folder: Path) -> None:
-    """ValueError naming what differs in the training images of a run that is to go on."""
-    if _split_is_unknown(config, folder):
-        raise ValueError(
-            f"{folder} was begun by an earlier version, which shuffled the classes in another way, so that now others "
-            "would be trained on; start without --resume in another --out"
-        )
-    before = _classes_of(folder / WEIGHTS)
-    for name in {**before, **now} if before else ():
-        counts, found = before.get(name, {}), now.get(name, {})
-        differ = [label for label in {**counts, **found} if counts.get(label, 0) != found.get(label, 0)]
-        if differ:
-            first, many = differ[0], "classes differ" if len(differ) > 1 else "class differs"
-            raise ValueError(
-                f"{name}: the training images are not those that {folder} began with: class {first!r} had "
-                f"{counts.get(first, 0)} and has {found.get(first, 0)} ({len(differ):,} {many}); make them the same "
-                "again, or start without --resume in another --out"
-            )
-
-
-def _classes_of(weights: Path) -> dict[str, dict[str, int]]:
-    """The classes that a run was trained on with their images, by distribution; empty where its folder does not say."""
-    file = weights.parent / CLASSES
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def _describe(

@@ -205,6 +205,7 @@ same = Pictures([0, 1])
         ({"": Pictures([0, 1])}, "cannot name"),
         ({"a/b": Pictures([0, 1])}, "cannot name"),
         ({"harmonic": Pictures([0, 1])}, "cannot name"),
+        ({"ok\udcfe": Pictures([0, 1])}, "name of a folder that is no UTF-8, .* rename the folder"),
         ({"a": None}, "must be a dataset"),
         ({"a": Pictures([])}, "'a' is empty"),
         ({"a": same, "b": same}, "same dataset object"),
