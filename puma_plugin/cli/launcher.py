@@ -8,6 +8,11 @@ def started_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_first_process() -> bool:
+    """Whether this is the process that talks, of those that the launcher started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def require_one_process(what: str, reason: str) -> None:
     """Refuse work that each of several processes would do as a whole.
 
@@ -22,6 +27,6 @@ def require_one_process(what: str, reason: str) -> None:
     count = started_processes()
     if count == 1:
         return
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first_process():
         raise SystemExit(0)  # The first one's exit code counts, and it must not be ended before it has spoken.
     raise ValueError(f"was started as {count} processes, but {reason}; start {what} without torchrun")

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from puma_plugin.cli.launcher import require_one_process
+from puma_plugin.cli.launcher import is_first_process, require_one_process
 from puma_plugin.cli.parsing import make_parser, parse
 from puma_plugin.experiments.config import TrainConfig
 
@@ -12,7 +12,7 @@ _DESCRIPTION = (
     "(everything needed to go on), model.safetensors (the trained weights), metrics.json and report.html. Example "
     "configurations come with the package: puma_plugin/configs/image_folders.yaml, paper.yaml, few_shot.yaml. Several "
     "GPUs: torchrun --nproc-per-node=N -m puma_plugin train ...; the batch is that of all together, and the result the "
-    "same for any number. Ctrl-C stops it; the same command with --resume goes on from the last checkpoint."
+    "same for any number. Ctrl-C and SIGTERM stop it; the same command with --resume goes on from the last checkpoint."
 )
 
 
@@ -53,7 +53,8 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         if not can_resume(config):
             raise
-        again = "the same command" if options.resume else "the same command with --resume"
-        print(f"\ninterrupted; a checkpoint is in {config.out}, {again} goes on from there", file=sys.stderr)
+        if is_first_process():
+            again = "the same command" if options.resume else "the same command with --resume"
+            print(f"\ninterrupted; a checkpoint is in {config.out}, {again} goes on from there", file=sys.stderr)
         return 130
     return 0

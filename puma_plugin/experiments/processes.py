@@ -48,6 +48,14 @@ class Processes:
         """Whether this is the process that writes files and talks."""
         return self.rank == 0
 
+    def any(self, own: bool) -> bool:
+        """Whether it is so in any of the processes; all must ask."""
+        if self.world_size == 1:
+            return own
+        found = torch.tensor(own, dtype=torch.uint8)  # on the CPU: a GPU would be waited for
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return bool(found)
+
     def from_first(self, make: Callable[[], T]) -> T:
         """What `make` returns in the first process, given to all; it runs there only.
 

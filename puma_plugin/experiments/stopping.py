@@ -3,9 +3,14 @@
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+# Seconds in which launchers of several processes may send a signal once more that each process has got already. (After
+# 30 torchrun kills.)
+_SENT_AGAIN = 20.0
 
 
 class Stop:
@@ -14,18 +19,30 @@ class Stop:
     Attributes:
         asked: a signal has come.
         patient: the first signal is only noted; else, or by the second, KeyboardInterrupt is raised at once.
+
+    Args:
+        several: this is one of several processes, for which a second signal counts only some seconds after the first.
+        speaks: say what happens; of several processes, the first one does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, several: bool = False, speaks: bool = True) -> None:
         self.asked = False
         self.patient = False
+        self._impatient_after = _SENT_AGAIN if several else 0.0
+        self._speaks = speaks
+        self._since = 0.0
 
     def take(self, number: int, frame: FrameType | None = None) -> None:
         """The signals' handler."""
-        if self.asked or not self.patient:
+        now = time.monotonic()
+        if not self.patient or (self.asked and now - self._since >= self._impatient_after):
             raise KeyboardInterrupt
-        self.asked = True
-        print("\nstopping after this step; once more stops at once", file=sys.stderr, flush=True)
+        if self.asked:
+            return
+        self.asked, self._since = True, now
+        if self._speaks:
+            once_more = "; once more stops at once" if not self._impatient_after else ""
+            print(f"\nstopping after this step{once_more}", file=sys.stderr, flush=True)
 
     @contextmanager
     def listening(self) -> Iterator[None]:

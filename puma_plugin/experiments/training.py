@@ -169,8 +169,8 @@ class Run:
         self.checkpoint = checkpoint
         self.progress = progress or (lambda content: None)
         self.stops_on_signals = False
-        self.stop = Stop()
         self.processes = Processes.current()
+        self.stop = Stop(several=self.processes.world_size > 1, speaks=self.processes.first)
         self.device = choose_device(config.device, self.processes)
         self.trunk, self.embedder = build_model(config.model, config.seed, config.data.image_size)
         self.inputs = make_inputs(config, self.trunk, self.processes)
@@ -208,19 +208,24 @@ class Run:
         """Train to the last epoch, from the checkpoint if there is one. Without trainable weights, do nothing.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C or SIGTERM; with ``stops_on_signals`` a run of one process has written its
-                checkpoint then, within an epoch too.
+            KeyboardInterrupt: Ctrl-C or SIGTERM, in any of the processes; with ``stops_on_signals`` the checkpoint has
+                been written then, within an epoch too, and all processes have stopped after the same step.
         """
         self.prepare()
         if self.trainer is not None:
-            # Processes would not stop after the same step.
-            can_stop = self.stops_on_signals and self.checkpoint is not None and self.processes.world_size == 1
-            listening = self.stop.listening() if can_stop else contextlib.nullcontext()
+            listening = self.stop.listening() if self._can_stop() else contextlib.nullcontext()
             with listening, self._enough_memory("max_batch_per_process", self._share()):
                 self.trainer.train(num_epochs=self.config.epochs)
-            if self.stop.asked:
+            if self._is_to_stop():
                 raise KeyboardInterrupt
             self.history = self.trainer.history
+
+    def _can_stop(self) -> bool:
+        return self.stops_on_signals and self.checkpoint is not None
+
+    def _is_to_stop(self) -> bool:
+        """The same in all processes, which a signal may reach in different steps, or only one of them."""
+        return self._can_stop() and self.processes.any(self.stop.asked)
 
     def prepare(self) -> None:
         """Make the trainer and load the checkpoint, so that what cannot work is known before anything is written."""
@@ -360,7 +365,7 @@ class Run:
 
     def _report_step(self, trainer: UnifiedTrainer) -> None:
         self.progress({"step": trainer.global_step, "steps": self.steps})
-        if self.stop.asked and self.checkpoint is not None:
+        if self.checkpoint is not None and self._is_to_stop():
             trainer.save_checkpoint(self.checkpoint)
             raise KeyboardInterrupt
 

@@ -187,7 +187,7 @@ def workers_after_a_checkpoint(running: subprocess.Popen[str], out: Path) -> dic
     while not (out / "checkpoint.pt").exists():
         assert time.monotonic() < deadline
         assert running.poll() is None, running.communicate()[0]
-        time.sleep(0.2)
+        time.sleep(0.05)
     return workers_of(running.pid)
 
 
@@ -219,6 +219,39 @@ def test_killed_process_ends_all_and_another_number_goes_on(settings: Path, alon
     assert 0 < done < STEPS
     run(settings, killed, 1, "--resume", "--data.workers", "1", "--max_batch_per_process", "10")
     np.testing.assert_allclose(losses(killed), losses(alone), rtol=0, atol=1e-4)
+
+
+SMALL_BATCHES = ["--global_batch_size", "4", "--epochs", "6"]  # of 9 steps
+
+
+@pytest.fixture(scope="module")
+def alone_in_small_batches(settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("alone") / "run"
+    run(settings, out, 1, *SMALL_BATCHES)
+    return out
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the processes in /proc")
+@pytest.mark.parametrize("to", ["launcher", "1"])
+def test_a_signal_stops_all_processes_after_the_same_step(
+    settings: Path, alone_in_small_batches: Path, tmp_path: Path, to: str
+) -> None:
+    """Whether it reaches all of them, as a scheduler sends it, or only one: the step at hand is kept."""
+    out = tmp_path / "stopped"
+    running = start(settings, out, 2, *SMALL_BATCHES)
+    workers = workers_after_a_checkpoint(running, out)
+    os.kill(running.pid if to == "launcher" else workers[to], signal.SIGTERM)
+    text = running.communicate(timeout=60)[0]
+    assert running.returncode != 0
+    assert text.count("a checkpoint is in") <= 1
+    if to == "launcher":
+        assert text.count("stopping after this step\n") == text.count("the same command with --resume goes on") == 1
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers.values())
+    progress = torch.load(out / "checkpoint.pt", weights_only=True)["progress"]
+    assert 9 < progress["global_step"] < 54
+    assert progress["global_step"] == 9 * (progress["epoch"] - 1) + progress["iteration"]
+    run(settings, out, 1, *SMALL_BATCHES, "--resume")
+    np.testing.assert_allclose(losses(out), losses(alone_in_small_batches), rtol=0, atol=1e-4)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the processes in /proc")

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 
 import pytest
 
@@ -39,3 +40,18 @@ def test_other_threads_have_no_signals() -> None:
     thread.start()
     thread.join()
     assert worked == [before]
+
+
+def test_of_several_processes_a_signal_that_comes_twice_is_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launcher sends what it gets to processes that have got it from the terminal. Later ones stop at once."""
+    stop = Stop(several=True, speaks=False)
+    with pytest.raises(KeyboardInterrupt), stop.listening():  # noqa: PT012
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.asked
+        now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now + 25.0)
+        signal.raise_signal(signal.SIGINT)
+    assert capsys.readouterr().err == ""
