@@ -18,6 +18,9 @@ import torch
 from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
 
+if sys.platform == "win32":
+    raise SystemExit("puma_plugin: its operators are built on Linux and macOS; on Windows install it inside WSL 2")
+
 ROOT = Path(__file__).resolve().parent
 spec = importlib.util.spec_from_file_location("_cuda_toolkit", ROOT / "puma_plugin" / "_cuda_toolkit.py")
 toolkit = importlib.util.module_from_spec(spec)
@@ -37,7 +40,8 @@ if decision.toolkit:
 else:
     print(f"puma_plugin: building without the CUDA operators: {decision.reason}", file=sys.stderr)
 memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-os.environ.setdefault("MAX_JOBS", str(toolkit.default_jobs(len(os.sched_getaffinity(0)), memory)))
+cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+os.environ.setdefault("MAX_JOBS", str(toolkit.default_jobs(cores, memory)))
 
 from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension  # noqa: E402  (needs CUDA_HOME)
 
@@ -46,7 +50,7 @@ CXX = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", f"-ffile-prefix-map={R
 CXX += ["-fno-trapping-math", "-fno-math-errno"]  # or loops with a square root stay scalar
 NVCC = ["-O3", "-std=c++17", "-Xcompiler", "-fvisibility=hidden", "-Xcompiler", f"-ffile-prefix-map={ROOT}=.", TARGET]
 NVCC += ["-DUSE_CUDA", "--expt-relaxed-constexpr"]
-LINK = ["-Wl,-s", "-Wl,--exclude-libs,ALL"]
+LINK = [] if sys.platform == "darwin" else ["-Wl,-s", "-Wl,--exclude-libs,ALL"]  # Apple's linker does not know them
 
 
 def sources(*patterns: str) -> list[str]:

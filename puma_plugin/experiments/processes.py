@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import hashlib
 import os
 import socket
 import threading
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
 import torch
@@ -55,6 +57,40 @@ class Processes:
         found = torch.tensor(own, dtype=torch.uint8)  # on the CPU: a GPU would be waited for
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return bool(found)
+
+    def gather(self, own: T) -> list[T]:
+        """What each process has, by rank; all must give theirs."""
+        if self.world_size == 1:
+            return [own]
+        found: list[Any] = [None] * self.world_size
+        dist.all_gather_object(found, own)
+        return found
+
+    def require_same_file(self, path: Path, setting: str) -> bool:
+        """Whether the file exists, for all processes alike; all must ask.
+
+        Args:
+            setting: what the file lies in, for the message.
+
+        Raises:
+            ValueError: some processes find it and others do not, or find another one: no common file system.
+        """
+        if self.world_size == 1:
+            return path.exists()
+        content = None
+        if path.exists():
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+        found = self.gather((socket.gethostname(), content))
+        first = found[0][1]
+        for rank, (host, other) in enumerate(found):
+            if other != first:
+                what = "none" if other is None else "one" if first is None else "another one"
+                raise ValueError(
+                    f"{path}: process {rank} on {host} finds {what} there, unlike the first process; {setting} must be "
+                    "on a file system that all machines share, or be copied from the first one's machine to the others"
+                )
+        return content is not None
 
     def from_first(self, make: Callable[[], T]) -> T:
         """What `make` returns in the first process, given to all; it runs there only.
@@ -158,8 +194,13 @@ class _Board:
         lost = isinstance(error, dist.DistError) or "gloo" in str(error)
         own = "" if lost else f"{type(error).__name__} {error}"
         heard: list[tuple[dict[int, str], dict[int, str]]] = []
+
+        def listen() -> None:
+            with contextlib.suppress(dist.DistError):  # the store's process has ended
+                heard.append(self._exchange(own))
+
         # In a thread, as a store whose process is stopped would keep this one waiting for ever.
-        thread = threading.Thread(target=lambda: heard.append(self._exchange(own)), daemon=True)
+        thread = threading.Thread(target=listen, daemon=True)
         thread.start()
         thread.join(_GRACE + _STORE_PATIENCE)
         if not heard:

@@ -27,7 +27,7 @@ from puma_plugin.experiments.machine import provenance
 from puma_plugin.experiments.methods import METHODS
 from puma_plugin.experiments.overrides import with_defaults
 from puma_plugin.experiments.pool import Event
-from puma_plugin.experiments.processes import connected
+from puma_plugin.experiments.processes import Processes, connected
 from puma_plugin.experiments.separate import AnyRun, make_run, small_distributions, without_joint
 from puma_plugin.experiments.splits import Splits, check_readable, load_splits, load_test
 from puma_plugin.experiments.summary import EXPLANATION, bootstrapped, curves, flat_scores, method_rows
@@ -49,6 +49,9 @@ _FREE = frozenset(
     ]
 )
 """Settings that a resumed run may change."""
+
+_OWN = frozenset(["out", "threads", "evaluation_batch_size", "process_timeout", "data.workers"])
+"""Settings that each of several processes may have of its own."""
 
 
 def settings_of(config: TrainConfig) -> dict[str, Any]:
@@ -75,18 +78,35 @@ def can_resume(config: TrainConfig) -> bool:
     return any(folder.glob(f"{Path(CHECKPOINT).stem}*"))  # several for separate models
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> list[str]:
+def _differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str], within: str = ""
+) -> list[tuple[str, Any, Any]]:
     """The settings that may not differ and do, by dotted name; those in which nothing differs would hide them."""
     found = []
     for name in dict.fromkeys((*now, *before)):
         place, old, new = f"{within}{name}", before.get(name), now.get(name)
-        if place in _FREE or old == new:
+        if place in free or old == new:
             continue
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += _differences(old, new, f"{place}.")
+            found += _differences(old, new, free, f"{place}.")
         else:
-            found.append(f"{place} was {old!r} and is {new!r}")
+            found.append((place, old, new))
     return found
+
+
+def _require_same_settings(config: TrainConfig, processes: Processes, **options: object) -> None:
+    """Of several machines, each is given its command by hand.
+
+    Args:
+        options: of the command line, next to the settings.
+    """
+    all_settings = processes.gather({**settings_of(config), **{f"--{name}": options[name] for name in options}})
+    for rank, settings in enumerate(all_settings):
+        if odd := _differences(all_settings[0], settings, _OWN):
+            raise ValueError(
+                f"process {rank} was started with other settings than the first one: "
+                f"{'; '.join(f'{name} {theirs!r}, not {firsts!r}' for name, firsts, theirs in odd)}; give all the same"
+            )
 
 
 def _check_resume(config: TrainConfig, folder: Path, resume: bool) -> None:
@@ -101,10 +121,11 @@ def _check_resume(config: TrainConfig, folder: Path, resume: bool) -> None:
     now = settings_of(config)
     before = json_ready(with_defaults(json.loads((folder / SETTINGS).read_text(encoding="utf-8")), config))
     # A setting that only an earlier version had decides nothing any more.
-    if odd := _differences({name: before[name] for name in now}, now):
+    if odd := _differences({name: before[name] for name in now}, now, _FREE):
+        different = "; ".join(f"{name} was {old!r} and is {new!r}" for name, old, new in odd)
         raise ValueError(
-            f"--resume needs the settings that {folder} was started with; different: {'; '.join(odd)}; give those, or "
-            "start without --resume in another --out"
+            f"--resume needs the settings that {folder} was started with; different: {different}; give those, or start "
+            "without --resume in another --out"
         )
 
 
@@ -128,6 +149,7 @@ def train(config: TrainConfig, resume: bool, command: str, console: Console) -> 
     folder = Path(config.out)
     with connected(config.device, config.process_timeout) as processes, ExitStack() as held:
         shown = console if processes.first else Console(quiet=True)
+        _require_same_settings(config, processes, resume=resume)
         processes.from_first(lambda: _check_resume(config, folder, resume))
         if config.threads is not None:
             torch.set_num_threads(config.threads)
@@ -208,6 +230,7 @@ def evaluate(
     start = time.monotonic()
     with connected(config.device, config.process_timeout) as processes:
         shown = console if processes.first else Console(quiet=True)
+        _require_same_settings(config, processes, baseline=baseline and str(baseline))
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         other = None if baseline is None else processes.from_first(lambda: read_baseline(baseline))

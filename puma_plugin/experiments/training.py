@@ -158,7 +158,8 @@ class Run:
             was loaded, `resumed`.
 
     Raises:
-        ValueError: for settings that cannot work together; before any training.
+        ValueError: for settings that cannot work together, or a checkpoint that not all processes find; before any
+            training.
     """
 
     def __init__(
@@ -232,7 +233,7 @@ class Run:
         if self.trainer is not None or not self.trainable:
             return
         self.trainer = self._make_trainer()
-        if self.checkpoint is not None and self.checkpoint.exists():
+        if self.checkpoint is not None and self.processes.require_same_file(self.checkpoint, "out"):
             self.trainer.load_checkpoint(self.checkpoint)
             self.progress({"step": self.trainer.global_step, "steps": self.steps, "resumed": True})
 

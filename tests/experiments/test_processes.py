@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -274,21 +276,74 @@ def test_hung_process_is_named_when_the_time_is_up(settings: Path, tmp_path: Pat
     assert "puma train: error" not in rest
 
 
+def place(rank: int, port: int = 0) -> dict[str, str]:
+    """What torchrun tells a process, here one of two machines' single processes."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
 def test_process_that_never_joins(settings: Path, tmp_path: Path) -> None:
     """One of two processes, started without the other."""
-    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
     arguments = ["--config", str(settings), "--out", str(tmp_path / "run"), "--process_timeout", "2"]
     finished = subprocess.run(
         [sys.executable, "-m", "puma_plugin", "train", *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**os.environ, **place, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **place(0)},
         timeout=120,
         check=False,
     )
     assert finished.returncode == 2
     assert "process 0 of 2 could not join the others within process_timeout, 2 seconds" in finished.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def on_two_machines(settings: Path, *more: list[str]) -> list[str]:
+    """What the two say that are started with these arguments, each on a machine of its own, and fail together."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "puma_plugin", "train", "--config", str(settings), *arguments],
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, **place(rank, port)},
+        )
+        for rank, arguments in enumerate(more)
+    ]
+    said = [process.communicate(timeout=120)[1] for process in started]
+    assert [process.returncode for process in started] == [2, 2], said
+    return said
+
+
+def test_machines_without_a_common_file_system_cannot_go_on(settings: Path, killed: Path, tmp_path: Path) -> None:
+    """The second machine would begin anew, where the first goes on."""
+    first, second = on_two_machines(
+        settings, ["--out", str(killed), "--resume"], ["--out", str(tmp_path / "here"), "--resume"]
+    )
+    assert re.search(
+        r"checkpoint\.pt: process 1 on \S+ finds none there, unlike the first process; out must be on", first
+    )
+    assert "Traceback" not in first + second
+    assert not (tmp_path / "here").exists()
+
+
+def test_machines_that_were_given_different_commands(settings: Path, tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path / "run")]
+    first, second = on_two_machines(settings, [*out, "--seed", "3"], [*out, "--resume", "--threads", "1"])
+    assert (
+        "process 1 was started with other settings than the first one: seed 0, not 3; --resume True, not False" in first
+    )
+    assert "error" not in second
     assert not (tmp_path / "run").exists()
 
 
