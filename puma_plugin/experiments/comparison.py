@@ -21,7 +21,7 @@ from puma_plugin.experiments.pool import TaskError, run_tasks
 from puma_plugin.experiments.separate import make_run, small_distributions
 from puma_plugin.experiments.splits import Splits, check_readable, load_splits
 from puma_plugin.experiments.training import choose_device
-from puma_plugin.utils import atomic_write, folder_lock, json_ready
+from puma_plugin.utils import atomic_write, folder_lock, json_ready, remove_unfinished
 
 Display = Callable[..., AbstractContextManager[Any]]
 
@@ -182,6 +182,8 @@ class Comparison:
             ValueError: another comparison is at work in the folder.
         """
         with folder_lock(self.config.out):
+            for folder in {Path(self.config.out), *(job.path().parent for job in jobs)}:
+                remove_unfinished(folder)
             return self._run(jobs, title)
 
     def _run(self, jobs: Sequence[Job], title: str) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ from puma_plugin.experiments.separate import AnyRun, make_run, small_distributio
 from puma_plugin.experiments.splits import Splits, check_readable, load_splits, load_test
 from puma_plugin.experiments.summary import EXPLANATION, bootstrapped, curves, flat_scores, method_rows
 from puma_plugin.experiments.trained_classes import SHUFFLED_BEFORE, classes_of, require_unchanged, split_is_unknown
-from puma_plugin.utils import folder_lock, json_ready, require_writable, write_json
+from puma_plugin.utils import folder_lock, json_ready, remove_unfinished, require_writable, write_json
 
 _PAPER_CODE = (
     " Counted as the authors' published code does (protocol paper-code): classes of different distributions may share "
@@ -202,6 +202,7 @@ def _take(held: ExitStack, config: TrainConfig, folder: Path, resume: bool) -> N
     """The folder is this run's until the end, unless another one has begun there meanwhile."""
     held.enter_context(folder_lock(folder))
     _check_resume(config, folder, resume)
+    remove_unfinished(folder)
 
 
 def _show_opening(display: JobDisplay, done: int, images: int) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _LITTLE = 1 << 20  # bytes that are free on a full disk, at most
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # as mkstemp names them below
 
 
 @contextmanager
@@ -49,3 +51,13 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
                     "elsewhere",
                 ) from error
         raise
+
+
+def remove_unfinished(folder: str | os.PathLike[str]) -> None:
+    """Remove what :func:`atomic_write` had begun in ``folder`` when its process was killed, which nothing else does.
+
+    Only where nobody else can be writing, such as inside of ``folder_lock``.
+    """
+    for path in Path(folder).glob(".*.tmp"):
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)

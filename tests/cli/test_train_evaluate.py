@@ -528,8 +528,11 @@ def test_an_interrupted_training_says_how_to_go_on(
         assert goes_on.format(" with --resume") in capsys.readouterr().err
         assert main([*arguments, "--resume"]) == 130
         assert goes_on.format("") in capsys.readouterr().err
+    unfinished = out / ".checkpoint.pt.a1b2c3d4.tmp"  # of a process that was killed while it wrote
+    unfinished.write_bytes(b"half")
     assert main([*arguments, "--resume"]) == 0
     assert (out / "metrics.json").exists()
+    assert not unfinished.exists()
 
 
 CONTESTANTS = ["full", "separate", "linear", "frozen", "lora", "vpt_shallow", "vpt_deep", "adaptformer"]

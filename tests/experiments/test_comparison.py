@@ -135,5 +135,9 @@ def test_what_a_stopped_job_left_behind_its_record_goes(tmp_path: Path) -> None:
     job.path().write_text(json.dumps(record))
     job.checkpoint.write_bytes(b"unfinished")
     job.log.write_text("Traceback")
+    # Of a process that was killed in the middle of a write.
+    for folder in (tmp_path, job.path().parent):
+        (folder / ".metrics.json.a1b2c3d4.tmp").write_text("{")
     assert full.run([job], "Test") == [record]
     assert list(job.path().parent.iterdir()) == [job.path()]
+    assert not list(tmp_path.rglob("*.tmp"))

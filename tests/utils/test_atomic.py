@@ -2,12 +2,22 @@
 
 import errno
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from puma_plugin.utils import atomic_write, remove_unfinished
+
+KILLED = """
+import os, signal, sys
 from puma_plugin.utils import atomic_write
+with atomic_write(sys.argv[1]) as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 def test_a_full_disk_is_named_with_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,3 +37,14 @@ def test_a_full_disk_is_named_with_the_path(tmp_path: Path, monkeypatch: pytest.
             raise RuntimeError("unexpected pos 64 vs 0")
     assert path.read_text() == "old"
     assert [file.name for file in path.parent.iterdir()] == ["state.pt"]
+
+
+def test_what_a_killed_process_had_begun_can_be_removed(tmp_path: Path) -> None:
+    path, own = tmp_path / "checkpoint.pt", tmp_path / ".notes.tmp"
+    path.write_text("old")
+    own.write_text("the user's")
+    assert subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False).returncode == -9
+    assert len(list(tmp_path.iterdir())) == 3
+    remove_unfinished(tmp_path)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {path.name: "old", own.name: "the user's"}
+    remove_unfinished(tmp_path / "nowhere")
