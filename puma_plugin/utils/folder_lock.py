@@ -24,7 +24,9 @@ def folder_lock(folder: str | os.PathLike[str], patience: float = PATIENCE) -> I
     """
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place / ".lock")
+    # Without what filelock does on file systems without locks: the file of a process that was killed on another machine
+    # would lock for good.
+    lock = FileLock(place / ".lock", fallback_to_soft=False)
     try:
         lock.acquire(timeout=patience)
     except Timeout as error:

@@ -50,3 +50,8 @@ def test_a_file_system_without_locks_does_not_stop_the_work(
     monkeypatch.setattr("fcntl.flock", refuse)
     with folder_lock(tmp_path, patience=0.2):
         pass
+    # The file may have come with a copied folder, or be of a process that was killed on another machine.
+    for content in ("", "4242\nanother-machine\n"):
+        (tmp_path / ".lock").write_text(content)
+        with folder_lock(tmp_path, patience=0.2):
+            pass
