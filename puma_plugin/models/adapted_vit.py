@@ -27,7 +27,7 @@ class AdaptedViT(AdaptedModule):
     random number generator (seed it differently in every process), or, if ``gate_generator`` is set to a CPU
     ``torch.Generator``, they follow from that alone. With such a generator every pass draws new gates: do not compile
     the model, spread it by ``DataParallel``, or recompute it as a whole (``checkpoint(model, images)``;
-    ``set_grad_checkpointing()``, which recomputes blocks, is right with both).
+    ``set_grad_checkpointing()``, which recomputes blocks, and ``BatchShare`` are right with both).
 
     With other tools: int8 dynamic quantisation of the frozen layers is for inference only. LoRA of Hugging Face peft
     goes on top with ``peft.inject_adapter_in_model``, which freezes all but LoRA, so give ``adapters()`` and
@@ -43,15 +43,20 @@ class AdaptedViT(AdaptedModule):
         return [module for module in self.modules() if isinstance(module, StochasticAdapter)]
 
     def draw_gates(self, samples: int) -> list[Tensor | None]:
-        """Gates (samples,) of each adapter for one training pass, on the CPU, from torch's default CPU generator.
+        """Gates (samples,) of each adapter for one training pass, on the CPU.
 
-        They are those that the next pass of so many samples on the CPU would draw. None where every gate is 1.
+        They are those that the next pass of so many samples on the CPU would draw, from ``gate_generator`` or, without
+        one, torch's default CPU generator. None where every gate is 1.
         """
-        return [adapter.draw_gate(samples, torch.device("cpu")) for adapter in self.adapters()]
+        return self._with_own_gates(
+            lambda: [adapter.draw_gate(samples, torch.device("cpu")) for adapter in self.adapters()]
+        )
 
     @contextlib.contextmanager
     def given_gates(self, gates: Sequence[Tensor | None]) -> Iterator[None]:
         """Inside, training passes use these gates, one (B,) per adapter; an adapter given None draws its own.
+
+        Nothing is drawn from ``gate_generator`` inside, so that a pass may be computed once more.
 
         Raises:
             ValueError: another number of gates; or blocks that are computed once more in the backward pass
@@ -66,11 +71,13 @@ class AdaptedViT(AdaptedModule):
                 "others would be drawn: set_grad_checkpointing(False), and let BatchShare(model, max_batch) save memory"
             )
         before = [adapter.given_gate for adapter in adapters]
+        generator, self.gate_generator = self.gate_generator, None
         for adapter, gate in zip(adapters, gates, strict=True):
             adapter.given_gate = gate
         try:
             yield
         finally:
+            self.gate_generator = generator
             for adapter, gate in zip(adapters, before, strict=True):
                 adapter.given_gate = gate
 

@@ -11,8 +11,9 @@ class BatchShare(nn.Module):
     """Runs a trunk on this process' share of the batch as one process would run it on the whole.
 
     In training, gates are drawn for the batch of all processes, and each process takes those of its images. So the
-    processes must hold equal states of torch's CPU generator (seed them alike) and equal shares, as those of
-    ``MultiDistributionSampler``; the training is then the same for any number of processes.
+    processes must hold equal states of torch's CPU generator, or of the model's ``gate_generator`` where it has one
+    (seed them alike), and equal shares, as those of ``MultiDistributionSampler``; the training is then the same for any
+    number of processes.
 
     A share of more than ``max_batch`` images goes through the trunk in pieces. Only the features of a piece are kept,
     and its activations are computed again in the backward pass (activation checkpointing), so that memory is that of

@@ -59,6 +59,25 @@ def test_sum_over_pieces_is_another_gradient() -> None:
     assert (dict(trunk.named_parameters())[name].grad - expected[name]).abs().max() > 0.1 * expected[name].abs().max()
 
 
+@pytest.mark.parametrize("max_batch", [None, 5])
+def test_gates_follow_from_the_models_own_generator(max_batch: int | None) -> None:
+    trunk = vit()
+
+    def run(model: nn.Module, default: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Features, a gradient, and where the generator stands afterwards."""
+        trunk.gate_generator = torch.Generator().manual_seed(7)
+        torch.manual_seed(default)
+        trunk.zero_grad()
+        features = model(IMAGES)
+        features.square().sum().backward()
+        gradient = trunk.adapters()[0].down.grad
+        assert gradient is not None
+        return features.detach(), gradient.clone(), trunk.gate_generator.get_state()
+
+    for found, expected in zip(run(BatchShare(trunk, max_batch), 1), run(trunk, 2), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_shares_together_are_the_whole_batch(world_size: int) -> None:
     trunk = vit()
