@@ -178,7 +178,8 @@ class UnifiedTrainer(MetricLossOnly):
                     )
         inner = loss.loss if isinstance(loss, GatheredLoss) else loss
         classes, proxies = getattr(self.dataset, "num_classes", None), getattr(inner, "num_classes", None)
-        if isinstance(classes, int) and isinstance(proxies, int) and classes > proxies:
+        # Some losses of pml (NormalizedSoftmaxLoss, ProxyNCALoss) do not keep the number, for which pml then records 0.
+        if isinstance(classes, int) and isinstance(proxies, int) and 0 < proxies < classes:
             raise ValueError(
                 f"the loss has {proxies} proxies, but the dataset has {classes} classes: set num_classes={classes}"
             )

@@ -512,6 +512,16 @@ def test_errors_at_the_door(changes: dict[str, Any], message: str) -> None:
         build(**changes)
 
 
+@pytest.mark.parametrize("name", ["NormalizedSoftmaxLoss", "ProxyNCALoss", "SoftTripleLoss"])
+def test_proxy_losses_of_pml_train_whether_or_not_they_keep_the_number_of_classes(name: str) -> None:
+    run = Run()
+    loss = getattr(losses, name)(run.dataset.num_classes, 8)
+    before = [parameter.clone() for parameter in loss.parameters()]
+    optimizers = {**run.optimizers, "metric_loss_optimizer": torch.optim.SGD(loss.parameters(), 0.1)}
+    build(models={"trunk": run.model}, optimizers=optimizers, loss_funcs={"metric_loss": loss}, progress=False).train()
+    assert not any(torch.equal(old, new) for old, new in zip(before, loss.parameters(), strict=True))
+
+
 def test_one_column_labels_are_refused_where_two_are_needed() -> None:
     dataset = Noisy(3, 12, 0)
     dataset.labels = torch.tensor(dataset.targets)  # type: ignore[attr-defined]
