@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from pytorch_metric_learning.losses import BaseMetricLossFunction, CrossBatchMemory
+from pytorch_metric_learning.losses import BaseMetricLossFunction, CrossBatchMemory, MultipleLosses
 from pytorch_metric_learning.miners import BaseMiner
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from torch import Tensor
@@ -27,23 +27,26 @@ class GatheredLoss(torch.nn.Module):
     set to those of rank 0 before the first batch. In one process it is the loss itself.
 
     Args:
-        loss: a pml loss, or CrossBatchMemory around one.
+        loss: a pml loss of embeddings and labels, CrossBatchMemory around one, or MultipleLosses of such.
         miner: a pml miner, run on the gathered batch. A miner of one process' batch cannot be used, as its indices name
             items of that batch only.
 
     Raises:
-        TypeError: ``loss`` is no pml loss, or is already in a DistributedLossWrapper.
+        TypeError: ``loss`` is none of these, or is or holds a DistributedLossWrapper.
         ValueError: ``indices_tuple`` of the local batch is given.
     """
 
     def __init__(self, loss: torch.nn.Module, miner: BaseMiner | None = None) -> None:
-        if isinstance(loss, DistributedLossWrapper):
+        if not isinstance(loss, BaseMetricLossFunction | CrossBatchMemory | MultipleLosses | DistributedLossWrapper):
+            raise TypeError(
+                "loss must be a pml loss of embeddings and labels (BaseMetricLossFunction, CrossBatchMemory or "
+                f"MultipleLosses), got {type(loss).__name__}"
+            )
+        if any(isinstance(part, DistributedLossWrapper) for part in loss.modules()):
             raise TypeError(
                 "GatheredLoss replaces pml's DistributedLossWrapper: give it the loss inside: "
                 "GatheredLoss(wrapper.loss)"
             )
-        if not isinstance(loss, BaseMetricLossFunction | CrossBatchMemory):
-            raise TypeError(f"loss must be a pml loss (BaseMetricLossFunction or CrossBatchMemory), got {type(loss)}")
         if miner is not None and not isinstance(miner, BaseMiner):
             raise TypeError(f"miner must be a pml miner, got {type(miner)}")
         super().__init__()

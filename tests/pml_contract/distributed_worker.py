@@ -35,6 +35,12 @@ LOSSES: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     ),
     "ProxyAnchor": (lambda: losses.ProxyAnchorLoss(CLASSES, WIDTH), None),
     "MultiSimilarity, mined": (losses.MultiSimilarityLoss, miners.MultiSimilarityMiner()),
+    "multiple": (
+        lambda: losses.MultipleLosses(
+            [losses.MultiSimilarityLoss(), CurricularFaceLoss(CLASSES, WIDTH)], [miners.MultiSimilarityMiner(), None]
+        ),
+        None,
+    ),
     "memory": (lambda: losses.CrossBatchMemory(losses.ContrastiveLoss(), WIDTH, memory_size=32), None),
 }
 

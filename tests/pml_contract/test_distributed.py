@@ -46,7 +46,14 @@ def close(found: Any, expected: Any) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-LOSSES = ["curricular per class", "curricular global, mined", "ProxyAnchor", "MultiSimilarity, mined", "memory"]
+LOSSES = [
+    "curricular per class",
+    "curricular global, mined",
+    "ProxyAnchor",
+    "MultiSimilarity, mined",
+    "multiple",
+    "memory",
+]
 
 
 @pytest.mark.parametrize("name", LOSSES)
