@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from puma_plugin.evaluation.result import RetrievalResult
+
 FloatArray = npt.NDArray[np.float64]
 
 REPLICATES = 2000
@@ -49,12 +51,16 @@ class BootstrapInterval:
 
 
 def bootstrap_intervals(
-    result: Mapping[str, Any], *, confidence: float = 0.95, replicates: int = REPLICATES, seed: int = 0
+    result: RetrievalResult | Mapping[str, Any],
+    *,
+    confidence: float = 0.95,
+    replicates: int = REPLICATES,
+    seed: int = 0,
 ) -> dict[str, BootstrapInterval]:
     """Intervals of every figure of one evaluation.
 
     Args:
-        result: ``RetrievalResult.to_dict(per_class=True)``.
+        result: a RetrievalResult, or its ``to_dict(per_class=True)``.
         confidence: coverage of the percentile interval, in (0, 1).
         replicates: how often the classes are drawn.
         seed: of the draws; the same seed draws the same classes.
@@ -67,7 +73,7 @@ def bootstrap_intervals(
         ValueError: the result has no sums by class, or an argument is out of range.
     """
     _check(confidence, replicates)
-    table = _Table(result, "result")
+    table = _Table(_content(result), "result")
     return _intervals(table.figures(None), _samples(table, replicates, seed), confidence)
 
 
@@ -117,8 +123,8 @@ class Comparison:
 
 
 def compare_results(
-    result: Mapping[str, Any],
-    baseline: Mapping[str, Any],
+    result: RetrievalResult | Mapping[str, Any],
+    baseline: RetrievalResult | Mapping[str, Any],
     *,
     confidence: float = 0.95,
     replicates: int = REPLICATES,
@@ -127,13 +133,14 @@ def compare_results(
     """Which figures of two evaluations differ by more than the choice of test classes explains.
 
     Args:
-        result, baseline: ``RetrievalResult.to_dict(per_class=True)`` of each.
+        result, baseline: a RetrievalResult, or its ``to_dict(per_class=True)``, of each.
         confidence, replicates, seed: as of :func:`bootstrap_intervals`.
 
     Raises:
         ValueError: one has no sums by class, they were made under different protocols, or share no distribution.
     """
     _check(confidence, replicates)
+    result, baseline = _content(result), _content(baseline)
     first, second = _Table(result, "result"), _Table(baseline, "baseline")
     if result["protocol"] != baseline["protocol"]:
         raise ValueError(
@@ -214,6 +221,10 @@ class _Table:
         if self.joint:
             found["leak"] = _ratio(totals["leaks"], totals["queries"])
         return found
+
+
+def _content(result: RetrievalResult | Mapping[str, Any]) -> Mapping[str, Any]:
+    return result.to_dict(per_class=True) if isinstance(result, RetrievalResult) else result
 
 
 def _check(confidence: float, replicates: int) -> None:

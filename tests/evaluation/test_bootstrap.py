@@ -5,7 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from puma_plugin.evaluation import BootstrapInterval, bootstrap_intervals, compare_results, evaluate_retrieval
+from puma_plugin.evaluation import (
+    BootstrapInterval,
+    RetrievalResult,
+    bootstrap_intervals,
+    compare_results,
+    evaluate_retrieval,
+)
 
 
 def evaluated(spread: float, seed: int = 0, classes: int = 30, per_class: int = 8) -> dict[str, Any]:
@@ -30,6 +36,13 @@ def test_values_are_those_of_the_result() -> None:
     assert found["leak_per_distribution.cars"].value == pytest.approx(result["leak_per_distribution"]["cars"])
     for interval in found.values():
         assert interval.low <= interval.value <= interval.high
+
+
+def test_results_themselves_are_taken_as_well() -> None:
+    better, worse = evaluated(1.0), evaluated(1.4)
+    results = [RetrievalResult.from_dict(content) for content in (better, worse)]
+    assert bootstrap_intervals(results[0], replicates=50) == bootstrap_intervals(better, replicates=50)
+    assert compare_results(*results, replicates=50) == compare_results(better, worse, replicates=50)
 
 
 def test_classes_are_drawn_within_their_distribution() -> None:
