@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from pytorch_metric_learning.samplers import HierarchicalSampler
 from pytorch_metric_learning.trainers import MetricLossOnly
 from pytorch_metric_learning.utils import common_functions as c_f
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
@@ -263,7 +264,8 @@ class UnifiedTrainer(MetricLossOnly):
             "generator": torch.Generator(),
         }
         self._recorded: RecordedBatches | None = None
-        if isinstance(self.sampler, BatchSampler):
+        # HierarchicalSampler hands out batches although it is no BatchSampler by type.
+        if isinstance(self.sampler, BatchSampler | HierarchicalSampler):
             self._recorded = RecordedBatches(self.sampler, self.batch_size, with_pass=self.seed_items)
             items = SeededItems(self.dataset, self.seed) if self.seed_items else self.dataset
             self.dataloader = DataLoader(items, batch_sampler=self._recorded, **settings)

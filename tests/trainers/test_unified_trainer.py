@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 from pytorch_metric_learning import losses, miners, trainers
-from pytorch_metric_learning.samplers import MPerClassSampler
+from pytorch_metric_learning.samplers import HierarchicalSampler, MPerClassSampler
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from torch.utils.data import Dataset
 
@@ -243,6 +243,18 @@ def test_workers_and_pml_samplers() -> None:
     other.trainer.end_of_iteration_hook = lambda trainer: trainer.save_checkpoint("never")
     with pytest.raises(ValueError, match="save between epochs"):
         other.trainer.train(num_epochs=2)
+
+
+def test_pmls_hierarchical_sampler_hands_out_batches() -> None:
+    run = Run()
+    run.trainer.sampler = HierarchicalSampler(run.dataset.labels, 6, 3, batches_per_super_tuple=2)
+    batches: list[torch.Tensor] = []
+    run.trainer.end_of_iteration_hook = lambda trainer: batches.append(run.dataset.labels[trainer.batch_positions])
+    run.trainer.train(num_epochs=2)
+    assert len(batches) == 4
+    for labels in batches:  # three items of one class of each distribution
+        assert labels[:, 1].sort().values.tolist() == [0, 0, 0, 1, 1, 1]
+        assert len(labels[:, 0].unique()) == 2
 
 
 def test_evaluation_runs_every_nth_and_the_last_epoch(tmp_path: Path) -> None:
