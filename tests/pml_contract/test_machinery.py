@@ -101,6 +101,35 @@ def test_train_with_classifier(embedded: Data, tiny: Make) -> None:
     assert_falling(recorder.values)
 
 
+def test_deep_adversarial_trains_what_its_optimizer_has(embedded: Data, tiny: Make) -> None:
+    """That trainer lets every weight of the trunk require a gradient, see the README's limits."""
+    dataset, model, _ = parts(embedded, tiny)
+    embedder, generator = nn.Linear(16, 8), nn.Linear(48, 16)
+    optimizer = torch.optim.SGD(model.param_groups(lr=0.1))
+    mine = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    trainers.DeepAdversarialMetricLearning(
+        g_triplets_per_anchor=5,
+        metric_alone_epochs=0,
+        g_alone_epochs=0,
+        models={"trunk": model, "embedder": embedder, "generator": generator},
+        optimizers={
+            "trunk_optimizer": optimizer,
+            "embedder_optimizer": torch.optim.SGD(embedder.parameters(), 0.1),
+            "generator_optimizer": torch.optim.SGD(generator.parameters(), 0.1),
+        },
+        batch_size=16,
+        loss_funcs={name: losses.TripletMarginLoss() for name in ("metric_loss", "synth_loss", "g_adv_loss")},
+        mining_funcs={"tuple_miner": miners.TripletMarginMiner(type_of_triplets="all")},
+        dataset=dataset,
+        sampler=MultiDistributionSampler(dataset.labels, 16, m=4, batches_per_epoch=3),
+        loss_weights=dict.fromkeys(("metric_loss", "synth_loss", "g_adv_loss", "g_hard_loss", "g_reg_loss"), 1.0),
+        dataloader_num_workers=0,
+    ).train()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(before[name], parameter) == (id(parameter) not in mine), name
+
+
 class Pairs(Dataset[Any]):
     """(anchor, other image of the same class, label): what two-stream training takes."""
 
