@@ -1,13 +1,12 @@
 """The prompt pool's own penalty in the place where pml trainers take regularizers."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from pytorch_metric_learning.regularizers import BaseRegularizer
 from torch import Tensor
 
-from puma_plugin.models.adapted_vit import find_adapted
+from puma_plugin.models.adapted_vit import AdaptedViT, find_adapted
 
 
 class PromptPenalty(BaseRegularizer):
@@ -17,7 +16,8 @@ class PromptPenalty(BaseRegularizer):
         >>> loss = CurricularFaceLoss(100, 128, embedding_regularizer=PromptPenalty(trunk))
 
     What it is called with (embeddings or weights) is ignored. The model is referred to, not owned: it appears neither
-    in the parameters nor in the state of the loss.
+    in the parameters nor in the state of the loss. A deep copy of the loss refers to the same model; where the model is
+    copied along, before the loss (both in one module, the model first), to the copy.
 
     Args:
         model: an adapted model or UnifiedEmbedder; it, or its trunk, may be inside DistributedDataParallel,
@@ -30,25 +30,26 @@ class PromptPenalty(BaseRegularizer):
 
     def __init__(self, model: torch.nn.Module, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._reference = _Reference(find_prompt_penalty(model))
+        self._reference = _Reference(require_adapted(model))
 
     def compute_loss(self, x: Tensor) -> dict[str, dict[str, Any]]:
-        penalty = self._reference.method()
+        penalty = self._reference.model.prompt_penalty()
         return {"loss": {"losses": penalty, "indices": None, "reduction_type": "already_reduced"}}
 
 
 class _Reference:
     """Keeps torch from registering the model as a submodule of the loss, and copies of the loss from copying it."""
 
-    def __init__(self, method: Callable[[], Tensor]) -> None:
-        self.method = method
+    def __init__(self, model: AdaptedViT) -> None:
+        self.model = model
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Reference":
-        return self
+        copied = memo.get(id(self.model))
+        return self if copied is None else _Reference(copied)
 
 
-def find_prompt_penalty(model: torch.nn.Module) -> Callable[[], Tensor]:
-    """The ``prompt_penalty`` method of the adapted model in ``model``, which may be inside wrappers and containers.
+def require_adapted(model: torch.nn.Module) -> AdaptedViT:
+    """The adapted model in ``model``, which may be inside wrappers and containers.
 
     Raises:
         ValueError: nothing in it is adapted.
@@ -59,4 +60,4 @@ def find_prompt_penalty(model: torch.nn.Module) -> Callable[[], Tensor]:
             f"{type(model).__name__} is not adapted, nothing in it has a prompt_penalty(): call puma_plugin.adapt; to "
             "train a model without adapters leave the penalty out (prompt_penalty_weight=0 in UnifiedTrainer)"
         )
-    return adapted.prompt_penalty
+    return adapted

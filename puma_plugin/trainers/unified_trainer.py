@@ -19,7 +19,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from tqdm import tqdm
 
 from puma_plugin.losses import GatheredLoss
-from puma_plugin.regularizers.prompt_penalty import find_prompt_penalty
+from puma_plugin.regularizers.prompt_penalty import require_adapted
 from puma_plugin.samplers import MultiDistributionSampler
 from puma_plugin.trainers import training_state
 from puma_plugin.trainers.non_finite_loss_error import NonFiniteLossError
@@ -144,7 +144,7 @@ class UnifiedTrainer(MetricLossOnly):
     def custom_setup(self) -> None:
         """Called by pml's constructor before it checks the keys it was given."""
         if self.prompt_penalty_weight > 0:
-            self._prompt_penalty = find_prompt_penalty(self.models["trunk"])
+            self._prompt_penalty = require_adapted(self.models["trunk"]).prompt_penalty
             self.loss_names.append("prompt_penalty")
             if self.loss_weights is not None:
                 self.loss_weights.setdefault("prompt_penalty", self.prompt_penalty_weight)

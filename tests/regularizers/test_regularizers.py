@@ -124,6 +124,14 @@ def test_prompt_penalty_does_not_own_the_model(trunk: torch.nn.Module) -> None:
     assert trunk.prompt_pool.keys.grad is not None
 
 
+def test_prompt_penalty_follows_a_model_that_is_copied_along(trunk: torch.nn.Module) -> None:
+    loss = CurricularFaceLoss(3, 8, embedding_regularizer=PromptPenalty(trunk))
+    copied_trunk, copied = copy.deepcopy(torch.nn.ModuleList([trunk, loss]))
+    copied(torch.randn(2, 8), torch.tensor([0, 1])).backward()
+    assert copied_trunk.prompt_pool.keys.grad is not None
+    assert trunk.prompt_pool.keys.grad is None
+
+
 def test_prompt_penalty_needs_an_adapted_model() -> None:
     vit = timm.create_model(
         "vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=0
