@@ -259,10 +259,14 @@ def _check_parts(parts: Mapping[str, Any], given: Mapping[str, Any]) -> None:
         if id(part) in seen:
             raise ValueError(f"distributions {seen[id(part)]!r} and {name!r} are the same dataset object")
         seen[id(part)] = name
-        if isinstance(part, UnifiedDataset):
+        whole = part
+        while isinstance(whole, Subset):
+            whole = whole.dataset
+        if isinstance(whole, UnifiedDataset):
             raise ValueError(
-                f"distribution {name!r} is a UnifiedDataset, whose {part.num_distributions} distributions would become "
-                "one: join the mappings that they were made of"
+                f"distribution {name!r} is a UnifiedDataset, whose {whole.num_distributions} distributions would "
+                "become one: join the mappings that they were made of"
+                + ("; for some of its items take its subset(indices)" if whole is not part else "")
             )
         if len(part) == 0:
             raise ValueError(f"distribution {name!r} is empty: check its folder or split, or leave it out")

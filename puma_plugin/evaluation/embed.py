@@ -100,7 +100,7 @@ def embed(
     if labels is None or getattr(labels, "ndim", 0) != 2 or labels.shape[1] != 2:
         raise ValueError(
             "dataset needs an attribute labels of shape (N, 2), columns class and distribution: wrap your datasets in "
-            "UnifiedDataset({name: dataset, ...})"
+            "UnifiedDataset({name: dataset, ...}), and take its subset(indices) in place of torch's Subset"
         )
     size = len(dataset)  # type: ignore[arg-type]
     if size == 0:

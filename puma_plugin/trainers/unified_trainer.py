@@ -466,8 +466,8 @@ def _labels(dataset: Any) -> Any:
     labels = getattr(dataset, "labels", None)
     if labels is None:
         raise ValueError(
-            "dataset has no labels (N, 2) to sample from: wrap your datasets in UnifiedDataset({name: dataset, ...}), "
-            "or pass sampler="
+            "dataset has no labels (N, 2) to sample from: wrap your datasets in UnifiedDataset({name: dataset, ...}) "
+            "(and take its subset(indices) in place of torch's Subset), or pass sampler="
         )
     return labels
 

@@ -210,6 +210,10 @@ same = Pictures([0, 1])
         ({"a": Pictures([])}, "'a' is empty"),
         ({"a": same, "b": same}, "same dataset object"),
         ({"a": UnifiedDataset({"b": Pictures([0, 1]), "c": Pictures([0, 1])})}, "whose 2 distributions would become"),
+        (
+            {"a": Subset(Subset(UnifiedDataset({"b": Pictures([0, 1]), "c": Pictures([0, 1])}), [0, 1, 2]), [0, 2])},
+            r"whose 2 distributions would become one.* take its subset\(indices\)",
+        ),
         ({"a": Pictures([0, 1]), "b": Pictures([3, 3])}, "'b' has one class"),
     ],
 )

@@ -12,7 +12,7 @@ import torch
 from pytorch_metric_learning import losses, miners, trainers
 from pytorch_metric_learning.samplers import HierarchicalSampler, MPerClassSampler
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 import puma_plugin
 from puma_plugin.datasets import UnifiedDataset
@@ -517,6 +517,7 @@ def plain_vit() -> torch.nn.Module:
         ({"evaluate_every": 0}, "evaluate_every"),
         ({"batch_size": 1000}, "larger than"),
         ({"dataset": Noisy(3, 9, 0)}, "UnifiedDataset"),
+        ({"dataset": Subset(UnifiedDataset({"a": Noisy(3, 9, 0)}), range(6))}, r"subset\(indices\) in place of"),
     ],
 )
 def test_errors_at_the_door(changes: dict[str, Any], message: str) -> None:
