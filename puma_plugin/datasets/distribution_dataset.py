@@ -229,13 +229,23 @@ class DistributionDataset(Dataset[tuple[Any, int]]):
             return dict.fromkeys(known_bad, "known to be bad")
         try:
             report = json.loads(Path(known_bad).read_text())
-            found = [part for part in report["datasets"] if part["name"] == self.name]
-            return {item["key"]: item["reason"] for part in found for item in (*part["missing"], *part["unreadable"])}
+            opened = [part for part in report["datasets"] if part["opened"]]
+            # The name of a dataset is that of its folder, which a training may call otherwise.
+            found = [part for part in opened if part["name"] == self.name]
+            bad = {item["key"]: item["reason"] for part in found for item in (*part["missing"], *part["unreadable"])}
+            names = [str(part["name"]) for part in opened]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DatasetError(
                 f"{self.label}: {known_bad} is no report of `puma datasets verify` ({error}); write one with "
                 "`puma datasets verify ROOT --open-images --report FILE`"
             ) from error
+        if not found:
+            raise DatasetError(
+                f"{self.label}: the images of {self.name} were not opened for the report {known_bad} (only those of "
+                f"{', '.join(names) or 'no dataset'}), so it does not say which are bad; write one with `puma datasets "
+                "verify ROOT --open-images --report FILE`, or leave known_bad out to have them opened now"
+            )
+        return bad
 
     def _require_counts(self, min_images: int) -> None:
         short = self._listing.short_classes(min_images)

@@ -11,6 +11,7 @@ from PIL import Image
 from puma_plugin.datasets.cub import CUB
 from puma_plugin.datasets.distribution_dataset import DistributionDataset
 from puma_plugin.datasets.errors import DatasetError
+from puma_plugin.datasets.image_folder import ImageFolder
 from puma_plugin.datasets.listing import Listing, merge_query_gallery
 from puma_plugin.datasets.string_table import StringTable
 from puma_plugin.datasets.verify import verify_datasets
@@ -122,6 +123,18 @@ def test_known_bad_that_is_no_report(damaged, tmp_path, content):
         (tmp_path / "report.json").write_text(content)
     with pytest.raises(DatasetError, match=r"CUB \(train\): .*report.json is no report .*--open-images --report"):
         CUB(root, "train", bad_images="skip", known_bad=tmp_path / "report.json")
+
+
+def test_known_bad_for_which_the_images_were_not_opened(damaged, tmp_path):
+    root, _ = damaged
+    report = tmp_path / "report.json"
+    report.write_text(json.dumps(verify_datasets(root).to_dict()))
+    with pytest.raises(DatasetError, match=r"CUB \(train\): .* not opened .*report.json \(only .* no dataset\)"):
+        CUB(root, "train", bad_images="skip", known_bad=report)
+    report.write_text(json.dumps(verify_datasets(root, open_images=True).to_dict()))
+    folders = root / "CUB_200_2011" / "images"
+    with pytest.raises(DatasetError, match=r"images of birds were not opened .* \(only those of CUB\)"):
+        ImageFolder(folders, "train", bad_images="skip", known_bad=report, name="birds")
 
 
 def test_wrong_arguments(damaged):
