@@ -51,6 +51,30 @@ def _parser() -> ArgumentParser:
     few_shot.add_argument("--shots", nargs="+", type=int, help="images per class (default: 1 2 4 8 16)")
     few_shot.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
     few_shot.add_argument("--datasets", nargs="+", metavar="NAME", help="which (default: all eight)")
+    # As a training takes them, also by the names there, which the messages of the datasets advise.
+    few_shot.add_argument(
+        "--bad-images",
+        "--data.bad_images",
+        dest="bad_images",
+        choices=["raise", "skip"],
+        default="raise",
+        help="skip: draw only from images that can be read (default: raise)",
+    )
+    few_shot.add_argument(
+        "--known-bad",
+        "--data.known_bad",
+        dest="known_bad",
+        metavar="FILE",
+        help="with --bad-images skip: a report of verify --open-images, so that no image need be opened",
+    )
+    few_shot.add_argument(
+        "--check-counts",
+        "--data.check_counts",
+        dest="check_counts",
+        choices=["true", "false"],
+        default="true",
+        help="false: for a reduced copy (default: true)",
+    )
     few_shot.set_defaults(run=_few_shot)
     return parser
 
@@ -119,7 +143,14 @@ def _few_shot(options: Namespace) -> int:
     from puma_plugin.datasets.benchmark import load_benchmark
     from puma_plugin.datasets.few_shot import SHOTS, draw_few_shot, write_few_shot
 
-    datasets = load_benchmark(options.root, "train", options.datasets)
+    datasets = load_benchmark(
+        options.root,
+        "train",
+        options.datasets,
+        bad_images=options.bad_images,
+        known_bad=options.known_bad,
+        check_counts=options.check_counts == "true",
+    )
     for shots in options.shots or SHOTS:
         split = draw_few_shot(datasets, shots, options.seed)
         path = os.path.join(options.out, f"few_shot_{shots}.json")

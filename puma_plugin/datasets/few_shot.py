@@ -76,7 +76,8 @@ class FewShotSplit:
                     trouble = "not in the dataset" if index < 0 else f"not of class {class_name!r} there"
                     raise DatasetError(
                         f"{name}: the few-shot split lists {key}, which is {trouble}; the dataset lies in another "
-                        "layout or is another version, draw the split again"
+                        "layout, is another version, or leaves out bad images that the split does not: draw the split "
+                        "again, in the same way (`puma datasets few-shot --bad-images skip`)"
                     )
                 chosen.append(index)
         part: Images = dataset.subset(np.sort(np.array(chosen, np.int64)))

@@ -259,6 +259,25 @@ def test_few_shot_files(benchmark_tree, tmp_path, capsys):
     assert "160 images of 160 classes in 2 datasets, seed 5" in capsys.readouterr().out
     with pytest.raises(DatasetError, match="InShop"):
         main(["few-shot", root, "--out", out, "--datasets", "InShop"])
+    # As the message advises.
+    assert main(["few-shot", root, "--out", out, "--datasets", "InShop", "--data.check_counts", "false"]) == 0
+
+
+def test_few_shot_files_without_bad_images(tmp_path, trees):
+    trees.flowers(tmp_path)
+    report, name = str(tmp_path / "report.json"), ["--datasets", "Flowers102"]
+    draw = ["few-shot", str(tmp_path), "--out", str(tmp_path), "--shots", "1", *name]
+    main(draw)
+    drawn = read_few_shot(tmp_path / "few_shot_1.json").images["Flowers102"]
+    bad = drawn["pink primrose"][0]
+    (tmp_path / "flowers" / bad).write_bytes(b"")
+    main(["verify", str(tmp_path), "--open-images", "--report", report, *name])
+    for how in ([], ["--known-bad", report]):
+        with pytest.warns(UserWarning, match=rf"1 of 102 images are left out, the first is {bad}"):
+            main([*draw, "--bad-images", "skip", *how])
+        again = read_few_shot(tmp_path / "few_shot_1.json").images["Flowers102"]
+        assert again.pop("pink primrose") != [bad]
+        assert again == {kind: keys for kind, keys in drawn.items() if kind != "pink primrose"}
 
 
 def test_importing_the_command_is_light():
