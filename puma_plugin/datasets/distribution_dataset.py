@@ -161,8 +161,8 @@ class DistributionDataset(Dataset[tuple[Any, int]]):
         if missing:
             first = os.path.join(listing.base, listing.keys[missing[0]])
             raise DatasetError(
-                f"{self.label}: {len(missing):,} of {len(listing):,} files are missing, the first is {first}; unpack "
-                "or copy the images again, or pass bad_images='skip' (--data.bad_images skip) to leave them out"
+                f"{self.label}: {len(missing):,} of {len(listing):,} files are missing, the first is {first}; "
+                f"{listing.remedy}, or pass bad_images='skip' (--data.bad_images skip) to leave them out"
             )
 
     def _leave_out_small(self, listing: Listing, min_images: int) -> Listing:

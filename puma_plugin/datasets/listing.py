@@ -22,6 +22,7 @@ class Listing:
         is_query: bool (N,): False for images that are only searched among. None: every image is a query.
         is_gallery: bool (N,): False for images that are only searched for. None: every image is searched among.
         scanned: the keys were found on disk, not read from a list, so that no file can be missing.
+        remedy: what messages advise where files are missing.
     """
 
     base: str
@@ -31,6 +32,7 @@ class Listing:
     is_query: NDArray[np.bool_] | None = None
     is_gallery: NDArray[np.bool_] | None = None
     scanned: bool = False
+    remedy: str = "unpack or copy the images again"
 
     @classmethod
     def build(

@@ -5,7 +5,7 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -120,20 +120,26 @@ def read_manifest(path: str | os.PathLike[str], root: str | os.PathLike[str] | N
         raise DatasetError(
             f"manifest {file} does not exist; give a CSV or Parquet file with the columns path and label"
         )
-    rows = _parquet_rows(file) if file.lower().endswith((".parquet", ".pq")) else _csv_rows(file)
+    rows = _parquet_rows(file) if _is_parquet(file) else _csv_rows(file)
     columns = list(next(rows))
     absent = [name for name in _REQUIRED if name not in columns]
     if absent:
         raise DatasetError(
             f"manifest {file} has no column {' and no column '.join(absent)} (it has {', '.join(map(str, columns))}); "
             f"the columns are {', '.join(_COLUMNS)}, the last two optional"
+            + ("" if _is_parquet(file) else "; commas separate them")
         )
     return _collect(file, base, columns, rows)
 
 
+def _is_parquet(file: str) -> bool:
+    return file.lower().endswith((".parquet", ".pq"))
+
+
 def _csv_rows(file: str) -> Iterator[Row]:
     with open(file, newline="", encoding="utf-8-sig") as lines:
-        reader = csv.reader(lines)
+        # Spaces around values do not count, so that a quote may follow one.
+        reader = csv.reader(lines, skipinitialspace=True)
         try:
             heading = next(reader, None)
             if heading is None:
@@ -164,7 +170,7 @@ def _parquet_rows(file: str) -> Iterator[Row]:
         # Read in pieces: a row group, which may be the whole table, need not be in memory at once.
         table = parquet.ParquetFile(file, buffer_size=1 << 20)
         columns = [name for name in table.schema_arrow.names if name in _COLUMNS]
-        yield tuple(columns or table.schema_arrow.names)
+        yield tuple(columns if set(_REQUIRED) <= set(columns) else table.schema_arrow.names)
         for batch in table.iter_batches(batch_size=16384, columns=columns):
             values = [[_text(value) for value in column.to_pylist()] for column in batch.columns]
             yield from zip(*values, strict=True)
@@ -276,7 +282,7 @@ def list_manifest_split(table: Manifest, name: str, split: Split, test_fraction:
     """The images of a split by the rules of :class:`ManifestDataset`, without looking at the number per class."""
     dataset = f"{name} ({split})"
     mine = _rows_of(table, name)
-    whole = Listing(table.base, table.keys, table.labels, table.label_names)
+    whole = _listing(table)
     numbers = table.splits[mine]
     parts = {SPLITS[number]: mine[numbers == number] for number in np.unique(numbers).tolist() if number >= 0}
     one_part = split in ("query", "gallery") and split in parts
@@ -301,9 +307,17 @@ def list_manifest_split(table: Manifest, name: str, split: Split, test_fraction:
 
 def list_manifest_distribution(table: Manifest, name: str) -> Listing:
     """All images of a distribution, whatever their split."""
-    listing = Listing(table.base, table.keys, table.labels, table.label_names).take(_rows_of(table, name))
+    listing = _listing(table).take(_rows_of(table, name))
     _require_distinct(listing, table, name)
     return listing
+
+
+def _listing(table: Manifest) -> Listing:
+    remedy = (
+        f"the manifest's paths are relative to {table.base}, with / between folders: give another folder as root "
+        "(--data.root), or copy the images again"
+    )
+    return Listing(table.base, table.keys, table.labels, table.label_names, remedy=remedy)
 
 
 def _rows_of(table: Manifest, name: str) -> NDArray[np.int64]:
@@ -345,11 +359,8 @@ def _with_masks(table: Manifest, whole: Listing, parts: dict[str, NDArray[np.int
     rows = np.concatenate([both, query, gallery])
     places = np.arange(len(rows))
     listing = whole.take(rows)
-    return Listing(
-        listing.base,
-        listing.keys,
-        listing.targets,
-        listing.class_names,
+    return replace(
+        listing,
         is_query=places < len(both) + len(query),
         is_gallery=(places < len(both)) | (places >= len(both) + len(query)),
     )

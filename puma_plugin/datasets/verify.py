@@ -28,7 +28,8 @@ from puma_plugin.datasets.verify_report import BadFile, DatasetReport, SplitCoun
 Progress = Callable[[str, int, int], None]
 _OWN_LAYOUTS = (
     "  lay it out as ROOT/NAME/CLASS/*.jpg, to be split by classes, or as ROOT/NAME/{train,test}/CLASS/*.jpg (query\n"
-    "  and gallery may stand for test); a manifest has the columns path, label and, if wanted, split and distribution"
+    "  and gallery may stand for test); a manifest has the columns path, label and, split and distribution if wanted;\n"
+    "  paths are relative to its folder or to --image-root, with / between folders"
 )
 
 

@@ -103,6 +103,14 @@ def test_quoted_values_and_byte_order_mark(images, trees):
     assert ManifestDataset(images / "m.csv", "train").class_names == ["big, red"]
 
 
+def test_quotes_after_a_space(images, trees):
+    trees.write_jpeg(images / "img" / "a, b.jpg", 1)
+    rows = ["path, label, split", '"img/a, b.jpg", "big, red", train', 'img/cat0.jpg, "big, red", train']
+    (images / "m.csv").write_text("\n".join(rows))
+    dataset = ManifestDataset(images / "m.csv", "train")
+    assert (list(dataset.item_keys), dataset.class_names) == (["img/a, b.jpg", "img/cat0.jpg"], ["big, red"])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -110,6 +118,7 @@ def test_quoted_values_and_byte_order_mark(images, trees):
         ("path,label\n", "m.csv has no rows"),
         ("path,class\nimg/cat0.jpg,cat\n", r"m.csv has no column label \(it has path, class\)"),
         ("file,name\n", "no column path and no column label"),
+        ("path;label\nimg/cat0.jpg;cat\n", r"it has path;label\); .* optional; commas separate them"),
         ("path,label\nimg/cat0.jpg,cat,x\n", "line 2 of manifest .* has 3 columns, the heading has 2"),
         ("path,label\nimg/cat0.jpg,cat\nimg/cat1.jpg,\n", "row 2 of manifest .* has no label; fill it in"),
         (
@@ -126,8 +135,10 @@ def test_quoted_values_and_byte_order_mark(images, trees):
         ("path,label,split\nimg/cat0.jpg,cat,train\n", r"class 'cat' has 1 image \(.*img/cat0.jpg\), 2 are needed"),
         (
             "path,label,split\nimg/no.jpg,cat,train\n",
-            r"m \(train\): 1 of 1 files are missing, the first is .*img/no.jpg",
+            r"m \(train\): 1 of 1 files are missing, the first is .*img/no.jpg; the manifest's paths are relative to "
+            r"\S+, with / between folders: give another folder as root \(--data.root\), or copy the images again, or",
         ),
+        ("path,label,split\nimg\\cat0.jpg,cat,train\n", r"1 of 1 files are missing, .* with / between folders"),
         ('path,label\n"img/cat0.jpg', "needs two classes|no column|columns"),
     ],
 )
@@ -202,6 +213,9 @@ def test_parquet(images):
         ManifestDataset(images / "m.parquet")
     parquet.write_table(pyarrow.table({"file": ["a"]}), images / "m.parquet")
     with pytest.raises(DatasetError, match=r"no column path and no column label .it has file"):
+        ManifestDataset(images / "m.parquet")
+    parquet.write_table(pyarrow.table({"image": ["a"], "label": [1]}), images / "m.parquet")
+    with pytest.raises(DatasetError, match=r"no column path \(it has image, label\); .* optional$"):
         ManifestDataset(images / "m.parquet")
     (images / "m.parquet").write_bytes(b"PAR1")
     with pytest.raises(DatasetError, match=r"m.parquet is no readable Parquet file"):
