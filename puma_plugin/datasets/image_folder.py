@@ -19,7 +19,7 @@ from puma_plugin.datasets.distribution_dataset import (
 )
 from puma_plugin.datasets.errors import DatasetError
 from puma_plugin.datasets.image_files import EXTENSIONS, scan_images, subfolders
-from puma_plugin.datasets.listing import Listing, SplitListing, merge_query_gallery
+from puma_plugin.datasets.listing import Listing, SplitListing, join, merge_query_gallery
 from puma_plugin.datasets.string_table import StringTable
 
 
@@ -151,14 +151,31 @@ def list_folder_split(folder: str, split: Split, title: str, test_fraction: floa
     )
 
 
+def list_whole_folder(folder: str | os.PathLike[str], dataset: str) -> Listing:
+    """All images of a distribution, whatever their split: of folders of splits the classes in them, joined by name.
+
+    Beside other folders with images those called as splits are classes too.
+    """
+    root = os.path.abspath(os.path.expanduser(os.fspath(folder)))
+    if not has_split_folders(root) or _beside_splits(root):
+        return list_image_folder(root, dataset)
+    parts = [part for part in SPLITS if os.path.isdir(os.path.join(root, part))]
+    return join([list_image_folder(os.path.join(root, part), dataset, base=root) for part in parts])
+
+
+def _beside_splits(folder: str) -> list[str]:
+    """Folders with images that are called otherwise than splits."""
+    others = [name for name in subfolders(folder) if name not in SPLITS]
+    return [name for name in others if any(True for _ in scan_images(os.path.join(folder, name)))]
+
+
 def _require_only_splits(folder: str, present: set[str], dataset: str) -> None:
     """No images beside the splits' folders: they would be left out without a word. Notes or annotations may lie there.
 
     Raises:
         DatasetError: naming the folders with such images.
     """
-    others = [name for name in subfolders(folder) if name not in SPLITS]
-    unused = [name for name in others if any(True for _ in scan_images(os.path.join(folder, name)))]
+    unused = _beside_splits(folder)
     if unused:
         what, them = ("folder", "it") if len(unused) == 1 else ("folders", "them")
         more = ", ..." if len(unused) > 10 else ""

@@ -99,15 +99,17 @@ class SplitListing:
     one_part: bool = False
 
 
+def join(parts: Sequence[Listing]) -> Listing:
+    """One listing of several of one base. Classes are matched by name."""
+    names = sorted({name for part in parts for name in part.class_names})
+    place = {name: number for number, name in enumerate(names)}
+    targets = [np.array([place[name] for name in part.class_names], np.int64)[part.targets] for part in parts]
+    keys = StringTable(key for part in parts for key in part.keys)
+    scanned = all(part.scanned for part in parts)
+    return Listing(parts[0].base, keys, np.concatenate(targets), names, scanned=scanned)
+
+
 def merge_query_gallery(query: Listing, gallery: Listing) -> Listing:
     """One listing of both, with the masks that say which is which. Classes are matched by name."""
-    names = sorted({*query.class_names, *gallery.class_names})
-    place = {name: number for number, name in enumerate(names)}
-    targets = [
-        np.array([place[name] for name in part.class_names], np.int64)[part.targets] for part in (query, gallery)
-    ]
     is_query = np.arange(len(query) + len(gallery)) < len(query)
-    keys = StringTable([*query.keys, *gallery.keys])
-    return Listing(
-        query.base, keys, np.concatenate(targets), names, is_query, ~is_query, query.scanned and gallery.scanned
-    )
+    return replace(join([query, gallery]), is_query=is_query, is_gallery=~is_query)

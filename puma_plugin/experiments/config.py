@@ -36,7 +36,8 @@ class DataConfig:
         manifest: the table, with the columns path, label and, if wanted, split and distribution.
         split: "folders" (the data says what trains and what tests: train/ and test/, or the column split), "classes"
             (class-disjoint split), "auto" (folders where it can be, else classes) or "all" (every class is in the test;
-            evaluation only). The benchmark's splits are fixed.
+            evaluation only). "classes" and "all" join what lies in folders of splits, by the names of the classes. The
+            benchmark's splits are fixed.
         bad_images: "raise" for missing or unreadable images (`puma train` opens the test images once before it begins),
             or "skip": every image is opened once at the start, and those that cannot be read are left out, counted, and
             listed in metrics.json.

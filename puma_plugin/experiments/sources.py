@@ -9,7 +9,7 @@ from typing import Any
 from puma_plugin.datasets import BENCHMARK, ImageFolder, ManifestDataset, load_benchmark, read_manifest
 from puma_plugin.datasets.distribution_dataset import DistributionDataset, Split
 from puma_plugin.datasets.image_files import subfolders
-from puma_plugin.datasets.image_folder import has_split_folders, list_image_folder, require_distributions
+from puma_plugin.datasets.image_folder import has_split_folders, list_whole_folder, require_distributions
 from puma_plugin.datasets.listing import Listing
 from puma_plugin.datasets.manifest import list_manifest_distribution
 from puma_plugin.experiments.config import DataConfig
@@ -70,7 +70,7 @@ def _folders(config: DataConfig) -> list[Source]:
     for name in _chosen(config, list(folders)):
         folder = os.path.abspath(os.path.expanduser(folders[name]))
         read_part = partial(ImageFolder, folder, name=name, **_reading_own(config))
-        read_whole = partial(_whole, partial(list_image_folder, folder, f"distribution {name}"), name, config)
+        read_whole = partial(_whole, partial(list_whole_folder, folder, f"distribution {name}"), name, config)
         sources.append(Source(name, folder, has_split_folders(folder), read_part, read_whole))
     return sources
 

@@ -255,6 +255,26 @@ def test_every_class_can_be_the_test_of_an_evaluation(tmp_path: Path, write_clas
         load_splits(config)
 
 
+def test_folders_of_splits_are_no_classes(tmp_path: Path, write_classes) -> None:
+    """All images of train/ and test/, as of a manifest with such rows, and not two classes of these names."""
+    write_classes(tmp_path / "cars" / "train", dict.fromkeys("abc", 2))
+    write_classes(tmp_path / "cars" / "test", dict.fromkeys("cd", 3))
+    config = {"folders": {"cars": str(tmp_path / "cars")}, "validation_fraction": 0.0}
+    cars = load_test(DataConfig(split="all", **config)).test["cars"]
+    assert cars.class_names == ["a", "b", "c", "d"]
+    assert np.bincount(cars.targets).tolist() == [2, 2, 5, 3]
+    assert {key.split("/")[-2] for key, target in zip(cars.item_keys, cars.targets, strict=True) if target == 2} == {
+        "c"
+    }
+    splits = load_splits(DataConfig(split="classes", **config))
+    assert splits.train["cars"].class_names == ["a", "b"]
+    assert splits.test["cars"].class_names == ["c", "d"]
+    # Beside another folder with images they are classes.
+    write_classes(tmp_path / "vehicles", dict.fromkeys(["bus", "train", "van"], 2))
+    vehicles = DataConfig(folders={"vehicles": str(tmp_path / "vehicles")}, split="all")
+    assert load_test(vehicles).test["vehicles"].class_names == ["bus", "train", "van"]
+
+
 def test_a_class_with_one_image(tmp_path: Path, write_classes) -> None:
     write_classes(tmp_path / "cars", {"a": 3, "b": 1, "c": 3, "d": 3})
     config = {"folders": {"cars": str(tmp_path / "cars")}, "validation_fraction": 0.0}
