@@ -112,7 +112,8 @@ class BenchmarkDataset(DistributionDataset):
         if named:
             folder, layout = min(named, key=lambda place: len(absent(*place)))
             lacking = ", ".join(absent(folder, layout))
-            advice = hint or "unpack the archive again"
+            # Annotations are often files of their own beside the archive of the images.
+            advice = hint or "get what the archive does not hold, or unpack the archive again"
             raise DatasetError(f"{title}: {folder} lacks {lacking}; {advice}:\n{cls.facts.how_to_get()}")
         names = ", ".join(dict.fromkeys(name for layout in cls.layouts for name in layout.folders))
         raise DatasetNotFoundError(
