@@ -17,17 +17,34 @@ def describe_backbone(vit: nn.Module) -> dict[str, Any]:
     """Class, timm's name if known, and a digest per frozen tensor with one over all, as plain values for JSON.
 
     Names, shapes and contents count, the classifier does not. Contents are compared after rounding to bfloat16, so that
-    a model and its float64 or bfloat16 copy are the same backbone, on any device; a float16 or quantised copy is not.
+    a model and its float64 or bfloat16 copy are the same backbone, on any device; a float16 copy is not.
+
+    Raises:
+        ValueError: a weight cannot be compared: it is packed, as quantisation leaves it, or on the meta device.
     """
     tensors = {}
     for name, tensor in vit.state_dict().items():
         parts = name.split(".")
         if parts[0] not in _CLASSIFIERS and not set(parts) & set(_OWN):
+            _require_values(name, tensor)
             tensors[name] = [list(tensor.shape), _digest(tensor)]
     total = hashlib.blake2b(repr(sorted(tensors.items())).encode(), digest_size=16).hexdigest()
     config = getattr(vit, "pretrained_cfg", None) or {}
     name = ".".join(config[key] for key in ("architecture", "tag") if config.get(key))
     return {"class": original_class(vit).__name__, "name": name, "fingerprint": total, "tensors": tensors}
+
+
+def _require_values(name: str, tensor: Any) -> None:
+    if not isinstance(tensor, Tensor):
+        raise ValueError(
+            f"the backbone cannot be recognised, because its {name} is no tensor but a {type(tensor).__name__}, as "
+            "quantisation leaves it: save or load adapters before quantising"
+        )
+    if tensor.is_meta:
+        raise ValueError(
+            f"the backbone cannot be recognised, because its {name} is on the meta device and has no values: load the "
+            "backbone's weights first"
+        )
 
 
 def _digest(tensor: Tensor) -> str:

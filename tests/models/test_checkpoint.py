@@ -1,4 +1,5 @@
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,22 @@ def test_backbone_counts_without_its_classifier_and_in_other_precisions(
     assert load_adapter(backbone().to(torch.bfloat16), path).prompt_pool.keys.dtype == torch.bfloat16
     with pytest.raises(ValueError, match=r"other values in .* float16 rounds the weights: load into"):
         load_adapter(backbone().half(), path)
+
+
+def test_a_backbone_without_readable_weights_is_refused(
+    path: Path, trained: nn.Module, backbone: Callable[[], nn.Module], tmp_path: Path
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces that this tool moves to torchao
+        packed = torch.ao.quantization.quantize_dynamic(trained, {nn.Linear}, dtype=torch.qint8)
+    quantised = r"its blocks\.0\.attn\.qkv\.\S+ is no tensor .* quantisation .* save or load adapters before"
+    with pytest.raises(ValueError, match=quantised):
+        save_adapter(packed, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=quantised):
+        load_adapter(eject(packed), path)
+    with pytest.raises(ValueError, match=r"its cls_token is on the meta device .* load the backbone's weights first"):
+        load_adapter(backbone().to("meta"), path)
+    assert not (tmp_path / "a.safetensors").exists()
 
 
 def test_saving_does_not_depend_on_being_adapted(path: Path, trained: nn.Module, tmp_path: Path) -> None:
