@@ -1,0 +1,173 @@
+"""Stopping `puma train`, and going on with `--resume`."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from puma_plugin.cli.main import main
+from puma_plugin.cli.parsing import make_parser, parse
+from puma_plugin.experiments.config import TrainConfig
+from puma_plugin.experiments.session import settings_of
+from puma_plugin.experiments.splits import load_splits
+from puma_plugin.experiments.training import Run
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_leaves_the_step_to_be_finished(data: Path, tmp_path: Path, how: int) -> None:
+    """As a terminal sends it, or a scheduler: the workers that load images get it too."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "puma_plugin.cli.main", "train", "--config", str(data / "run.yaml")]
+    command += ["--out", str(out), "--epochs", "5000", "--data.workers", "2"]
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 200
+    while not (out / "checkpoint.pt").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, how)
+    text = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, text
+    assert "stopping after this step" in text
+    assert "the same command with --resume goes on from there" in text
+    assert "Traceback" not in text
+    assert torch.load(out / "checkpoint.pt", weights_only=True)["progress"]["global_step"] > 0
+
+
+@pytest.mark.parametrize("how", [None, signal.SIGINT, signal.SIGTERM])
+def test_resumed_run_equals_the_uninterrupted(
+    trained: Path, data: Path, tmp_path: Path, how: signal.Signals | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that was stopped and goes on ends with the very same weights.
+
+    Stopped by Ctrl-C or a scheduler's SIGTERM it goes on from the step, else from its last epoch.
+    """
+    out = tmp_path / "stopped"
+    out.mkdir()
+    parser = make_parser("train", "", TrainConfig)
+    config, _ = parse(parser, TrainConfig, ["--config", str(data / "run.yaml"), "--out", str(out)])
+
+    def stop(content: dict) -> None:
+        if content["step"] == 5:
+            if how is None:
+                raise KeyboardInterrupt
+            signal.raise_signal(how)
+
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    run = Run(config, load_splits(config.data), checkpoint=out / "checkpoint.pt", progress=stop)
+    run.stops_on_signals = True
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert ("stopping after this step" in capsys.readouterr().err) == (how is not None)
+    kept = torch.load(out / "checkpoint.pt", weights_only=True)["progress"]
+    assert kept["global_step"] == (3 if how is None else 5)
+    (out / "config.json").write_text(json.dumps(settings_of(config)))
+    torch.manual_seed(12345)
+    assert main(["train", "--config", str(data / "run.yaml"), "--out", str(out), "--resume", "--report", "false"]) == 0
+    whole, resumed = (load_file(folder / "model.safetensors") for folder in (trained, out))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    histories = [json.loads((folder / "metrics.json").read_text())["runs"][0]["history"] for folder in (trained, out)]
+    losses = [[entry["metric_loss"] for entry in history] for history in histories]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("method", ["linear", "frozen"])
+def test_an_interrupted_training_says_how_to_go_on(
+    method: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    arguments = ["train", "--config", str(data / "run.yaml"), "--model.method", method, "--epochs", "1"]
+    arguments += ["--report", "false", "--out", str(out)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "train", interrupt)
+        assert main(arguments) == 130
+    # Nothing to go on from yet.
+    assert capsys.readouterr().err == "\npuma train: interrupted\n"
+    goes_on = f"interrupted; a checkpoint is in {out}, the same command{{}} goes on from there"
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "embed", interrupt)  # during the test
+        assert main(arguments) == 130
+        assert goes_on.format(" with --resume") in capsys.readouterr().err
+        assert main([*arguments, "--resume"]) == 130
+        assert goes_on.format("") in capsys.readouterr().err
+    unfinished = out / ".checkpoint.pt.a1b2c3d4.tmp"  # of a process that was killed while it wrote
+    unfinished.write_bytes(b"half")
+    assert main([*arguments, "--resume"]) == 0
+    assert (out / "metrics.json").exists()
+    assert not unfinished.exists()
+
+
+def test_an_earlier_run_is_not_overwritten(
+    trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    arguments = ["train", "--config", str(data / "run.yaml"), "--out", str(run)]
+    assert main(arguments) == 2
+    assert "holds an earlier run; give --resume" in capsys.readouterr().err
+    assert (
+        main([*arguments, "--resume", "--optimizer.lr", "5e-3", "--loss.arguments.scale", "9", "--threads", "2"]) == 2
+    )
+    line = capsys.readouterr().err
+    # Only what differs, and not --threads, which may.
+    assert f"that {run} was started with; different: loss.arguments.scale was " in line
+    assert " and is 9; optimizer.lr was 0.001 and is 0.005; give those, or start without --resume" in line
+    # A setting that an earlier version did not know had no effect there.
+    settings = json.loads((run / "config.json").read_text())
+    del settings["data"]["small_classes"], settings["loss"]["miner"]
+    (run / "config.json").write_text(json.dumps(settings))
+    assert main([*arguments, "--resume", "--loss.miner", "none"]) == 2
+    assert "different: loss.miner was 'usual' and is 'none'; give" in capsys.readouterr().err
+    assert main([*arguments[:-1], str(tmp_path / "never"), "--resume"]) == 2
+    assert "does not exist; start without it" in capsys.readouterr().err
+
+
+def test_a_run_does_not_go_on_with_other_images(
+    trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    first = sorted(path.name for path in (data / "upright").iterdir())[0]
+    more = data / "upright" / first / "more.png"
+    shutil.copy(data / "upright" / first / "0.png", more)
+    try:
+        assert main(["train", "--config", str(data / "run.yaml"), "--out", str(tmp_path / "run"), "--resume"]) == 2
+    finally:
+        more.unlink()
+    line = capsys.readouterr().err
+    assert "upright: the training images are not those that" in line
+    assert f"class {first!r} had 6 and has 7 (1 class differs); make them the same again, or start without" in line
+
+
+def test_a_shuffled_split_of_an_earlier_version_is_not_mixed_with_todays(
+    trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It drew other classes, and did not keep which."""
+    shutil.copytree(trained, tmp_path / "run")
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())
+    settings["data"]["shuffle_classes"] = True
+    (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "run" / "classes.json").unlink()
+    arguments = ["--config", str(data / "run.yaml"), "--data.shuffle_classes", "true"]
+    assert main(["train", *arguments, "--out", str(tmp_path / "run"), "--resume"]) == 2
+    assert "was begun by an earlier version, which shuffled the classes in another way" in capsys.readouterr().err
+    out = tmp_path / "out"
+    assert main(["evaluate", "--checkpoint", str(tmp_path / "run"), "--report", "false", "--out", str(out)]) == 0
+    (finding,) = json.loads((out / "metrics.json").read_text())["findings"]
+    assert "does not say which classes they were trained on" in finding
