@@ -13,10 +13,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pybind11
-import torch
+try:
+    import pybind11
+    import torch
+except ModuleNotFoundError as error:  # without isolation nobody has installed what pyproject.toml asks for
+    sys.exit(
+        f"puma_plugin: the build needs {error.name}, which is not in this environment: "
+        "pip install 'torch>=2.10' 'setuptools>=77' ninja pybind11 numpy, or leave --no-build-isolation out"
+    )
 from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
+from setuptools.errors import CompileError
 
 if sys.platform == "win32":
     raise SystemExit("puma_plugin: its operators are built on Linux and macOS; on Windows install it inside WSL 2")
@@ -86,12 +93,20 @@ def cuda_extension(home: str) -> Extension:
     return extension
 
 
-def first_line(command: list[str]) -> str:
+def compiler_version() -> str:
+    """First line of what the C++ compiler says of itself.
+
+    Raises:
+        CompileError: there is none; setuptools shows the message alone.
+    """
+    command = [*shlex.split(os.environ.get("CXX", "c++")), "--version"]
     try:
-        lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
-    except OSError:  # no reason to fail a build that has succeeded
-        lines = []
-    return lines[0] if lines else "unknown"
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError) as error:
+        raise CompileError(
+            f"puma_plugin needs a C++17 compiler, and {' '.join(command)} does not work ({error}); install one, such "
+            "as g++ (apt install g++), or set CXX to it"
+        ) from error
 
 
 def build_facts() -> dict[str, object]:
@@ -107,7 +122,7 @@ def build_facts() -> dict[str, object]:
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
         "oldest_torch": "2.10",
-        "compiler": first_line([*shlex.split(os.environ.get("CXX", "c++")), "--version"]),
+        "compiler": compiler_version(),
         "flags": " ".join(CXX),
         "cuda": cuda,
     }
@@ -123,13 +138,14 @@ class BuildModules(build_py):
 
 class Build(BuildExtension):
     def run(self) -> None:
+        facts = build_facts()  # first, as without a compiler there is nothing to do
         target = Path(self.get_ext_fullpath("puma_plugin._C")).parent
         if decision.toolkit is None:  # what an earlier build left behind must not be shipped with this one
             for folder in (target, Path(self.build_lib) / "puma_plugin"):
                 for stale in folder.glob("_C_cuda.*"):
                     stale.unlink()
         super().run()
-        (target / "_build_facts.json").write_text(json.dumps(build_facts(), indent=2) + "\n")
+        (target / "_build_facts.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
 extensions = [cpu_extension()]
