@@ -17,7 +17,6 @@ from puma_plugin.ops import loader
 
 PACKAGES = ("torch", "torchvision", "timm", "pytorch-metric-learning", "numpy", "faiss-cpu", "faiss-gpu", "safetensors")
 BUILD_FACTS = Path(__file__).parent.parent / "_build_facts.json"
-REBUILD = "pip install --no-build-isolation . (in the source folder)"
 
 
 @dataclass(frozen=True)
@@ -92,9 +91,9 @@ def problems(facts: Facts) -> list[str]:
     if too_old:
         return [f"{too_old}. Fix: pip install 'torch>={loader.OLDEST_TORCH}'"]
     if not facts.cpu.loaded:
-        return [f"CPU operators not loaded: {facts.cpu.reason}. Fix: {REBUILD}"]
+        return [f"CPU operators not loaded: {facts.cpu.reason}. Fix: {loader.REBUILD}"]
     if facts.torch_cuda is None:
-        fix = f"install a CUDA build of torch, then {REBUILD}"
+        fix = f"install a CUDA build of torch, then {loader.REBUILD}"
         return [f"CUDA operators not loaded: torch {torch_version} is a CPU-only build. Fix, if there is a GPU: {fix}"]
 
     built = (facts.build or {}).get("cuda", {})
@@ -122,7 +121,7 @@ def problems(facts: Facts) -> list[str]:
             number = ".".join(map(str, capability))
             found.append(
                 f"{name} has compute capability {number}, the CUDA operators were compiled for {architectures}. "
-                f"Fix: TORCH_CUDA_ARCH_LIST={number} {REBUILD}"
+                f"Fix: TORCH_CUDA_ARCH_LIST={number} {loader.REBUILD}"
             )
     return found
 
@@ -132,8 +131,8 @@ def _cuda_fix(facts: Facts) -> str:
     cuda = str(facts.torch_cuda)
     for toolkit in facts.toolkits:
         if str(toolkit.version[0]) == cuda.split(".")[0]:
-            return f"nvcc {toolkit.version_text} is in {toolkit.home} now: PUMA_CUDA=1 {REBUILD}"
-    return f"{_cuda_toolkit.GET_NVCC.format(cuda=cuda)}, then PUMA_CUDA=1 {REBUILD}"
+            return f"nvcc {toolkit.version_text} is in {toolkit.home} now: PUMA_CUDA=1 {loader.REBUILD}"
+    return f"{_cuda_toolkit.GET_NVCC.format(cuda=cuda)}, then PUMA_CUDA=1 {loader.REBUILD}"
 
 
 def report(facts: Facts) -> str:
@@ -164,11 +163,6 @@ def _state(library: loader.LibraryState, detail: str) -> str:
     if not library.loaded:
         return f"{library.name} not loaded: {library.reason}"
     return f"{library.name} loaded" + (f", {detail}" if detail else "")
-
-
-def info() -> str:
-    """The report about this machine and this process, as text."""
-    return report(collect())
 
 
 def main() -> int:

@@ -22,7 +22,7 @@ OLDEST_TORCH = "2.10"
 # The operators' schemas that these Python files call; `_C.schemas` says which ones the library has.
 SCHEMAS = 8
 OTHER_SOURCES = "the library was compiled from other sources than these Python files"
-REBUILD = "rebuild with `pip install --no-build-isolation .` in the source folder of puma_plugin"
+REBUILD = "pip install --no-build-isolation . (in the source folder, after pip install 'setuptools>=77' ninja pybind11)"
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def report_fallback(device_type: str) -> None:
         return
     _warned.add(device_type)
     warnings.warn(
-        f"{message} Running the slower plain-PyTorch definition instead. `puma info` tells more; to fix it, {REBUILD}.",
+        f"{message} Running the slower plain-PyTorch definition instead. `puma info` tells more; to fix it: {REBUILD}.",
         RuntimeWarning,
         stacklevel=3,
     )

@@ -143,4 +143,4 @@ def test_report_about_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert code == 0
     assert "_C loaded, kernels run on" in text
-    assert info.info() in text
+    assert info.report(info.collect()) in text

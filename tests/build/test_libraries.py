@@ -76,10 +76,10 @@ import sys, types
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
 sys.path.insert(0, sys.argv[1])
 from puma_plugin.ops import loader
-from puma_plugin.cli.info import info
+from puma_plugin.cli import info
 assert loader.CPU_LIBRARY.loaded, loader.CPU_LIBRARY
 assert loader.CPU_MODULE.__file__.startswith(sys.argv[1]), loader.CPU_MODULE.__file__
-print(info())
+print(info.report(info.collect()))
 """
 
 
