@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from puma_plugin.models.adapter import INITS
 from puma_plugin.models.arguments import require_bool, require_choice, require_generator, require_int
+from puma_plugin.models.orthogonality import orthogonality_penalty
 from puma_plugin.ops import match_prompts
 
 # The authors pass the weights through a BatchNorm1d without affine part whose statistics (0, 1) are never updated.
@@ -85,19 +86,10 @@ class PromptPool(nn.Module):
         return prompt, weights
 
     def penalty(self, weight: float = 1e-6) -> Tensor:
-        """Orthogonality penalty, a scalar.
-
-        ``weight`` times the sum of ``mean((T T^T - I)^2)`` over T in keys, logits and prompts flattened to (M, L C).
-        """
-        dtype = torch.promote_types(self.keys.dtype, torch.float32)
-        identity = torch.eye(self.pool_size, device=self.keys.device, dtype=dtype)
-        total = identity.new_zeros(())
-        # In half precision the Gram matrix of a trained pool would be rounding error.
-        with torch.autocast(self.keys.device.type, enabled=False):
-            for table in (self.keys, self.attention, self.prompts.flatten(1)):
-                rows = table.to(dtype)
-                total = total + (rows @ rows.T - identity).square().mean()
-        return weight * total
+        """``weight`` times the sum of `orthogonality_penalty` of keys, logits and prompts (M, L C), a scalar."""
+        tables = (self.keys, self.attention, self.prompts.flatten(1))
+        of_keys, of_attention, of_prompts = (orthogonality_penalty(table) for table in tables)
+        return weight * (of_keys + of_attention + of_prompts)
 
     def extra_repr(self) -> str:
         text = f"{self.pool_size} prompts of {self.prompt_length} x {self.dim}"
