@@ -13,8 +13,6 @@ from benchmarks.machine import last_level_cache_bytes
 from benchmarks.timing import Call
 
 MAX_COPIES = 24
-# Contestants whose name starts so are this package; all others are what it is measured against.
-OURS = "ours"
 
 
 class Case(Protocol):
@@ -91,13 +89,6 @@ class Workload(ABC):
     def limit(self, mode: str, ceilings: Ceilings) -> Limit | None:
         """The least time for this mode; None where there is no meaningful one."""
         return None
-
-
-class WorkloadFactory(Protocol):
-    """A workload class."""
-
-    def __call__(self, case: Any, device: str) -> Workload:
-        """Make the workload of one case."""
 
 
 def number_of_copies(bytes_per_input: int, device: str) -> int:

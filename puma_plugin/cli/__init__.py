@@ -1,0 +1,1 @@
+"""The command `puma`: one file per subcommand."""

@@ -64,6 +64,7 @@ class Scoring:
 
 
 def hits_of(classes: IntArray, queries: IntArray, found: IntArray) -> BoolArray:
+    """Which of the items ``found`` (Q, K) are of their query's class; ``classes`` (N + 1,) as of :class:`Scoring`."""
     hits: BoolArray = classes[found] == classes[queries][:, None]
     return hits
 

@@ -88,6 +88,11 @@ def nearest_neighbours(
         similarities (Q, k) float32, descending, and gallery positions (Q, k) int64. Rows of equal distance come in
         ascending gallery position. Rows of zeros have the similarity 0 with all. Where fewer than k rows are left, -inf
         and -1.
+
+    Raises:
+        ValueError: k or block_size below 1, shapes that do not fit, rows that are not finite, no gallery row, ids that
+            are no integers or are given for one side only.
+        ImportError: faiss is not installed (names the extra to install).
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")

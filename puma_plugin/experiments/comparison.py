@@ -1,7 +1,7 @@
 """The comparison of methods: which jobs, in which order, and what comes of them."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
@@ -22,8 +22,6 @@ from puma_plugin.experiments.separate import make_run, small_distributions
 from puma_plugin.experiments.splits import Splits, check_readable, load_splits
 from puma_plugin.experiments.training import choose_device
 from puma_plugin.utils import atomic_write, folder_lock, json_ready, remove_unfinished
-
-Display = Callable[..., AbstractContextManager[Any]]
 
 
 @contextmanager

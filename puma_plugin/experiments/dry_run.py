@@ -46,6 +46,7 @@ class DryRun:
         steps: optimizer steps of the whole run.
         seconds_per_step: mean over the steps after the first, which also warms up.
         memory_gib: peak of the GPU, or of this process where there is none.
+        device, precision: what the steps ran on, in words, and in.
         notes: where the dry run differs from the run.
     """
 
@@ -134,9 +135,9 @@ def training_sizes(
                 f"--classes is {classes} and --images {images}; give two classes or more and an image for each"
             )
         return {"random": Size(classes, images)}, "classes and images as given"
-    root, shots = getattr(config, "root", None), config.shots
+    root = config.root
     if config.kind == "benchmark" and root is not None and not Path(root).expanduser().is_dir():
-        sizes = {name: _published(name, shots) for name in getattr(config, "names", None) or CATALOGUE}
+        sizes = {name: _published(name, config.shots) for name in config.names or CATALOGUE}
         return sizes, f"{root} is no folder, so classes and images are the published counts"
     return {
         name: Size(len(part.class_names), len(part)) for name, part in load_splits(config).train.items()

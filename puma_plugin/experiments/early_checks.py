@@ -27,7 +27,7 @@ def check_settings(config: TrainConfig, processes: Processes = ALONE, trains: bo
     """
     choose_device(config.device, processes)
     check_backbone(config.model)
-    if config.report:
+    if config.report:  # its charts need matplotlib
         importlib.import_module("puma_plugin.experiments.figures")
     if config.model.method == "lora":
         require_peft()

@@ -7,7 +7,7 @@ from typing import Any
 
 from scipy import stats
 
-METHODS = {
+INTERVAL_METHODS = {
     "data_seed": "95 % t-interval over the means of the data seeds (degrees of freedom: data seeds - 1). Training "
     "seeds of one data seed share their images and are averaged first; counting them as independent would make the "
     "interval too narrow.",

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from puma_plugin.experiments import intervals
 from puma_plugin.experiments.comparison import checkpoint_files, comparison_settings
 from puma_plugin.experiments.comparison_config import ComparisonConfig, DemoConfig
+from puma_plugin.experiments.intervals import INTERVAL_METHODS
 from puma_plugin.experiments.jobs import Job
 from puma_plugin.experiments.machine import provenance
 from puma_plugin.experiments.methods import METHODS, Method
@@ -70,13 +70,13 @@ def common_metrics(finished: Finished, reference: str, unit: Unit) -> dict[str, 
     gaps = differences(records, methods, reference, unit)
     origin = provenance()
     left_out = ["settings", "intervals"]
-    method: str | None = intervals.METHODS[unit]
+    method: str | None = INTERVAL_METHODS[unit]
     note = "Points: means. Bars: 95 % intervals."
     if all(row["scores"]["harmonic"]["low"] is None for row in rows):
         # One run each: what the figures owe to the choice of test classes can still be told.
         bounds = {record["method"]: record["intervals"] for record in records if "intervals" in record}
         known = len(bounds) == len(rows)  # not in results that earlier versions kept
-        method = intervals.METHODS["class"] if known else None
+        method = INTERVAL_METHODS["class"] if known else None
         if known:
             rows = [bootstrapped(row, bounds[row["key"]]) for row in rows]
             left_out.remove("intervals")

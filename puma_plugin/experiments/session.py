@@ -17,12 +17,12 @@ from rich.console import Console
 from puma_plugin.datasets.class_split import shared_classes
 from puma_plugin.evaluation import Embedded, RetrievalResult, bootstrap_intervals, compare_results
 from puma_plugin.evaluation.result import short_name
-from puma_plugin.experiments import intervals
 from puma_plugin.experiments.baseline import read_baseline
 from puma_plugin.experiments.config import CHECKPOINT, CLASSES, SETTINGS, WEIGHTS, EvaluateConfig, TrainConfig
 from puma_plugin.experiments.display import JobDisplay
 from puma_plugin.experiments.early_checks import check_settings
 from puma_plugin.experiments.images import images_of_classes
+from puma_plugin.experiments.intervals import INTERVAL_METHODS
 from puma_plugin.experiments.machine import provenance
 from puma_plugin.experiments.methods import METHODS
 from puma_plugin.experiments.overrides import with_defaults
@@ -389,7 +389,7 @@ def _metrics(
         "findings": notes,
         "curves": curves([record], [METHODS[method]]),
         "cards": [],
-        "explanation": f"{EXPLANATION} Below each figure: {intervals.METHODS['class']}"
+        "explanation": f"{EXPLANATION} Below each figure: {INTERVAL_METHODS['class']}"
         + (_PAPER_CODE if kept["protocol"] == "paper-code" else ""),
         "interval_note": "",
         "curve_note": "Harmonic mean of R@1 on training classes that were held out of training.",

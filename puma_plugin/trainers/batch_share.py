@@ -28,6 +28,9 @@ class BatchShare(nn.Module):
 
     Other draws of the trunk in training (dropout) repeat in the second pass, but do depend on the number of processes
     and pieces.
+
+    Raises:
+        ValueError: ``max_batch`` below 1, or a rank outside of the world size.
     """
 
     def __init__(self, module: nn.Module, max_batch: int | None = None, rank: int = 0, world_size: int = 1) -> None:
