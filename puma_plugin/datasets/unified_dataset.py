@@ -20,8 +20,8 @@ BoolArray = npt.NDArray[np.bool_]
 # An item id is the distribution's number in the high bits and the item's index in its dataset in the low ones, so that
 # it stays the same when further distributions are appended or a subset is taken.
 _ID_SHIFT = 40
-# Names the tester gives to its averages.
-_RESERVED = ("unified", "harmonic", "arithmetic", "worst")
+# Testers give these names to the joint figures and to those over all distributions, so no distribution can have them.
+MEANS = ("unified", "harmonic", "arithmetic", "worst")
 
 
 class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
@@ -159,6 +159,7 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
 
     @property
     def num_distributions(self) -> int:
+        """Number of distributions."""
         return len(self.distribution_names)
 
     def counts(self) -> dict[str, tuple[int, int]]:
@@ -170,7 +171,11 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
         }
 
     def describe(self, item_id: int) -> str:
-        """Where an item comes from, as "name[index]" of its own dataset."""
+        """Where an item comes from, as "name[index]" of its own dataset.
+
+        Raises:
+            ValueError: an id of another dataset.
+        """
         part, position = item_id >> _ID_SHIFT, item_id & ((1 << _ID_SHIFT) - 1)
         if not 0 <= part < len(self._all_names):
             raise ValueError(
@@ -179,7 +184,14 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
         return f"{self._all_names[part]}[{position}]"
 
     def subset(self, indices: Sequence[int] | Tensor | IntArray) -> "UnifiedDataset":
-        """These items only, in this order; classes and distributions contiguous again, item ids kept."""
+        """These items only, in this order; classes and distributions contiguous again, item ids kept.
+
+        Args:
+            indices: positions (n,), or a bool mask (N,).
+
+        Raises:
+            ValueError: no positions, other than integers, or positions that are not there.
+        """
         chosen = np.asarray(indices.cpu() if isinstance(indices, Tensor) else indices)
         if chosen.dtype == np.bool_ and chosen.shape == (len(self),):
             chosen = np.flatnonzero(chosen)
@@ -196,7 +208,11 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
         return part
 
     def select(self, names: Sequence[str]) -> "UnifiedDataset":
-        """The distributions of these names only."""
+        """The distributions of these names only.
+
+        Raises:
+            ValueError: no name, or an unknown one.
+        """
         unknown = sorted(set(names) - set(self.distribution_names))
         if unknown or not names:
             raise ValueError(f"names must be some of {self.distribution_names}, got {list(names)}")
@@ -243,9 +259,9 @@ def _check_parts(parts: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     if not isinstance(parts, Mapping) or not parts:
         raise ValueError("parts must be a non-empty mapping {name: dataset}")
     for name in parts:
-        if not isinstance(name, str) or not re.fullmatch(r"[^/\s][^/]*", name) or name in _RESERVED:
+        if not isinstance(name, str) or not re.fullmatch(r"[^/\s][^/]*", name) or name in MEANS:
             raise ValueError(
-                f"{name!r} cannot name a distribution: names are non-empty strings without '/', other than {_RESERVED}"
+                f"{name!r} cannot name a distribution: names are non-empty strings without '/', other than {MEANS}"
             )
         if any("\ud800" <= letter <= "\udfff" for letter in name):
             raise ValueError(

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from puma_plugin.evaluation.result import RetrievalResult
 from puma_plugin.evaluation.retrieval import Protocol, evaluate_retrieval
+from puma_plugin.utils.distributed import rank, world_size
 from puma_plugin.utils.worker_signals import leave_signals_to_the_parent
 
 
@@ -105,8 +106,7 @@ def embed(
     size = len(dataset)  # type: ignore[arg-type]
     if size == 0:
         raise ValueError("dataset is empty: there is nothing to embed")
-    rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
-    mine = torch.arange(size)[rank::world]
+    mine = torch.arange(size)[rank() :: world_size()]
     loader = DataLoader(
         Subset(dataset, mine.tolist()),
         batch_size=batch_size,
@@ -117,12 +117,12 @@ def embed(
     # DistributedDataParallel would exchange buffers in every pass, but the number of batches may differ by rank.
     model = model.module if isinstance(model, DistributedDataParallel) else model
     module = model if isinstance(model, torch.nn.Module) else None
-    if module is not None and world > 1:
+    if module is not None and world_size() > 1:
         _equalise_buffers(module)
     target = torch.device(device) if device is not None else _device_of(module)
     chunks = []
     with torch.no_grad(), _eval_mode(module), _autocast(target, amp_dtype):
-        for images, _ in tqdm(loader, desc="embed", disable=not progress or rank != 0, leave=False):
+        for images, _ in tqdm(loader, desc="embed", disable=not progress or rank() != 0, leave=False):
             output = model(images.to(target))
             if output.ndim != 2:
                 raise ValueError(f"model must return embeddings (B, D), got shape {tuple(output.shape)}")
@@ -159,8 +159,8 @@ def gather_rows(rows: torch.Tensor, positions: torch.Tensor, size: int) -> torch
         ValueError: a position is held by no process or by several.
     """
     parts = [(rows, positions)]
-    if _distributed():
-        gathered: list[Any] = [None] * dist.get_world_size()
+    if world_size() > 1:
+        gathered: list[Any] = [None] * world_size()
         dist.all_gather_object(gathered, (rows.numpy(), positions.numpy()))
         parts = [(torch.from_numpy(values), torch.from_numpy(where)) for values, where in gathered]
     where = torch.cat([p for _, p in parts])
@@ -171,10 +171,6 @@ def gather_rows(rows: torch.Tensor, positions: torch.Tensor, size: int) -> torch
     joined = torch.empty_like(values)
     joined[where] = values
     return joined
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _device_of(module: torch.nn.Module | None) -> torch.device:

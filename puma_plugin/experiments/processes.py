@@ -16,6 +16,8 @@ from typing import Any, NoReturn, TypeVar, cast
 import torch
 import torch.distributed as dist
 
+from puma_plugin.utils import distributed
+
 T = TypeVar("T")
 # Seconds in which processes that fail together hear of each other, and in which the one that speaks has spoken: the
 # launcher ends all as soon as one has ended.
@@ -41,9 +43,9 @@ class Processes:
     @classmethod
     def current(cls) -> "Processes":
         """As torch.distributed is initialised; one process where it is not."""
-        if not (dist.is_available() and dist.is_initialized()):
+        if not distributed.is_distributed():
             return cls()
-        return cls(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
+        return cls(distributed.rank(), distributed.world_size(), int(os.environ.get("LOCAL_RANK", "0")))
 
     @property
     def first(self) -> bool:

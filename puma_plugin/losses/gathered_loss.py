@@ -9,7 +9,8 @@ from pytorch_metric_learning.miners import BaseMiner
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from torch import Tensor
 
-from puma_plugin.losses.whole_batch import whole_batch, world_size
+from puma_plugin.losses.whole_batch import whole_batch
+from puma_plugin.utils.distributed import world_size
 
 
 class GatheredLoss(torch.nn.Module):
@@ -111,7 +112,7 @@ class _Gather(torch.autograd.Function):
 
 def _gather_sizes(size: int, device: torch.device) -> list[int]:
     mine = torch.tensor([size], device=device)
-    sizes = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    sizes = [torch.empty_like(mine) for _ in range(world_size())]
     dist.all_gather(sizes, mine)
     return [int(s) for s in sizes]
 

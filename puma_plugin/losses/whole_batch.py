@@ -8,12 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from puma_plugin.utils.distributed import world_size
+
 _WHOLE_BATCH: ContextVar[bool] = ContextVar("puma_plugin_whole_batch", default=False)
-
-
-def world_size() -> int:
-    """Number of processes, 1 where torch.distributed is not initialised."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 @contextlib.contextmanager

@@ -7,13 +7,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.distributed as dist
 from torch.utils.data import BatchSampler
 
 from puma_plugin.samplers.allocation import Allocation, Balance, rates
 from puma_plugin.samplers.class_items import ClassItems
 from puma_plugin.samplers.nearest_classes import nearest_classes
 from puma_plugin.samplers.spaced_permutations import SpacedPermutations
+from puma_plugin.utils import distributed
 
 IntArray = npt.NDArray[np.int64]
 
@@ -206,6 +206,9 @@ class MultiDistributionSampler(BatchSampler):
         """Choose the epoch of the next ``iter()``, and the batch it begins with.
 
         ``first_batch=None`` means the beginning, or the place that :meth:`load_state_dict` set within this very epoch.
+
+        Raises:
+            ValueError: a negative epoch, or a batch that the epoch has not.
         """
         if epoch < 0 or (first_batch is not None and not 0 <= first_batch <= self._length):
             raise ValueError(f"epoch must be >= 0 and first_batch in 0..{self._length}, got {epoch} and {first_batch}")
@@ -276,6 +279,9 @@ class MultiDistributionSampler(BatchSampler):
             batches_consumed: batches of this epoch that training has used, counted from the epoch's beginning. Needed
                 with a DataLoader that has workers, which asks for batches ahead of their use. Default: all that were
                 handed out.
+
+        Raises:
+            ValueError: more batches than an epoch has, or fewer than 0.
         """
         epoch, number = self._next if self._current is None else self._current
         if batches_consumed is not None:
@@ -364,8 +370,7 @@ def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
     if (rank is None) != (world_size is None):
         raise ValueError("give rank and world_size together")
     if rank is None or world_size is None:
-        running = dist.is_available() and dist.is_initialized()
-        return (dist.get_rank(), dist.get_world_size()) if running else (0, 1)
+        return distributed.rank(), distributed.world_size()
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must lie in 0..world_size - 1, got rank {rank} of {world_size}")
     return rank, world_size

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
 from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor
@@ -13,10 +12,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset, Subset
 
 from puma_plugin.datasets import UnifiedDataset
+from puma_plugin.datasets.unified_dataset import MEANS
 from puma_plugin.evaluation import RetrievalResult, evaluate_retrieval, gather_rows
 from puma_plugin.evaluation.arguments import check_ks
 from puma_plugin.evaluation.retrieval import PROTOCOLS, Protocol
 from puma_plugin.evaluation.search import load_faiss
+from puma_plugin.utils.distributed import rank, world_size
 
 # What pml's AccuracyCalculator calls the same metrics.
 _PML_NAMES = {
@@ -24,7 +25,6 @@ _PML_NAMES = {
     "map_at_r": "mean_average_precision_at_r",
     "r_precision": "r_precision",
 }
-_MEANS = ("unified", "harmonic", "arithmetic", "worst")
 
 
 class MultiDistributionTester(GlobalEmbeddingSpaceTester):
@@ -170,7 +170,7 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
         return_as_numpy: bool = False,
     ) -> Any:
         """As pml's; with several processes each embeds a share, and all get the whole in dataset order."""
-        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        if world_size() == 1:
             return super().get_all_embeddings(dataset, trunk_model, embedder_model, collate_fn, eval, return_as_numpy)
         # DistributedDataParallel would exchange buffers in every pass, but the number of batches may differ by rank.
         embedder = torch.nn.Identity() if embedder_model is None else _unwrap(embedder_model)
@@ -179,7 +179,7 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
             trunk_model.eval()
             embedder.eval()
         size = len(dataset)  # type: ignore[arg-type]
-        mine = torch.arange(size)[dist.get_rank() :: dist.get_world_size()]
+        mine = torch.arange(size)[rank() :: world_size()]
         embeddings, labels = torch.empty(0, 0), torch.empty(0, 0, dtype=torch.int64)
         if len(mine):
             loader = c_f.get_eval_dataloader(
@@ -203,7 +203,7 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
         )
         names = _entry_names(result.per_distribution)
         per_distribution = {names[name]: metrics for name, metrics in result.per_distribution.items()}
-        return {**per_distribution, **dict(zip(_MEANS, means, strict=True))}
+        return {**per_distribution, **dict(zip(MEANS, means, strict=True))}
 
     def _item_ids(self, splits: list[str]) -> Tensor:
         """Ids that are equal exactly for the same item of the same dataset, over all splits."""
@@ -253,7 +253,7 @@ def _entry_names(names: Iterable[str]) -> dict[str, str]:
     entries: dict[str, str] = {}
     for name in names:
         entry = re.sub(r"\W", "_", name)
-        if entry in _MEANS or entry in entries.values():
+        if entry in MEANS or entry in entries.values():
             other = next((known for known, taken in entries.items() if taken == entry), f"the mean {entry}")
             raise ValueError(
                 f"distribution {name!r} is entered as {entry!r} in all_accuracies, as is {other!r}: rename it"

@@ -16,6 +16,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from puma_plugin.trainers.batch_share import BatchShare
 from puma_plugin.utils.atomic import atomic_write
+from puma_plugin.utils.distributed import is_distributed, rank, world_size
 
 FORMAT = 1
 _SHARES = (DistributedDataParallel, DataParallel, BatchShare)
@@ -136,9 +137,9 @@ def random_state(models: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "gates": {name: generator.get_state() for name, generator in _gate_generators(models).items()},
     }
-    if not (dist.is_available() and dist.is_initialized()):
+    if not is_distributed():
         return [state]
-    gathered: list[Any] = [None] * dist.get_world_size()
+    gathered: list[Any] = [None] * world_size()
     dist.all_gather_object(gathered, state)
     return gathered
 
@@ -149,11 +150,10 @@ def set_random_state(states: list[dict[str, Any]], models: Mapping[str, nn.Modul
     With another number of processes than before they are restored only if all processes had the same state of torch's
     CPU generator, as those that draw for the whole batch and take their share have.
     """
-    running = dist.is_available() and dist.is_initialized()
-    rank, world = (dist.get_rank(), dist.get_world_size()) if running else (0, 1)
+    world = world_size()
     if len(states) != world and not all(torch.equal(state["torch"], states[0]["torch"]) for state in states):
         return
-    state = states[rank if len(states) == world else 0]
+    state = states[rank() if len(states) == world else 0]
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]

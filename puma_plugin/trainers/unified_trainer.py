@@ -26,6 +26,7 @@ from puma_plugin.trainers.non_finite_loss_error import NonFiniteLossError
 from puma_plugin.trainers.recorded_batches import RecordedBatches
 from puma_plugin.trainers.seeded_items import SeededItems
 from puma_plugin.utils import require_writable
+from puma_plugin.utils.distributed import is_distributed, rank
 from puma_plugin.utils.worker_signals import leave_signals_to_the_parent
 
 AMP_TYPES = (None, torch.bfloat16, torch.float16)
@@ -129,7 +130,7 @@ class UnifiedTrainer(MetricLossOnly):
         self.scaler = torch.amp.GradScaler(self.data_device.type, enabled=amp_dtype is torch.float16)
 
     def _check_settings(self) -> None:
-        if self.checkpoint_path is not None and _rank() == 0:
+        if self.checkpoint_path is not None and rank() == 0:
             require_writable(self.checkpoint_path, "checkpoint_path")
         if self.amp_dtype not in AMP_TYPES:
             raise ValueError(f"amp_dtype must be None, torch.bfloat16 or torch.float16, got {self.amp_dtype}")
@@ -224,7 +225,7 @@ class UnifiedTrainer(MetricLossOnly):
             desc=f"epoch {self.epoch}/{last_epoch}",
             initial=steps.start,
             total=steps.stop,
-            disable=not self.progress or _rank() != 0,
+            disable=not self.progress or rank() != 0,
         )
         for self.iteration in bar:
             self.forward_and_backward()
@@ -304,7 +305,7 @@ class UnifiedTrainer(MetricLossOnly):
             self.sampler.set_epoch(self._pass, self._consumed)
         elif hasattr(self.sampler, "set_epoch"):
             self.sampler.set_epoch(self._pass)
-        seed = np.random.SeedSequence((self.seed, self._pass, _rank())).generate_state(1, np.uint64)[0]
+        seed = np.random.SeedSequence((self.seed, self._pass, rank())).generate_state(1, np.uint64)[0]
         self.dataloader.generator.manual_seed(int(seed >> np.uint64(1)))
         if self._recorded is not None:
             self._recorded.pass_number = self._pass
@@ -390,9 +391,9 @@ class UnifiedTrainer(MetricLossOnly):
             "sampler": sampler,
             "random": training_state.random_state(self.models),
         }
-        if _rank() == 0:
+        if rank() == 0:
             training_state.save_state(state, path)
-        if dist.is_available() and dist.is_initialized():
+        if is_distributed():
             dist.barrier()
 
     def load_checkpoint(self, path: str | os.PathLike[str]) -> None:
@@ -478,7 +479,3 @@ def _has_gradients(optimizer: torch.optim.Optimizer) -> bool:
 
 def _states(parts: dict[str, Any]) -> dict[str, Any]:
     return {name: part.state_dict() for name, part in parts.items() if hasattr(part, "state_dict")}
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
