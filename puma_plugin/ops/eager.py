@@ -74,6 +74,24 @@ def in_backward() -> AbstractContextManager[None]:
     return nullcontext() if torch.is_grad_enabled() else below_autograd()
 
 
+def differentiable_once(grad: Tensor, name: str) -> Tensor:
+    """What a backward without autograd of its own returns: with ``create_graph``, a second derivative is refused.
+
+    torch's ``once_differentiable`` refuses only where the gradient that came in can be differentiated. That of a plain
+    sum cannot, but what a kernel makes of it depends on the saved tensors all the same: a penalty on it would silently
+    have no gradient.
+    """
+    if not torch.is_grad_enabled():
+        return grad
+    refuse: Any = torch._C._functions.DelayedError(
+        f"{name} can be differentiated once; for second derivatives use puma_plugin.ops.plain_pytorch(), whose help "
+        "says what else that needs",
+        1,
+    )
+    refused: Tensor = refuse(grad.detach().requires_grad_())
+    return refused
+
+
 def without_frame(operator: Any) -> Any:
     """What an operator's ``__call__`` does nothing but call; saves a Python frame in code that nobody traces."""
     return getattr(operator, "_op", operator)

@@ -4,11 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from puma_plugin.ops import loader
-from puma_plugin.ops.eager import below_autograd, wants_cpu_kernel
+from puma_plugin.ops.eager import below_autograd, differentiable_once, wants_cpu_kernel
 
 # Below that, laying out the weights takes longer than the products gain.
 FEWEST_ROWS = 512
@@ -92,9 +91,9 @@ class _FrozenMlp(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor | None):  # type: ignore[no-untyped-def]
         if grad is None:
             return (None,) * 5
         with below_autograd():
-            return _backward_operator(grad, *ctx.saved_tensors), None, None, None, None
+            grad_input: Tensor = _backward_operator(grad, *ctx.saved_tensors)
+        return differentiable_once(grad_input, "frozen_mlp"), None, None, None, None

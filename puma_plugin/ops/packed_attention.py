@@ -5,11 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
 from puma_plugin.ops import loader
-from puma_plugin.ops.eager import below_autograd, wants_cpu_kernel
+from puma_plugin.ops.eager import below_autograd, differentiable_once, wants_cpu_kernel
 
 # Looked up once. They are called only where the library is loaded.
 _operator: Any = loader.CPU_LIBRARY.loaded and torch.ops.puma.packed_attention.default
@@ -82,9 +81,9 @@ class _PackedAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor | None):  # type: ignore[no-untyped-def]
         if grad is None:
             return None, None
         with below_autograd():
-            return _backward_operator(grad, *ctx.saved_tensors, ctx.scale), None
+            grad_qkv: Tensor = _backward_operator(grad, *ctx.saved_tensors, ctx.scale)
+        return differentiable_once(grad_qkv, "packed_attention"), None
