@@ -5,8 +5,10 @@
 #include "ahead.h"
 
 #if PUMA_HAS_AMX
+#if !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 has many in its own header
 #pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
 #include <immintrin.h>
 
 #define PUMA_AMX_INLINE inline __attribute__((always_inline)) PUMA_AMX

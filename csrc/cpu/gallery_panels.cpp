@@ -105,7 +105,7 @@ PackedGallery::PackedGallery(int64_t items, int64_t width)
 void PackedGallery::pack(uint8_t* data, const float* rows) const {
   float* const centre = reinterpret_cast<float*>(data);
   if (whole_numbers_) mean_row(centre, rows, items_, width_);
-  torch::stable::parallel_for(0, panels(), 16, [=, this](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, panels(), 16, [this, data, rows, centre](int64_t begin, int64_t end) {
     std::vector<int8_t> numbers(query_bytes());
     for (int64_t panel = begin; panel < end; ++panel) {
       const int64_t first = panel * PANEL, here = std::min(PANEL, items_ - first);

@@ -41,7 +41,7 @@ struct Maximum {
   }
 };
 
-// Lane l of the result is made of all lanes of vectors[l].
+// Lane l of the result is made of all lanes of vectors[l], which lie as vectors do (alignas): see load in tile.h.
 template <int W, class Operation, int S = 1, class V>
 PUMA_INLINE V over_lanes(V* vectors) {
   if constexpr (S < W) {
@@ -84,7 +84,7 @@ PUMA_INLINE V only(V value, int64_t count) {
   return lane < static_cast<int32_t>(count) ? value : V{} - std::numeric_limits<float>::infinity();
 }
 
-// Lane l of vector i becomes lane i of vector l.
+// Lane l of vector i becomes lane i of vector l; they lie as vectors do.
 template <int W, int S = 1, class V>
 PUMA_INLINE void transpose(V (&vectors)[W]) {
   if constexpr (S < W) {

@@ -80,7 +80,7 @@ PUMA_INLINE void pack_turned(float* out, const float* in, int64_t stride, int64_
   for (int64_t row = 0; row < rows; row += W, in += W * stride) {
     float* const panel = out + row / P * P * columns + row % P;
     for (int64_t c = 0; c < columns; c += W) {
-      V square[W];
+      alignas(sizeof(V)) V square[W];
       PUMA_UNROLL for (int i = 0; i < W; ++i) square[i] = row + i < rows ? load<V>(in + i * stride + c) : V{};
       transpose<W>(square);
       PUMA_UNROLL for (int i = 0; i < W; ++i) store(panel + (c + i) * P, square[i]);

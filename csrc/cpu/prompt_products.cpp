@@ -39,7 +39,7 @@ PUMA_INLINE void dots(
       }
       const T* const ahead = row_of_left(row + I + m / J % I);  // one of the rows that come next
       __builtin_prefetch(row_of_left(row + 5 * I + m / J % I));  // later rows: where their pages lie takes longer
-      V sum[W];
+      alignas(sizeof(V)) V sum[W];
       PUMA_UNROLL for (int x = 0; x < W; ++x) sum[x] = V{};
       int64_t c = 0;
       for (; c + W <= columns; c += W) {

@@ -10,8 +10,9 @@
 // Behind a lambda's parameters.
 #define PUMA_LAMBDA_INLINE __attribute__((always_inline))
 #define PUMA_UNROLL _Pragma("GCC unroll 16")
-// The vector is read from memory once, not with each use.
-#if defined(__x86_64__)
+// The vector is read from memory once, not with each use. clang accepts no vector here that is wider than those of the
+// function's own target, whatever it is inlined into.
+#if defined(__x86_64__) && !defined(__clang__)
 #define PUMA_IN_REGISTER(vector) asm("" : "+v"(vector))
 #else
 #define PUMA_IN_REGISTER(vector)

@@ -18,7 +18,7 @@ PUMA_INLINE void exponentials(float* panels, int64_t columns, float* largest, fl
   constexpr int W = bytes / static_cast<int>(sizeof(float)), P = J * W;
   const int64_t whole = (columns - 1) / P;
   float* const end = panels + whole * P * I;
-  V row[W];
+  alignas(sizeof(V)) V row[W];
   PUMA_UNROLL for (int i = 0; i < I; ++i) {
     V most = V{} - std::numeric_limits<float>::infinity();
     PUMA_UNROLL for (int j = 0; j < J; ++j) {
@@ -62,7 +62,7 @@ PUMA_INLINE void softmax_backward(
   using V = typename Vector<float, bytes>::type;
   constexpr int W = bytes / static_cast<int>(sizeof(float)), P = J * W;
   const int64_t last = (columns - 1) / W * W;
-  V row[W];
+  alignas(sizeof(V)) V row[W];
   PUMA_UNROLL for (int i = 0; i < W; ++i) row[i] = V{};
   for (int64_t i = 0; i < rows; ++i) {
     float *const w = weights + i * stride, *const g = grads + i * stride;

@@ -53,10 +53,11 @@ struct Tile {
   }
 };
 
-// W values of float32, or of a half type widened to them.
+// W values of float32, or of a half type widened to them. As a template's argument a vector may lose what it says of its
+// alignment (in clang), so memory is read and written by the vector's own name.
 template <class V>
 PUMA_INLINE V load(const float* in) {
-  return *reinterpret_cast<const V*>(in);
+  return *reinterpret_cast<const typename Vector<float, sizeof(V)>::type*>(in);
 }
 template <class V, class Half>
 PUMA_INLINE V load(const Half* in) {
@@ -67,7 +68,7 @@ PUMA_INLINE V load(const Half* in) {
 
 template <class V>
 PUMA_INLINE void store(float* out, V value) {
-  *reinterpret_cast<V*>(out) = value;
+  *reinterpret_cast<typename Vector<float, sizeof(V)>::type*>(out) = value;
 }
 template <class V, class Half>
 PUMA_INLINE void store(Half* out, V value) {
