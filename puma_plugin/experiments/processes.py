@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import hashlib
 import os
 import socket
 import threading
@@ -16,6 +15,7 @@ from typing import Any, NoReturn, TypeVar, cast
 import torch
 import torch.distributed as dist
 
+from puma_plugin.experiments.identity import file_digest
 from puma_plugin.utils import distributed
 
 T = TypeVar("T")
@@ -79,10 +79,7 @@ class Processes:
         """
         if self.world_size == 1:
             return path.exists()
-        content = None
-        if path.exists():
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
+        content = file_digest(path)
         found = self.gather((socket.gethostname(), content))
         first = found[0][1]
         for rank, (host, other) in enumerate(found):
