@@ -7,11 +7,13 @@ import pytest
 
 from puma_plugin.evaluation import (
     BootstrapInterval,
+    Comparison,
     RetrievalResult,
     bootstrap_intervals,
     compare_results,
     evaluate_retrieval,
 )
+from puma_plugin.evaluation.bootstrap import _intervals
 
 
 def evaluated(spread: float, seed: int = 0, classes: int = 30, per_class: int = 8) -> dict[str, Any]:
@@ -33,6 +35,11 @@ def test_values_are_those_of_the_result() -> None:
             expected = result["per_distribution"][name][metric]
             assert found[f"per_distribution.{name}.{metric}"].value == pytest.approx(expected, abs=1e-12)
     assert found["leak"].value == pytest.approx(result["leak"], abs=1e-12)
+    metrics = list(result["unified"])
+    means = ("unified", "harmonic_mean", "arithmetic_mean", "worst")
+    figures = (*means, "per_distribution.birds", "per_distribution.cars")
+    leaks = {"leak", "leak_per_distribution.birds", "leak_per_distribution.cars"}
+    assert set(found) == {f"{figure}.{metric}" for figure in figures for metric in metrics} | leaks
     assert found["leak_per_distribution.cars"].value == pytest.approx(result["leak_per_distribution"]["cars"])
     for interval in found.values():
         assert interval.low <= interval.value <= interval.high
@@ -83,8 +90,15 @@ def test_seed_and_confidence() -> None:
     first = bootstrap_intervals(result, replicates=300, seed=3)
     assert first == bootstrap_intervals(result, replicates=300, seed=3)
     assert first != bootstrap_intervals(result, replicates=300, seed=4)
+    # As many draws as asked for: of a single one both bounds are its figure.
+    assert all(i.low == i.high for i in bootstrap_intervals(result, replicates=1).values())
     narrow = bootstrap_intervals(result, replicates=300, seed=3, confidence=0.5)["unified.map_at_r"]
     assert narrow.high - narrow.low < first["unified.map_at_r"].high - first["unified.map_at_r"].low
+
+
+def test_bounds_are_percentiles_of_the_draws() -> None:
+    found = _intervals({"a": np.array([7.0])}, {"a": np.array([*np.arange(101.0), np.nan])}, confidence=0.9)
+    assert (found["a"].value, found["a"].low, found["a"].high) == pytest.approx((7, 5, 95))
 
 
 def test_an_evaluation_does_not_differ_from_itself() -> None:
@@ -103,6 +117,9 @@ def test_pairing_resolves_what_unpaired_draws_do_not() -> None:
         name: {**part, "classes": [f"other {c}" for c in part["classes"]]} for name, part in worse["per_class"].items()
     }
     unpaired = compare_results(better, {**worse, "per_class": renamed})
+    for changed in ({"cars": renamed["cars"]}, {"cars": {**worse["per_class"]["cars"], "queries": [7] * 15}}):
+        one_other = {**worse, "per_class": {**worse["per_class"], **changed}}
+        assert not compare_results(better, one_other, replicates=10).paired
     assert paired.paired
     assert not unpaired.paired
     key = "unified.map_at_r"
@@ -196,12 +213,46 @@ def test_an_interval_without_width_is_no_difference_outside_chance() -> None:
     assert BootstrapInterval(0.2, 0.1, 0.3).excludes_zero
 
 
+def test_draws_without_a_query_that_counts_are_left_out() -> None:
+    # Of five classes only one has queries with a positive; two of its four find it. A draw says 0.5, or nothing.
+    part = {"classes": list("abcde"), "own": {"counted": [4, 0, 0, 0, 0], "recall_at_1": [2, 0, 0, 0, 0]}}
+    result = {"unified": None, "arithmetic_mean": {"recall_at_1": 0.5}, "per_class": {"shop": part}}
+    found = bootstrap_intervals(result)["per_distribution.shop.recall_at_1"]
+    assert found == BootstrapInterval(0.5, 0.5, 0.5)
+
+
+def test_text_of_a_comparison() -> None:
+    nan = float("nan")
+    differences = {
+        "leak": BootstrapInterval(0.02, 0.01, 0.035),
+        "worst.map_at_r": BootstrapInterval(-0.1, -0.2, -0.05),
+        "inside": BootstrapInterval(0.01, -0.01, 0.02),
+        "also inside": BootstrapInterval(0.0, -0.01, 0.02),
+        "of few classes": BootstrapInterval(0.1, nan, nan),
+        "of no query": BootstrapInterval(nan, nan, nan),
+        "of no query either": BootstrapInterval(nan, nan, nan),
+    }
+    # Of the four figures with an interval a quarter lies outside by chance at 75 %.
+    assert Comparison(differences, paired=True, confidence=0.75).text().splitlines() == [
+        "Differences from the baseline in points, 75 % intervals (paired by class):",
+        "  leak             +2.00  (+1.00 to +3.50)",
+        "  worst.map_at_r  -10.00  (-20.00 to -5.00)",
+        "  2 of 7 figures do not differ by more than chance",
+        "  (of so many, about 1 would lie outside by chance alone)",
+        "  1 figures have no interval: fewer than 5 classes",
+        "  2 figures are undefined in one of the two: no query of a distribution counts",
+    ]
+
+
 def test_errors_at_the_door() -> None:
     result = evaluated(1.2)
     with pytest.raises(ValueError, match="no sums by class"):
         bootstrap_intervals({**result, "per_class": None})
-    with pytest.raises(ValueError, match="confidence"):
-        bootstrap_intervals(result, confidence=95)
+    for confidence in (0, 1, 95):
+        with pytest.raises(ValueError, match="confidence"):
+            bootstrap_intervals(result, confidence=confidence)
+        with pytest.raises(ValueError, match="confidence"):
+            compare_results(result, result, confidence=confidence)
     with pytest.raises(ValueError, match="replicates"):
         bootstrap_intervals(result, replicates=0)
     with pytest.raises(ValueError, match="protocol"):

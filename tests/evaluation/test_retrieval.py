@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from pytorch_metric_learning.utils import accuracy_calculator
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
-from puma_plugin.evaluation import RetrievalResult, evaluate_retrieval, nearest_neighbours
-from puma_plugin.evaluation.paper_code import overlapping_classes
+from puma_plugin.evaluation import RetrievalResult, evaluate_retrieval, nearest_neighbours, scoring
+from puma_plugin.evaluation.paper_code import overlapping_classes, own_numbers, position_keys
 from puma_plugin.evaluation.retrieval import PROTOCOLS, Protocol
+from puma_plugin.evaluation.scoring import blocks_by_depth
 from puma_plugin.evaluation.search import CompiledSearcher, FaissSearcher, searcher_type
 from puma_plugin.ops import loader
 
@@ -146,6 +147,30 @@ def test_paper_code_class_numbers_of_the_eight_datasets() -> None:
     assert numbers[distributions == 2].min() == 11_318 + 196
 
 
+def test_paper_code_class_numbers_by_default() -> None:
+    # Distribution 0: three test classes behind as many training classes. 1: its queries are not its gallery, from 0.
+    classes, distributions = np.array([4, 9, 7, 12, 15, 4]), np.array([0, 0, 0, 1, 1, 0])
+    assert own_numbers(classes, distributions, joined_last=[1]).tolist() == [3, 5, 4, 0, 1, 3]
+    labels = np.stack([classes, distributions], axis=1)
+    labels = np.concatenate([labels, labels[3:5]])
+    query, offered = np.arange(8) < 6, np.isin(np.arange(8), [3, 4], invert=True)
+    rows = np.random.default_rng(0).standard_normal((8, 4))
+    default, explicit = (
+        evaluate_retrieval(
+            rows, labels, query_mask=query, gallery_mask=offered, protocol="paper-code", local_classes=local
+        )
+        for local in (None, [3, 5, 4, 0, 1, 3, 0, 1])
+    )
+    assert default == explicit
+
+
+def test_paper_code_takes_the_place_among_the_queries_or_gallery_items_of_a_distribution_for_the_id() -> None:
+    distributions = np.array([0, 1, 0, 1, 1, 0])
+    keys = position_keys(distributions, np.array([1, 2, 3, 5]))
+    # 2 and 5 are the first and second of distribution 0, 1 and 3 of distribution 1; the others were not chosen.
+    assert keys.tolist() == [-1, 1 << 40, 0, (1 << 40) + 1, -1, 1]
+
+
 def test_paper_code_counts_r_with_the_query_as_the_authors_call_of_pml_does() -> None:
     rows, labels = clustered(5, [[5, 7, 9, 3]])
     paper = evaluate_retrieval(rows, labels, protocol="paper-code")
@@ -209,6 +234,8 @@ def test_queries_apart_from_the_gallery_equal_a_recount(seed: int) -> None:
             if hits.any():
                 recalls[gallery].append(hits[:3].any())
     assert result.leak == pytest.approx(np.mean(leaks), abs=1e-12)
+    by_distribution = np.bincount(labels[asked, 1]), np.bincount(labels[offered, 1])
+    assert (list(result.num_queries.values()), list(result.num_gallery.values())) == tuple(map(list, by_distribution))
     assert result.unified["recall_at_3"] == pytest.approx(np.mean(recalls.pop("unified")), abs=1e-12)
     for name, values in recalls.items():
         assert result.per_distribution[name]["recall_at_3"] == pytest.approx(np.mean(values), abs=1e-12)
@@ -264,7 +291,21 @@ def test_harmonic_mean_is_zero_if_any_distribution_is_zero() -> None:
     assert result.arithmetic_mean["recall_at_1"] == 0.5
 
 
-def test_further_ks_of_one_distribution() -> None:
+@pytest.mark.parametrize("farthest", range(2, 11))
+def test_a_hit_at_the_very_last_rank_of_a_further_k_counts(farthest: int) -> None:
+    # Each item is farther from the first than the one before; only the first and the sixth are of one class.
+    angles = 0.02 * np.arange(10) + 0.003 * np.arange(10) ** 2
+    rows = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    labels = np.stack([np.where(np.arange(10) == 5, 0, np.arange(10)), np.zeros(10, int)], axis=1)
+    result = evaluate_retrieval(rows, labels, ks=(1,), distribution_ks={"distribution 0": (farthest,)})
+    distances = np.abs(angles[:, None] - angles)
+    ranks = [int((distances[query] <= distances[query, other]).sum()) - 1 for query, other in ((0, 5), (5, 0))]
+    expected = np.mean([rank <= farthest for rank in ranks])
+    assert ranks == [5, 7]
+    assert result.per_distribution["distribution 0"][f"recall_at_{farthest}"] == expected
+
+
+def test_further_ks_of_one_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, labels = clustered(4, SIZES)
     names = ["birds", "shop", "dogs"]
     result = evaluate_retrieval(rows, labels, distribution_names=names, ks=(1, 2), distribution_ks={"shop": (1, 5)})
@@ -279,6 +320,9 @@ def test_further_ks_of_one_distribution() -> None:
     mine = labels[:, 1] == 0
     alone = evaluate_retrieval(rows[mine], labels[mine], ks=(1, 2, 10, 100, 400))
     assert deep.per_distribution["distribution 0"] == alone.unified
+    monkeypatch.setattr(scoring, "BLOCK_NEIGHBOURS", 1000)  # two of them at once
+    further = {"distribution 0": (10, 100, 400)}
+    assert evaluate_retrieval(rows, labels, ks=(1, 2), distribution_ks=further, block_size=64) == deep
     assert deep.per_distribution["distribution 0"]["recall_at_10"] < 0.6
     assert deep.per_distribution["distribution 0"]["recall_at_400"] == 1
     rows, labels = clustered(4, SIZES)
@@ -304,6 +348,43 @@ def test_sums_by_class_add_up_to_the_metrics() -> None:
     assert hits / counted == pytest.approx(result.unified["recall_at_1"])
     assert "per_class" not in result.to_dict()
     assert json.loads(json.dumps(result.to_dict(per_class=True)))["per_class"] == result.per_class
+
+
+def test_joint_figures_of_each_distribution_and_class_equal_a_recount() -> None:
+    rows, labels = clustered(6, SIZES, spread=1.5)
+    result = evaluate_retrieval(rows, labels)
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    similarity = unit @ unit.T
+    np.fill_diagonal(similarity, -np.inf)
+    nearest = labels[similarity.argmax(axis=1)]
+    own_nearest = labels[np.where(labels[:, None, 1] == labels[None, :, 1], similarity, -np.inf).argmax(axis=1)]
+    hits, own_hits = nearest[:, 0] == labels[:, 0], own_nearest[:, 0] == labels[:, 0]
+    leaks = nearest[:, 1] != labels[:, 1]
+    counted = np.bincount(labels[:, 0])[labels[:, 0]] > 1
+    assert 0 < hits.sum() < own_hits.sum()
+    for d, (name, part) in enumerate(result.per_class.items()):
+        mine = labels[:, 1] == d
+        assert result.unified_per_distribution[name]["recall_at_1"] == pytest.approx(hits[mine & counted].mean())
+        assert result.leak_per_distribution[name] == pytest.approx(leaks[mine].mean())
+        members = [labels[:, 0] == label for label in np.unique(labels[mine, 0])]
+        assert part["unified"]["recall_at_1"] == [hits[of_class].sum() for of_class in members]
+        assert part["own"]["recall_at_1"] == [own_hits[of_class].sum() for of_class in members]
+        assert part["own"]["counted"] == [counted[of_class].sum() for of_class in members]
+        assert part["leaks"] == [leaks[of_class].sum() for of_class in members]
+
+
+@pytest.mark.parametrize(
+    ("least", "blocks"),
+    [
+        (1, [[0, 1, 3], [5], [2, 4]]),  # one neighbour each: three at once; a hundred each: two
+        (5, [[0, 1], [3, 5], [2, 4]]),  # four are too few for a search of their own and join the deep ones
+    ],
+)
+def test_queries_are_searched_in_blocks_of_like_depth(least: int, blocks: list[list[int]]) -> None:
+    depths = np.array([1, 1, 100, 1, 100, 1])
+    found = blocks_by_depth(np.arange(6), depths, block_size=3, least=least, neighbours=200)
+    assert [block.tolist() for block in found] == blocks
+    assert blocks_by_depth(np.arange(0), depths, block_size=3) == []
 
 
 def test_k_beyond_the_gallery_costs_no_more_than_the_gallery() -> None:
@@ -347,6 +428,15 @@ def test_result_is_json_and_prints() -> None:
     lines = result.table("recall_at_2", "map_at_r").splitlines()
     assert lines[0].split() == ["R@2", "MAP@R"]
     of_birds = result.per_distribution["birds"]
+    rows_of_one = dict(line.rsplit(maxsplit=1) for line in result.table().splitlines())
+    assert rows_of_one == {
+        **{name: f"{100 * part['recall_at_1']:.2f}" for name, part in result.per_distribution.items()},
+        "harmonic mean": f"{100 * result.harmonic_mean['recall_at_1']:.2f}",
+        "arithmetic mean": f"{100 * result.arithmetic_mean['recall_at_1']:.2f}",
+        "worst": f"{100 * result.worst['recall_at_1']:.2f}",
+        "unified": f"{100 * result.unified['recall_at_1']:.2f}",
+        "leak": f"{100 * result.leak:.2f}",
+    }
     assert lines[1].split() == ["birds", f"{100 * of_birds['recall_at_2']:.2f}", f"{100 * of_birds['map_at_r']:.2f}"]
     assert lines[-1].split() == ["leak", f"{100 * result.leak:.2f}"]
 

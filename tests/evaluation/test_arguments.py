@@ -1,0 +1,61 @@
+"""What an evaluation is given is checked before anything is computed; the limits themselves are allowed."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from puma_plugin.evaluation.arguments import as_column, check_block_size, check_ks, names_by_number, split_labels
+
+
+def test_classes_are_numbered_densely() -> None:
+    classes, distributions = split_labels([[70, 1], [5, 0], [70, 1], [9, 1]], 4)
+    assert classes.tolist() == [2, 0, 2, 1]
+    assert distributions.tolist() == [1, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        # Of three classes the middle one is in both distributions.
+        ([[3, 0], [5, 0], [5, 1], [8, 1]], "class 5 occurs in more than one distribution"),
+        ([[3, 0], [-1, 0]], "must not be negative, got -1"),
+        ([[3, 0], [4, -2]], "must not be negative, got -2"),
+        ([[0.0, 0.0]], r"integers of shape \(1, 2\), .*got float64"),
+        (np.empty((0, 2), int), "nothing to evaluate"),
+    ],
+)
+def test_refused_labels(labels: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        split_labels(labels, len(labels))
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "message"),
+    [
+        ([0, 1], np.bool_, r"query_mask must be booleans of shape \(2,\), got int64"),
+        ([0.0, 1.0], np.int64, r"query_mask must be integers of shape \(2,\), got float64"),
+    ],
+)
+def test_refused_columns(values: list[float], dtype: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        as_column(values, 2, "query_mask", dtype, None)
+
+
+def test_ks_are_sorted_and_count_once_each() -> None:
+    assert check_ks([4, 1, 4], "ks") == (1, 4)
+    with pytest.raises(ValueError, match=r"ks must hold integers >= 1, got \(\)"):
+        check_ks([], "ks")
+
+
+def test_the_smallest_block_is_one() -> None:
+    check_block_size(1)
+
+
+def test_every_distribution_has_a_name_of_its_own() -> None:
+    assert names_by_number(["a", "b"], np.array([0, 1])) == {0: "a", 1: "b"}
+    assert names_by_number(None, np.array([0, 3])) == {0: "distribution 0", 3: "distribution 3"}
+    with pytest.raises(ValueError, match="distribution 2, but there are 2 distribution_names"):
+        names_by_number(["a", "b"], np.array([0, 2]))
+    with pytest.raises(ValueError, match="must be distinct"):
+        names_by_number(["a", "a"], np.array([0, 1]))
