@@ -41,14 +41,15 @@ def batch(size: int = 12, dtype: torch.dtype = torch.float64) -> tuple[torch.Ten
 @pytest.mark.parametrize("ema", ["per_class", "global"])
 @pytest.mark.parametrize(("margin", "scale"), [(0.3, 32.0), (0.5, 64.0), (0.0, 1.0), (1.2, 8.0)])
 def test_equals_the_formula(ema: Any, margin: float, scale: float) -> None:
-    loss = CurricularFaceLoss(CLASSES, WIDTH, margin, scale, ema, momentum=0.9).double()
+    reducer = reducers.DoNothingReducer()
+    loss = CurricularFaceLoss(CLASSES, WIDTH, margin, scale, ema, momentum=0.9, reducer=reducer).double()
     for _ in range(4):
         embeddings, labels = batch()
         # Some items far from their proxy, so that the branch past pi - m is taken as well.
         embeddings[:3] = -loss.W.detach().t()[labels[:3]] + 0.01 * torch.randn(3, WIDTH)
         t = loss.t.expand(CLASSES).tolist()
         expected = by_hand(embeddings, labels, loss.W.detach(), t, margin, scale)
-        assert loss(embeddings, labels).item() == pytest.approx(sum(expected) / len(expected), rel=1e-9)
+        assert loss(embeddings, labels)["loss"]["losses"].tolist() == pytest.approx(expected, rel=1e-9)
     assert loss.t.abs().max() > 0
 
 
@@ -70,6 +71,17 @@ def test_the_average_is_updated_after_the_loss_per_class_and_globally() -> None:
         fresh.W.data.copy_(loss.W)
         torch.testing.assert_close(fresh(embeddings, labels), first)
         assert fresh.t.abs().max() == 0
+
+
+def test_the_average_of_a_class_that_is_not_in_the_batch_stays() -> None:
+    loss = CurricularFaceLoss(CLASSES, WIDTH, momentum=0.5)
+    loss.t = torch.linspace(0.1, 0.7, CLASSES)
+    embeddings, labels = torch.randn(3, WIDTH), torch.tensor([0, 0, 2])
+    positive = (loss.get_logits(embeddings) / loss.scale).gather(1, labels[:, None]).squeeze(1).detach()
+    loss(embeddings, labels)
+    expected = torch.linspace(0.1, 0.7, CLASSES)
+    expected[0], expected[2] = 0.5 * 0.1 + 0.5 * positive[:2].mean(), 0.5 * 0.3 + 0.5 * positive[2]
+    torch.testing.assert_close(loss.t, expected)
 
 
 @pytest.mark.parametrize("ema", ["per_class", "global"])
@@ -146,6 +158,22 @@ def test_logits_are_scaled_cosines() -> None:
     embeddings, _ = batch(4, torch.float32)
     expected = 10 * torch.nn.functional.cosine_similarity(embeddings[:, None], loss.W.t()[None], dim=2)
     torch.testing.assert_close(loss.get_logits(embeddings), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(loss.get_logits(embeddings), expected)
+
+
+def test_two_classes_in_one_dimension_are_the_fewest() -> None:
+    loss = CurricularFaceLoss(2, 1)
+    assert loss(torch.ones(2, 1), torch.tensor([0, 1])).isfinite()
+
+
+def test_a_batch_without_items() -> None:
+    loss = CurricularFaceLoss(CLASSES, WIDTH, reducer=reducers.SumReducer())
+    loss.t.fill_(0.2)
+    value = loss(torch.randn(0, WIDTH, requires_grad=True), torch.empty(0, dtype=torch.int64))
+    value.backward()
+    assert value == 0
+    assert (loss.t == 0.2).all()
 
 
 def test_miner_weights_multiply_the_losses() -> None:
@@ -290,7 +318,9 @@ def test_wrong_input() -> None:
     with pytest.raises(ValueError, match="needs labels"):
         loss(embeddings)
     with pytest.raises(ValueError, match="CrossBatchMemory"):
-        loss(embeddings, labels, ref_emb=embeddings, ref_labels=labels)
+        loss(embeddings, labels, ref_emb=embeddings)
+    with pytest.raises(ValueError, match="CrossBatchMemory"):
+        loss(embeddings, labels, ref_labels=labels)
     with pytest.raises(ValueError, match=r"\(batch size, 5\)"):
         loss(embeddings[:, :3], labels)
     with pytest.raises(TypeError, match="float32"):
