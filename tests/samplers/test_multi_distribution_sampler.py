@@ -246,30 +246,30 @@ def test_balance_by_classes_is_m_per_unique_class() -> None:
 
 
 def test_classes_mined_by_their_proxies() -> None:
-    labels = make_labels([[4] * 12, [4] * 12])
+    labels = make_labels([[4] * 12] * 3)
     # On each circle the neighbours of a class are those next to it.
-    angle = torch.arange(24) % 12 * (2 * math.pi / 12)
+    angle = torch.arange(36) % 12 * (2 * math.pi / 12)
     proxies = torch.stack([angle.cos(), angle.sin()], dim=1)
-    sampler = MultiDistributionSampler(labels, 24, 2, "uniform", seed=5)
+    sampler = MultiDistributionSampler(labels, 36, 2, "uniform", seed=5)
     sampler.set_proxies(proxies, neighbours=2)
     batches = list(sampler)
     for batch in batches:
         assert all(count == 2 for count in Counter(labels[batch, 0].tolist()).values())
-        for d in range(2):
+        for d in range(3):
             classes = sorted(set(labels[batch, 0][labels[batch, 1] == d].tolist()))
             assert len(classes) == 6
             near = sum((c + 1 - 12 * d) % 12 + 12 * d in classes for c in classes)
             assert near >= 3
-    resumed = MultiDistributionSampler(labels, 24, 2, "uniform", seed=5)
+    resumed = MultiDistributionSampler(labels, 36, 2, "uniform", seed=5)
     sampler.set_epoch(0)
     iterator = iter(sampler)
     next(iterator)
     resumed.load_state_dict(sampler.state_dict())
     assert list(resumed) == batches[1:]
-    with pytest.raises(ValueError, match=r"\(24, D\)"):
+    with pytest.raises(ValueError, match=r"\(36, D\)"):
         sampler.set_proxies(proxies[:5])
     with pytest.raises(ValueError, match="needs m"):
-        MultiDistributionSampler(labels, 24).set_proxies(proxies)
+        MultiDistributionSampler(labels, 36).set_proxies(proxies)
 
 
 class Positions(Dataset[int]):
@@ -320,6 +320,19 @@ def test_set_epoch() -> None:
         sampler.set_epoch(-1)
 
 
+def test_set_epoch_goes_on_where_a_loaded_state_stands_in_that_epoch() -> None:
+    """Loops that call set_epoch at the beginning of every epoch do so after loading a checkpoint too."""
+    labels = make_labels([[5] * 6])
+    batches = epochs(MultiDistributionSampler(labels, 5), 3)
+    resumed = MultiDistributionSampler(labels, 5)
+    resumed.load_state_dict({**resumed.state_dict(), "epoch": 1, "batch": 4})
+    resumed.set_epoch(1)
+    assert list(resumed) == batches[10:12]
+    resumed.load_state_dict({**resumed.state_dict(), "epoch": 0, "batch": 4})
+    resumed.set_epoch(1)
+    assert list(resumed) == batches[6:12]
+
+
 def test_state_of_other_settings_is_refused() -> None:
     labels = make_labels([[5] * 6])
     state = MultiDistributionSampler(labels, 5).state_dict()
@@ -332,6 +345,7 @@ def test_state_of_other_settings_is_refused() -> None:
         ),
         (MultiDistributionSampler(labels, 5, m=5), "settings (m was None, is 5): build"),
         (MultiDistributionSampler(more, 5, batches_per_epoch=6), "(items was 30, is 35; classes was 6, is 7): build"),
+        (MultiDistributionSampler(make_labels([[5] * 3] * 2), 5), "(distributions was 1, is 2): build"),
         (MultiDistributionSampler(other, 5), "other labels or settings: build"),  # in another order
     ]:
         with pytest.raises(ValueError, match=re.escape(message)):
@@ -382,6 +396,7 @@ def test_a_dataset_is_no_labels_and_a_batch_sampler_no_sampler() -> None:
     [
         ({"labels": np.arange(8)}, r"\(N, 2\)"),
         ({"labels": np.arange(8)[:, None]}, r"\(N, 2\)"),
+        ({"labels": np.empty((0, 2), int)}, r"\(N, 2\)"),
         ({"labels": np.array([[0, 0], [0, 1]])}, "more than one distribution"),
         ({"labels": np.array([[0, 0], [-1, 1]])}, "negative"),
         ({"batch_size": 100}, "larger than the 26 items"),
@@ -395,6 +410,7 @@ def test_a_dataset_is_no_labels_and_a_batch_sampler_no_sampler() -> None:
         ({"balance_by": "images"}, "balance_by"),
         ({"batches_per_epoch": 0}, "batches_per_epoch"),
         ({"seed": -1}, "seed"),
+        ({"seed": 1 << 63}, "seed"),
         ({"rank": 0}, "together"),
         ({"rank": 2, "world_size": 2}, "rank must lie"),
         ({"rank": 0, "world_size": 3}, "all 3 processes"),
