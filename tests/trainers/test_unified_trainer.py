@@ -2,6 +2,7 @@
 
 import math
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,32 @@ def test_learns_and_records() -> None:
     assert run.loss.t.abs().max() > 0
 
 
+def test_history_holds_the_mean_over_an_epoch_and_the_seconds_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+
+    def passes(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    steps: list[dict[str, float]] = []
+
+    def after_step(trainer: UnifiedTrainer) -> None:
+        steps.append({name: value.item() for name, value in trainer.losses.items()})
+
+    # A step takes two seconds. An evaluation is no training.
+    run = Run(evaluate=lambda trainer: passes(100), end_of_iteration_hook=after_step)
+    run.loss.register_forward_pre_hook(lambda module, inputs: passes(2))
+    run.trainer.train(num_epochs=2)
+    for entry, own in zip(run.trainer.history, (steps[:5], steps[5:]), strict=True):
+        assert entry["seconds"] == 5 * 2
+        for name in ("metric_loss", "prompt_penalty", "total_loss"):
+            assert entry[name] == pytest.approx(sum(step[name] for step in own) / 5)
+    # The schedules went on by 10 of 20 iterations, and by two epochs.
+    trunk, proxies = (optimizer.param_groups[0]["lr"] for optimizer in run.optimizers.values())
+    assert (trunk, proxies) == (pytest.approx(1e-3 * 10 / 2), pytest.approx(0.1 / 4))
+
+
 def test_one_step_is_the_plain_computation() -> None:
     run = Run(clip_value=None, prompt_penalty_weight=10.0)
     twin = Run(clip_value=None, prompt_penalty_weight=10.0)
@@ -126,6 +153,25 @@ def test_one_step_is_the_plain_computation() -> None:
     assert run.trainer.batch_positions == positions
     assert run.trainer.history[0]["total_loss"] == pytest.approx(value.item())
     assert_equal(run.state(), twin.state())
+
+
+@pytest.mark.parametrize(
+    ("given", "metric", "penalty"),
+    [
+        (None, 1.0, 0.5),
+        ({"metric_loss": 3.0}, 3.0, 0.5),
+        ({"metric_loss": 3.0, "prompt_penalty": 7.0}, 3.0, 7.0),
+    ],
+)
+def test_weights_of_the_losses(given: dict[str, float] | None, metric: float, penalty: float) -> None:
+    run = Run(loss_weights=given, prompt_penalty_weight=0.5)
+    run.trainer.iterations_per_epoch = 1
+    values: list[float] = []
+    run.loss.register_forward_hook(lambda module, inputs, output: values.append(output.item()))
+    penalty_before = run.model.prompt_penalty().item()
+    run.trainer.train()
+    expected = metric * values[0] + penalty * penalty_before
+    assert run.trainer.history[0]["total_loss"] == pytest.approx(expected)
 
 
 def test_clips_every_gradient_by_value() -> None:
@@ -229,6 +275,20 @@ def test_every_epoch_has_another_order_also_for_samplers_with_set_epoch() -> Non
     run.trainer.sampler = Sampler(run.dataset)
     run.trainer.train(num_epochs=3)
     assert epochs == [0, 1, 2]
+    assert run.trainer.global_step == 3 * 5  # 32 images: the last batch of two is left out
+
+
+def test_an_epoch_chosen_by_its_number_has_its_own_batches() -> None:
+    whole, chosen = Run(), Run()
+    batches: dict[int, list[list[int]]] = {}
+    for run in (whole, chosen):
+        run.trainer.end_of_iteration_hook = lambda trainer: batches.setdefault(id(trainer), []).append(
+            trainer.batch_positions
+        )
+    whole.trainer.train(num_epochs=3)
+    chosen.trainer.train(start_epoch=3, num_epochs=3)
+    assert batches[id(chosen.trainer)] == batches[id(whole.trainer)][10:]
+    assert [entry["epoch"] for entry in chosen.trainer.history] == [3]
 
 
 def test_workers_and_pml_samplers() -> None:
@@ -255,6 +315,29 @@ def test_pmls_hierarchical_sampler_hands_out_batches() -> None:
     for labels in batches:  # three items of one class of each distribution
         assert labels[:, 1].sort().values.tolist() == [0, 0, 0, 1, 1, 1]
         assert len(labels[:, 0].unique()) == 2
+
+
+def test_workers_are_seeded_by_run_and_epoch(tmp_path: Path) -> None:
+    path, seeds = tmp_path / "state.pt", []
+
+    def run(**arguments: Any) -> Run:
+        return Run(
+            iterations_per_epoch=5,
+            end_of_epoch_hook=lambda trainer: seeds.append(trainer.dataloader.generator.initial_seed()),
+            **arguments,
+        )
+
+    run().trainer.train(num_epochs=2)
+    run(checkpoint_path=path).trainer.train(num_epochs=1)
+    resumed = run()
+    resumed.trainer.load_checkpoint(path)
+    resumed.trainer.train(num_epochs=2)
+    first, second, *again = seeds
+    assert again == [first, second]
+    other = run().trainer
+    other.seed = 1
+    other.train()
+    assert len({first, second, seeds[-1]}) == 3
 
 
 def test_evaluation_runs_every_nth_and_the_last_epoch(tmp_path: Path) -> None:
@@ -484,6 +567,25 @@ def test_loss_scaling_with_an_optimizer_that_gets_no_gradient() -> None:
     assert run.trainer.global_step == 5
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+def test_gradients_that_overflow_now_and_then_do_not_stop_a_run() -> None:
+    """Every other of more steps than may be left out one after the other."""
+    run = Run(amp_dtype=torch.float16)
+    run.trainer.iterations_per_epoch = 32
+    run.loss.W.register_hook(lambda gradient: gradient * (math.nan if run.trainer.global_step % 2 else 1.0))
+    run.trainer.train()
+    assert run.trainer.global_step == 32
+
+
+def test_the_loss_scale_goes_on_where_it_was(tmp_path: Path) -> None:
+    first, second = Run(amp_dtype=torch.float16), Run(amp_dtype=torch.float16)
+    first.trainer.scaler.load_state_dict({**first.trainer.scaler.state_dict(), "scale": 8.0, "_growth_tracker": 3})
+    first.trainer.save_checkpoint(tmp_path / "state.pt")
+    second.trainer.load_checkpoint(tmp_path / "state.pt")
+    assert second.trainer.scaler.state_dict() == first.trainer.scaler.state_dict()
+    assert second.trainer.scaler.get_scale() == 8.0
+
+
 def build(**changes: Any) -> UnifiedTrainer:
     run = Run()
     arguments = {
@@ -533,6 +635,26 @@ def test_proxy_losses_of_pml_train_whether_or_not_they_keep_the_number_of_classe
     optimizers = {**run.optimizers, "metric_loss_optimizer": torch.optim.SGD(loss.parameters(), 0.1)}
     build(models={"trunk": run.model}, optimizers=optimizers, loss_funcs={"metric_loss": loss}, progress=False).train()
     assert not any(torch.equal(old, new) for old, new in zip(before, loss.parameters(), strict=True))
+
+
+def test_an_embedder_of_ones_own_is_trained() -> None:
+    vit = puma_plugin.adapt(plain_vit(), adapter_dim=4, pool_size=3)
+    head = EmbeddingHead(16, 8)
+    run = Run()
+    optimizers = {
+        "trunk_optimizer": torch.optim.SGD(vit.trainable_parameters(), 0.1),
+        "embedder_optimizer": torch.optim.SGD(head.parameters(), 0.1),
+        "metric_loss_optimizer": run.optimizers["metric_loss_optimizer"],
+    }
+    before = head.linear.weight.clone()
+    models = {"trunk": vit, "embedder": head}
+    trainer = UnifiedTrainer(
+        models, optimizers, 6, {"metric_loss": run.loss}, run.dataset, dataloader_num_workers=0, progress=False
+    )
+    trainer.iterations_per_epoch = 1
+    trainer.train()
+    assert trainer.models["embedder"] is head
+    assert not torch.equal(head.linear.weight, before)
 
 
 def test_one_column_labels_are_refused_where_two_are_needed() -> None:
