@@ -52,7 +52,7 @@ def test_pairing_removes_the_data_seed() -> None:
     interval = paired_interval(first, second)
     assert (interval.mean, interval.low, interval.high) == pytest.approx((1.0, 1.0, 1.0))
     assert interval.excludes_zero()
-    assert interval.data_seeds == 3
+    assert (interval.runs, interval.data_seeds) == (3, 3)
 
 
 def test_pairing_takes_common_data_seeds_only() -> None:

@@ -5,7 +5,15 @@ from dataclasses import replace
 import pytest
 
 from puma_plugin.experiments.methods import METHODS, named
-from puma_plugin.experiments.summary import collapses, curves, differences, findings, flat_scores, method_rows
+from puma_plugin.experiments.summary import (
+    bootstrapped,
+    collapses,
+    curves,
+    differences,
+    findings,
+    flat_scores,
+    method_rows,
+)
 
 
 def record(
@@ -139,6 +147,25 @@ def test_scores_of_an_evaluation() -> None:
         "per_distribution": {"a": 0.3, "b": 0.6},
     }  # fmt: skip
     assert flat_scores(result, separate=True)["unified"] is None
+
+
+def test_a_single_evaluation_has_the_bounds_of_its_bootstrap() -> None:
+    (row,) = method_rows([record("separate", 0, 0, 0.5, separate=True)], ORDER)
+    figures = ("harmonic_mean", "arithmetic_mean", "worst", "per_distribution.glyph")
+    intervals = {f"{name}.recall_at_1": {"low": 0.1 * n, "high": 0.1 * n + 0.3} for n, name in enumerate(figures)}
+    found = bootstrapped(row, intervals)
+    shown = {**found["scores"], **found["per_distribution"]}
+    for n, (name, mean) in enumerate({"harmonic": 0.5, "arithmetic": 0.55, "worst": 0.3, "glyph": 0.6}.items()):
+        bounds = shown[name]["mean"], shown[name]["low"], shown[name]["high"]
+        assert bounds == pytest.approx((mean, 0.1 * n, 0.1 * n + 0.3))
+    # Of what is not told there are none, and of separate models no joint figure.
+    assert (shown["digit"]["low"], shown["digit"]["high"]) == (None, None)
+    assert shown["unified"] is shown["leak"] is None
+    (row,) = method_rows([record("puma", 0, 0, 0.5)], ORDER)
+    joint = {"unified.recall_at_1": {"low": 0.3, "high": 0.5}, "leak": {"low": 0.01, "high": 0.04}}
+    scores = bootstrapped(row, joint)["scores"]
+    assert [scores["unified"][name] for name in ("low", "high")] == [0.3, 0.5]
+    assert [scores["leak"][name] for name in ("low", "high")] == [0.01, 0.04]
 
 
 def test_intervals_over_training_seeds_of_one_data_seed() -> None:
