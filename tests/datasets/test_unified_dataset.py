@@ -82,6 +82,13 @@ def test_arrays_and_tensors() -> None:
     assert labels.tolist() == joined.labels.tolist()
 
 
+def test_images_of_another_kind_need_a_transform() -> None:
+    joined = UnifiedDataset({"x": [("a path", 0), ("another", 1)]})
+    with pytest.raises(ValueError, match=r"images must be PIL images, uint8 arrays or tensors, .*'str'.*transform"):
+        joined[0]
+    assert joined.with_transform(len)[1][0] == 7
+
+
 def test_transform_gets_the_rgb_image() -> None:
     seen = []
 
@@ -127,6 +134,46 @@ def test_labels_through_subset_image_folder_and_argument(tmp_path: Path) -> None
         UnifiedDataset({"silent": Silent()})
 
 
+@pytest.mark.parametrize("attribute", ["targets", "labels", "_labels"])
+@pytest.mark.parametrize("shape", [(3,), (3, 1)])
+def test_attributes_that_hold_labels(attribute: str, shape: tuple[int, ...]) -> None:
+    class Labelled:
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> tuple[Image.Image, str]:
+            return Image.new("RGB", (4, 4)), "no label here"
+
+    part = Labelled()
+    setattr(part, attribute, torch.tensor([7, 2, 7]).view(shape))
+    assert UnifiedDataset({"x": part}).labels.tolist() == [[1, 0], [0, 0], [1, 0]]
+
+
+@pytest.mark.parametrize("attribute", ["classes", "class_names"])
+@pytest.mark.parametrize(
+    ("listed", "names"),
+    [
+        (["audi", "bmw", "vw"], ["x/audi", "x/vw"]),
+        (["audi", "bmw"], ["x/audi", "x/2"]),  # no name for label 2
+        ({2: "vw"}, ["x/0", "x/vw"]),
+    ],
+)
+def test_names_of_classes(attribute: str, listed: Any, names: list[str]) -> None:
+    part = Pictures([2, 0, 2])
+    setattr(part, attribute, listed)
+    assert UnifiedDataset({"x": part}).class_names == names
+
+
+def test_items_count_from_the_end_too() -> None:
+    joined = UnifiedDataset({"a": Pictures([0, 1]), "b": Pictures([0, 1, 0])})
+    for index in range(1, 6):
+        image, label = joined[-index]
+        assert torch.equal(image, joined[5 - index][0])
+        assert label.tolist() == joined.labels[5 - index].tolist()
+    with pytest.raises(IndexError, match="index -6 is out of range for 5 items"):
+        joined[-6]
+
+
 def test_subsets_renumber_classes_and_distributions() -> None:
     joined = UnifiedDataset({"a": Pictures([0, 1, 2]), "b": Pictures([0, 1]), "c": Pictures([0, 1])})
     part = joined.subset([2, 5, 6])
@@ -153,6 +200,9 @@ def test_split_by_whole_classes() -> None:
     assert joined.split_classes(0.3, seed=1)[1].class_names == held.class_names
     # Whatever other distributions there are.
     assert joined.select(["b"]).split_classes(0.3, seed=1)[1].class_names == held.select(["b"]).class_names
+    # At least two on either side.
+    assert [joined.split_classes(fraction)[1].counts()["a"][0] for fraction in (0.01, 0.49, 0.99)] == [2, 5, 8]
+    assert len({tuple(joined.split_classes(0.3, seed=None)[1].class_names) for _ in range(10)}) > 1
     with pytest.raises(ValueError, match="at least 4"):
         UnifiedDataset({"a": Pictures([0, 1, 2])}).split_classes(0.5)
     with pytest.raises(ValueError, match="fraction"):
@@ -170,6 +220,10 @@ def test_masks_of_parts_are_joined() -> None:
     assert joined.gallery_mask.tolist() == [False, True, False, True, True, True]
     assert joined.subset([1, 4]).query_mask.tolist() == [False, True]  # type: ignore[union-attr]
     assert UnifiedDataset({"plain": Pictures([0, 1])}).query_mask is None
+    for wrong in (torch.tensor([True, False]), torch.tensor([1, 0, 1, 0])):
+        shop.query_mask = wrong  # type: ignore[attr-defined]
+        with pytest.raises(ValueError, match=r"query_mask of distribution 'shop' must be bool of shape \(4,\)"):
+            UnifiedDataset({"shop": shop})
 
 
 def test_a_torch_subset_keeps_what_its_dataset_tells() -> None:
