@@ -1,5 +1,6 @@
 """What the comparison of two files says is outside noise."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,37 @@ def test_drift_within_a_run_is_that_of_the_peers_in_turn(files: Any) -> None:
     }
     found = compare(load_results(half("old", 1.0)), load_results(half("newer", 1.5, 1.2))).changes
     assert {change.verdict for change in found if change.new.contestant in ("ours", "torch_branches")} == {"slower"}
+
+
+def test_drift_scatter_and_noise_by_hand(files: Any) -> None:
+    """Logarithms of new over old of two comparisons; no row varies within its run."""
+    ratios = {
+        "B180": {"ours": 0.5, "authors": 0.0, "fixed": 0.1, "indexed": 0.3},
+        "B32": {"authors": 0.2, "fixed": 0.4},
+    }
+
+    def times(name: str, share: float) -> Path:
+        return files.write(
+            name,
+            [
+                files.entry(contestant, [math.exp(share * ratio)] * 3, case_id=case)
+                for case, rows in ratios.items()
+                for contestant, ratio in rows.items()
+            ],
+        )
+
+    found = compare(load_results(times("old", 0.0)), load_results(times("new", 1.0)))
+    assert found.drift == pytest.approx(math.expm1(0.2))
+    # Around the medians 0.1 and 0.3, of three and of two: 0.1, 0 and 0.2 times sqrt(3 / 2), twice 0.1 times sqrt(2).
+    scatter = 1.4826 * 0.1 * math.sqrt(2)
+    assert found.scatter == pytest.approx(scatter)
+    ours, *others = found.changes
+    assert ours.change == pytest.approx(math.expm1(0.5 - 0.1))
+    assert ours.noise == pytest.approx(3 * math.hypot(scatter, 1.2533 * scatter / math.sqrt(3)))
+    assert [change.change for change in others] == pytest.approx(
+        [math.expm1(r - 0.2) for r in (0.0, 0.1, 0.3, 0.2, 0.4)]
+    )
+    assert [change.noise for change in others] == pytest.approx([3 * scatter] * 5)
 
 
 def test_without_anybody_else_nothing_is_known_of_the_machine(files: Any, capsys: pytest.CaptureFixture[str]) -> None:

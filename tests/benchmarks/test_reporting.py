@@ -126,6 +126,16 @@ def test_durations_choose_their_unit(files: Any, centre: float, text: str) -> No
     assert duration(row) == text
 
 
+def test_median_spread_and_error_by_hand(files: Any) -> None:
+    row = load_results(files.write("one", [files.entry("ours", [4.0, 1.0, 20.0, 2.0, 3.0])])).rows[0]
+    assert row.median == 3
+    assert row.spread == 1  # half of 4 - 2
+    # Deviations 2, 1, 0, 1, 17: their median is 1.
+    assert row.relative_error_of_median == pytest.approx(1.2533 * 1.4826 / 5**0.5 / 3)
+    alone = load_results(files.write("alone", [files.entry("ours", [4.0])])).rows[0]
+    assert (alone.median, alone.spread, alone.relative_error_of_median) == (4, 0, 0)
+
+
 def test_plots_are_written_and_repeatable(path: Path, files: Any) -> None:
     content = load_results(path)
     written = write_plots(content, files.folder / "plots")
