@@ -195,8 +195,11 @@ def test_a_backbone_without_readable_weights_is_refused(
     assert not (tmp_path / "a.safetensors").exists()
 
 
-def test_saving_does_not_depend_on_being_adapted(path: Path, trained: nn.Module, tmp_path: Path) -> None:
-    load_adapter(eject(trained), path)
+def test_a_model_takes_its_adapters_back(path: Path, trained: nn.Module, images: Tensor) -> None:
+    expected = trained(images)
+    bare = eject(trained)
+    assert not torch.equal(bare(images), expected)
+    assert torch.equal(load_adapter(bare, path)(images), expected)
 
 
 @pytest.mark.parametrize(
