@@ -35,6 +35,28 @@ def test_an_index_that_orders_ties_differently_is_put_right(shards: int) -> None
         np.testing.assert_array_equal(found, wanted)
 
 
+def test_the_reference_is_asked_where_it_is_open_which_of_two_equals_is_the_last() -> None:
+    distances = np.float32([[0.0, 1.0, 1.0], [0.0, 1.0, 2.0], [1.0, 1.0, 2.0]])
+    positions = np.array([[4, 9, 3], [4, 3, 9], [9, 4, 3]])
+    asked: list[list[float]] = []
+
+    def search(queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = queries[:, 0].astype(int)
+        return distances[rows, :k], positions[rows, :k]
+
+    def reference(queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        asked.append(queries[:, 0].tolist())
+        return np.float32([[0.0, 1.0]]), np.array([[4, 3]])
+
+    queries = np.arange(3, dtype=np.float32)[:, None]
+    found = settle_ties(search, reference, queries, 2)
+    assert asked == [[0.0]]
+    assert found[0].tolist() == [[0, 1], [0, 1], [1, 1]]
+    assert found[1].tolist() == [[4, 3], [4, 3], [4, 9]]
+    settle_ties(search, reference, queries[1:], 2)
+    assert len(asked) == 1
+
+
 def test_merged_neighbours_are_ordered_by_distance_and_position() -> None:
     first = np.array([[0.1, 0.4, np.inf]], np.float32), np.array([[5, 2, -1]])
     second = np.array([[0.1, 0.2, 0.4]], np.float32), np.array([[3, 9, 1]])
@@ -45,7 +67,8 @@ def test_merged_neighbours_are_ordered_by_distance_and_position() -> None:
 
 def test_rounding_matters_where_the_order_of_close_neighbours_does() -> None:
     step, hit, miss = 1e-6, True, False
-    distances = np.float32([[0.5, 0.5 + step, 0.7, 0.9, 0.9 + step], [0.5, 0.6, 0.7, np.inf, np.inf]])[[0, 0, 0, 0, 1]]
+    distances = np.float32([[0.5, 0.5 + step, 0.7, 0.9, 0.9 + step], [0.5, 0.6, 0.7, np.inf, np.inf]])
+    distances = distances[[0, 0, 0, 0, 1, 0]]
     marks = np.array(
         [
             [hit, hit, miss, hit, miss],  # the close ones are both hits, or beyond the three that count
@@ -53,11 +76,15 @@ def test_rounding_matters_where_the_order_of_close_neighbours_does() -> None:
             [hit, hit, miss, miss, miss],  # four count: it is open which of the last two is the fourth
             [hit, hit, miss, hit, miss],  # five count: as before
             [hit, miss, hit, miss, miss],  # nothing is close where the gallery has ended
+            [hit, hit, miss, miss, miss],  # the close ones are alike, though not like the first
         ]
     )
-    found = rounding_matters(distances, marks, np.array([3, 3, 4, 5, 3]), 16)
-    assert found.tolist() == [False, True, True, True, False]
+    found = rounding_matters(distances, marks, np.array([3, 3, 4, 5, 3, 5]), 16)
+    assert found.tolist() == [False, True, True, True, False, False]
     # Wider rows are rounded more often.
     far = np.float32([[0.5, 0.5 + 5e-6]])
     assert rounding_matters(far, np.array([[hit, miss]]), 2, 16).tolist() == [False]
     assert rounding_matters(far, np.array([[hit, miss]]), 2, 1024).tolist() == [True]
+    # At width 16 by 2^-20 + 4 * 2^-22 at most.
+    edge = np.float32([[0.5, 0.5 + 2**-19], [0.5, 0.5 + 2**-19 + 2**-23]])
+    assert rounding_matters(edge, np.array([[hit, miss]] * 2), 2, 16).tolist() == [True, False]
