@@ -27,7 +27,8 @@ class ClassItems:
         self._order = self._items.copy()
         self._pass = np.full(len(self.sizes), -1, np.int64)
         self._uses_per_pass = -(-self.sizes // m)
-        self._seed = seed
+        # Mixed, since pass p is added to it: pass 1 of seed 0 is not to be pass 0 of seed 1.
+        self._seed = _mix(np.array([seed], np.uint64))
 
     def groups(self, classes: IntArray, uses: IntArray) -> IntArray:
         """Item positions (K, m) of K distinct classes, each at its given use."""
@@ -46,7 +47,7 @@ class ClassItems:
         within = np.arange(len(which)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         places = self._starts[classes][which] + within
         items = self._items[places]
-        hashed = _mix(_mix(passes.astype(np.uint64) + np.uint64(self._seed))[which] + items.astype(np.uint64))
+        hashed = _mix(_mix(passes.astype(np.uint64) + self._seed)[which] + items.astype(np.uint64))
         # The class in the high bits keeps the classes apart in one sort.
         order = np.argsort((which.astype(np.uint64) << np.uint64(40)) | (hashed >> np.uint64(24)), kind="stable")
         self._order[places] = items[order]
