@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from puma_plugin.evaluation import nearest_neighbours
+from puma_plugin.evaluation import nearest_neighbours, search
 from puma_plugin.evaluation.search import as_unit_rows
 
 
@@ -57,6 +57,19 @@ def test_rows_of_zeros_are_similar_to_nothing() -> None:
     assert places.tolist() == [[0, 1, 2, 3, 4], [4, 0, 1, 2, 3], [0, 1, 2, 3, 4]]
     expected = as_unit_rows(queries, "queries") @ gallery.T
     np.testing.assert_allclose(similarities, np.take_along_axis(expected, places, 1), atol=1e-6)
+
+
+def test_queries_in_blocks_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, ids = np.random.default_rng(4).standard_normal((600, 8)), np.arange(600) // 2
+    whole = nearest_neighbours(rows, rows, 5, ids, ids)
+    in_blocks = nearest_neighbours(rows, rows, 5, ids, ids, block_size=7)
+    monkeypatch.setattr(search, "_PRODUCTS_AT_ONCE", 1)  # the compiled search takes 256 of them at once
+    for expected, *found in zip(whole, in_blocks, nearest_neighbours(rows, rows, 5, ids, ids), strict=True):
+        for one in found:
+            np.testing.assert_array_equal(one, expected)
+    unit = as_unit_rows(rows, "rows")
+    cosines = np.where(ids[:, None] == ids, -np.inf, unit @ unit.T)
+    np.testing.assert_allclose(whole[0], -np.sort(-cosines, axis=1)[:, :5], atol=1e-6)
 
 
 def test_missing_places_are_marked() -> None:
