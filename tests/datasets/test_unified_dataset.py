@@ -182,6 +182,8 @@ def test_subsets_renumber_classes_and_distributions() -> None:
     assert part.class_names == ["a/2", "c/0", "c/1"]
     assert joined.select(["c", "a"]).distribution_names == ["a", "c"]
     assert joined.subset(torch.tensor([False] * 5 + [True] * 2)).distribution_names == ["c"]
+    backwards = list(reversed(range(7)))  # as many numbers as a mask would have
+    assert joined.subset(backwards).item_ids.tolist() == joined.item_ids.tolist()[::-1]
     assert len(joined) == 7
     for wrong in ([], [7], [-1], [0.5]):
         with pytest.raises(ValueError, match="indices"):
@@ -258,6 +260,7 @@ same = Pictures([0, 1])
         ([Pictures([0, 1])], "non-empty mapping"),
         ({"": Pictures([0, 1])}, "cannot name"),
         ({"a/b": Pictures([0, 1])}, "cannot name"),
+        ({3: Pictures([0, 1])}, "cannot name"),
         ({"harmonic": Pictures([0, 1])}, "cannot name"),
         ({"ok\udcfe": Pictures([0, 1])}, "name of a folder that is no UTF-8, .* rename the folder"),
         ({"a": None}, "must be a dataset"),
@@ -269,6 +272,7 @@ same = Pictures([0, 1])
             r"whose 2 distributions would become one.* take its subset\(indices\)",
         ),
         ({"a": Pictures([0, 1]), "b": Pictures([3, 3])}, "'b' has one class"),
+        ({"a": Pictures([0])}, "'a' has one class"),
     ],
 )
 def test_wrong_parts(parts: Any, message: str) -> None:
@@ -283,5 +287,5 @@ def test_wrong_labels() -> None:
         UnifiedDataset({"a": Pictures([0, 1])}, labels={"a": [0.5, 1.5]})  # type: ignore[list-item]
     with pytest.raises(ValueError, match=r"\['b'\].*not among"):
         UnifiedDataset({"a": Pictures([0, 1])}, labels={"b": [0, 1]})
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError, match="index 2 is out of range for 2 items"):
         UnifiedDataset({"a": Pictures([0, 1])})[2]
