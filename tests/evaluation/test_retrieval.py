@@ -13,6 +13,7 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
 from puma_plugin.evaluation import RetrievalResult, evaluate_retrieval, nearest_neighbours, scoring
 from puma_plugin.evaluation.paper_code import overlapping_classes, own_numbers, position_keys
+from puma_plugin.evaluation.result import _harmonic
 from puma_plugin.evaluation.retrieval import PROTOCOLS, Protocol
 from puma_plugin.evaluation.scoring import blocks_by_depth
 from puma_plugin.evaluation.search import CompiledSearcher, FaissSearcher, searcher_type
@@ -145,6 +146,12 @@ def test_paper_code_class_numbers_of_the_eight_datasets() -> None:
     assert len(numbers) == 15_937
     assert len(np.unique(numbers)) == 11_514
     assert numbers[distributions == 2].min() == 11_318 + 196
+
+
+def test_what_is_joined_last_gets_the_last_numbers() -> None:
+    # Two classes of distribution 0, two of distribution 2, and only then the one of distribution 1.
+    numbers = overlapping_classes(np.array([0, 0, 1, 2, 2]), np.array([0, 1, 0, 0, 1]), joined_last=[1])
+    assert numbers.tolist() == [0, 1, 4, 2, 3]
 
 
 def test_paper_code_class_numbers_by_default() -> None:
@@ -303,6 +310,13 @@ def test_a_hit_at_the_very_last_rank_of_a_further_k_counts(farthest: int) -> Non
     expected = np.mean([rank <= farthest for rank in ranks])
     assert ranks == [5, 7]
     assert result.per_distribution["distribution 0"][f"recall_at_{farthest}"] == expected
+
+
+def test_a_harmonic_mean_with_an_undefined_value_is_undefined_whatever_the_others() -> None:
+    assert math.isnan(_harmonic([0.0, math.nan]))
+    assert math.isnan(_harmonic([0.5, math.nan]))
+    assert _harmonic([0.5, 0.0]) == 0
+    assert _harmonic([0.5, 0.25]) == pytest.approx(1 / 3)
 
 
 def test_further_ks_of_one_distribution(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,6 +94,12 @@ def test_shares_together_are_the_whole_batch(world_size: int) -> None:
         assert torch.equal(torch.get_rng_state(), after)
 
 
+@pytest.mark.parametrize("max_batch", [None, 5])
+def test_adapters_that_are_never_skipped_have_no_gates(max_batch: int | None) -> None:
+    trunk = vit(drop=0.0)
+    torch.testing.assert_close(BatchShare(trunk, max_batch)(IMAGES), trunk(IMAGES))
+
+
 def test_memory_is_that_of_one_piece() -> None:
     """What the forward pass keeps for the backward pass does not grow with the batch."""
 
