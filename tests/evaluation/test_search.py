@@ -31,6 +31,26 @@ def test_unit_rows_are_kept_bit_for_bit() -> None:
     np.testing.assert_allclose(lengths[:-2], 1, atol=3e-7)
     assert lengths[-2] == 0
     assert lengths[-1] == pytest.approx(1)
+    # A single one among unit rows too, and rows with a gradient.
+    one_longer = np.concatenate([unit, 2 * unit[:1]])
+    assert np.linalg.norm(as_unit_rows(one_longer, "rows")[-1]) == pytest.approx(1)
+    assert np.array_equal(as_unit_rows(torch.from_numpy(unit).requires_grad_(), "rows"), unit)
+
+
+def test_rows_of_one_column_are_the_narrowest() -> None:
+    similarities, places = nearest_neighbours([[2.0], [-3.0]], [[1.0], [-1.0]], 1)
+    assert places.tolist() == [[0], [1]]
+    assert similarities.tolist() == [[1], [1]]
+    for wrong in (np.ones(3), np.ones((3, 2, 2)), np.ones((3, 0))):
+        with pytest.raises(ValueError, match="queries must"):
+            nearest_neighbours(wrong, np.ones((2, 2)), 1)
+    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+        nearest_neighbours(np.eye(2), np.eye(2), 0)
+
+
+def test_nobody_asks() -> None:
+    similarities, places = nearest_neighbours(np.empty((0, 2)), np.eye(2), 1)
+    assert similarities.shape == places.shape == (0, 1)
 
 
 def test_rows_of_a_read_only_file_are_searched_without_a_warning(tmp_path: Path) -> None:
