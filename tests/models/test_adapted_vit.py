@@ -214,6 +214,8 @@ def test_given_gates(vit: nn.Module, images: Tensor) -> None:
     refused = pytest.raises(ValueError, match=r"computed once more in the backward .* BatchShare\(model, max_batch\)")
     with refused, vit.given_gates(open_):
         pass
+    with vit.given_gates([None] * len(open_)):  # none to be drawn again
+        vit(images)
     with vit.eval().given_gates(open_):
         vit(images)
 

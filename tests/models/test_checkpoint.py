@@ -195,6 +195,14 @@ def test_a_backbone_without_readable_weights_is_refused(
     assert not (tmp_path / "a.safetensors").exists()
 
 
+def test_an_adapted_model_takes_the_weights_and_is_given_back(
+    path: Path, trained: nn.Module, backbone: Callable[[], nn.Module], images: Tensor
+) -> None:
+    vit = adapt(backbone(), **SMALL, drop=0.25)
+    assert load_adapter(vit, path) is vit
+    assert torch.equal(vit(images), trained(images))
+
+
 def test_a_model_takes_its_adapters_back(path: Path, trained: nn.Module, images: Tensor) -> None:
     expected = trained(images)
     bare = eject(trained)
