@@ -166,10 +166,12 @@ def test_one_step_is_the_plain_computation() -> None:
 def test_weights_of_the_losses(given: dict[str, float] | None, metric: float, penalty: float) -> None:
     run = Run(loss_weights=given, prompt_penalty_weight=0.5)
     run.trainer.iterations_per_epoch = 1
+    run.model.trunk.prompt_pool.keys.data.mul_(30)  # a penalty of the size of the loss
     values: list[float] = []
     run.loss.register_forward_hook(lambda module, inputs, output: values.append(output.item()))
     penalty_before = run.model.prompt_penalty().item()
     run.trainer.train()
+    assert penalty_before > 0.1
     expected = metric * values[0] + penalty * penalty_before
     assert run.trainer.history[0]["total_loss"] == pytest.approx(expected)
 
@@ -361,7 +363,7 @@ def test_nan_stops_with_step_and_items_and_keeps_the_last_checkpoint(tmp_path: P
     good, kept = run.state(), path.read_bytes()
     good = {name: tensor.clone() for name, tensor in good.items()}
     run.parts["b"].poisoned = 7
-    with pytest.raises(NonFiniteLossError, match=r"b\[7\].*state\.pt") as caught:
+    with pytest.raises(NonFiniteLossError, match=r"metric_loss is nan.*b\[7\].*state\.pt") as caught:
         run.trainer.train(num_epochs=2)
     assert caught.value.epoch == 2
     assert f"iteration {caught.value.iteration}" in str(caught.value)
@@ -498,6 +500,11 @@ def test_an_epoch_after_which_the_hook_stops_is_the_last(tmp_path: Path) -> None
     run.trainer.train(num_epochs=9)
     assert [entry.get("score") for entry in run.trainer.history] == [None, 1.0]
     assert torch.load(path, weights_only=True)["progress"]["epoch"] == 3
+    # An epoch that is evaluated anyway is not evaluated again because it is the last.
+    called = []
+    run = Run(evaluate=lambda trainer: called.append(trainer.epoch), end_of_epoch_hook=lambda trainer: False)
+    run.trainer.train(num_epochs=3)
+    assert called == [1]
 
 
 def test_a_memory_of_former_batches_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -618,7 +625,7 @@ def plain_vit() -> torch.nn.Module:
         ({"checkpoint_every": 0}, "checkpoint_every"),
         ({"evaluate_every": 0}, "evaluate_every"),
         ({"batch_size": 1000}, "larger than"),
-        ({"dataset": Noisy(3, 9, 0)}, "UnifiedDataset"),
+        ({"dataset": Noisy(3, 9, 0)}, "wrap your datasets in UnifiedDataset"),
         ({"dataset": Subset(UnifiedDataset({"a": Noisy(3, 9, 0)}), range(6))}, r"subset\(indices\) in place of"),
     ],
 )
