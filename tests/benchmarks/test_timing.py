@@ -63,6 +63,18 @@ def test_preparation_is_not_timed_and_short_calls_are_repeated(monkeypatch: pyte
     assert samples["long"].seconds == pytest.approx([0.05] * 3)
 
 
+def test_repeated_calls_have_inputs_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = Watch(monkeypatch)
+    numbers: list[int] = []
+
+    def prepare(index: int) -> Call:
+        numbers.append(index)
+        return lambda: watch.pass_time(0.001)
+
+    assert interleave({"x": prepare}, CpuClock(), Effort("test", 0.0, 2, 2, 1, 0.0029))["x"].repeats == 3
+    assert numbers == list(range(1 + 2 * 3))
+
+
 @pytest.mark.parametrize(("budget", "rounds"), [(0.0, 2), (0.25, 3), (10.0, 4)])
 def test_the_budget_buys_rounds_within_the_bounds(monkeypatch: pytest.MonkeyPatch, budget: float, rounds: int) -> None:
     contestants = {"x": Watch(monkeypatch).contestant(0.05, 0.05)}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from puma_plugin.datasets.class_split import divide_classes, split_by_class
+from puma_plugin.datasets.class_split import divide_classes, shared_classes, split_by_class
 from puma_plugin.datasets.errors import DatasetError
 from puma_plugin.datasets.listing import Listing
 
@@ -28,11 +28,27 @@ def test_a_generator_draws_the_taken_classes() -> None:
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="needs 4 classes, 2 for each part, there are 3"):
         divide_classes(3, 0.5, least=2)
-    with pytest.raises(ValueError, match="test_fraction is 0; it must be in"):
-        divide_classes(10, 0)
     listing = Listing.build("/data/cats", ["a.jpg", "b.jpg"], [0, 0], ["x"])
+    for fraction in (0, 1):
+        with pytest.raises(ValueError, match=f"^test_fraction is {fraction}; it must be in"):
+            divide_classes(10, fraction)
+        with pytest.raises(ValueError, match=f"^test_fraction is {fraction}; it must be in"):
+            split_by_class(listing, fraction, True, "cats (train)")
     with pytest.raises(DatasetError, match=r"cats \(train\): .* there are 1 in /data/cats \(x\); add classes"):
         split_by_class(listing, 0.5, True, "cats (train)")
+
+
+@pytest.mark.parametrize(
+    ("test", "found"),
+    [
+        (["c"], None),
+        (["c", "b"], "1 class trains and is in the test, the first is 'b'; "),
+        (["b", "c", "a"], "2 classes train and are in the test, the first is 'a'; "),
+    ],
+)
+def test_classes_that_both_train_and_test_are_told(test: list[str], found: str | None) -> None:
+    sentence = shared_classes(["a", "b", "d"], test)
+    assert sentence is None if found is None else sentence is not None and sentence.startswith(found)
 
 
 def test_images_follow_their_classes() -> None:

@@ -442,6 +442,7 @@ def test_result_is_json_and_prints() -> None:
     lines = result.table("recall_at_2", "map_at_r").splitlines()
     assert lines[0].split() == ["R@2", "MAP@R"]
     of_birds = result.per_distribution["birds"]
+    assert len({len(line) for line in result.table().splitlines()}) == 1
     rows_of_one = dict(line.rsplit(maxsplit=1) for line in result.table().splitlines())
     assert rows_of_one == {
         **{name: f"{100 * part['recall_at_1']:.2f}" for name, part in result.per_distribution.items()},

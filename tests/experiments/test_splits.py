@@ -240,6 +240,17 @@ def test_held_out_classes_leave_the_training_set(tmp_path: Path, write_classes) 
     assert splits.describe()["cars"]["train"] == {"classes": 3, "images": 6}
 
 
+@pytest.mark.parametrize(("fraction", "held_out"), [(0.2, 0), (0.5, 2), (0.75, 0)])
+def test_fewer_than_two_classes_are_neither_held_out_nor_left(
+    tmp_path: Path, write_classes, fraction: float, held_out: int
+) -> None:
+    # Of four classes to train on 1, 2 or 3 would be held out.
+    write_classes(tmp_path / "cars", dict.fromkeys("abcdefgh", 2))
+    splits = load_splits(DataConfig(folders={"cars": str(tmp_path / "cars")}, validation_fraction=fraction))
+    assert len(splits.train["cars"].class_names) == 4 - held_out
+    assert [len(images.class_names) for images in splits.validation.values()] == [held_out] * (held_out > 0)
+
+
 def test_shuffled_split_follows_the_seed(tmp_path: Path, write_classes) -> None:
     write_classes(tmp_path / "cars", dict.fromkeys("abcdefgh", 2))
     folders = {"cars": str(tmp_path / "cars")}
