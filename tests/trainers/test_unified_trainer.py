@@ -570,7 +570,11 @@ def test_loss_scaling_with_an_optimizer_that_gets_no_gradient() -> None:
     spare = torch.nn.Linear(2, 2)
     run.trainer.models["embedder"] = torch.nn.Sequential()
     run.trainer.optimizers["embedder_optimizer"] = torch.optim.SGD(spare.parameters(), 0.1)
+    # Low enough that no step is left out: those would not ask the optimizers for anything.
+    run.trainer.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    weights = run.loss.W.detach().clone()
     run.trainer.train()
+    assert not torch.equal(run.loss.W, weights)
     assert run.trainer.global_step == 5
 
 
