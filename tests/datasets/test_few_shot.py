@@ -129,6 +129,7 @@ def _content(**changes):
         (_content(distributions=[]), "has no distributions"),
         (_content(distributions={"birds": {}}), "birds has no classes"),
         (_content(distributions={"birds": {"c0": "x"}}), "class 'c0' of birds is no list of paths"),
+        (_content(distributions={"birds": {"c0": [3]}}), "class 'c0' of birds is no list of paths"),
         (_content(distributions={"birds": {"c0": []}}), "class 'c0' of birds has 0 images, 1 to 2 are right"),
         (_content(distributions={"birds": {"c0": ["a", "b", "c"]}}), "class 'c0' of birds has 3 images"),
         (_content(distributions={"birds": {"c0": ["/etc/x.jpg"]}}), "the path '/etc/x.jpg', which is not below"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from puma_plugin.evaluation import nearest_neighbours, search
-from puma_plugin.evaluation.search import as_unit_rows
+from puma_plugin.evaluation.search import CompiledSearcher, FaissSearcher, as_unit_rows
 
 
 def test_ties_beyond_the_reservoir_limit_of_faiss() -> None:
@@ -96,6 +96,22 @@ def test_missing_places_are_marked() -> None:
     similarities, indices = nearest_neighbours(np.eye(2), np.eye(2), 3, [0, 1], [0, 1])
     assert indices.tolist() == [[1, -1, -1], [0, -1, -1]]
     assert similarities[0].tolist() == [0.0, -np.inf, -np.inf]
+
+
+@pytest.mark.parametrize("searcher", [FaissSearcher, CompiledSearcher])
+def test_part_of_a_gallery_that_has_fewer_rows_than_asked_for(
+    searcher: type[FaissSearcher] | type[CompiledSearcher],
+) -> None:
+    queries, ids = np.eye(2, 4, dtype=np.float32), np.array([30, 31])
+    part = searcher(np.eye(2, 4, dtype=np.float32), np.array([30, 32]), np.array([5, 9]))
+    distances, places = part.search(queries, 3, ids)
+    assert places.tolist() == [[9, -1, -1], [9, 5, -1]]
+    np.testing.assert_allclose(distances, [[2, np.inf, np.inf], [0, 2, np.inf]], atol=1e-6)
+    nothing = searcher(np.empty((0, 4), np.float32), np.empty(0, np.int64), np.empty(0, np.int64))
+    distances, places = nothing.search(queries, 2, ids)
+    assert np.isinf(distances).all()
+    assert places.tolist() == [[-1, -1]] * 2
+    assert part.search(queries[:0], 3, ids[:0])[1].shape == (0, 3)
 
 
 def test_missing_faiss_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

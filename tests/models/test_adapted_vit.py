@@ -169,6 +169,19 @@ def test_only_the_own_part_follows_train(make_vit: Callable[..., nn.Module], blo
     assert all(type(block) is Block for block in vit.blocks)
 
 
+def test_eject_leaves_nothing_behind(make_vit: Callable[..., nn.Module]) -> None:
+    vit = make_vit()
+    before, names = dict(vit.state_dict()), set(vit.__dict__)
+    adapt(vit, adapter_dim=8, pool_size=3, prompt_length=2)
+    vit.gate_generator = torch.Generator()
+    eject(vit)
+    assert vit.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in vit.state_dict().items())
+    assert set(vit.__dict__) == names
+    for name in ("prompt_pool", "adaptation", "gate_generator", "prompt_penalty"):
+        assert not hasattr(vit, name)
+
+
 def test_statistics_of_batch_norm_do_not_move(make_vit: Callable[..., nn.Module]) -> None:
     vit = make_vit("vit_small_resnet26d_224", depth=1, img_size=64).train()
     norms = [module for module in vit.modules() if isinstance(module, nn.BatchNorm2d)]
