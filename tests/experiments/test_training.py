@@ -76,6 +76,39 @@ def test_prompt_weights_are_the_means_of_the_images_of_each_distribution() -> No
         assert Run(config(**without), Splits({}, {}, sets)).prompt_weights(sets) is None
 
 
+def trained_splits() -> Splits:
+    train: Any = {"first one": RandomImages(Size(4, 16), 0), "b": RandomImages(Size(3, 9), 1)}
+    return Splits(train, {}, train)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "method", "balance", "penalty", "frozen"),
+    [
+        ("proportional", "puma", "proportional", 1.0, ()),
+        ("balanced", "adapters", "uniform", 0.0, ()),
+        ("balanced", "linear", "uniform", 0.0, ("trunk",)),
+    ],
+)
+def test_settings_reach_sampler_and_trainer(
+    sampling: Any, method: str, balance: str, penalty: float, frozen: tuple[str, ...]
+) -> None:
+    given = config(method=method)
+    settings = replace(
+        given, sampling=sampling, precision="bf16", validate_every=3, optimizer=OptimizerConfig(clip=0.3)
+    )
+    run = Run(settings, trained_splits())
+    run.prepare()
+    trainer = run.trainer
+    assert trainer is not None
+    assert (trainer.sampler.balance, trainer.sampler.seed, trainer.sampler.m) == (balance, 3, None)
+    assert (trainer.seed, trainer.clip_value, trainer.amp_dtype) == (3, 0.3, torch.bfloat16)
+    assert (trainer.prompt_penalty_weight, tuple(trainer.freeze_these)) == (penalty, frozen)
+    assert trainer.evaluate_every == 3
+    # Images of files are transformed one by one, each by a seed of its own.
+    assert trainer.seed_items
+    assert run.steps == 25 // 8
+
+
 @pytest.mark.parametrize(
     ("images", "asked", "world", "m", "expected"),
     [
