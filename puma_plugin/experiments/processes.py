@@ -236,9 +236,9 @@ class _Board:
     def _silence(self, who: str) -> str:
         return (
             f"no answer from process {who}: it has died (was killed, or had no memory left), or did not answer within "
-            f"process_timeout, {self.timeout:g} seconds, as it hangs (a stuck disk or data loader), was stopped, or "
-            "works for that long alone; start again (`puma train` with --resume), in the last case with a larger "
-            "--process_timeout"
+            f"process_timeout, {self.timeout:g} seconds, as it hangs (a stuck disk or data loader), was stopped, "
+            "cannot be reached over the network, or works for that long alone; start again (`puma train` with "
+            "--resume), in the last case with a larger --process_timeout"
         )
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -357,6 +358,78 @@ def test_machines_that_were_given_different_commands(settings: Path, tmp_path: P
     )
     assert "Traceback" not in first + second
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def two_hosts() -> Iterator[list[tuple[str, str]]]:
+    """(network namespace, its interface) of two hosts with a network between them; the first is 10.87.0.1."""
+    names = [f"puma{os.getpid()}{letter}" for letter in "ab"]
+    links = [f"{name}v"[-15:] for name in names]
+    commands = [f"netns add {name}" for name in names]
+    commands.append(f"link add {links[0]} netns {names[0]} type veth peer name {links[1]} netns {names[1]}")
+    for number, (name, link) in enumerate(zip(names, links, strict=True), start=1):
+        commands += [f"-n {name} addr add 10.87.0.{number}/24 dev {link}"]
+        commands += [f"-n {name} link set {device} up" for device in (link, "lo")]
+    try:
+        for command in commands:
+            done = subprocess.run(["ip", *command.split()], capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                pytest.skip(f"ip {command}: {done.stderr.strip()}")
+        yield list(zip(names, links, strict=True))
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+def start_on_hosts(hosts: list[tuple[str, str]], settings: Path, *arguments: str) -> list[subprocess.Popen[str]]:
+    """torchrun on each of them, as on two machines with a common file system."""
+    launcher = ["torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--master-addr=10.87.0.1"]
+    train = ["--master-port=29507", "-m", "puma_plugin", "train", "--config", str(settings), *arguments]
+    return [
+        subprocess.Popen(
+            ["ip", "netns", "exec", name, sys.executable, "-m", *launcher, f"--node-rank={number}", *train],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": link},
+        )
+        for number, (name, link) in enumerate(hosts)
+    ]
+
+
+needs_hosts = pytest.mark.skipif(
+    shutil.which("ip") is None or os.geteuid() != 0, reason="needs iproute2 and the right to make networks"
+)
+
+
+@needs_hosts
+@pytest.mark.slow
+def test_two_hosts_have_the_curve_of_one_process(
+    two_hosts: list[tuple[str, str]], settings: Path, alone: Path, tmp_path: Path
+) -> None:
+    started = start_on_hosts(two_hosts, settings, "--out", str(tmp_path / "run"))
+    said = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(alone), rtol=0, atol=1e-4)
+
+
+@needs_hosts
+@pytest.mark.slow
+def test_a_network_that_breaks_ends_both_hosts(
+    two_hosts: list[tuple[str, str]], settings: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    more = ["--epochs", "5000", "--process_timeout", "10", "--out", str(out)]
+    started = start_on_hosts(two_hosts, settings, *more)
+    workers_after_a_checkpoint(started[0], out)
+    name, link = two_hosts[1]
+    subprocess.run(["ip", "-n", name, "link", "set", link, "down"], check=True)
+    for process in started:
+        said = process.communicate(timeout=90)[0]
+        assert process.returncode != 0
+        assert "puma train: error: no answer from process" in said
+        assert "cannot be reached over the network" in said
 
 
 def test_batch_that_cannot_be_shared(settings: Path, tmp_path: Path) -> None:
