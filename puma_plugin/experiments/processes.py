@@ -78,7 +78,7 @@ class Processes:
             ValueError: some processes find it and others do not, or find another one: no common file system.
         """
         if self.world_size == 1:
-            return path.exists()
+            return path.is_file()
         content = file_digest(path)
         found = self.gather((socket.gethostname(), content))
         first = found[0][1]

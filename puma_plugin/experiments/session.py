@@ -236,7 +236,7 @@ def evaluate(
             torch.set_num_threads(config.threads)
         other = None if baseline is None else processes.from_first(lambda: read_baseline(baseline))
         path = weights / WEIGHTS if weights.is_dir() else weights
-        if not path.is_file():
+        if not processes.require_same_file(path, "--checkpoint"):
             raise ValueError(
                 f"--checkpoint is {weights}, but {path} is no file; give the folder of a run that has ended"
             )

@@ -318,14 +318,14 @@ def test_process_that_never_joins(settings: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def on_two_machines(settings: Path, *more: list[str]) -> list[str]:
+def on_two_machines(settings: Path, *more: list[str], command: str = "train") -> list[str]:
     """What the two say that are started with these arguments, each on a machine of its own, and fail together."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     started = [
         subprocess.Popen(
-            [sys.executable, "-m", "puma_plugin", "train", "--config", str(settings), *arguments],
+            [sys.executable, "-m", "puma_plugin", command, "--config", str(settings), *arguments],
             stderr=subprocess.PIPE,
             text=True,
             cwd=ROOT,
@@ -348,6 +348,15 @@ def test_machines_without_a_common_file_system_cannot_go_on(settings: Path, kill
     )
     assert "Traceback" not in first + second
     assert not (tmp_path / "here").exists()
+
+
+def test_machines_do_not_evaluate_different_weights(settings: Path, alone: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    other.write_bytes((alone / "model.safetensors").read_bytes()[:-1] + b"?")
+    checkpoints = (["--checkpoint", str(path)] for path in (alone / "model.safetensors", other))
+    first, second = on_two_machines(settings, *checkpoints, command="evaluate")
+    assert re.search(r"process 1 on \S+ finds another one there, unlike the first process; --checkpoint must", first)
+    assert "Traceback" not in first + second
 
 
 def test_machines_that_were_given_different_commands(settings: Path, tmp_path: Path) -> None:
