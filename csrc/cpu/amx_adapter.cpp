@@ -3,13 +3,9 @@
 #include <cstring>
 
 #include "ahead.h"
+#include "bf16_vectors.h"
 
 #if PUMA_HAS_AMX
-#if !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 has many in its own header
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
-#include <immintrin.h>
 
 #define PUMA_AMX_INLINE inline __attribute__((always_inline)) PUMA_AMX
 
@@ -37,65 +33,14 @@ PUMA_AMX void release() { _tile_release(); }
 // The intrinsics of tiles do not tell the compiler which memory they use.
 PUMA_AMX_INLINE void memory_barrier() { asm volatile("" ::: "memory"); }
 
-PUMA_AMX_INLINE __m512i bits(__m512bh value) { return reinterpret_cast<__m512i>(value); }
-PUMA_AMX_INLINE __m512i low_half(const bf16* in) {
-  return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(in)));
-}
-PUMA_AMX_INLINE __m512 load(const bf16* in) { return _mm512_castsi512_ps(_mm512_slli_epi32(low_half(in), 16)); }
-PUMA_AMX_INLINE __m512 load(const float* in) { return _mm512_loadu_ps(in); }
-
-// 32 values, to nearest even as the processor rounds: subnormals become 0, as they do in the matrix unit.
-PUMA_AMX_INLINE void store_pair(bf16* out, __m512 first, __m512 second) {
-  _mm512_storeu_si512(out, bits(_mm512_cvtne2ps_pbh(second, first)));
-}
-
-// The same with subnormals kept and one NaN for all.
-PUMA_AMX_INLINE void store_exactly(bf16* out, __m512 first, __m512 second) {
-  constexpr int kSpecial = 0x80 | 0x20 | 0x01;  // signalling NaN, subnormal, quiet NaN
-  if (__builtin_expect((_mm512_fpclass_ps_mask(first, kSpecial) | _mm512_fpclass_ps_mask(second, kSpecial)) != 0, 0)) {
-    alignas(64) float values[32];
-    _mm512_store_ps(values, first);
-    _mm512_store_ps(values + 16, second);
-    convert(out, values, 32);
-  } else {
-    store_pair(out, first, second);
-  }
-}
-PUMA_AMX_INLINE void store_exactly(float* out, __m512 first, __m512 second) {
-  _mm512_storeu_ps(out, first);
-  _mm512_storeu_ps(out + 16, second);
-}
-
 // Two rows, 16 columns, interleaved.
 PUMA_AMX_INLINE void interleave_pair(bf16* out, const bf16* in, int64_t stride) {
-  const __m512i even = low_half(in), odd = low_half(in + stride);
-  _mm512_storeu_si512(out, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
+  _mm512_storeu_si512(out, interleaved(in, in + stride));
 }
 
 // A tile: 32 rows, 16 columns.
 PUMA_AMX_INLINE void interleave(bf16* tile, const bf16* in, int64_t stride) {
   for (int64_t k = 0; k < 16; ++k) interleave_pair(tile + 32 * k, in + 2 * k * stride, stride);
-}
-
-// out (16, 16) = the transpose of in, whose elements are pairs; strides in halves.
-PUMA_AMX_INLINE void transpose_pairs(bf16* out, const bf16* in, int64_t stride) {
-  const __m512i place = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  __m512i row[16];
-  PUMA_UNROLL for (int i = 0; i < 16; ++i) row[i] = _mm512_loadu_si512(in + i * stride);
-  // Rows s apart exchange the quarters off the diagonal of each (2s, 2s).
-  PUMA_UNROLL for (int s = 1; s < 16; s *= 2) {
-    const __m512i bit = _mm512_set1_epi32(s), second = _mm512_set1_epi32(16);
-    const __mmask16 upper = _mm512_test_epi32_mask(place, bit);
-    const __m512i low = _mm512_mask_add_epi32(place, upper, _mm512_sub_epi32(place, bit), second);
-    const __m512i high = _mm512_mask_add_epi32(_mm512_add_epi32(place, bit), upper, place, second);
-    PUMA_UNROLL for (int i = 0; i < 16; ++i) {
-      if ((i & s) != 0) continue;
-      const __m512i a = row[i], b = row[i + s];
-      row[i] = _mm512_permutex2var_epi32(a, low, b);
-      row[i + s] = _mm512_permutex2var_epi32(a, high, b);
-    }
-  }
-  PUMA_UNROLL for (int i = 0; i < 16; ++i) _mm512_storeu_si512(out + 32 * i, row[i]);
 }
 
 // Tiles 0 to 3, 32 rows and columns, += left @ right. The left-hand side's tiles are `next` elements apart towards its
@@ -198,7 +143,7 @@ PUMA_AMX void fill(const AmxOperand& operand, const bf16* matrix, int64_t depth,
 PUMA_AMX void fill_transposed(const AmxOperand& operand, const bf16* matrix, int64_t depth, int64_t columns) {
   for (int64_t column = 0; column < columns; column += 16) {
     for (int64_t row = 0; row < depth; row += 32) {
-      transpose_pairs(operand.tile(row, column), matrix + column * depth + row, depth);
+      transpose_pairs(operand.tile(row, column), 32, matrix + column * depth + row, depth);
     }
   }
 }
@@ -218,7 +163,7 @@ PUMA_AMX void fill_columns(const AmxOperand& panel, int64_t row, const bf16* in,
   alignas(64) bf16 pairs[kTile];
   for (int64_t column = 0; column < columns; column += 16) {
     interleave(pairs, in + column, columns);
-    transpose_pairs(panel.tile(row, column), pairs, 32);
+    transpose_pairs(panel.tile(row, column), 32, pairs, 32);
   }
 }
 

@@ -12,14 +12,21 @@
 namespace puma {
 namespace {
 
-constexpr const char* kNames[] = {"default", "avx2", "avx512", "avx512_vnni", "amx"};
+constexpr const char* kNames[] = {"default", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx"};
 
 #if defined(__x86_64__)
+bool has_bf16() {
+#if PUMA_HAS_BF16
+  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512dq");
+#else
+  return false;
+#endif
+}
+
 // The matrix unit, with products of bfloat16.
 bool has_amx() {
 #if PUMA_HAS_AMX
-  return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
-      __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512dq");
+  return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16");
 #else
   return false;
 #endif
@@ -43,7 +50,8 @@ InstructionSet best() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
     if (!__builtin_cpu_supports("avx512vnni")) return InstructionSet::avx512;
-    return has_amx() ? InstructionSet::amx : InstructionSet::avx512_vnni;
+    if (!has_bf16()) return InstructionSet::avx512_vnni;
+    return has_amx() ? InstructionSet::amx : InstructionSet::avx512_bf16;
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return InstructionSet::avx2;
 #endif
@@ -54,7 +62,7 @@ InstructionSet wanted() {
   const char* const name = std::getenv("PUMA_CPU_CAPABILITY");
   const InstructionSet most = best();
   if (name == nullptr || *name == '\0') {
-    return most == InstructionSet::amx && !amx_is_granted() ? InstructionSet::avx512_vnni : most;
+    return most == InstructionSet::amx && !amx_is_granted() ? InstructionSet::avx512_bf16 : most;
   }
   for (int i = 0; i <= static_cast<int>(most); ++i) {
     if (std::string(name) != kNames[i]) continue;
@@ -65,8 +73,8 @@ InstructionSet wanted() {
     return named;
   }
   throw std::runtime_error(
-      "PUMA_CPU_CAPABILITY must be default, avx2, avx512, avx512_vnni or amx and no more than this machine has, "
-      "which is " + std::string(kNames[static_cast<int>(most)]) + "; got " + name);
+      "PUMA_CPU_CAPABILITY must be default, avx2, avx512, avx512_vnni, avx512_bf16 or amx and no more than this "
+      "machine has, which is " + std::string(kNames[static_cast<int>(most)]) + "; got " + name);
 }
 
 }  // namespace

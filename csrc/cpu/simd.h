@@ -25,6 +25,13 @@
 #define PUMA_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,prefer-vector-width=512")))
 #endif
 #define PUMA_AVX512_VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
+// Compilers that know instructions for bfloat16.
+#if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 9 : __GNUC__ >= 10)
+#define PUMA_HAS_BF16 1
+#else
+#define PUMA_HAS_BF16 0
+#endif
+#define PUMA_AVX512_BF16 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
 // Compilers that know the matrix unit, and a system that can be asked for its registers.
 #if defined(__x86_64__) && defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 19 : __GNUC__ >= 12)
 #define PUMA_HAS_AMX 1
@@ -41,10 +48,10 @@ struct Vector {
   typedef T type __attribute__((vector_size(bytes), aligned(alignof(T)), may_alias));
 };
 
-enum class InstructionSet { portable, avx2, avx512, avx512_vnni, amx };
+enum class InstructionSet { portable, avx2, avx512, avx512_vnni, avx512_bf16, amx };
 
 // The best that this machine has, or a lesser one that PUMA_CPU_CAPABILITY names: default, avx2, avx512,
-// avx512_vnni or amx.
+// avx512_vnni, avx512_bf16 or amx.
 InstructionSet instruction_set();
 
 // Its name, as PUMA_CPU_CAPABILITY spells it.
@@ -55,6 +62,7 @@ template <class Kernel>
 Kernel choose(Kernel portable, Kernel avx2, Kernel avx512) {
   switch (instruction_set()) {
     case InstructionSet::amx:
+    case InstructionSet::avx512_bf16:
     case InstructionSet::avx512_vnni:
     case InstructionSet::avx512:
       return avx512;

@@ -1,6 +1,7 @@
 // The stochastic adapter on the CPU. Only kept samples are computed: their rows are cut into blocks that fit the cache,
 // and each thread takes a block through both GEMMs and the element-wise steps around them before it takes the next.
-// Most sizes and types go other ways where there are vectors or a matrix unit: vector_adapter.h, amx_adapter.h.
+// Most sizes and types go other ways where there are vectors, products of pairs or a matrix unit: vector_adapter.h,
+// pair_adapter.h, amx_adapter.h.
 #include <torch/csrc/stable/library.h>
 
 #include <cstring>
@@ -15,6 +16,7 @@
 #include "in_steps.h"
 #include "kept_rows.h"
 #include "lines.h"
+#include "pair_adapter.h"
 #include "vector_adapter.h"
 #include "weight_sums.h"
 
@@ -106,8 +108,13 @@ Tensor forward(
     if (amx_serves(width, rank)) return in_steps(Type<AmxForward<R>>{});
   }
 #endif
+#if PUMA_HAS_BF16
+  if constexpr (std::is_same_v<T, bf16>) {
+    if (pairs_serve(width, rank)) return in_steps(Type<PairForward<R>>{});
+  }
+#endif
   if constexpr (!std::is_same_v<T, double>) {
-    if (vectors_serve<T>(width, rank)) return in_steps(Type<VectorForward<R, T>>{});
+    if (vectors_serve(width, rank)) return in_steps(Type<VectorForward<R, T>>{});
   }
   const T* const down_data = const_data<T>(down);
   const T* const up_data = const_data<T>(up);
@@ -206,8 +213,13 @@ std::tuple<Tensor, Tensor, Tensor> backward(
     if (amx_serves(width, rank)) return in_steps(Type<AmxBackward<R>>{});
   }
 #endif
+#if PUMA_HAS_BF16
+  if constexpr (std::is_same_v<T, bf16>) {
+    if (pairs_serve(width, rank)) return in_steps(Type<PairBackward<R>>{});
+  }
+#endif
   if constexpr (!std::is_same_v<T, double>) {
-    if (vectors_serve<T>(width, rank)) return in_steps(Type<VectorBackward<R, T>>{});
+    if (vectors_serve(width, rank)) return in_steps(Type<VectorBackward<R, T>>{});
   }
   const Tensor down_transposed = transposed_operand<T>(down, plan);
   const Tensor up_transposed = transposed_operand<T>(up, plan);

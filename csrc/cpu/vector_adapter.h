@@ -12,8 +12,6 @@
 
 namespace puma {
 
-// T: of the tokens.
-template <class T>
 bool vectors_serve(int64_t width, int64_t rank);
 
 // The state of one thread; open, for the loops of each instruction set are plain functions.

@@ -14,6 +14,8 @@ SOURCES = HERE.parents[1] / "csrc" / "cpu"
 RUNNERS = {
     # float32, bfloat16, bfloat16 next to float32, float16, float16 next to float32
     "vector_adapter": (["vector_adapter.cpp", "vector_operand.cpp"], [2e-6, 1e-2, 1e-2, 1.5e-3, 1.5e-3], 10),
+    # bfloat16, and next to float32
+    "pair_adapter": (["pair_adapter.cpp", "vector.cpp"], [1e-2, 1e-2], 10),
     # output and gradient
     "vector_mlp": (["vector_mlp.cpp", "vector_operand.cpp"], [1e-6, 1e-6], 8),
     # out, logsumexp and gradients, of sizes 1, 6 and 10
@@ -46,8 +48,10 @@ def runner(request: pytest.FixtureRequest, compiler: str, tmp_path_factory: pyte
     return program
 
 
-@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512", "avx512_bf16"])
 def test_nothing_outside_the_tensors_and_right_results(runner: Path, capability: str) -> None:
+    if (capability == "avx512_bf16") != (runner.name == "pair_adapter"):
+        pytest.skip("has other loops")
     if capability == "default" and runner.name != "prompts":
         pytest.skip("has no loops without vectors")
     environment = {**os.environ, "PUMA_CPU_CAPABILITY": capability}

@@ -1,4 +1,4 @@
-"""The adapter on the CPU, to the last bit: what loops, tiles of vectors and matrix unit round, and what they keep."""
+"""The adapter on the CPU, to the last bit: what loops, vectors, products of pairs and matrix unit round and keep."""
 
 from collections.abc import Callable
 
@@ -66,14 +66,15 @@ def whole_numbers(*shape: int, share: float, generator: torch.Generator) -> Tens
 )
 @pytest.mark.parametrize(
     ("samples", "tokens", "width", "rank"),
-    # Multiples of 32, for the matrix unit, of 16, for tiles of vectors, which may be wider, and others; fewer rows than
-    # a step takes, and more than are collected for the weights' gradients.
+    # Multiples of 32, for the matrix unit and products of pairs, of 16, for tiles of vectors, which may be wider, and
+    # others; fewer rows than a step takes, and more than are collected for the weights' gradients.
     [
         (1, 1, 32, 32),
         (5, 37, 64, 32),
         (5, 37, 96, 96),
         (7, 9, 40, 24),
         (7, 41, 80, 48),
+        (7, 41, 64, 48),
         (9, 31, 16, 16),
         (9, 205, 384, 128),
         (9, 64, 128, 64),
@@ -173,6 +174,7 @@ def test_nan_stays_in_its_row(dtype: torch.dtype, width: int, rank: int) -> None
     ("dtype", "width", "rank"),
     [
         (torch.bfloat16, 128, 64),
+        (torch.bfloat16, 96, 48),
         (torch.bfloat16, 120, 60),
         (torch.float32, 128, 64),
         (torch.float32, 144, 48),
@@ -204,9 +206,9 @@ def test_results_are_the_same_every_time_and_forward_with_any_number_of_threads(
     assert all(torch.equal(left, right) for left, right in zip(first[:3], alone[:3], strict=True))
 
 
-@pytest.mark.parametrize(("width", "rank"), [(32, 16), (24, 8)])
+@pytest.mark.parametrize(("width", "rank", "torchs_own"), [(32, 16, False), (24, 8, True)])
 def test_sums_over_many_rows_do_not_add_up_their_rounding(
-    set_threads: Callable[[int], None], width: int, rank: int
+    set_threads: Callable[[int], None], width: int, rank: int, torchs_own: bool
 ) -> None:
     # All positive and all on one thread: one running sum would lose a digit.
     set_threads(1)
@@ -214,8 +216,14 @@ def test_sums_over_many_rows_do_not_add_up_their_rounding(
     shapes = ((256, 197, width), (256, 197, width), (width, rank), (rank, width))
     leaves = [torch.rand(*shape, generator=generator).requires_grad_() for shape in shapes]
     grad = torch.rand(*shapes[0], generator=generator)
-    found = torch.autograd.grad(stochastic_adapter(*leaves), leaves[2:], grad)
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
     expected = torch.autograd.grad(reference.stochastic_adapter(*exact), exact[2:], grad.double())
-    for left, right in zip(found, expected, strict=True):
-        assert float(((left - right) / right).abs().max()) < 2e-6
+
+    def errors(adapter: Callable[..., Tensor]) -> list[float]:
+        found = torch.autograd.grad(adapter(*leaves), leaves[2:], grad)
+        return [float(((left - right) / right).abs().max()) for left, right in zip(found, expected, strict=True)]
+
+    found = errors(stochastic_adapter)
+    # Other sizes go through torch's products, which keep one running sum on some processors.
+    allowed = errors(reference.stochastic_adapter) if torchs_own else [0.0, 0.0]
+    assert all(error < max(2e-6, 2 * most) for error, most in zip(found, allowed, strict=True)), (found, allowed)

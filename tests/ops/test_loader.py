@@ -20,7 +20,7 @@ def test_cpu_library_is_loaded() -> None:
     assert loader.CPU_LIBRARY.loaded, loader.CPU_LIBRARY.reason
     assert loader.CPU_LIBRARY.error is None
     assert loader.CPU_MODULE is not None
-    assert loader.CPU_MODULE.cpu_capability() in ("amx", "avx512_vnni", "avx512", "avx2", "default")
+    assert loader.CPU_MODULE.cpu_capability() in ("amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "default")
     assert "torch_headers" in loader.CPU_MODULE.build_info()
 
 
@@ -32,7 +32,7 @@ def run(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=variables, cwd=PACKAGE.parent)
 
 
-@pytest.mark.parametrize("capability", ["default", "avx2", "avx512", "avx512_vnni"])
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512", "avx512_vnni", "avx512_bf16"])
 def test_kernels_of_every_instruction_set(capability: str) -> None:
     # Other vector widths, tiles and rests than those that this machine would take by itself.
     here = Path(__file__).parent
@@ -71,7 +71,7 @@ out, *kept = torch.ops.puma.stochastic_adapter(grad, x, down, up, None, None, 0.
 gradients = torch.ops.puma.stochastic_adapter_backward(grad, x, down, up, None, *kept, 0.1, True, False)
 print(out.tolist(), gradients[0].tolist())
 """
-    names = ("avx2", "avx512", "avx512_vnni", "amx")
+    names = ("avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
     runs = [run(script, PUMA_CPU_CAPABILITY=name) for name in names]
     found = [each for each in runs if "no more than this machine has" not in each.stderr]
     if len(found) < 2:
@@ -82,7 +82,7 @@ print(out.tolist(), gradients[0].tolist())
 
 def test_an_unknown_instruction_set_is_refused_with_the_known_ones() -> None:
     found = run("import puma_plugin.ops.loader as l; print(l.CPU_LIBRARY.reason)", PUMA_CPU_CAPABILITY="sse9")
-    assert "PUMA_CPU_CAPABILITY must be default, avx2, avx512, avx512_vnni or amx" in found.stdout
+    assert "PUMA_CPU_CAPABILITY must be default, avx2, avx512, avx512_vnni, avx512_bf16 or amx" in found.stdout
 
 
 @pytest.mark.parametrize(
