@@ -6,8 +6,11 @@
 
 #include "lines.h"
 #include "simd.h"
+#include "step.h"
 
 namespace puma {
+
+constexpr int kToSecondLevel = 2;
 
 class Ahead {
  public:
@@ -20,10 +23,12 @@ class Ahead {
   // first.
   template <class T>
   void add(const T* tensor, const int64_t* rows, int64_t count) {
-    if (tensor == nullptr || count == 0 || count_ == kMost) return;
-    sources_[count_++] = {reinterpret_cast<const char*>(tensor), sizeof(T), rows, count};
-    rows_ = std::max(rows_, count);
-    pieces_ = (rows_ * ((width_ + kPiece - 1) / kPiece) + calls_ - 1) / calls_;
+    if (tensor != nullptr) add({reinterpret_cast<const char*>(tensor), sizeof(T), rows, count, width_});
+  }
+  // And so many rows, one behind the other, of a narrower one.
+  template <class T>
+  void add_neighbours(const T* first, int64_t count, int64_t width) {
+    add({reinterpret_cast<const char*>(first), sizeof(T), kNeighbours, count, width});
   }
 
   // What is next of each.
@@ -33,20 +38,28 @@ class Ahead {
 
  private:
   static constexpr int64_t kPiece = 64;  // elements
-  static constexpr int kToSecondLevel = 2;
+  static constexpr int64_t kNeighbours[kMostStepRows] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
+                                                         16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
 
   struct Source {
     const char* first;
     int64_t element;
     const int64_t* rows;
-    int64_t count;
+    int64_t count, width;
   };
+
+  void add(const Source& source) {
+    if (source.count == 0 || count_ == kMost) return;
+    sources_[count_++] = source;
+    rows_ = std::max(rows_, source.count);
+    pieces_ = (rows_ * ((width_ + kPiece - 1) / kPiece) + calls_ - 1) / calls_;
+  }
 
   PUMA_INLINE void fetch_piece() {
     for (int64_t s = 0; s < count_; ++s) {
       const Source& source = sources_[s];
-      if (row_ >= source.count) continue;
-      const char* const here = source.first + (source.rows[row_] * width_ + column_) * source.element;
+      if (row_ >= source.count || column_ >= source.width) continue;
+      const char* const here = source.first + (source.rows[row_] * source.width + column_) * source.element;
       for (int64_t byte = 0; byte < kPiece * source.element; byte += 2 * kLineBytes) {
         __builtin_prefetch(here + byte, 0, kToSecondLevel);
         __builtin_prefetch(here + byte + kLineBytes, 0, kToSecondLevel);
@@ -61,6 +74,33 @@ class Ahead {
 
   int64_t width_, calls_, pieces_ = 0, rows_ = 0, row_ = 0, column_ = 0, count_ = 0;
   Source sources_[kMost];
+};
+
+// The next strip of columns of a few rows, while products with this one are computed.
+class StripAhead {
+ public:
+  // calls: how often fetch will be called. No more is fetched behind the last column.
+  template <class T>
+  StripAhead(const T* source, const int64_t* rows, int64_t count, int64_t width, int64_t next_column, int64_t columns,
+             int64_t calls)
+      : first_(reinterpret_cast<const char*>(source + next_column)),
+        row_bytes_(width * static_cast<int64_t>(sizeof(T))),
+        bytes_(columns * static_cast<int64_t>(sizeof(T))), rows_(rows), left_(next_column < width ? count : 0),
+        at_once_((count + calls - 1) / calls) {}
+
+  PUMA_INLINE void fetch() {
+    for (int64_t i = 0; i < at_once_ && left_ > 0; ++i, ++rows_, --left_) {
+      const char* const here = first_ + *rows_ * row_bytes_;
+      for (int64_t byte = 0; byte < bytes_; byte += kLineBytes) __builtin_prefetch(here + byte, 0, kToSecondLevel);
+      __builtin_prefetch(here + bytes_ - 1, 0, kToSecondLevel);
+    }
+  }
+
+ private:
+  const char* first_;
+  int64_t row_bytes_, bytes_;
+  const int64_t* rows_;
+  int64_t left_, at_once_;
 };
 
 }  // namespace puma

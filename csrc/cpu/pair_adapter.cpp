@@ -18,7 +18,8 @@ static_assert(kPairRows % kRows == 0 && kRows % 2 == 0);
 // Of the products that sum over rows: the tile, the columns of a strip, and the rows that are collected (measured).
 constexpr int kSumRows = 8, kSumVectors = 3;
 constexpr int64_t kStrip = 16 * kSumVectors;
-constexpr int64_t kMostCollected = 8 * kPairRows;
+constexpr int64_t kBetweenFetches = 16;  // rows
+constexpr int64_t kMostCollected = 4 * kPairRows;
 static_assert(kColumns % kSumRows == 0);
 
 // I rows and J vectors of 16 columns, whose sums stay in registers.
@@ -141,6 +142,7 @@ template <class S>
 PUMA_AVX512_BF16 void add_product(
     float* sum, const bf16* narrow, int64_t rank, const S* source, const int64_t* rows, int64_t count, int64_t width,
     bf16* strip) {
+  const int64_t calls = rank / kSumRows * ((count + kBetweenFetches - 1) / kBetweenFetches);
   for (int64_t column = 0; column < width; column += kStrip) {
     for (int64_t k = 0; k < count; k += 2) {
       const S* const even = source + rows[k] * width + column;
@@ -154,13 +156,18 @@ PUMA_AVX512_BF16 void add_product(
         _mm512_storeu_si512(strip + (k / 2 * kSumVectors + j) * 32, pairs);
       }
     }
+    StripAhead ahead(source, rows, count, width, column + kStrip, kStrip, calls);
     for (int64_t r = 0; r < rank; r += kSumRows, sum += kSumRows * kStrip) {
       PairTile<kSumRows, kSumVectors> tile;
       tile.clear();
       const bf16* left = narrow + r / kColumns * kMostCollected * kColumns + r % kColumns * 2;
       const bf16* right = strip;
-      _Pragma("GCC unroll 4") for (int64_t k = 0; k < count; k += 2, left += 2 * kColumns, right += 2 * kStrip) {
-        tile.add(left, 2, right);
+      for (int64_t k = 0; k < count;) {
+        ahead.fetch();
+        const int64_t end = std::min(k + kBetweenFetches, count);
+        _Pragma("GCC unroll 4") for (; k < end; k += 2, left += 2 * kColumns, right += 2 * kStrip) {
+          tile.add(left, 2, right);
+        }
       }
       PUMA_UNROLL for (int i = 0; i < kSumRows; ++i) {
         PUMA_UNROLL for (int j = 0; j < kSumVectors; ++j) {
@@ -262,7 +269,10 @@ PUMA_AVX512_BF16 void PairBackward<R>::step(const Step& rows, const Step* next) 
   make_delta(rows);
   if (grad_tokens_ != nullptr) {
     Ahead for_later(width_, fetches(rank_, width_, rows));
-    if (next != nullptr) for_later.add(grad_, next->row, next->count);
+    if (next != nullptr) {
+      for_later.add(grad_, next->row, next->count);
+      for_later.add_neighbours(hidden_ + next->packed * rank_, next->count, rank_);
+    }
     for_later.add(grad_tokens_, rows.dropped_row, rows.dropped);
     RowTile tile;
     for (int64_t column = 0; column < width_; column += kColumns) {

@@ -11,6 +11,7 @@ namespace {
 
 // Rows collected before they are summed over; measured.
 constexpr int64_t kMostCollected = 128;
+constexpr int64_t kBetweenFetches = 16;  // of these rows, in a product that sums over them
 
 // How often `multiply` fetches in a whole product.
 template <class Tile>
@@ -87,7 +88,10 @@ PUMA_INLINE void backward_step(const VectorBackward<R, T>& a, const Step& rows, 
   Ahead for_later(a.width, fetches<Sums>(a.rank, a.width));
   for_this_step.add(a.up_sum == nullptr ? nullptr : a.tokens, rows.row, rows.count);
   for_this_step.add(a.grad_tokens, rows.row, rows.count);
-  if (next != nullptr) for_later.add(a.grad, next->row, next->count);
+  if (next != nullptr) {
+    for_later.add(a.grad, next->row, next->count);
+    for_later.add_neighbours(a.hidden + next->packed * a.rank, next->count, a.rank);
+  }
   for_later.add(a.grad_tokens, rows.dropped_row, rows.dropped);
   for (int64_t column = 0; column < a.rank; column += J * W) {
     multiply(tile, a.grad_tile.get(), I * kBlock, a.up.panel(column), a.width, for_this_step);
@@ -128,6 +132,7 @@ PUMA_INLINE void add_product(const VectorBackward<R, T>& a, float* sum, const fl
   using V = typename Sums::V;
   constexpr int W = Sums::W;
   float* const strip = a.wide_strip.get();
+  const int64_t calls = (a.rank + I - 1) / I * ((a.collected + kBetweenFetches - 1) / kBetweenFetches);
   for (int64_t column = 0; column < a.width; column += J * W) {
     for (int64_t k = 0; k < a.collected; ++k) {
       const S* const in = source + a.collected_rows[k] * a.width + column;
@@ -135,13 +140,16 @@ PUMA_INLINE void add_product(const VectorBackward<R, T>& a, float* sum, const fl
         store(strip + (k * J + j) * W, column + j * W < a.width ? load<V>(in + j * W) : V{});
       }
     }
+    StripAhead ahead(source, a.collected_rows.get(), a.collected, a.width, column + J * W, J * W, calls);
     for (int64_t r = 0; r < a.rank; r += I, sum += I * J * W) {
       Sums tile;
       tile.clear();  // and is added as a whole: one long chain of rows would round much more
       const float* left = narrow + r / kBlock * kMostCollected * kBlock + r % kBlock;
       const float* right = strip;
-      _Pragma("GCC unroll 4") for (int64_t k = 0; k < a.collected; ++k, left += kBlock, right += J * W) {
-        tile.add(left, 1, right);
+      for (int64_t k = 0; k < a.collected;) {
+        ahead.fetch();
+        const int64_t end = std::min(k + kBetweenFetches, a.collected);
+        _Pragma("GCC unroll 4") for (; k < end; ++k, left += kBlock, right += J * W) tile.add(left, 1, right);
       }
       PUMA_UNROLL for (int i = 0; i < I; ++i) {
         PUMA_UNROLL for (int j = 0; j < J; ++j) *reinterpret_cast<V*>(sum + (i * J + j) * W) += tile.sum[i][j];
