@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.ceilings import ceiling_names
 from benchmarks.growth import growth_plans
 from benchmarks.machine import machine_info
 from benchmarks.memory import MemoryPlan, memory_plans
@@ -51,7 +52,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         ]
         metafunc.parametrize(("plan", "contestant"), pairs)
     if "ceiling" in metafunc.fixturenames:
-        metafunc.parametrize("ceiling", ["copy", *(f"matmul_{dtype}" for dtype in session.dtypes)])
+        metafunc.parametrize("ceiling", ceiling_names(session.settings.device, session.dtypes))
     if "growth_plan" in metafunc.fixturenames:
         growing = growth_plans(session.settings)
         metafunc.parametrize("growth_plan", growing, ids=[f"{case.id}-{name}" for case, name in growing])

@@ -31,7 +31,7 @@ def test_smoke_run_writes_results_tables_and_plots(tmp_path: Path, monkeypatch: 
         assert all(len(row.samples) == 3 and min(row.samples) > 0 for row in entry.shown.values())
         assert entry.shown["ours"].limit is not None
     assert {row.contestant for row in results.rows if row.subject == "ceilings"} == {
-        "copy", "matmul_float32", "matmul_bfloat16"
+        "copy", "matmul_float32", "convolution_float32", "matmul_bfloat16", "convolution_bfloat16"
     }  # fmt: skip
     assert results.machine["threads"] == 1
     assert results.machine["versions"]["torch"] == torch.__version__.split("+")[0]

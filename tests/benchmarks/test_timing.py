@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from benchmarks.ceilings import Ceilings
+from benchmarks.ceilings import Ceilings, measure_ceilings
 from benchmarks.replay import ReplayClock
 from benchmarks.settings import EFFORTS, MALLOC_VARIABLES, Effort, malloc_environment, malloc_setting
 from benchmarks.subjects.adapter import AdapterCase, AdapterWorkload
@@ -110,6 +110,14 @@ def test_malloc_setting_needs_both_variables(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv(MALLOC_VARIABLES[1], raised[MALLOC_VARIABLES[1]])
     assert malloc_setting() == "raised"
     assert not set(MALLOC_VARIABLES) & set(malloc_environment("default"))
+
+
+def test_the_limit_is_the_fastest_way_to_a_product() -> None:
+    found = measure_ceilings("cpu", ("float32",), EFFORTS["smoke"])
+    fastest = {name: found.work[name] / min(entry.seconds) for name, entry in found.samples.items()}
+    assert found.copy_bytes_per_s == fastest["copy"]
+    assert found.flops_per_s == {"float32": max(fastest["matmul_float32"], fastest["convolution_float32"])}
+    assert found.work["convolution_float32"] == found.work["matmul_float32"] == 2 * 64**3
 
 
 def test_adapter_limit_by_hand() -> None:
