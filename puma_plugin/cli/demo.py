@@ -53,27 +53,21 @@ def run(config: DemoConfig, everything: bool, ablations: bool, fresh: bool, comm
     methods = named((*MAIN_KEYS, *(ABLATION_KEYS if ablations else ())) if everything else DEMO_KEYS)
     if unknown := sorted(set(config.rates) - set(METHODS)):
         raise ValueError(f"rates holds {unknown[0]!r}; give some of {', '.join(METHODS)}")
-    comparison = Comparison(config, methods, console)
-    rates = None
-    chosen = {**{method.key: 1.0 for method in methods}, **recorded_rates(), **config.rates}
+    rates = {**{method.key: 1.0 for method in methods}, **recorded_rates(), **config.rates}
     seeds = (config.data_seeds, config.seeds) if everything else (config.data_seeds[:1], config.seeds[:1])
     try:
-        planned = [*(comparison.rate_jobs() if everything else ()), *comparison.test_jobs(chosen, *seeds)]
-        comparison.check(planned)
-        if fresh:  # after the check, so that a mistake in an argument costs nothing
-            comparison.forget(planned)
-        if everything:
-            rates = comparison.choose_rates(comparison.run(comparison.rate_jobs(), "Learning rates"))
-            chosen = rates["chosen"]
-        jobs = comparison.test_jobs(chosen, *seeds)
-        records = comparison.run(jobs, "Training")
+        outcome = Comparison(config, methods, console).run(
+            rates, *seeds, try_rates=everything, keep_models=True, fresh=fresh
+        )
     except KeyboardInterrupt:
         print(
             f"\ninterrupted; finished parts are in {config.out}, the same command goes on from there", file=sys.stderr
         )
         return 130
     with console.status("writing the report"):
-        report, metrics = publish(Finished(config, methods, jobs, records, rates, command, time.monotonic() - start))
+        report, metrics = publish(
+            Finished(config, methods, outcome.jobs, outcome.records, outcome.rates, command, time.monotonic() - start)
+        )
     show_table(console, metrics)
     console.print(f"{report}  ({time.monotonic() - start:.0f} s)", highlight=False)
     return 0

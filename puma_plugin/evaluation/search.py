@@ -20,6 +20,10 @@ _PRODUCTS_AT_ONCE = 1 << 35
 _UNIT = 4 * np.finfo(np.float32).eps
 
 
+class NonFiniteRowsError(ValueError):
+    """Embeddings with NaN or infinity: the model has diverged, or its precision overflows."""
+
+
 def load_faiss() -> Any:
     """Import faiss; ImportError with the extra to install where it is missing, or why it cannot be loaded."""
     try:
@@ -40,7 +44,7 @@ def as_unit_rows(values: Any, name: str) -> FloatArray:
 
     Rows that have this length already are kept bit for bit; zero rows stay zero.
 
-    Raises ValueError for another shape and for rows that are not finite.
+    Raises ValueError for another shape, and NonFiniteRowsError, which is one, for rows that are not finite.
     """
     if hasattr(values, "detach"):
         values = values.detach().to("cpu").float().numpy()
@@ -51,7 +55,7 @@ def as_unit_rows(values: Any, name: str) -> FloatArray:
     bad = np.flatnonzero(~np.isfinite(squares))
     bad = bad[~np.isfinite(rows[bad]).all(axis=1)]  # a row of huge numbers is finite though its square is not
     if len(bad):
-        raise ValueError(
+        raise NonFiniteRowsError(
             f"{name} has {len(bad)} rows with NaN or infinity, the first at {bad[:5].tolist()}: the model that "
             "embedded them has diverged or was run in a precision that overflows"
         )

@@ -39,20 +39,13 @@ def compare(config: CompareConfig, command: str, console: Console, fresh: bool =
         if names:
             sentence = f"{METHODS[key].label}: not varied, as it changes nothing: {', '.join(names)}"
             console.print(sentence, highlight=False, markup=False, soft_wrap=True)
-    comparison = Comparison(config, methods, console)
-    rates = None
-    chosen = {method.rate_key: config.grid[0] for method in methods}
-    tried = comparison.rate_jobs() if len(config.grid) > 1 else []
-    planned = [*tried, *comparison.test_jobs(chosen, config.data_seeds, config.seeds, keep_models=False)]
-    comparison.check(planned)
-    if fresh:
-        comparison.forget(planned)
-    if len(config.grid) > 1:
-        rates = comparison.choose_rates(comparison.run(comparison.rate_jobs(), "Learning rates"))
-        chosen = rates["chosen"]
-    jobs = comparison.test_jobs(chosen, config.data_seeds, config.seeds, keep_models=False)
-    records = comparison.run(jobs, "Training")
-    finished = Finished(config, methods, jobs, records, rates, command, time.monotonic() - start)
+    rates = {method.rate_key: config.grid[0] for method in methods}
+    outcome = Comparison(config, methods, console).run(
+        rates, config.data_seeds, config.seeds, try_rates=len(config.grid) > 1, keep_models=False, fresh=fresh
+    )
+    finished = Finished(
+        config, methods, outcome.jobs, outcome.records, outcome.rates, command, time.monotonic() - start
+    )
     metrics = _metrics(finished, reference_of(config))
     _write(metrics, Path(config.out))
     return metrics

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,20 @@ def _of_row(method: Method) -> Iterator[None]:
         yield
     except (ValueError, ImportError) as error:
         raise ValueError(f"{method.label}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a comparison found.
+
+    Attributes:
+        jobs, records: the tests and their records, in the same order.
+        rates: how the learning rates were chosen; None if they were given.
+    """
+
+    jobs: list[Job]
+    records: list[dict[str, Any]]
+    rates: dict[str, Any] | None
 
 
 class Comparison:
@@ -162,29 +176,45 @@ class Comparison:
         for sentence in sentences:
             self.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
-    def forget(self, jobs: Sequence[Job]) -> None:
-        """Remove what is kept of these jobs.
+    def run(
+        self,
+        rates: dict[str, float],
+        data_seeds: Sequence[int],
+        seeds: Sequence[int],
+        *,
+        try_rates: bool,
+        keep_models: bool,
+        fresh: bool,
+    ) -> Outcome:
+        """Check everything, then run what is not finished: first the learning rates, with those that won the tests.
+
+        Args:
+            rates: method -> multiplier of the learning rate, for methods whose rates are not tried.
+            data_seeds, seeds, keep_models: of the tests, see :meth:`test_jobs`.
+            try_rates: choose each method's rate from the grid.
+            fresh: run everything; what is kept of these jobs is removed once the settings are checked.
 
         Raises:
-            ValueError: another comparison is at work in the folder.
+            ValueError: a row that a training run would refuse, before any training; or another comparison is at work in
+                the folder.
+            TaskError: a job failed; says which, and where its traceback lies. Finished ones are kept.
         """
+        tried = self.rate_jobs() if try_rates else []
+        planned = [*tried, *self.test_jobs(rates, data_seeds, seeds, keep_models)]
+        self.check(planned)
         with folder_lock(self.config.out):
-            for job in jobs:
-                job.forget()
-
-    def run(self, jobs: Sequence[Job], title: str) -> list[dict[str, Any]]:
-        """The jobs' records, in order: kept ones are read, the others run.
-
-        Raises:
-            TaskError: a job failed; says which, and where its traceback lies.
-            ValueError: another comparison is at work in the folder.
-        """
-        with folder_lock(self.config.out):
-            for folder in {Path(self.config.out), *(job.path().parent for job in jobs)}:
+            for folder in {Path(self.config.out), *(job.path().parent for job in planned)}:
                 remove_unfinished(folder)
-            return self._run(jobs, title)
+            if fresh:
+                for job in planned:
+                    job.forget()
+            found = self.choose_rates(self._run(tried, "Learning rates")) if try_rates else None
+            chosen = rates if found is None else {**rates, **found["chosen"]}
+            jobs = self.test_jobs(chosen, data_seeds, seeds, keep_models)
+            return Outcome(jobs, self._run(jobs, "Training"), found)
 
     def _run(self, jobs: Sequence[Job], title: str) -> list[dict[str, Any]]:
+        """The jobs' records, in order: kept ones are read, the others run."""
         kept = {job.key: record for job in jobs if (record := job.finished()) is not None}
         waiting = [job for job in jobs if job.key not in kept]
         for job in jobs:

@@ -18,6 +18,7 @@ from torch.utils.data import default_collate
 
 from puma_plugin.datasets import UnifiedDataset
 from puma_plugin.evaluation import Embedded, embed
+from puma_plugin.evaluation.search import NonFiniteRowsError
 from puma_plugin.experiments.build import build_model, input_properties, trainable_count
 from puma_plugin.experiments.config import OptimizerConfig, TrainConfig
 from puma_plugin.experiments.loss import images_per_class, make_loss, make_miner
@@ -30,7 +31,7 @@ from puma_plugin.experiments.weights import load_weights, save_weights
 from puma_plugin.losses import GatheredLoss
 from puma_plugin.models.adapted_vit import AdaptedViT
 from puma_plugin.samplers import MultiDistributionSampler
-from puma_plugin.trainers import BatchShare, UnifiedTrainer
+from puma_plugin.trainers import BatchShare, NonFiniteLossError, UnifiedTrainer
 
 ALONE = Processes()
 AMP = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -371,10 +372,23 @@ class Run:
             raise KeyboardInterrupt
 
     def _report_epoch(self, trainer: UnifiedTrainer) -> dict[str, float]:
-        """R@1 on the held-out training classes, for the history and the display; nothing where no class is held out."""
+        """R@1 on the held-out training classes, for the history and the display; nothing where no class is held out.
+
+        Raises:
+            NonFiniteLossError: the last step's weights have no embeddings any more.
+        """
         if not self.splits.validation:
             return {}
-        scores = flat_scores(self.evaluate(self.splits.validation))
+        try:
+            scores = flat_scores(self.evaluate(self.splits.validation))
+        except NonFiniteRowsError as error:
+            raise NonFiniteLossError(
+                f"training diverged in epoch {trainer.epoch} (step {trainer.global_step}), evaluated on held-out "
+                f"training classes: {error}. {NonFiniteLossError.ADVICE}.",
+                trainer.epoch,
+                trainer.iteration,
+                [],
+            ) from error
         self.progress({"step": trainer.global_step, "steps": self.steps, "validation": scores["harmonic"]})
         return {"validation_harmonic": scores["harmonic"], "validation_unified": scores["unified"]}
 

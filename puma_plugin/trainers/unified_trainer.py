@@ -455,8 +455,7 @@ class UnifiedTrainer(MetricLossOnly):
         items = ", ".join(describe(n) for n in numbers) or "unknown to this sampler"
         return NonFiniteLossError(
             f"training diverged in epoch {self.epoch}, iteration {self.iteration} (step {self.global_step}): {what}. "
-            f"Items of the batch: {items}.{kept} Lower the learning rate, clip gradients (clip_value), or use bfloat16 "
-            "instead of float16; look at the items if it is always these.",
+            f"Items of the batch: {items}.{kept} {NonFiniteLossError.ADVICE}; look at the items if it is always these.",
             self.epoch,
             self.iteration,
             numbers,
