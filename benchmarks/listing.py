@@ -88,8 +88,8 @@ def measure_apart(folder: Path, kind: str) -> dict[str, Any]:
 def measure_here(folder: Path, kind: str) -> dict[str, Any]:
     """List in this process, which should have done nothing else before."""
     from puma_plugin.datasets import UnifiedDataset
-    from puma_plugin.experiments.config import DataConfig
-    from puma_plugin.experiments.splits import load_splits
+    from puma_plugin.experiments.data.splits import load_splits
+    from puma_plugin.experiments.settings.config import DataConfig
 
     root = str(folder / "images")
     config = DataConfig(kind="image_folders", root=root, validation_fraction=0.0)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from puma_plugin.experiments.machine import provenance
+from puma_plugin.experiments.reporting.machine import provenance
 
 DEFAULT_CACHE_BYTES = 64 << 20  # where the system does not tell: more than most have
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}

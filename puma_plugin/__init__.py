@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from puma_plugin.experiments.contestants.trained import load_trained
     from puma_plugin.models import (
         EmbeddingHead,
         PromptPool,
@@ -39,6 +40,7 @@ _HOME = {
         ),
         "puma_plugin.models",
     ),
+    "load_trained": "puma_plugin.experiments.contestants.trained",
     **dict.fromkeys(("register", "unregister"), "puma_plugin.registry"),
 }
 _FOLDERS = (
@@ -62,6 +64,7 @@ __all__ = [
     "adapt",
     "eject",
     "load_adapter",
+    "load_trained",
     "register",
     "save_adapter",
     "unregister",

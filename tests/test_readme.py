@@ -10,7 +10,7 @@ import pytest
 from benchmarks.reporting.goals import judge
 from benchmarks.reporting.results import load_results
 from benchmarks.reporting.tables import goals_table
-from puma_plugin.experiments.recorded import load_recorded, markdown
+from puma_plugin.experiments.comparing.recorded import load_recorded, markdown
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,7 +31,7 @@ def test_the_table_is_the_recorded_one() -> None:
     recorded = load_recorded()
     assert recorded is not None
     (shown,) = re.findall(
-        r"<!-- python -m puma_plugin.experiments.recorded -->\n(.*?)\n<!-- end -->", README, re.DOTALL
+        r"<!-- python -m puma_plugin.experiments.comparing.recorded -->\n(.*?)\n<!-- end -->", README, re.DOTALL
     )
     assert shown == markdown(recorded)
 

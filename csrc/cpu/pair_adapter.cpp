@@ -182,7 +182,7 @@ PUMA_AVX512_BF16 void add_product(
 }  // namespace
 
 bool pairs_serve(int64_t width, int64_t rank) {
-  return instruction_set() >= InstructionSet::avx512_bf16 && width % kColumns == 0 && rank % 16 == 0;
+  return instruction_set() == InstructionSet::avx512_bf16 && width % kColumns == 0 && rank % 16 == 0;
 }
 
 PairOperand PairOperand::of(const bf16* matrix, int64_t depth, int64_t columns) {

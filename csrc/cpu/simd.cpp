@@ -58,12 +58,20 @@ InstructionSet best() {
   return InstructionSet::portable;
 }
 
+// What runs where none is named. Products of pairs of bfloat16 run at twice the rate of float32 on AMD's processors, on
+// Intel's at half of it.
+InstructionSet usual(InstructionSet most) {
+  if (most < InstructionSet::avx512_bf16 || (most == InstructionSet::amx && amx_is_granted())) return most;
+#if defined(__x86_64__)
+  if (__builtin_cpu_is("amd")) return InstructionSet::avx512_bf16;
+#endif
+  return InstructionSet::avx512_vnni;
+}
+
 InstructionSet wanted() {
   const char* const name = std::getenv("PUMA_CPU_CAPABILITY");
   const InstructionSet most = best();
-  if (name == nullptr || *name == '\0') {
-    return most == InstructionSet::amx && !amx_is_granted() ? InstructionSet::avx512_bf16 : most;
-  }
+  if (name == nullptr || *name == '\0') return usual(most);
   for (int i = 0; i <= static_cast<int>(most); ++i) {
     if (std::string(name) != kNames[i]) continue;
     const auto named = static_cast<InstructionSet>(i);

@@ -50,7 +50,7 @@ struct Vector {
 
 enum class InstructionSet { portable, avx2, avx512, avx512_vnni, avx512_bf16, amx };
 
-// The best that this machine has, or a lesser one that PUMA_CPU_CAPABILITY names: default, avx2, avx512,
+// The fastest that this machine has, or one that PUMA_CPU_CAPABILITY names: default, avx2, avx512,
 // avx512_vnni, avx512_bf16 or amx.
 InstructionSet instruction_set();
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from puma_plugin.cli.parsing import find_config, make_parser, parse
-from puma_plugin.experiments.comparison_config import CompareConfig
+from puma_plugin.experiments.settings.comparison_config import CompareConfig
 from puma_plugin.utils import require_writable
 
 _DESCRIPTION = (
@@ -29,8 +29,8 @@ def main(arguments: Sequence[str]) -> int:
     config, options = parse(parser, CompareConfig, given)
     from rich.console import Console
 
-    from puma_plugin.experiments.compare import compare
-    from puma_plugin.experiments.terminal import show_table
+    from puma_plugin.experiments.comparing.compare import compare
+    from puma_plugin.experiments.reporting.terminal import show_table
 
     console = Console()
     require_writable(config.out, "out", is_folder=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from puma_plugin.cli.parsing import make_parser, packaged_config, parse
-from puma_plugin.experiments.comparison_config import DemoConfig
+from puma_plugin.experiments.settings.comparison_config import DemoConfig
 
 _DESCRIPTION = (
     "Generates eight image distributions, trains PUMA on all of them jointly within minutes, compares it with frozen "
@@ -42,11 +42,11 @@ def run(config: DemoConfig, everything: bool, ablations: bool, fresh: bool, comm
     """Run the comparison and write its files; the exit code."""
     from rich.console import Console
 
-    from puma_plugin.experiments.comparison import Comparison
-    from puma_plugin.experiments.methods import ABLATION_KEYS, DEMO_KEYS, MAIN_KEYS, METHODS, named
-    from puma_plugin.experiments.publish import Finished, publish
-    from puma_plugin.experiments.recorded import recorded_rates
-    from puma_plugin.experiments.terminal import show_table
+    from puma_plugin.experiments.comparing.comparison import Comparison
+    from puma_plugin.experiments.comparing.publish import Finished, publish
+    from puma_plugin.experiments.comparing.recorded import recorded_rates
+    from puma_plugin.experiments.contestants.methods import ABLATION_KEYS, DEMO_KEYS, MAIN_KEYS, METHODS, named
+    from puma_plugin.experiments.reporting.terminal import show_table
 
     start = time.monotonic()
     console = Console()

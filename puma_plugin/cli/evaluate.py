@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from puma_plugin.cli.parsing import make_parser, parse
-from puma_plugin.experiments.config import SETTINGS, EvaluateConfig
+from puma_plugin.experiments.settings.config import SETTINGS, EvaluateConfig
 
 _DESCRIPTION = (
     "Evaluates model.safetensors of a training run on the test classes of the configured datasets, which need not be "
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     config, options = parse(parser, EvaluateConfig, _with_settings_of_the_run(arguments))
     from rich.console import Console
 
-    from puma_plugin.experiments.session import evaluate
+    from puma_plugin.experiments.running.session import evaluate
 
     evaluate(config, options.checkpoint, " ".join(["puma", "evaluate", *arguments]), Console(), options.baseline)
     return 0

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from puma_plugin.cli.launcher import is_first_process, require_one_process
 from puma_plugin.cli.parsing import make_parser, parse
-from puma_plugin.experiments.config import TrainConfig
+from puma_plugin.experiments.settings.config import TrainConfig
 
 _DESCRIPTION = (
     "Trains one embedding model on several image datasets and evaluates it on their test classes. Writes checkpoint.pt "
@@ -37,13 +37,13 @@ def main(arguments: Sequence[str]) -> int:
 
     console = Console()
     if options.dry_run:
-        from puma_plugin.experiments.dry_run import dry_run, training_sizes
-        from puma_plugin.experiments.early_checks import check_settings
+        from puma_plugin.experiments.running.dry_run import dry_run, training_sizes
+        from puma_plugin.experiments.running.early_checks import check_settings
 
         check_settings(config)
         dry_run(config, *training_sizes(config.data, options.classes, options.images), console)
         return 0
-    from puma_plugin.experiments.session import can_resume, train
+    from puma_plugin.experiments.running.session import can_resume, train
     from puma_plugin.trainers import NonFiniteLossError
 
     try:

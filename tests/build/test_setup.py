@@ -65,6 +65,6 @@ def test_the_source_distribution_holds_what_the_build_needs_and_no_test(tmp_path
         "puma_plugin/py.typed",
         "puma_plugin/configs/paper.yaml",
     ]
-    wanted += ["puma_plugin/datasets/embedded/backbone.safetensors", "puma_plugin/experiments/recorded.json"]
+    wanted += ["puma_plugin/datasets/embedded/backbone.safetensors", "puma_plugin/experiments/comparing/recorded.json"]
     assert set(wanted) <= held
     assert not [name for name in held if name.startswith("tests")]

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from puma_plugin.cli.main import main
-from puma_plugin.experiments import comparison
-from puma_plugin.experiments.splits import Splits, check_readable
+from puma_plugin.experiments.comparing import comparison
+from puma_plugin.experiments.data.splits import Splits, check_readable
 
 GRID = """
 methods: [frozen, linear, vpt_shallow]

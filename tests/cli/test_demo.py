@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from puma_plugin.cli.main import main
-from puma_plugin.experiments.recorded import load_recorded, recorded_rates
+from puma_plugin.experiments.comparing.recorded import load_recorded, recorded_rates
 
 SMALL = ["--train.data.shots", "1", "--train.epochs", "2", "--map_images", "160", "--queries", "1", "--neighbours", "4"]
 JOBS = {f"test-{method}-data0-seed0" for method in ("frozen", "linear", "puma")}
@@ -121,9 +121,9 @@ def test_changed_settings_are_not_mixed_with_kept_results(demo: tuple[Path, Any]
     from rich.console import Console
 
     from puma_plugin.cli.parsing import make_parser, packaged_config, parse
-    from puma_plugin.experiments.comparison import Comparison
-    from puma_plugin.experiments.comparison_config import DemoConfig
-    from puma_plugin.experiments.methods import named
+    from puma_plugin.experiments.comparing.comparison import Comparison
+    from puma_plugin.experiments.contestants.methods import named
+    from puma_plugin.experiments.settings.comparison_config import DemoConfig
 
     def finished(*more: str) -> int:
         parser = make_parser("demo", "", DemoConfig, [packaged_config("demo")])

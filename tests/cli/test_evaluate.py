@@ -11,10 +11,10 @@ from PIL import Image
 
 from puma_plugin.cli.main import main
 from puma_plugin.evaluation import evaluate_retrieval
-from puma_plugin.experiments.config import DataConfig, ModelConfig, TrainConfig
-from puma_plugin.experiments.splits import load_test
-from puma_plugin.experiments.trained import load_trained
-from puma_plugin.experiments.training import ALONE, Collate, make_inputs
+from puma_plugin.experiments.contestants.trained import load_trained
+from puma_plugin.experiments.data.splits import load_test
+from puma_plugin.experiments.running.training import ALONE, Collate, make_inputs
+from puma_plugin.experiments.settings.config import DataConfig, ModelConfig, TrainConfig
 
 
 def test_evaluate_finds_the_same_figures(trained: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from puma_plugin.cli.parsing import make_parser, parse
-from puma_plugin.experiments.config import TrainConfig
+from puma_plugin.experiments.settings.config import TrainConfig
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 
 from puma_plugin.cli.main import main
 from puma_plugin.cli.parsing import make_parser, parse
-from puma_plugin.experiments.config import TrainConfig
-from puma_plugin.experiments.session import settings_of
-from puma_plugin.experiments.splits import load_splits
-from puma_plugin.experiments.training import Run
+from puma_plugin.experiments.data.splits import load_splits
+from puma_plugin.experiments.running.session import settings_of
+from puma_plugin.experiments.running.training import Run
+from puma_plugin.experiments.settings.config import TrainConfig
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])

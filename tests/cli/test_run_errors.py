@@ -140,7 +140,7 @@ def test_test_image_that_becomes_unreadable_costs_no_training(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The advice of the message, given together with --resume, ends the run with the weights that it has trained."""
-    from puma_plugin.experiments.training import Run
+    from puma_plugin.experiments.running.training import Run
 
     out, bad = tmp_path / "out", data / "set0" / "class5" / "34.png"
     trained = Run.train
@@ -192,7 +192,7 @@ def test_wrong_class_count(layouts, data: Path, tmp_path: Path, say: Say) -> Non
 
 _LIMITED = """
 import resource, sys
-import torch, timm, pytorch_metric_learning, faiss, puma_plugin.experiments.session
+import torch, timm, pytorch_metric_learning, faiss, puma_plugin.experiments.running.session
 from puma_plugin.cli.main import main
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + {room} * 2**20,) * 2)

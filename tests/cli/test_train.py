@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from puma_plugin.cli.main import main
-from puma_plugin.experiments.trained import load_trained
+from puma_plugin.experiments.contestants.trained import load_trained
 from puma_plugin.utils import folder_lock
 
 

@@ -1,0 +1,196 @@
+"""One cell of the comparison: a method on one data seed and one training seed. Its result is a file that is kept."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+import puma_plugin
+from puma_plugin.datasets.embedded.backbone import WEIGHTS
+from puma_plugin.evaluation import bootstrap_intervals
+from puma_plugin.experiments.contestants.methods import Method, multiplier_text
+from puma_plugin.experiments.data.identity import file_digest
+from puma_plugin.experiments.data.splits import Splits, load_splits
+from puma_plugin.experiments.reporting.summary import flat_scores
+from puma_plugin.experiments.running.pool import Progress
+from puma_plugin.experiments.running.separate import AnyRun, make_run, without_joint
+from puma_plugin.experiments.settings.config import TrainConfig
+from puma_plugin.experiments.settings.overrides import with_defaults
+from puma_plugin.trainers import NonFiniteLossError
+from puma_plugin.utils import atomic_write, json_ready, write_json
+
+
+@dataclass(frozen=True)
+class Job:
+    """A method with its seeds.
+
+    Attributes:
+        method: the row of the comparison.
+        multiplier: of the learning rate.
+        purpose: "rate" looks at held-out training classes only, "test" evaluates the test, once, at the end.
+        config: the complete configuration of the run.
+        minimum_steps: optimizer steps at least (separate models of small distributions).
+        folder: where results go.
+        keep_model: also keep embeddings, prompt weights and trained weights, for the report.
+        data_files: :func:`~puma_plugin.experiments.data.identity.data_digest` of the data.
+    """
+
+    method: Method
+    multiplier: float
+    purpose: Literal["rate", "test"]
+    config: TrainConfig
+    minimum_steps: int
+    folder: str
+    keep_model: bool = False
+    data_files: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Name of the job's files."""
+        seeds = f"data{self.config.data.seed}-seed{self.config.seed}"
+        rate = f"-x{multiplier_text(self.multiplier)}" if self.purpose == "rate" else ""
+        return f"{self.purpose}-{self.method.key}-{seeds}{rate}"
+
+    @property
+    def label(self) -> str:
+        """What the terminal calls it."""
+        rate = f" · rate x{multiplier_text(self.multiplier)}" if self.purpose == "rate" else ""
+        return f"{self.method.label} · data {self.config.data.seed} · seed {self.config.seed}{rate}"
+
+    def path(self, suffix: str = ".json") -> Path:
+        """Where the job's file with this suffix lies."""
+        return Path(self.folder) / "jobs" / f"{self.key}{suffix}"
+
+    @property
+    def checkpoint(self) -> Path:
+        """File of the unfinished run, named by its settings: a run with others begins anew."""
+        digest = hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()
+        return self.path(f"-{digest[:12]}.ckpt")
+
+    @property
+    def log(self) -> Path:
+        """Where the traceback of a failure is kept."""
+        return self.path(".log")
+
+    def forget(self) -> None:
+        """Remove what is kept of this job, whatever its settings were."""
+        for pattern in (f"{self.key}.*", f"{self.key}-*.ckpt"):
+            for path in self.path().parent.glob(pattern):
+                path.unlink(missing_ok=True)
+
+    def tidy(self) -> None:
+        """Remove log and checkpoints of a finished job, also those of other settings and of separate models."""
+        for left in (self.log, *self.path().parent.glob(f"{self.key}-*.ckpt")):
+            left.unlink(missing_ok=True)
+
+    def settings(self) -> dict[str, Any]:
+        """Everything the result depends on; a kept result is used only if this is unchanged."""
+        config = asdict(self.config)
+        del config["out"]
+        model = self.config.model
+        weights = WEIGHTS if model.backbone == "embedded" else Path(model.weights).expanduser()
+        return {
+            "method": self.method.key,
+            "multiplier": self.multiplier,
+            "purpose": self.purpose,
+            "config": config,
+            "minimum_steps": self.minimum_steps,
+            "version": puma_plugin.__version__,
+            "torch": torch.__version__,
+            "backbone": file_digest(weights),
+            "data_files": self.data_files,
+            # Which classes data.shuffle_classes draws; it was another way before.
+            **({"shuffled": "by distribution"} if self.config.data.shuffle_classes else {}),
+        }
+
+    def finished(self) -> dict[str, Any] | None:
+        """The kept record, if there is one for exactly these settings."""
+        try:
+            record = json.loads(self.path().read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        if self.keep_model and not self.path(".npz").exists():
+            return None
+        # Through JSON, so that tuples and numbers compare as they were written.
+        now = json.loads(json.dumps(json_ready(self.settings())))
+        return record if self._completed(record.get("settings", {})) == now else None
+
+    def _completed(self, kept: dict[str, Any]) -> dict[str, Any]:
+        """The settings of a kept record as this version would have written them."""
+        config = dict(kept.get("config", {}))
+        if "batch_size" in config:
+            config["global_batch_size"] = config.pop("batch_size")
+        config = with_defaults(config, replace(self.config, out=""))
+        del config["out"]
+        if kept.get("method") == "separate" and config["model"]["method"] == "full":
+            # Separate models were named by the row alone before model.method knew them.
+            config["model"]["method"] = "separate"
+        return {"data_files": None, **kept, "config": config}
+
+
+def run_job(job: Job, progress: Progress) -> dict[str, Any]:
+    """Run one job, keep its record as JSON, and return it."""
+    progress({"stage": "images"})
+    for suffix in (".npz", ".safetensors"):  # of other settings
+        job.path(suffix).unlink(missing_ok=True)
+    settings = job.settings()  # of the weight file as it is now
+    splits = load_splits(job.config.data)
+    try:
+        record = _run(job, splits, progress)
+    except NonFiniteLossError as error:
+        # A learning rate of the grid that diverges has lost; a test that diverges is an error.
+        if job.purpose == "test":
+            raise
+        record = {"diverged": str(error), "validation": [{"epoch": error.epoch, "harmonic": 0.0, "unified": 0.0}]}
+    record = {
+        "method": job.method.key,
+        "data_seed": job.config.data.seed,
+        "seed": job.config.seed,
+        "multiplier": job.multiplier,
+        "purpose": job.purpose,
+        **record,
+        "settings": settings,
+    }
+    write_json(job.path(), record, indent=None)
+    job.tidy()
+    return record
+
+
+def _run(job: Job, splits: Splits, progress: Progress) -> dict[str, Any]:
+    run = make_run(job.config, splits, job.checkpoint, progress, job.minimum_steps)
+    run.train()
+    record: dict[str, Any] = {
+        "trainable": run.trainable,
+        "seconds": run.seconds,
+        "steps": run.steps,
+        "history": run.history,
+        "validation": run.validation,
+    }
+    if job.purpose == "rate":
+        return record
+    progress({"step": run.steps, "steps": run.steps, "stage": "test"})
+    embedded = run.embed(splits.test)
+    separate = job.config.model.method == "separate"
+    result = embedded.evaluate().to_dict(per_class=True)
+    if job.keep_model:
+        _keep(job, run, splits, embedded.embeddings.numpy())
+    scores = flat_scores(result, separate)
+    result = without_joint(result) if separate else result
+    bounds = {name: interval.to_dict() for name, interval in bootstrap_intervals(result).items()}
+    del result["per_class"]
+    return {**record, "result": result, "intervals": bounds, "scores": scores}
+
+
+def _keep(job: Job, run: AnyRun, splits: Splits, embeddings: np.ndarray) -> None:
+    arrays: dict[str, Any] = {"embeddings": embeddings.astype(np.float16)}
+    weights = run.prompt_weights(splits.test)
+    if weights is not None:
+        arrays["prompt_weights"] = weights
+    with atomic_write(job.path(".npz")) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+    if run.trainable:
+        run.save_model(job.path(".safetensors"))

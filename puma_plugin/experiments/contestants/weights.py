@@ -1,0 +1,145 @@
+"""The trained weights of a run, whatever the method: an adapter file, or the trained tensors of trunk and head."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from puma_plugin.experiments.settings.config import ModelConfig
+from puma_plugin.models import EmbeddingHead, UnifiedEmbedder, load_adapter, save_adapter
+from puma_plugin.models.adapted_vit import AdaptedViT
+from puma_plugin.utils import atomic_write
+
+FORMAT = "puma_plugin run 3"
+WITHOUT_BUFFERS = "puma_plugin run 2"
+EARLIER = "puma_plugin run 1"
+"""Said nothing of the frozen weights and of settings beside the method; nor of buffers."""
+
+_OWN_CONFIGURATION = "give the run's own configuration, as in --config RUN/config.json"
+
+
+def _tensors(trunk: nn.Module, embedder: nn.Module) -> dict[str, torch.Tensor]:
+    """What training changes: trained weights, and buffers such as the statistics of batch norms."""
+    trained = {f"trunk.{name}": weight for name, weight in trunk.named_parameters() if weight.requires_grad}
+    weights = dict(trunk.named_parameters(remove_duplicate=False))
+    buffers = {f"trunk.{name}": tensor for name, tensor in trunk.state_dict().items() if name not in weights}
+    return {**trained, **buffers, **{f"head.{name}": weight for name, weight in embedder.named_parameters()}}
+
+
+def _description(config: ModelConfig, trunk: nn.Module, extra: Mapping[str, Any]) -> dict[str, str]:
+    """What a file has to agree with beside names and shapes of its tensors."""
+    total = hashlib.sha256()
+    for name, weight in sorted(trunk.named_parameters()):
+        if not weight.requires_grad:
+            total.update(name.encode())
+            # Contents after rounding to bfloat16, so that a copy in another precision is the same backbone.
+            total.update(weight.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
+    settings: dict[str, Any] = dict(extra)
+    if config.method == "lora":
+        settings["lora_alpha"] = config.lora_alpha
+    return {
+        "method": config.method,
+        "backbone": json.dumps(config.backbone),
+        "settings": json.dumps(settings, sort_keys=True),
+        "frozen": total.hexdigest(),
+    }
+
+
+def save_weights(
+    config: ModelConfig, trunk: nn.Module, embedder: nn.Module, path: Path, extra: Mapping[str, Any] | None = None
+) -> None:
+    """Write what was trained: for adapted models `save_adapter`'s file, else trunk (if trained) and head tensors.
+
+    Buffers of the trunk, which training moves without gradients (batch norms' statistics), go with it.
+
+    Args:
+        extra: what else the file has to be read with, as JSON types.
+    """
+    if isinstance(trunk, AdaptedViT):
+        save_adapter(UnifiedEmbedder(trunk, cast(EmbeddingHead, embedder)), path)
+        return
+    tensors = {name: weight.detach().cpu().contiguous() for name, weight in _tensors(trunk, embedder).items()}
+    metadata = {"format": "pt", "puma_run": FORMAT, **_description(config, trunk, extra or {})}
+    with atomic_write(path) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def load_weights(
+    config: ModelConfig, trunk: nn.Module, embedder: nn.Module, path: Path, extra: Mapping[str, Any] | None = None
+) -> None:
+    """Load what :func:`save_weights` wrote for the same model configuration.
+
+    Raises:
+        ValueError: if the file is missing, damaged, or of another method, backbone or size; nothing is loaded then.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is no file; give the model.safetensors of a run")
+    if isinstance(trunk, AdaptedViT):
+        try:
+            load_adapter(UnifiedEmbedder(trunk, cast(EmbeddingHead, embedder)), path)
+        except ValueError as error:
+            raise ValueError(f"{error}; {_OWN_CONFIGURATION}") from error
+        return
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or not a safetensors file ({error})") from error
+    _check(metadata, _description(config, trunk, extra or {}), path)
+    own = _tensors(trunk, embedder)
+    if metadata["puma_run"] != FORMAT:
+        _leave_buffers_out(own, tensors, trunk, path)
+    odd = sorted(set(own) ^ set(tensors)) or sorted(name for name in own if own[name].shape != tensors[name].shape)
+    if odd:
+        raise ValueError(f"{path} does not fit the configured model: {odd[0]} differs ({len(odd)} such tensors)")
+    with torch.no_grad():
+        for name, weight in own.items():
+            weight.copy_(tensors[name])
+
+
+def _leave_buffers_out(
+    own: dict[str, torch.Tensor], found: Mapping[str, torch.Tensor], trunk: nn.Module, path: Path
+) -> None:
+    """Of a file of an earlier version, which had no buffers: those of a frozen trunk are what they were."""
+    weights = {f"trunk.{name}" for name, _ in trunk.named_parameters()}
+    missing = [name for name in own if name.startswith("trunk.") and name not in weights and name not in found]
+    if missing and any(weight.requires_grad for weight in trunk.parameters()):
+        raise ValueError(
+            f"{path} lacks the statistics that training gave the trunk, such as {missing[0]}: earlier versions did not "
+            "save them; the run's checkpoint.pt has them (puma train --resume writes the file again), or train anew"
+        )
+    for name in missing:
+        del own[name]
+
+
+def _check(found: Mapping[str, str], wanted: Mapping[str, str], path: Path) -> None:
+    if found.get("puma_run") not in (FORMAT, WITHOUT_BUFFERS, EARLIER):
+        raise ValueError(
+            f"{path} is not a file of `puma train` with method {wanted['method']!r}"
+            + (", it holds adapters" if "adaptation" in found else "")
+            + f"; {_OWN_CONFIGURATION}"
+        )
+    if any(found.get(name) != wanted[name] for name in ("method", "backbone")):
+        raise ValueError(
+            f"{path} is of method {found.get('method')!r} on backbone {found.get('backbone')}, the configuration asks "
+            f"for {wanted['method']!r} on {wanted['backbone']}; {_OWN_CONFIGURATION}"
+        )
+    if found["puma_run"] == EARLIER:
+        return
+    if found.get("settings") != wanted["settings"]:
+        raise ValueError(
+            f"{path} was trained with {found.get('settings')}, the configuration has {wanted['settings']}; "
+            f"{_OWN_CONFIGURATION}"
+        )
+    if found.get("frozen") != wanted["frozen"]:
+        raise ValueError(
+            f"{path} was trained on another backbone: the weights that stayed frozen differ; give the model.weights of "
+            "the run"
+        )

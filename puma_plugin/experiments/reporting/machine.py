@@ -1,0 +1,91 @@
+"""What a result was measured on: machine, versions, commit."""
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "torch",
+    "timm",
+    "pytorch-metric-learning",
+    "numpy",
+    "faiss-cpu",
+    "faiss-gpu",
+    "scikit-learn",
+    "safetensors",
+)
+
+
+def cpu_name() -> str:
+    """The processor's name as the operating system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def memory_gib() -> float | None:
+    """The machine's memory in GiB, or None where the system does not say."""
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def available_cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine_facts() -> dict[str, Any]:
+    """Processor, cores, memory, system and, if there is one, the GPU."""
+    import torch
+
+    return {
+        "cpu": cpu_name(),
+        "cores": available_cores(),
+        "memory_gib": memory_gib(),
+        "system": platform.platform(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+    }
+
+
+def version_facts() -> dict[str, str]:
+    """Python's version, this package's, and those of the packages a figure can depend on."""
+    import puma_plugin
+
+    versions = {"python": platform.python_version(), "puma_plugin": puma_plugin.__version__}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def commit() -> str | None:
+    """The commit of the checkout this package runs from (with "+changes" where files differ); None if installed."""
+    folder = Path(__file__).resolve().parents[3]
+    if not (folder / ".git").exists():
+        return None
+    try:
+        git = ["git", "-C", str(folder)]
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
+        changes = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True, text=True, check=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
+
+
+def provenance() -> dict[str, Any]:
+    """Machine, versions and commit, as metrics.json records them."""
+    return {"machine": machine_facts(), "versions": version_facts(), "commit": commit()}

@@ -1,0 +1,1 @@
+"""One run: checked, trained, stopped, continued and evaluated, in one process or several."""

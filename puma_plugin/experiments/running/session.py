@@ -1,0 +1,412 @@
+"""One run of `puma train` or `puma evaluate`: from configuration to files."""
+
+import json
+import sys
+import time
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from puma_plugin.datasets.class_split import shared_classes
+from puma_plugin.evaluation import Embedded, RetrievalResult, bootstrap_intervals, compare_results
+from puma_plugin.evaluation.result import short_name
+from puma_plugin.experiments.contestants.methods import METHODS
+from puma_plugin.experiments.data.images import images_of_classes
+from puma_plugin.experiments.data.splits import Splits, check_readable, load_splits, load_test
+from puma_plugin.experiments.reporting.intervals import INTERVAL_METHODS
+from puma_plugin.experiments.reporting.machine import provenance
+from puma_plugin.experiments.reporting.summary import EXPLANATION, bootstrapped, curves, flat_scores, method_rows
+from puma_plugin.experiments.running.baseline import read_baseline
+from puma_plugin.experiments.running.display import JobDisplay
+from puma_plugin.experiments.running.early_checks import check_settings
+from puma_plugin.experiments.running.pool import Event
+from puma_plugin.experiments.running.processes import Processes, connected
+from puma_plugin.experiments.running.separate import AnyRun, make_run, small_distributions, without_joint
+from puma_plugin.experiments.running.trained_classes import (
+    SHUFFLED_BEFORE,
+    classes_of,
+    require_unchanged,
+    split_is_unknown,
+)
+from puma_plugin.experiments.settings.config import CHECKPOINT, CLASSES, SETTINGS, WEIGHTS, EvaluateConfig, TrainConfig
+from puma_plugin.experiments.settings.overrides import with_defaults
+from puma_plugin.utils import folder_lock, json_ready, remove_unfinished, require_writable, write_json
+
+_PAPER_CODE = (
+    " Counted as the authors' published code does (protocol paper-code): classes of different distributions may share "
+    "a number and then count as hits, R includes the query, and queries without a positive are misses."
+)
+
+_FREE = frozenset(
+    [
+        *("out", "report", "device", "threads", "evaluation_batch_size", "max_batch_per_process", "process_timeout"),
+        # Random transforms follow from the image, not from the process that reads it.
+        "data.workers",
+        # If the bad images that are now left out were training images, the sampler refuses its state.
+        *("data.bad_images", "data.known_bad"),
+    ]
+)
+"""Settings that a resumed run may change."""
+
+_OWN = frozenset(["out", "threads", "evaluation_batch_size", "process_timeout", "data.workers"])
+"""Settings that each of several processes may have of its own."""
+
+
+def settings_of(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as JSON types."""
+    return json_ready(asdict(config))
+
+
+def results_folder(config: TrainConfig) -> Path:
+    """Where metrics.json and report.html go: `out`; for an evaluation below it, if `out` is the folder of a training.
+
+    An evaluation with the configuration of its training would otherwise replace what the training wrote there.
+    """
+    out = Path(config.out)
+    trained = any((out / name).exists() for name in (WEIGHTS, SETTINGS))
+    return out / "evaluation" if isinstance(config, EvaluateConfig) and trained else out
+
+
+def can_resume(config: TrainConfig) -> bool:
+    """Whether `out` holds what --resume goes on from."""
+    folder = Path(config.out)
+    if not METHODS[config.model.method].trained:
+        # Nothing is trained, so there is never a checkpoint; only the evaluation is left to do.
+        return (folder / WEIGHTS).exists()
+    return any(folder.glob(f"{Path(CHECKPOINT).stem}*"))  # several for separate models
+
+
+def _differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str], within: str = ""
+) -> list[tuple[str, Any, Any]]:
+    """The settings that may not differ and do, by dotted name; those in which nothing differs would hide them."""
+    found = []
+    for name in dict.fromkeys((*now, *before)):
+        place, old, new = f"{within}{name}", before.get(name), now.get(name)
+        if place in free or old == new:
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += _differences(old, new, free, f"{place}.")
+        else:
+            found.append((place, old, new))
+    return found
+
+
+def _require_same_settings(config: TrainConfig, processes: Processes, **options: object) -> None:
+    """Of several machines, each is given its command by hand.
+
+    Args:
+        options: of the command line, next to the settings.
+    """
+    all_settings = processes.gather({**settings_of(config), **{f"--{name}": options[name] for name in options}})
+    for rank, settings in enumerate(all_settings):
+        if odd := _differences(all_settings[0], settings, _OWN):
+            raise ValueError(
+                f"process {rank} was started with other settings than the first one: "
+                f"{'; '.join(f'{name} {theirs!r}, not {firsts!r}' for name, firsts, theirs in odd)}; give all the same"
+            )
+
+
+def _check_resume(config: TrainConfig, folder: Path, resume: bool) -> None:
+    started = any(folder.glob(f"{Path(CHECKPOINT).stem}*")) or (folder / WEIGHTS).exists()
+    if started and not resume:
+        raise ValueError(f"out is {config.out!r}, which holds an earlier run; give --resume to go on, or another --out")
+    if not resume:
+        require_writable(folder, "out", is_folder=True)
+        return
+    if not can_resume(config):
+        raise ValueError(f"--resume was given, but {folder / CHECKPOINT} does not exist; start without it")
+    now = settings_of(config)
+    before = json_ready(with_defaults(json.loads((folder / SETTINGS).read_text(encoding="utf-8")), config))
+    # A setting that only an earlier version had decides nothing any more.
+    if odd := _differences({name: before[name] for name in now}, now, _FREE):
+        different = "; ".join(f"{name} was {old!r} and is {new!r}" for name, old, new in odd)
+        raise ValueError(
+            f"--resume needs the settings that {folder} was started with; different: {different}; give those, or start "
+            "without --resume in another --out"
+        )
+
+
+def train(config: TrainConfig, resume: bool, command: str, console: Console) -> dict[str, Any]:
+    """Train, evaluate once on the test, and write checkpoint.pt, model.safetensors, metrics.json and report.html.
+
+    Started by torchrun, the processes train together; the first one reads the lists of images, searches and writes.
+
+    Args:
+        resume: go on from `out`/checkpoint.pt.
+        command: kept in metrics.json.
+
+    Returns:
+        The content of metrics.json; nothing in processes other than the first.
+
+    Raises:
+        ValueError: for settings or folders that cannot be used and test images that cannot be read, before any
+            training.
+    """
+    start = time.monotonic()
+    folder = Path(config.out)
+    with connected(config.device, config.process_timeout) as processes, ExitStack() as held:
+        shown = console if processes.first else Console(quiet=True)
+        _require_same_settings(config, processes, resume=resume)
+        processes.from_first(lambda: _check_resume(config, folder, resume))
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        processes.from_first(lambda: check_settings(config, processes))
+        splits = processes.from_first(lambda: load_splits(config.data))
+        trained = {name: images_of_classes(images) for name, images in splits.train.items()}
+        if resume:
+            # In the first process: the others may not see its folder.
+            processes.from_first(lambda: require_unchanged(config, trained, folder))
+        notes = _describe(splits, trained, shown)
+        if splits.validation and (without := [name for name in splits.train if name not in splits.validation]):
+            shown.print(
+                f"no class is held out of {', '.join(without)}: data.validation_fraction "
+                f"{config.data.validation_fraction:g} of their training classes leaves less than two of either kind, "
+                "or none of two images",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+        for sentence in small_distributions(config, splits):
+            shown.print(sentence, highlight=False, markup=False, soft_wrap=True)
+        with JobDisplay(shown, {"run": METHODS[config.model.method].label}, "Training") as display:
+            display(Event("start", "run"))
+            run = make_run(
+                config,
+                splits,
+                checkpoint=folder / CHECKPOINT,
+                progress=lambda content: display(Event("progress", "run", content)),
+            )
+            run.prepare()
+            if config.data.bad_images == "raise" and not resume:
+                processes.from_first(lambda: check_readable(splits, partial(_show_opening, display)))
+            processes.from_first(lambda: _take(held, config, folder, resume))
+            if processes.first:
+                write_json(folder / SETTINGS, settings_of(config))
+                if config.data.kind != "embedded":  # whose names mean other classes with another seed
+                    write_json(folder / CLASSES, trained)
+            run.stops_on_signals = True
+            run.train()
+            if processes.first:
+                # Before the test: whatever ends that must not cost the trained weights.
+                run.save_model(folder / WEIGHTS)
+            display(Event("progress", "run", {"step": run.steps, "steps": run.steps, "stage": "test"}))
+            embedded = run.embed(splits.test)
+            display(Event("done", "run"))
+        return _finish(config, run, splits, embedded, notes, command, start, shown)
+
+
+def _take(held: ExitStack, config: TrainConfig, folder: Path, resume: bool) -> None:
+    """The folder is this run's until the end, unless another one has begun there meanwhile."""
+    held.enter_context(folder_lock(folder))
+    _check_resume(config, folder, resume)
+    remove_unfinished(folder)
+
+
+def _show_opening(display: JobDisplay, done: int, images: int) -> None:
+    """How far the opening is; "loading" at its end, as the training at first has no words of its own."""
+    stage = "opening test images" if done < images else "loading"
+    display(Event("progress", "run", {"step": done, "steps": images, "stage": stage}))
+
+
+def evaluate(
+    config: EvaluateConfig, weights: Path, command: str, console: Console, baseline: Path | None = None
+) -> dict[str, Any]:
+    """Evaluate a trained model on the test of the configured data, and write metrics.json and report.html to `out`.
+
+    Started by torchrun, each process embeds a share of the images.
+
+    Args:
+        weights: model.safetensors of a run, or the run's folder.
+        baseline: metrics.json of another evaluation, or its folder; the differences are printed and kept.
+
+    Returns:
+        The content of metrics.json; nothing in processes other than the first.
+
+    Raises:
+        ValueError: if the file does not fit the configured model, or the baseline cannot be compared with.
+    """
+    start = time.monotonic()
+    with connected(config.device, config.process_timeout) as processes:
+        shown = console if processes.first else Console(quiet=True)
+        _require_same_settings(config, processes, baseline=baseline and str(baseline))
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        other = None if baseline is None else processes.from_first(lambda: read_baseline(baseline))
+        path = weights / WEIGHTS if weights.is_dir() else weights
+        if not processes.require_same_file(path, "--checkpoint"):
+            raise ValueError(
+                f"--checkpoint is {weights}, but {path} is no file; give the folder of a run that has ended"
+            )
+        if path.name == CHECKPOINT:
+            raise ValueError(f"--checkpoint is {path}, which is what --resume goes on from; give its folder")
+        processes.from_first(lambda: require_writable(results_folder(config), "out", is_folder=True))
+        processes.from_first(lambda: check_settings(config, processes, trains=False))
+        splits = processes.from_first(lambda: load_test(config.data))
+        if other is not None and not set(other["per_class"]) & set(splits.names):
+            raise ValueError(
+                f"--baseline {baseline} has the distributions {list(other['per_class'])}, the configured data has "
+                f"{splits.names}: there is nothing to compare; give an evaluation of the same data"
+            )
+        if other is not None and other["protocol"] != config.protocol:
+            raise ValueError(
+                f"--baseline {baseline} was counted with protocol {other['protocol']}, this evaluation is to be with "
+                f"{config.protocol}: their figures mean different things; give --protocol {other['protocol']}"
+            )
+        unknown = SHUFFLED_BEFORE if split_is_unknown(config, path.parent) else ""
+        notes = _describe(splits, classes_of(path), shown, unknown)
+        run = make_run(config, splits)
+        run.load_model(path)
+        embedded = run.embed(splits.test, progress=sys.stderr.isatty())
+        return _finish(config, run, splits, embedded, notes, command, start, shown, baseline, other)
+
+
+def _describe(
+    splits: Splits, trained: Mapping[str, Collection[str]], console: Console, unknown_split: str = ""
+) -> list[str]:
+    """Print what there is. Returned are the sentences that the figures have to be read with."""
+    for name, sizes in splits.describe().items():
+        parts = ", ".join(f"{part} {size['classes']} classes {size['images']} images" for part, size in sizes.items())
+        console.print(f"{name}: {parts}", highlight=False, markup=False, soft_wrap=True)
+    shared = {name: shared_classes(trained.get(name, ()), test.class_names) for name, test in splits.test.items()}
+    notes = [f"{name}: {sentence}" for name, sentence in shared.items() if sentence]
+    notes += [unknown_split] if unknown_split else []
+    sentences = list(notes)
+    for name, reasons in splits.skipped.items():
+        key, reason = next(iter(reasons.items()))
+        sentences.append(
+            f"{name}: images left out: {len(reasons):,}, the first is {key} ({reason}); all are in metrics.json"
+        )
+    for sentence in sentences:
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+    return notes
+
+
+def _finish(
+    config: TrainConfig,
+    run: AnyRun,
+    splits: Splits,
+    embedded: Embedded,
+    notes: list[str],
+    command: str,
+    start: float,
+    console: Console,
+    baseline: Path | None = None,
+    other: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Search, and write what was found; in the first process only."""
+    prompt_weights = run.prompt_weights(splits.test) if config.report else None
+    if not run.processes.first:
+        return {}
+    folder = results_folder(config)
+    # A training ends with the honest figures; to count otherwise is for an evaluation.
+    result = embedded.evaluate(*((tuple(config.ks), config.protocol) if isinstance(config, EvaluateConfig) else ()))
+    metrics = _metrics(config, run, splits, result.to_dict(per_class=True), notes, command, time.monotonic() - start)
+    comparison = None if other is None else compare_results(metrics["runs"][0]["result"], other)
+    if comparison is not None:
+        metrics["baseline"] = {"path": str(baseline), **comparison.to_dict()}
+    write_json(folder / "metrics.json", metrics)
+    _show(console, config, result)
+    if comparison is not None:
+        console.print(comparison.text(), highlight=False, soft_wrap=True)
+    if config.report:
+        from puma_plugin.experiments.reporting.report import ReportPictures, write_report
+        from puma_plugin.experiments.reporting.visuals import embedding_maps, members_of, query_rows
+
+        labelled = {METHODS[config.model.method].label: embedded.embeddings.numpy()}
+        pictures = ReportPictures(
+            maps=embedding_maps(labelled, members_of(splits.test), 1600),
+            prompt_weights=prompt_weights,
+            queries=query_rows(labelled, splits.test, 3, 8),
+        )
+        write_report(folder / "report.html", metrics, pictures)
+    console.print(f"results in {folder}", highlight=False, soft_wrap=True)
+    return metrics
+
+
+def _show(console: Console, config: TrainConfig, result: RetrievalResult) -> None:
+    lines = result.table(*result.unified).splitlines()
+    if config.model.method == "separate":
+        # The last two, unified and leak, would compare embeddings of different models.
+        lines = lines[:-2]
+    for name, metrics in result.per_distribution.items():
+        further = [
+            f"{short_name(key)} {100 * value:.2f}" for key, value in metrics.items() if key not in result.unified
+        ]
+        lines += [f"{name}: {', '.join(further)}"] if further else []
+    console.print("\n".join(lines), highlight=False, soft_wrap=True)
+
+
+def _metrics(
+    config: TrainConfig,
+    run: AnyRun,
+    splits: Splits,
+    result: Mapping[str, Any],
+    notes: list[str],
+    command: str,
+    seconds: float,
+) -> dict[str, Any]:
+    method = config.model.method
+    separate = method == "separate"
+    kept = without_joint(result) if separate else dict(result)
+    bounds = {name: interval.to_dict() for name, interval in bootstrap_intervals(kept).items()}
+    record = {
+        "method": method,
+        "data_seed": config.data.seed,
+        "seed": config.seed,
+        "trainable": run.trainable,
+        "seconds": run.seconds,
+        "steps": run.steps,
+        "history": run.history,
+        "validation": run.validation,
+        "scores": flat_scores(result, separate),
+        "result": kept,
+        "intervals": bounds,
+    }
+    row = bootstrapped(method_rows([record], [METHODS[method]])[0], bounds)
+    origin = provenance()
+    machine = origin["machine"]
+    classes = sum(part["test"]["classes"] for part in splits.describe().values())
+    return {
+        "schema": 1,
+        "title": f"{METHODS[method].label} on {len(splits.names)} distributions",
+        "lead": f"Backbone {config.model.backbone}; {classes} test classes of {', '.join(splits.names)}.",
+        "command": command,
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "seconds": round(seconds, 1),
+        **origin,
+        "settings": settings_of(config),
+        "data": splits.describe(),
+        "skipped": splits.skipped,
+        "processes": run.processes.world_size,
+        "learning_rates": None,
+        "distributions": splits.names,
+        "accent": method,
+        "methods": [row],
+        "differences": {},
+        "findings": notes,
+        "curves": curves([record], [METHODS[method]]),
+        "cards": [],
+        "explanation": f"{EXPLANATION} Below each figure: {INTERVAL_METHODS['class']}"
+        + (_PAPER_CODE if kept["protocol"] == "paper-code" else ""),
+        "interval_note": "",
+        "curve_note": "Harmonic mean of R@1 on training classes that were held out of training.",
+        "facts": {
+            "Command": command,
+            "Machine": f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB",
+            "GPU": machine["gpu"],
+            "Versions": ", ".join(f"{name} {version}" for name, version in origin["versions"].items()),
+            "Commit": origin["commit"],
+            "Seed": config.seed,
+            "Protocol": kept["protocol"],
+            "Seconds in all": f"{seconds:.0f}",
+        },
+        "runs": [record],
+    }

@@ -1,0 +1,44 @@
+"""The classes that a run was trained on, kept beside its weights: what an evaluation and a resumed run look at."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from puma_plugin.experiments.settings.config import CLASSES, WEIGHTS, TrainConfig
+
+SHUFFLED_BEFORE = (
+    "the folder of the weights does not say which classes they were trained on; earlier versions shuffled classes in "
+    "another way, so that some may be in this test"
+)
+
+
+def split_is_unknown(config: TrainConfig, folder: Path) -> bool:
+    """Whether a run may be of an earlier version, which shuffled classes in another way and did not keep them."""
+    divided = config.data.shuffle_classes and config.data.kind in ("image_folders", "manifest")
+    return divided and not (folder / CLASSES).is_file()
+
+
+def require_unchanged(config: TrainConfig, now: Mapping[str, Mapping[str, int]], folder: Path) -> None:
+    """ValueError naming what differs in the training images of a run that is to go on."""
+    if split_is_unknown(config, folder):
+        raise ValueError(
+            f"{folder} was begun by an earlier version, which shuffled the classes in another way, so that now others "
+            "would be trained on; start without --resume in another --out"
+        )
+    before = classes_of(folder / WEIGHTS)
+    for name in {**before, **now} if before else ():
+        counts, found = before.get(name, {}), now.get(name, {})
+        differ = [label for label in {**counts, **found} if counts.get(label, 0) != found.get(label, 0)]
+        if differ:
+            first, many = differ[0], "classes differ" if len(differ) > 1 else "class differs"
+            raise ValueError(
+                f"{name}: the training images are not those that {folder} began with: class {first!r} had "
+                f"{counts.get(first, 0)} and has {found.get(first, 0)} ({len(differ):,} {many}); make them the same "
+                "again, or start without --resume in another --out"
+            )
+
+
+def classes_of(weights: Path) -> dict[str, dict[str, int]]:
+    """The classes that a run was trained on with their images, by distribution; empty where its folder does not say."""
+    file = weights.parent / CLASSES
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -1,0 +1,419 @@
+"""One training run, through the package's own pytorch-metric-learning components."""
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from pytorch_metric_learning.utils import common_functions as c_f
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import default_collate
+
+from puma_plugin.datasets import UnifiedDataset
+from puma_plugin.evaluation import Embedded, embed
+from puma_plugin.evaluation.search import NonFiniteRowsError
+from puma_plugin.experiments.contestants.build import build_model, input_properties, trainable_count
+from puma_plugin.experiments.contestants.loss import images_per_class, make_loss, make_miner
+from puma_plugin.experiments.contestants.weights import load_weights, save_weights
+from puma_plugin.experiments.data.splits import ImageSets, Splits
+from puma_plugin.experiments.data.transforms import BatchTransform, ToBytes, image_transforms, in_batches
+from puma_plugin.experiments.reporting.summary import flat_scores
+from puma_plugin.experiments.running.processes import Processes, process_device
+from puma_plugin.experiments.running.stopping import Stop
+from puma_plugin.experiments.settings.config import OptimizerConfig, TrainConfig
+from puma_plugin.losses import GatheredLoss
+from puma_plugin.models.adapted_vit import AdaptedViT
+from puma_plugin.samplers import MultiDistributionSampler
+from puma_plugin.trainers import BatchShare, NonFiniteLossError, UnifiedTrainer
+
+ALONE = Processes()
+AMP = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+Progress = Callable[[dict[str, Any]], None]
+# What the CPU's allocator says, and the stable ABI, through which our operators allocate.
+_NO_MEMORY = ("allocate memory", "aoti_torch_empty")
+
+
+class Collate:
+    """Stacks (image, label) items and applies a batch transform to the images; it can be sent to worker processes."""
+
+    def __init__(self, batch_transform: BatchTransform | None) -> None:
+        self.batch_transform = batch_transform
+
+    def __call__(self, items: list[Any]) -> Any:
+        images, labels = default_collate(items)
+        return (images if self.batch_transform is None else self.batch_transform(images)), labels
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """How pictures become network input: per image (training, evaluation) and per batch (the same)."""
+
+    train_transform: Any
+    evaluation_transform: Any
+    train_batch: BatchTransform | None
+    evaluation_batch: BatchTransform | None
+
+
+def choose_device(name: str, processes: Processes = ALONE) -> torch.device:
+    """The device for "auto", "cpu", "cuda", ..., of this process.
+
+    Raises:
+        ValueError: for a device that this PyTorch does not know or cannot reach.
+    """
+    if processes.world_size > 1:
+        return process_device(name, processes.local_rank)
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        cause = str(error).splitlines()[0]
+        raise ValueError(f"device is {name!r}, which cannot be used ({cause}); give auto or cpu") from error
+    return device
+
+
+def make_inputs(config: TrainConfig, trunk: nn.Module, processes: Processes) -> Inputs:
+    """The transforms of a run. Small images of the embedded benchmark are handled a whole batch at a time."""
+    size, mean, std = input_properties(trunk, config.data)
+    if in_batches(config.data, size):
+        margin = size // 8 if config.data.augmentation == "pad_crop" else 0
+        training = BatchTransform(mean, std, margin, processes.rank, processes.world_size)
+        return Inputs(ToBytes(), ToBytes(), training, BatchTransform(mean, std))
+    train, evaluation = image_transforms(config.data, size, mean, std)
+    return Inputs(train, evaluation, None, None)
+
+
+def _optimizers(
+    trunk: nn.Module, embedder: nn.Module, loss: nn.Module, config: OptimizerConfig
+) -> dict[str, torch.optim.Optimizer]:
+    if isinstance(trunk, AdaptedViT):
+        trunk_groups = trunk.param_groups(
+            config.lr, config.weight_decay, adapter_factor=config.factor, prompt_factor=config.factor
+        )
+    else:
+        weights = [weight for weight in trunk.parameters() if weight.requires_grad]
+        # Weights added to a frozen trunk start from nothing, as adapters do; a trunk trained as a whole does not.
+        whole = len(weights) == len(list(trunk.parameters()))
+        trunk_groups = [{"params": weights, "lr": config.lr if whole else config.lr * config.factor}]
+    groups = {
+        "trunk_optimizer": [group for group in trunk_groups if group["params"]],
+        "embedder_optimizer": [{"params": list(embedder.parameters()), "lr": config.lr * config.factor}],
+        "metric_loss_optimizer": [{"params": list(loss.parameters()), "lr": config.proxy_lr}],
+    }
+    return {
+        name: torch.optim.AdamW(members, weight_decay=config.weight_decay)
+        for name, members in groups.items()
+        if members and members[0]["params"]
+    }
+
+
+def _schedulers(
+    optimizers: dict[str, torch.optim.Optimizer], config: OptimizerConfig, epoch_steps: int, total_steps: int
+) -> dict[str, LambdaLR]:
+    warmup = round(config.warmup_epochs * epoch_steps)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        if config.schedule == "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * min((step - warmup) / max(total_steps - warmup, 1), 1.0)))
+        if config.schedule == "step":
+            return 0.5 ** (step // (config.step_epochs * epoch_steps))
+        return 1.0
+
+    return {
+        name.replace("_optimizer", "_scheduler_by_iteration"): LambdaLR(optimizer, factor)
+        for name, optimizer in optimizers.items()
+    }
+
+
+class PromptWeights(nn.Module):
+    """A trunk's prompt weights in the place of embeddings."""
+
+    def __init__(self, trunk: nn.Module) -> None:
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (B, C, H, W) -> (B, M)."""
+        return cast(AdaptedViT, self.trunk).prompt_weights(images)
+
+
+class Run:
+    """One training run: made ready by the constructor, then :meth:`train`.
+
+    Args:
+        config: the settings.
+        splits: the images; `validation` may be empty.
+        checkpoint: file for the full state after every epoch (None: no checkpoints). If it exists, the run goes on
+            from it.
+        progress: called with `step`, `steps`, after an evaluation `validation` (harmonic R@1) and, once the checkpoint
+            was loaded, `resumed`.
+
+    Raises:
+        ValueError: for settings that cannot work together, or a checkpoint that not all processes find; before any
+            training.
+    """
+
+    def __init__(
+        self, config: TrainConfig, splits: Splits, checkpoint: Path | None = None, progress: Progress | None = None
+    ) -> None:
+        self.config = config
+        self.splits = splits
+        self.checkpoint = checkpoint
+        self.progress = progress or (lambda content: None)
+        self.stops_on_signals = False
+        self.processes = Processes.current()
+        self.stop = Stop(several=self.processes.world_size > 1, speaks=self.processes.first)
+        self.device = choose_device(config.device, self.processes)
+        self.trunk, self.embedder = build_model(config.model, config.seed, config.data.image_size)
+        self.inputs = make_inputs(config, self.trunk, self.processes)
+        self.trainable = trainable_count(self.trunk, self.embedder)
+        self.history: list[dict[str, Any]] = []
+        self.trainer: UnifiedTrainer | None = None
+        self.steps = 0
+        self.trunk.to(self.device)
+        self.embedder.to(self.device)
+
+    def embed(self, sets: ImageSets, progress: bool = False) -> Embedded:
+        """Embeddings, labels and ids of every image of these sets, in order; with a bar of the batches if wanted."""
+        dataset = UnifiedDataset(sets, transform=self.inputs.evaluation_transform)
+        with self._enough_memory("evaluation_batch_size", len(dataset)):
+            return embed(
+                nn.Sequential(self.trunk, self.embedder),
+                dataset,
+                batch_size=self.config.evaluation_batch_size,
+                device=self.device,
+                num_workers=self.config.data.workers,
+                amp_dtype=AMP[self.config.precision],
+                collate_fn=Collate(self.inputs.evaluation_batch),
+                progress=progress,
+            )
+
+    def evaluate(self, sets: ImageSets) -> dict[str, Any]:
+        """All retrieval metrics within these sets; where they do not say otherwise, every image is query and gallery.
+
+        Every process embeds its share, the first one searches, all get the result.
+        """
+        embedded = self.embed(sets)
+        return self.processes.from_first(lambda: embedded.evaluate().to_dict())
+
+    def train(self) -> None:
+        """Train to the last epoch, from the checkpoint if there is one. Without trainable weights, do nothing.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C or SIGTERM, in any of the processes; with ``stops_on_signals`` the checkpoint has
+                been written then, within an epoch too, and all processes have stopped after the same step.
+        """
+        self.prepare()
+        if self.trainer is not None:
+            listening = self.stop.listening() if self._can_stop() else contextlib.nullcontext()
+            with listening, self._enough_memory("max_batch_per_process", self._share()):
+                self.trainer.train(num_epochs=self.config.epochs)
+            if self._is_to_stop():
+                raise KeyboardInterrupt
+            self.history = self.trainer.history
+
+    def _can_stop(self) -> bool:
+        return self.stops_on_signals and self.checkpoint is not None
+
+    def _is_to_stop(self) -> bool:
+        """The same in all processes, which a signal may reach in different steps, or only one of them."""
+        return self._can_stop() and self.processes.any(self.stop.asked)
+
+    def prepare(self) -> None:
+        """Make the trainer and load the checkpoint, so that what cannot work is known before anything is written."""
+        if self.trainer is not None or not self.trainable:
+            return
+        self.trainer = self._make_trainer()
+        if self.checkpoint is not None and self.processes.require_same_file(self.checkpoint, "out"):
+            self.trainer.load_checkpoint(self.checkpoint)
+            self.progress({"step": self.trainer.global_step, "steps": self.steps, "resumed": True})
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, evaluations left out."""
+        return sum(entry["seconds"] for entry in self.history)
+
+    @property
+    def validation(self) -> list[dict[str, float]]:
+        """R@1 on the held-out training classes over the epochs."""
+        return [
+            {"epoch": entry["epoch"], **{name: entry[f"validation_{name}"] for name in ("harmonic", "unified")}}
+            for entry in self.history
+            if "validation_harmonic" in entry
+        ]
+
+    def _make_trainer(self) -> UnifiedTrainer:
+        config = self.config
+        dataset = UnifiedDataset(self.splits.train, transform=self.inputs.train_transform)
+        batch_size = self._batch_size(len(dataset))
+        try:
+            sampler = MultiDistributionSampler(
+                dataset.labels,
+                batch_size,
+                images_per_class(config.loss),
+                balance="proportional" if config.sampling == "proportional" else "uniform",
+                seed=config.seed,
+                distribution_names=dataset.distribution_names,
+                class_names=dataset.class_names,
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"{error} (of the settings, m is loss.images_per_class, batch_size global_batch_size, balance sampling)"
+            ) from error
+        self.steps = config.epochs * len(sampler)
+        loss = make_loss(config.loss, dataset.num_classes, config.model.embedding_size).to(self.device)
+        # Wrapped in one process too, so that a checkpoint can be continued by any number of them.
+        loss = GatheredLoss(loss, make_miner(config.loss))
+        optimizers = _optimizers(self.trunk, self.embedder, loss, config.optimizer)
+        # pytorch-metric-learning warns about a trunk without an optimizer; with a linear head that is the point.
+        logging.getLogger(c_f.LOGGER_NAME).setLevel(logging.ERROR)
+        return UnifiedTrainer(
+            models=self._trained_models(),
+            optimizers=optimizers,
+            batch_size=batch_size,
+            loss_funcs={"metric_loss": loss},
+            dataset=dataset,
+            sampler=sampler,
+            data_and_label_getter=self._transform_batch,
+            lr_schedulers=_schedulers(optimizers, config.optimizer, len(sampler), self.steps),
+            freeze_these=("trunk",) if config.model.method == "linear" else (),
+            dataloader_num_workers=config.data.workers,
+            data_device=self.device,
+            end_of_iteration_hook=self._report_step,
+            amp_dtype=AMP[config.precision],
+            clip_value=config.optimizer.clip,
+            prompt_penalty_weight=1.0 if config.model.method == "puma" and config.model.pool_size else 0.0,
+            seed=config.seed,
+            # Transforms of a whole batch draw for the batch of all processes instead.
+            seed_items=self.inputs.train_batch is None,
+            checkpoint_path=self.checkpoint,
+            evaluate=self._report_epoch,
+            evaluate_every=config.validate_every,
+            progress=False,
+        )
+
+    def _share(self) -> int:
+        """Images of a batch that this process sees."""
+        return self._batch_size(sum(len(part) for part in self.splits.train.values())) // self.processes.world_size
+
+    def _batch_size(self, images: int) -> int:
+        """Images of all processes per step: the setting; for a separate model of fewer images, all of them."""
+        config, world, names = self.config, self.processes.world_size, ", ".join(self.splits.train)
+        size, m = config.global_batch_size, images_per_class(config.loss) or 1
+        if size > images and config.model.method != "separate":
+            raise ValueError(
+                f"global_batch_size is {size}, but there are {images} training images ({names}); set it to "
+                f"{max(images - images % math.lcm(m, world), 1)} or less, or give more images"
+            )
+        if size > images:
+            size = max(images - images % m, m)
+        if size % world:
+            raise ValueError(
+                f"a batch of {size} images (global_batch_size {config.global_batch_size}, {images} training images of "
+                f"{names}) cannot be shared equally by {world} processes; set global_batch_size to "
+                f"{max(size - size % world, world)}"
+            )
+        return size
+
+    def _trained_models(self) -> dict[str, nn.Module]:
+        """Trunk and embedder as the trainer gets them: for this process' share, gradients averaged over all."""
+        processes = self.processes
+        share = BatchShare(
+            self.trunk, self.config.max_batch_per_process, rank=processes.rank, world_size=processes.world_size
+        )
+        models: dict[str, nn.Module] = {"trunk": share, "embedder": self.embedder}
+        if processes.world_size == 1:
+            return models
+        return {
+            name: DistributedDataParallel(model) if trainable_count(model) else model for name, model in models.items()
+        }
+
+    def _transform_batch(self, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """In this process and not in the loader's workers, so that the draws do not depend on their number."""
+        images, labels = batch
+        return (images if self.inputs.train_batch is None else self.inputs.train_batch(images)), labels
+
+    @contextlib.contextmanager
+    def _enough_memory(self, setting: str, images: int) -> Iterator[None]:
+        """Turns an allocation that failed into advice.
+
+        Raises:
+            ValueError: naming the setting to lower.
+        """
+        try:
+            yield
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            text = str(error)
+            if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not any(
+                sign in text for sign in _NO_MEMORY
+            ):
+                raise
+            now = min(getattr(self.config, setting) or images, images)
+            raise ValueError(
+                f"{now} images at once do not fit into the memory of {self.device} "
+                f"({text.strip().splitlines()[0][:200]}); set {setting} to {max(now // 2, 1)} or less, which "
+                "changes the time but not the result"
+            ) from error
+
+    def _report_step(self, trainer: UnifiedTrainer) -> None:
+        self.progress({"step": trainer.global_step, "steps": self.steps})
+        if self.checkpoint is not None and self._is_to_stop():
+            trainer.save_checkpoint(self.checkpoint)
+            raise KeyboardInterrupt
+
+    def _report_epoch(self, trainer: UnifiedTrainer) -> dict[str, float]:
+        """R@1 on the held-out training classes, for the history and the display; nothing where no class is held out.
+
+        Raises:
+            NonFiniteLossError: the last step's weights have no embeddings any more.
+        """
+        if not self.splits.validation:
+            return {}
+        try:
+            scores = flat_scores(self.evaluate(self.splits.validation))
+        except NonFiniteRowsError as error:
+            raise NonFiniteLossError(
+                f"training diverged in epoch {trainer.epoch} (step {trainer.global_step}), evaluated on held-out "
+                f"training classes: {error}. {NonFiniteLossError.ADVICE}.",
+                trainer.epoch,
+                trainer.iteration,
+                [],
+            ) from error
+        self.progress({"step": trainer.global_step, "steps": self.steps, "validation": scores["harmonic"]})
+        return {"validation_harmonic": scores["harmonic"], "validation_unified": scores["unified"]}
+
+    def prompt_weights(self, sets: ImageSets) -> np.ndarray | None:
+        """Mean weight of each prompt per distribution (distributions, M); None for a model without prompts."""
+        if self.config.model.method != "puma" or not self.config.model.pool_size:
+            return None
+        rows = []
+        for name, images in sets.items():
+            dataset = UnifiedDataset({name: images}, transform=self.inputs.evaluation_transform)
+            found = embed(
+                PromptWeights(self.trunk),
+                dataset,
+                batch_size=self.config.evaluation_batch_size,
+                device=self.device,
+                num_workers=self.config.data.workers,
+                collate_fn=Collate(self.inputs.evaluation_batch),
+            )
+            rows.append(found.embeddings.mean(dim=0).numpy())
+        return np.stack(rows)
+
+    def save_model(self, path: Path) -> None:
+        """Write the trained weights; see :func:`puma_plugin.experiments.contestants.weights.save_weights`."""
+        save_weights(self.config.model, self.trunk, self.embedder, path)
+
+    def load_model(self, path: Path) -> None:
+        """Read what :meth:`save_model` wrote for the same model configuration."""
+        load_weights(self.config.model, self.trunk, self.embedder, path)

@@ -1,0 +1,66 @@
+"""Settings that a run does not look at, so that varying them would only repeat it."""
+
+from collections.abc import Callable
+
+from puma_plugin.experiments.settings.config import TrainConfig
+
+_ADAPTERS = ("puma", "adapters", "adaptformer")
+_PROMPTS = ("vpt_shallow", "vpt_deep")
+
+
+def _trained(config: TrainConfig) -> bool:
+    return config.model.method != "frozen"
+
+
+def _adapters(config: TrainConfig) -> bool:
+    return config.model.method in _ADAPTERS and config.model.blocks != []
+
+
+def _pool(config: TrainConfig) -> bool:
+    return config.model.method == "puma"
+
+
+def _random_crops(config: TrainConfig) -> bool:
+    return _trained(config) and config.data.augmentation == "random_resized_crop"
+
+
+_USES: dict[str, Callable[[TrainConfig], bool]] = {
+    "model.adapter_dim": _adapters,
+    "model.drop": lambda config: _adapters(config) and config.model.method != "adaptformer",
+    "model.scale": _adapters,
+    "model.trainable_scale": _adapters,
+    "model.init": lambda config: config.model.method in _ADAPTERS,
+    "model.blocks": lambda config: config.model.method in _ADAPTERS,
+    "model.pool_size": _pool,
+    "model.prompt_length": lambda config: (
+        (_pool(config) and config.model.pool_size > 0) or config.model.method in _PROMPTS
+    ),
+    "model.lora_rank": lambda config: config.model.method == "lora",
+    "model.lora_alpha": lambda config: config.model.method == "lora",
+    "model.embedding_size": _trained,
+    "loss": _trained,
+    "optimizer": _trained,
+    "optimizer.step_epochs": lambda config: _trained(config) and config.optimizer.schedule == "step",
+    "epochs": _trained,
+    "global_batch_size": _trained,
+    "sampling": _trained,
+    "data.augmentation": _trained,
+    "data.flip": _random_crops,
+    "data.crop_scale": _random_crops,
+    "data.shots": _trained,
+    "data.few_shot": _trained,
+    "data.starved": _trained,
+}
+"""Setting, or a part with all its settings -> whether a run looks at it; a setting that is not here counts always."""
+
+
+def is_unused(config: TrainConfig, name: str) -> bool:
+    """Whether a run of this configuration would be the same with any other value of a setting.
+
+    Args:
+        config: the run's configuration; some settings matter with certain values of others only.
+        name: dotted, such as "model.drop" or "loss.arguments.margin".
+    """
+    parts = name.split(".")
+    prefixes = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+    return any(not _USES[prefix](config) for prefix in prefixes if prefix in _USES)

@@ -1,0 +1,56 @@
+"""The recorded full comparison that comes with the package."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from puma_plugin.experiments.comparing.recorded import FILE, load_recorded, record, recorded_rates
+from puma_plugin.experiments.contestants.methods import MAIN_KEYS
+
+
+def test_what_is_shipped_is_a_full_comparison() -> None:
+    recorded = load_recorded()
+    assert recorded is not None, f"{FILE} is missing"
+    assert set(MAIN_KEYS) <= {row["key"] for row in recorded["methods"]}
+    assert {"machine", "versions", "commit", "date", "command"} <= set(recorded)
+    assert len(recorded["settings"]["data_seeds"]) >= 3
+    grid = recorded["learning_rates"]["multipliers"]
+    assert {"linear", "puma", "adapters", "separate", "full"} <= set(recorded_rates())
+    assert set(recorded_rates().values()) <= set(grid)
+    for row in recorded["methods"]:
+        for interval in row["per_distribution"].values():
+            assert interval["low"] <= interval["mean"] <= interval["high"]
+            assert interval["data_seeds"] == len(recorded["settings"]["data_seeds"])
+
+
+def _metrics(folder: Path, rates: dict | None) -> Path:
+    content = {
+        **dict.fromkeys(
+            ("command", "date", "seconds", "machine", "versions", "commit", "distributions", "methods", "differences",
+             "interval_method", "findings"), "kept"
+        ),
+        "settings": {"data_seeds": [0, 1], "seeds": [0, 1, 2]},
+        "learning_rates": rates,
+        "runs": ["left out"],
+    }  # fmt: skip
+    path = folder / "metrics.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_recording_keeps_the_summary(tmp_path: Path) -> None:
+    target = tmp_path / "recorded.json"
+    assert load_recorded(target) is None
+    record(_metrics(tmp_path, {"chosen": {"puma": 2.0}}), target)
+    kept = load_recorded(target)
+    assert kept is not None
+    assert "runs" not in kept
+    assert kept["learning_rates"] == {"chosen": {"puma": 2.0}}
+    assert kept["description"] == "the recorded full comparison, 2 data seeds x 3 training seeds"
+
+
+def test_a_short_demo_is_not_recorded(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is of a short demo"):
+        record(_metrics(tmp_path, None), tmp_path / "recorded.json")
+    assert not (tmp_path / "recorded.json").exists()

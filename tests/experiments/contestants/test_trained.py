@@ -1,0 +1,24 @@
+"""A trained model outside of its run; what it embeds is compared with the run's own figures in tests/cli."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from puma_plugin.experiments.contestants.trained import load_trained
+
+
+def test_a_folder_without_a_finished_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"config\.json does not exist; give the folder of a run"):
+        load_trained(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"model\.safetensors does not exist"):
+        load_trained(tmp_path)
+
+
+def test_one_model_per_dataset_is_no_one_model(tmp_path: Path) -> None:
+    settings = {"model": {"method": "separate"}, "data": {"kind": "image_folders", "root": "pictures"}}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="one model per dataset"):
+        load_trained(tmp_path)

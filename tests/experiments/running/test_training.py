@@ -1,0 +1,131 @@
+"""What a run trains at which rate, and what it tells of its prompts."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from puma_plugin.experiments.data.splits import Splits
+from puma_plugin.experiments.running.dry_run import RandomImages, Size
+from puma_plugin.experiments.running.training import Run, _optimizers
+from puma_plugin.experiments.settings.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+
+RATES = OptimizerConfig(lr=0.25, factor=8.0, proxy_lr=0.5, weight_decay=0.02)
+
+
+def config(**model: Any) -> TrainConfig:
+    data = DataConfig(kind="embedded", augmentation="none", image_size=64, workers=0)
+    settings = ModelConfig(backbone="test_vit", weights="none", embedding_size=8, **model)
+    return TrainConfig(data, settings, epochs=1, global_batch_size=8, device="cpu", threads=1, seed=3)
+
+
+def rates(trunk: nn.Module, embedder: nn.Module, loss: nn.Module) -> dict[str, list[float]]:
+    optimizers = _optimizers(trunk, embedder, loss, RATES)
+    for optimizer in optimizers.values():
+        assert isinstance(optimizer, torch.optim.AdamW)
+        assert {group["weight_decay"] for group in optimizer.param_groups} == {0.02}
+    return {name: [group["lr"] for group in optimizer.param_groups] for name, optimizer in optimizers.items()}
+
+
+@pytest.mark.parametrize(
+    ("frozen", "trunk_rates"),
+    [
+        (0, [0.25]),  # a trunk that is trained as a whole
+        (1, [2.0]),  # what was added to a frozen one starts from nothing
+        (2, None),  # nothing of it is trained
+    ],
+)
+def test_learning_rates(frozen: int, trunk_rates: list[float] | None) -> None:
+    trunk = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    for part in trunk[:frozen]:
+        part.requires_grad_(False)
+    expected = {"embedder_optimizer": [2.0], "metric_loss_optimizer": [0.5]}
+    if trunk_rates is not None:
+        expected["trunk_optimizer"] = trunk_rates
+    assert rates(trunk, nn.Linear(2, 2), nn.Linear(2, 2)) == expected
+    del expected["metric_loss_optimizer"]
+    assert rates(trunk, nn.Linear(2, 2), nn.Identity()) == expected  # a loss without weights
+
+
+def test_learning_rates_of_adapters_and_prompts() -> None:
+    trunk = Run(config(method="puma"), Splits({}, {}, {})).trunk
+    optimizer = _optimizers(trunk, nn.Identity(), nn.Identity(), RATES)["trunk_optimizer"]
+    assert [group["name"] for group in optimizer.param_groups] == ["adapters", "prompts"]
+    assert [group["lr"] for group in optimizer.param_groups] == [2.0, 2.0]
+    given = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert given == {id(p) for p in trunk.parameters() if p.requires_grad}
+
+
+def test_prompt_weights_are_the_means_of_the_images_of_each_distribution() -> None:
+    sets: Any = {"first one": RandomImages(Size(3, 7), 2), "b": RandomImages(Size(2, 6), 3)}
+    run = Run(config(method="puma"), Splits({}, {}, sets))
+    with torch.no_grad():
+        run.trunk.prompt_pool.keys.normal_()
+    found = run.prompt_weights(sets)
+    assert found is not None
+    run.trunk.eval()
+    for row, images in zip(found, sets.values(), strict=True):
+        inputs = torch.stack([run.inputs.evaluation_transform(images[i][0]) for i in range(len(images))])
+        with torch.no_grad():
+            expected = run.trunk.prompt_weights(inputs).mean(dim=0)
+        torch.testing.assert_close(torch.from_numpy(row), expected)
+    assert not torch.allclose(*map(torch.from_numpy, found))
+    for without in ({"method": "puma", "pool_size": 0}, {"method": "linear"}):
+        assert Run(config(**without), Splits({}, {}, sets)).prompt_weights(sets) is None
+
+
+def trained_splits() -> Splits:
+    train: Any = {"first one": RandomImages(Size(4, 16), 0), "b": RandomImages(Size(3, 9), 1)}
+    return Splits(train, {}, train)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "method", "balance", "penalty", "frozen"),
+    [
+        ("proportional", "puma", "proportional", 1.0, ()),
+        ("balanced", "adapters", "uniform", 0.0, ()),
+        ("balanced", "linear", "uniform", 0.0, ("trunk",)),
+    ],
+)
+def test_settings_reach_sampler_and_trainer(
+    sampling: Any, method: str, balance: str, penalty: float, frozen: tuple[str, ...]
+) -> None:
+    given = config(method=method)
+    settings = replace(
+        given, sampling=sampling, precision="bf16", validate_every=3, optimizer=OptimizerConfig(clip=0.3)
+    )
+    run = Run(settings, trained_splits())
+    run.prepare()
+    trainer = run.trainer
+    assert trainer is not None
+    assert (trainer.sampler.balance, trainer.sampler.seed, trainer.sampler.m) == (balance, 3, None)
+    assert (trainer.seed, trainer.clip_value, trainer.amp_dtype) == (3, 0.3, torch.bfloat16)
+    assert (trainer.prompt_penalty_weight, tuple(trainer.freeze_these)) == (penalty, frozen)
+    assert trainer.evaluate_every == 3
+    # Images of files are transformed one by one, each by a seed of its own.
+    assert trainer.seed_items
+    assert run.steps == 25 // 8
+
+
+@pytest.mark.parametrize(
+    ("images", "asked", "world", "m", "expected"),
+    [
+        (100, 32, 4, None, 32),
+        (100, 33, 4, None, "set global_batch_size to 32"),
+        (20, 32, 1, None, "global_batch_size is 32, but there are 20 training images .* set it to 20 or less"),
+        (23, 32, 2, 3, "set it to 18 or less"),
+    ],
+)
+def test_batch_size(images: int, asked: int, world: int, m: int | None, expected: int | str) -> None:
+    run = Run(replace(config(method="linear"), global_batch_size=asked), Splits({"a": range(images)}, {}, {}))  # type: ignore[dict-item]
+    run.processes = replace(run.processes, world_size=world)
+    if m is not None:
+        run.config.loss.images_per_class = m
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            run._batch_size(images)
+    else:
+        assert run._batch_size(images) == expected
+        assert run._share() == expected // world
