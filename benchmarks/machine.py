@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from puma_plugin.experiments.reporting.machine import provenance
+from puma_plugin.ops.loader import CPU_MODULE
 
 DEFAULT_CACHE_BYTES = 64 << 20  # where the system does not tell: more than most have
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -39,6 +40,7 @@ def machine_info(device: str) -> dict[str, Any]:
         "commit": facts["commit"],
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "puma_cpu_capability": CPU_MODULE.cpu_capability() if CPU_MODULE is not None else None,
         "last_level_cache_bytes": last_level_cache_bytes(device),
         "device": device,
     }

@@ -16,7 +16,7 @@ from benchmarks.reporting.results import MEDIAN_EFFICIENCY, NORMAL_MAD, WITH_OUR
 
 SIGMAS = 3.0
 SMALLEST_CHANGE = 0.02  # smaller changes are never called outside noise
-MACHINE_FIELDS = ("cpu", "cores", "gpu", "device", "threads")
+MACHINE_FIELDS = ("cpu", "cpu_model", "cores", "gpu", "device", "threads")
 MIN_PEERS = 5  # fewer rows tell nothing about the drift of a whole file
 
 
@@ -77,6 +77,9 @@ def compare(old: Results, new: Results, *, other_machine: bool = False) -> Compa
         for name in MACHINE_FIELDS
         if old.machine.get(name) != new.machine.get(name)
     }
+    # Files before 2026-11-27 do not know the model.
+    if None in differing.get("cpu_model", ()):
+        del differing["cpu_model"]
     if differing and not other_machine:
         raise ValueError(
             f"the files are of different machines (old, new): {differing}; --other-machine compares anyway"

@@ -33,11 +33,14 @@ def report_text(results: Results) -> str:
 def machine_text(results: Results) -> str:
     """One paragraph: on what, with what, when."""
     machine = results.machine
-    hardware = [str(machine["cpu"]), f"{machine['cores']} cores", f"{machine['memory_gib']} GiB"]
+    model = f" ({machine['cpu_model']})" if machine.get("cpu_model") else ""
+    hardware = [f"{machine['cpu']}{model}", f"{machine['cores']} cores", f"{machine['memory_gib']} GiB"]
     hardware += [str(machine["gpu"])] if machine.get("gpu") else []
+    # What torch takes, and what the operators do.
+    capability = " / ".join(filter(None, [machine["cpu_capability"], machine.get("puma_cpu_capability")]))
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return (
-        f"{', '.join(hardware)}; {machine['threads']} threads, {machine['cpu_capability']}. {versions}. "
+        f"{', '.join(hardware)}; {machine['threads']} threads, {capability}. {versions}. "
         f"Commit {machine.get('commit') or 'unknown'}, {results.date[:16].replace('T', ' ')} UTC.\n\n"
         "Times are medians ± half the interquartile range; all contestants of a row were timed in turns. "
         "`2.0x` means: takes 2.0 times as long as ours, in the setting (allocator thresholds) that flatters us least. "

@@ -180,6 +180,15 @@ def test_other_machines_are_refused_unless_wanted(files: Any, capsys: pytest.Cap
     assert main(["compare", str(old), str(new), "--other-machine"]) == 0
 
 
+def test_a_processor_whose_name_hides_what_it_is(files: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    older = write(files, "older", 1.0)  # of before the model was known
+    old = write(files, "old", 1.0, cpu_model="family 25, model 17")
+    new = write(files, "new", 1.0, cpu_model="family 26, model 2")
+    assert main(["compare", str(older), str(new)]) == 0
+    assert main(["compare", str(old), str(new)]) == 2
+    assert "family 25, model 17" in capsys.readouterr().err
+
+
 def test_exit_code_says_whether_ours_got_slower(files: Any, capsys: pytest.CaptureFixture[str]) -> None:
     old = write(files, "old", 1.0)
     assert main(["compare", str(old), str(write(files, "new", 1.2))]) == 1

@@ -19,15 +19,25 @@ PACKAGES = (
 )
 
 
+def _cpu_facts() -> dict[str, str]:
+    """What the operating system says of the first core; empty where it does not."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n", 1)[0].splitlines()
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in lines)
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
 def cpu_name() -> str:
     """The processor's name as the operating system gives it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    return _cpu_facts().get("model name") or platform.processor() or platform.machine()
+
+
+def cpu_model() -> str | None:
+    """Family and model, which tell processors apart whose name a virtual machine shortens; None where unknown."""
+    facts = _cpu_facts()
+    return f"family {facts['cpu family']}, model {facts['model']}" if {"cpu family", "model"} <= facts.keys() else None
 
 
 def memory_gib() -> float | None:
@@ -49,6 +59,7 @@ def machine_facts() -> dict[str, Any]:
 
     return {
         "cpu": cpu_name(),
+        "cpu_model": cpu_model(),
         "cores": available_cores(),
         "memory_gib": memory_gib(),
         "system": platform.platform(),
