@@ -16,7 +16,8 @@ from benchmarks.reporting.results import MEDIAN_EFFICIENCY, NORMAL_MAD, WITH_OUR
 
 SIGMAS = 3.0
 SMALLEST_CHANGE = 0.02  # smaller changes are never called outside noise
-MACHINE_FIELDS = ("cpu", "cpu_model", "cores", "gpu", "device", "threads")
+MACHINE_FIELDS = ("cpu", "cpu_model", "cores", "gpu", "device", "threads", "puma_cpu_capability")
+LATER_FIELDS = ("cpu_model", "puma_cpu_capability")  # older files do not know them
 MIN_PEERS = 5  # fewer rows tell nothing about the drift of a whole file
 
 
@@ -72,14 +73,12 @@ def compare(old: Results, new: Results, *, other_machine: bool = False) -> Compa
         ValueError: they are of different machines or settings of it, and ``other_machine`` is false; or they share no
             row.
     """
+    values = {name: (old.machine.get(name), new.machine.get(name)) for name in MACHINE_FIELDS}
     differing = {
-        name: (old.machine.get(name), new.machine.get(name))
-        for name in MACHINE_FIELDS
-        if old.machine.get(name) != new.machine.get(name)
+        name: pair
+        for name, pair in values.items()
+        if pair[0] != pair[1] and not (name in LATER_FIELDS and None in pair)
     }
-    # Files before 2026-11-27 do not know the model.
-    if None in differing.get("cpu_model", ()):
-        del differing["cpu_model"]
     if differing and not other_machine:
         raise ValueError(
             f"the files are of different machines (old, new): {differing}; --other-machine compares anyway"

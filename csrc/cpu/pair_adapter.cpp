@@ -218,8 +218,10 @@ PUMA_AVX512_BF16 void PairForward<R>::step(const Step& rows, const Step* next) {
     const __mmask32 inside = column + kColumns <= rank_ ? ~0U : 0xffffU;
     for (int64_t first = 0; first < rows.count; first += kRows) {
       multiply(tile, x + first * kColumns, down_.panel(column), width_, for_this_step);
-      PUMA_UNROLL for (int i = 0; i < kRows; ++i) {  // zero first: of NaN and another the second is taken
-        const __m512i narrow = narrowed(_mm512_max_ps(zero, tile.sum[i][0]), _mm512_max_ps(zero, tile.sum[i][1]));
+      PUMA_UNROLL for (int i = 0; i < kRows; ++i) {
+        // Zero first: of NaN and another the second is taken. What is filled up is 0 also where a token is infinite.
+        const __m512i narrow = _mm512_maskz_mov_epi16(
+            inside, narrowed(_mm512_max_ps(zero, tile.sum[i][0]), _mm512_max_ps(zero, tile.sum[i][1])));
         _mm512_storeu_si512(h + column * kPairRows + (first + i) * kColumns, narrow);
         if (hidden_ == nullptr || first + i >= rows.count) continue;
         _mm512_mask_storeu_epi16(hidden_ + (rows.packed + first + i) * rank_ + column, inside, narrow);

@@ -189,6 +189,12 @@ def test_a_processor_whose_name_hides_what_it_is(files: Any, capsys: pytest.Capt
     assert "family 25, model 17" in capsys.readouterr().err
 
 
+def test_the_same_processor_held_to_less(files: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    old, new = (write(files, name, 1.0, puma_cpu_capability=name) for name in ("avx512_bf16", "avx2"))
+    assert main(["compare", str(old), str(new)]) == 2
+    assert "puma_cpu_capability" in capsys.readouterr().err
+
+
 def test_exit_code_says_whether_ours_got_slower(files: Any, capsys: pytest.CaptureFixture[str]) -> None:
     old = write(files, "old", 1.0)
     assert main(["compare", str(old), str(write(files, "new", 1.2))]) == 1

@@ -170,6 +170,21 @@ def test_nan_stays_in_its_row(dtype: torch.dtype, width: int, rank: int) -> None
     assert torch.equal(found, clean)
 
 
+@pytest.mark.parametrize(("width", "rank"), [(64, 16), (64, 32), (64, 48), (48, 16)])
+@pytest.mark.parametrize("dtype", [*HALF_TYPES, torch.float32])
+def test_infinity_goes_where_its_weights_lead(dtype: torch.dtype, width: int, rank: int) -> None:
+    # Tiles that are filled up with zeros are no weights: infinity times 0 would be NaN.
+    tokens = torch.zeros(1, 5, width, dtype=dtype)
+    tokens[0, 2, 3] = torch.inf
+    tokens[0, 3, 3] = -torch.inf
+    down, up = torch.ones(width, rank, dtype=dtype), torch.ones(rank, width, dtype=dtype)
+    residual = torch.ones_like(tokens)
+    found = stochastic_adapter(residual, tokens, down, up)
+    assert found[0, 2].eq(torch.inf).all()
+    found[0, 2] = 1
+    assert torch.equal(found, residual)
+
+
 @pytest.mark.parametrize(
     ("dtype", "width", "rank"),
     [

@@ -191,7 +191,7 @@ class Comparison:
         Args:
             rates: method -> multiplier of the learning rate, for methods whose rates are not tried.
             data_seeds, seeds, keep_models: of the tests, see :meth:`test_jobs`.
-            try_rates: choose each method's rate from the grid.
+            try_rates: choose each trained method's rate from the grid.
             fresh: run everything; what is kept of these jobs is removed once the settings are checked.
 
         Raises:
@@ -208,7 +208,7 @@ class Comparison:
             if fresh:
                 for job in planned:
                     job.forget()
-            found = self.choose_rates(self._run(tried, "Learning rates")) if try_rates else None
+            found = self.choose_rates(self._run(tried, "Learning rates")) if tried else None
             chosen = rates if found is None else {**rates, **found["chosen"]}
             jobs = self.test_jobs(chosen, data_seeds, seeds, keep_models)
             return Outcome(jobs, self._run(jobs, "Training"), found)

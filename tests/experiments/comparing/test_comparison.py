@@ -166,3 +166,8 @@ def test_the_folder_is_locked_from_the_first_rate_to_the_last_test(tmp_path: Pat
     given = run.run({"linear": 2.0}, [0], [0], try_rates=False, keep_models=False, fresh=False)
     assert given.rates is None
     assert [job.multiplier for job in given.jobs] == [2.0]
+    # Nor are those of methods that are not trained.
+    frozen = Watched(config, named(("frozen",)), Console(quiet=True))
+    untrained = frozen.run({"frozen": 1.0}, [0], [0], try_rates=True, keep_models=False, fresh=False)
+    assert untrained.rates is None
+    assert [record["method"] for record in untrained.records] == ["frozen"]
