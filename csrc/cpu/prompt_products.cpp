@@ -209,7 +209,7 @@ PUMA_INLINE int64_t some_rows_transposed(
     Sums<T> plain, Sums<T> squared, const T* right, int64_t rows, int64_t pool, int64_t m, int64_t begin, int64_t end,
     int64_t stride) {
   for (; m + I <= pool; m += I) {
-    const Sums<T> a = plain.row(m, stride), b = squared.row(m, stride);
+    const Sums<T> a = plain.row(m, stride), b = squares ? squared.row(m, stride) : squared;  // null pointers stay that
     int64_t c = sums_over_rows<T, bytes, I, J, squares>(a, b, right, rows, pool, begin, end, stride);
     c = sums_over_rows<T, bytes, I, 1, squares>(a, b, right, rows, pool, c, end, stride);
     sums_over_rows<T, sizeof(T), I, 1, squares>(a, b, right, rows, pool, c, end, stride);
