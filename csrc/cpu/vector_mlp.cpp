@@ -173,7 +173,7 @@ PUMA_INLINE void forward_block(
     const V first_shift = first_bias == nullptr ? V{} : load<V>(first_bias + column);
     const V second_shift = first_bias == nullptr || !both ? V{} : load<V>(first_bias + column + Sums::W);
     for (int i = 0; i < I; ++i) {
-      V value, first_slope, second_slope;
+      alignas(sizeof(V)) V value, first_slope, second_slope;  // behind gelu's references they are taken to lie so
       gelu<V>(tile.sum[i][0] + first_shift, value, first_slope);
       store(place.first + i * kBlock, value);
       gelu<V>(tile.sum[i][1] + second_shift, value, second_slope);
