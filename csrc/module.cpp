@@ -29,7 +29,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("schemas") = puma::kSchemas;
   m.def(
       "cpu_capability", &puma::cpu_capability,
-      "Instruction set of the kernels here: amx, avx512_vnni, avx512, avx2 or default.");
+      "Instruction set of the kernels here: amx, avx512_bf16, avx512_vnni, avx512, avx2 or default.");
   m.def(
       "frozen_mlp_serves", &puma::vectors_serve_mlp, py::arg("in_features"), py::arg("hidden_features"),
       py::arg("out_features"), "Whether frozen_mlp has a kernel for these widths here.");
