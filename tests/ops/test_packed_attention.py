@@ -1,5 +1,6 @@
 """Packed attention against its formula, written out here in float64, and against torch where torch runs."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -79,9 +80,10 @@ def test_queries_in_several_blocks(tokens: int, head_dim: int, error: Callable[[
     check(draw(1, tokens, 3, 1, head_dim), error, most=TOLERANCE if tokens < 2000 else 2 * TOLERANCE)
 
 
+@pytest.mark.parametrize("head_dim", [32, 24])  # with and without a kernel
 @pytest.mark.parametrize("scale", [0.0, 0.5, -0.25, 1])
-def test_scale(scale: float, error: Callable[[Tensor, Tensor], float]) -> None:
-    check(draw(2, 37, 3, 2, 32), error, scale)
+def test_scale(scale: float, head_dim: int, error: Callable[[Tensor, Tensor], float]) -> None:
+    check(draw(2, 37, 3, 2, head_dim), error, scale)
 
 
 def test_large_logits_do_not_overflow(error: Callable[[Tensor, Tensor], float]) -> None:
@@ -212,6 +214,7 @@ def test_what_is_served() -> None:
         (torch.float64, (2, 21, 3, 2, 64)),
         (torch.float32, (2, 21, 3, 2, 24)),
         (torch.float32, (2, 21, 3, 2, 144)),
+        (torch.float32, (2, 21, 3, 2, 1)),
         (torch.float32, (2, 0, 3, 2, 16)),
     ],
 )
@@ -274,16 +277,17 @@ def test_second_derivatives_are_refused(square: bool) -> None:
 
 
 def test_errors_name_the_argument() -> None:
-    for shape in ((2, 5, 48), (2, 5, 2, 1, 16), (2, 5, 3, 0, 16), (2, 5, 3, 1, 0), (5, 3, 1, 16)):
-        with pytest.raises(ValueError, match=r"qkv must have shape \(B, N, 3, H, D\).* got"):
+    four, six = (2, 5, 3, 16), (2, 5, 3, 1, 16, 1)
+    for shape in ((2, 5, 48), (2, 5, 2, 1, 16), (2, 5, 3, 0, 16), (2, 5, 3, 1, 0), (5, 3, 1, 16), four, six):
+        with pytest.raises(ValueError, match=rf"qkv must have shape \(B, N, 3, H, D\).* got {re.escape(str(shape))}"):
             packed_attention(torch.zeros(shape))
     with pytest.raises(TypeError, match=r"qkv must be floating point, got torch\.int64"):
         packed_attention(torch.zeros(2, 5, 3, 1, 16, dtype=torch.int64))
     for scale in (torch.inf, torch.nan):
-        with pytest.raises(ValueError, match="scale must be finite, got"):
+        with pytest.raises(ValueError, match=f"scale must be finite, got {scale}"):
             packed_attention(draw(1, 5, 3, 1, 16), scale)
     for scale in ("1", True, torch.tensor(1.0)):
-        with pytest.raises(TypeError, match="scale must be a number or None, got"):
+        with pytest.raises(TypeError, match=re.escape(f"scale must be a number or None, got {scale!r}")):
             packed_attention(draw(1, 5, 3, 1, 16), scale)  # type: ignore[arg-type]
 
 
