@@ -106,6 +106,17 @@ def test_any_leading_shape_and_views() -> None:
 
 
 @needs_kernel
+@pytest.mark.parametrize("dimensions", [1, 2, 5, 6])
+def test_from_one_dimension_to_more_than_the_kernel_takes(dimensions: int) -> None:
+    rows = FEWEST_ROWS if dimensions > 1 else 1
+    parameters, input = draw(16, 32, 16), torch.randn(rows, 16)
+    shaped = input.view([16] if dimensions == 1 else [1] * (dimensions - 2) + [rows, 16])
+    assert runs_kernel(lambda: frozen_mlp(shaped, *parameters)) is (dimensions in (2, 5))
+    expected = by_hand(shaped.double(), *in_double(parameters))
+    torch.testing.assert_close(frozen_mlp(shaped, *parameters).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@needs_kernel
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_values_that_are_not_finite_stay_in_their_row(value: float) -> None:
     parameters = draw(16, 32, 16)
@@ -210,6 +221,8 @@ def test_can_be_differentiated_once(square: bool) -> None:
     [
         (FEWEST_ROWS - 1, (16, 16, 16), torch.float32),
         (FEWEST_ROWS, (24, 16, 16), torch.float32),
+        (FEWEST_ROWS, (16, 24, 16), torch.float32),
+        (FEWEST_ROWS, (16, 16, 24), torch.float32),
         (FEWEST_ROWS, (16, 16, 16), torch.float64),
         (FEWEST_ROWS, (16, 16, 16), torch.bfloat16),
         (0, (16, 16, 16), torch.float32),
@@ -266,9 +279,19 @@ def test_errors_name_the_argument() -> None:
     input = torch.randn(4, 16)
     with pytest.raises(ValueError, match=r"fc1 must have shape .* got fc1 \(32, 16\) and input \(4, 8\)"):
         frozen_mlp(input[:, :8], fc1, bias1, fc2, bias2)
+    with pytest.raises(ValueError, match=r"got fc1 \(32, 16, 1\) and input \(4, 16\)"):
+        frozen_mlp(input, fc1[..., None], bias1, fc2, bias2)
+    with pytest.raises(ValueError, match=r"got fc1 \(32, 16\) and input \(\)"):
+        frozen_mlp(torch.tensor(1.0), fc1, bias1, fc2, bias2)
     with pytest.raises(ValueError, match=r"fc2 must have shape \(out, hidden\) with hidden = 32, got \(32, 16\)"):
         frozen_mlp(input, fc1, bias1, fc1, bias2)
+    with pytest.raises(ValueError, match=r"fc2 must have shape .* got \(16, 32, 1\)"):
+        frozen_mlp(input, fc1, bias1, fc2[..., None], bias2)
+    with pytest.raises(ValueError, match=r"bias1 must have shape \(32,\), got \(16,\)"):
+        frozen_mlp(input, fc1, bias2, fc2, bias2)
     with pytest.raises(ValueError, match=r"bias2 must have shape \(16,\), got \(32,\)"):
         frozen_mlp(input, fc1, bias1, fc2, bias1)
-    with pytest.raises(TypeError, match="bias1 takes no gradient here"):
-        frozen_mlp(input, fc1, bias1.clone().requires_grad_(), fc2, bias2)
+    arguments = {"fc1": fc1, "bias1": bias1, "fc2": fc2, "bias2": bias2}
+    for name, value in arguments.items():
+        with pytest.raises(TypeError, match=f"{name} takes no gradient here"):
+            frozen_mlp(input, **(arguments | {name: value.clone().requires_grad_()}))
