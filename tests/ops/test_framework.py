@@ -9,7 +9,7 @@ from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from puma_plugin.ops import match_prompts, stochastic_adapter
+from puma_plugin.ops import frozen_mlp, match_prompts, packed_attention, stochastic_adapter
 
 OPS = torch.ops.puma
 
@@ -195,3 +195,31 @@ def test_eager_code_goes_past_the_autograd_wrapper(device: str, operator: Callab
     assert operator(weight.detach()).grad_fn is None
     with torch.no_grad():
         assert not operator(weight).requires_grad
+
+
+def mlp_of(weight: Tensor) -> Tensor:
+    eye = torch.eye(16, device=weight.device)
+    return frozen_mlp(weight.view(1, 2, 16).expand(512, 2, 16), eye, None, eye, None)
+
+
+def attention_of(weight: Tensor) -> Tensor:
+    return packed_attention(weight.view(1, 2, 1, 1, 16).expand(1, 2, 3, 1, 16))
+
+
+class Constant(torch.autograd.Function):
+    """Hands its input on and says that no gradient goes back."""
+
+    @staticmethod
+    def forward(ctx, input: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        return input.clone()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> None:  # type: ignore[no-untyped-def]
+        return None
+
+
+@pytest.mark.parametrize("operator", [adapter_of, prompt_of, mlp_of, attention_of])
+def test_where_no_gradient_comes_in_none_goes_out(device: str, operator: Callable[[Tensor], Tensor]) -> None:
+    weight = torch.randn(8, 4, device=device, requires_grad=True)
+    Constant.apply(operator(weight)).sum().backward()
+    assert weight.grad is None
