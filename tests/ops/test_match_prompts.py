@@ -1,6 +1,7 @@
 """Prompt matching against its formula, written out here with the (B, M, C) tensor that the operator never builds."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from puma_plugin.ops import match_prompts, reference
+from puma_plugin.ops import match_prompts, plain_pytorch, reference
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 SHAPES = [(7, 24, 5, 3), (1, 1, 1, 1), (9, 33, 1, 2), (3, 384, 20, 8), (0, 8, 3, 2), (2, 5, 9, 1), (13, 131, 6, 3)]
@@ -113,6 +114,15 @@ def test_query_may_be_detached(device: str, prompt_inputs: Callable[..., list[Te
     torch.testing.assert_close(torch.autograd.grad(match_prompts(*frozen)[0].sum(), frozen[1:]), every[1:])
 
 
+def test_each_input_alone_gets_its_gradient(device: str, prompt_inputs: Callable[..., list[Tensor]]) -> None:
+    inputs = prompt_inputs(4, 6, 3, 2, torch.float64)
+    every = torch.autograd.grad(match_prompts(*inputs)[0].sum(), inputs)
+    for i in range(4):
+        alone = [t.detach().requires_grad_(j == i) for j, t in enumerate(inputs)]
+        (got,) = torch.autograd.grad(match_prompts(*alone)[0].sum(), alone[i])
+        torch.testing.assert_close(got, every[i])
+
+
 def test_zero_query_and_zero_key_give_zero_weights(
     device: str, prompt_inputs: Callable[..., list[Tensor]], error: Callable[[Tensor, Tensor], float]
 ) -> None:
@@ -167,34 +177,56 @@ def test_not_contiguous_inputs(device: str, prompt_inputs: Callable[..., list[Te
 def test_second_derivative_is_refused_with_the_way_out(device: str, prompt_inputs: Callable[..., list[Tensor]]) -> None:
     inputs = prompt_inputs(3, 5, 4, 2, torch.float64)
     (grad,) = torch.autograd.grad(match_prompts(*inputs)[0].square().sum(), inputs[1], create_graph=True)
-    with pytest.raises(RuntimeError, match=r"differentiated once.*ops\.reference"):
+    with pytest.raises(RuntimeError, match=r"match_prompts can be differentiated once.*ops\.reference"):
         grad.sum().backward()
 
 
 BAD = [
-    ("query", torch.zeros(3), ValueError, r"query must have shape \(B, C\)"),
+    ("query", torch.zeros(3), ValueError, r"query must have shape \(B, C\) with C >= 1, got \(3,\)"),
     ("query", torch.zeros(2, 0), ValueError, "C >= 1"),
     ("keys", torch.zeros(4, 7), ValueError, r"keys must have shape \(M, C\) with M >= 1 and C = 8, got \(4, 7\)"),
     ("keys", torch.zeros(0, 8), ValueError, "M >= 1"),
-    ("attention", torch.zeros(3, 8), ValueError, r"attention must have keys' shape \(4, 8\)"),
-    ("prompts", torch.zeros(4, 8), ValueError, r"prompts must have shape \(M, L, C\)"),
+    ("keys", torch.zeros(4, 8, 1), ValueError, r"keys must have shape \(M, C\)"),
+    ("attention", torch.zeros(3, 8), ValueError, r"attention must have keys' shape \(4, 8\), got \(3, 8\)"),
+    (
+        "prompts",
+        torch.zeros(4, 8),
+        ValueError,
+        r"prompts must .* \(M, L, C\) with M = 4, L >= 1 and C = 8, got \(4, 8\)",
+    ),
+    ("prompts", torch.zeros(4, 3, 7), ValueError, r"C = 8, got \(4, 3, 7\)"),
+    ("prompts", torch.zeros(5, 3, 8), ValueError, r"M = 4, .* got \(5, 3, 8\)"),
     ("prompts", torch.zeros(4, 0, 8), ValueError, "L >= 1"),
-    ("query", torch.zeros(2, 8, dtype=torch.int64), TypeError, "query must be float32"),
+    ("query", torch.zeros(2, 8, dtype=torch.int64), TypeError, "query must be float32, .*, got torch.int64"),
+    ("keys", torch.zeros(4, 8, dtype=torch.float64), TypeError, "got torch.float64, torch.float32 and torch.float32"),
+    ("attention", torch.zeros(4, 8, dtype=torch.float64), TypeError, "got torch.float32, torch.float64 and"),
     ("prompts", torch.zeros(4, 3, 8, dtype=torch.float64), TypeError, "must have query's dtype torch.float32"),
+    ("query", torch.zeros(2, 8, dtype=torch.bfloat16), TypeError, "query's dtype torch.bfloat16, got torch.float32"),
+    ("keys", torch.zeros(4, 8, device="meta"), ValueError, "on query's device cpu, got keys on meta"),
     ("attention", torch.zeros(4, 8, device="meta"), ValueError, "attention on meta"),
+    ("prompts", torch.zeros(4, 3, 8, device="meta"), ValueError, "prompts on meta"),
 ]
 
 
+@pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("with_gradient", [False, True])
 @pytest.mark.parametrize(("name", "value", "kind", "message"), BAD)
-def test_errors_at_the_door(name: str, value: Tensor, kind: type[Exception], message: str, with_gradient: bool) -> None:
+def test_errors_at_the_door(
+    name: str, value: Tensor, kind: type[Exception], message: str, with_gradient: bool, plain: bool
+) -> None:
     arguments = {"query": torch.zeros(2, 8), "keys": torch.zeros(4, 8), "attention": torch.zeros(4, 8)}
     arguments |= {"prompts": torch.zeros(4, 3, 8)}
     for tensor in arguments.values():
         tensor.requires_grad_(with_gradient)
-    with pytest.raises(kind, match=message) as error:
+    with plain_pytorch() if plain else nullcontext(), pytest.raises(kind, match=message) as error:
         match_prompts(**(arguments | {name: value}))
     assert error.value.__context__ is None or error.value.__suppress_context__
+
+
+def test_an_error_that_is_not_about_arguments_stays_what_it_is() -> None:
+    keys = torch.zeros(4, 8)
+    with pytest.raises(NotImplementedError, match="SparseCPU"):
+        match_prompts(torch.zeros(2, 8).to_sparse(), keys, keys, torch.zeros(4, 3, 8))
 
 
 @pytest.mark.parametrize(("name", "value", "kind", "message"), BAD)
