@@ -137,6 +137,13 @@ def test_fallback_warns_once_and_computes_the_definition() -> None:
 
 
 @pytest.mark.usefixtures("no_kernels")
+def test_prompts_warn_too_where_they_come_first() -> None:
+    prompts = [torch.randn(2, 8), torch.randn(5, 8), torch.randn(5, 8), torch.randn(5, 3, 8)]
+    with pytest.warns(RuntimeWarning, match="no compiled operators for 'cpu'"):
+        match_prompts(*prompts)
+
+
+@pytest.mark.usefixtures("no_kernels")
 def test_fallback_compiles_without_graph_breaks() -> None:
     inputs = [torch.randn(2, 3, 8), torch.randn(2, 3, 8), torch.randn(8, 4), torch.randn(4, 8)]
     loader._warned.add("cpu")
