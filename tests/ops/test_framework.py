@@ -69,6 +69,15 @@ def test_opcheck_prompts(device: str, dtype: torch.dtype, prompt_inputs: Callabl
             )
 
 
+def test_what_is_kept_for_the_backward_has_no_gradient_itself(
+    adapter_inputs: Callable[..., list[Tensor]], prompt_inputs: Callable[..., list[Tensor]]
+) -> None:
+    out, hidden, prepared = OPS.stochastic_adapter(*adapter_inputs(3, 5, 8, 4, torch.float32), None, None, 0.1, True)
+    prompt, weights, inverse_norm = OPS.match_prompts(*prompt_inputs(3, 8, 4, 2, torch.float32))
+    assert all(tensor.requires_grad for tensor in (out, prompt, weights))
+    assert not any(tensor.requires_grad for tensor in (hidden, prepared, inverse_norm))
+
+
 def gradients(model: nn.Module, call: Callable[..., Tensor], tokens: Tensor, gate: Tensor) -> list[Tensor]:
     tokens = tokens.clone().requires_grad_()
     out = call(tokens, gate)
