@@ -1,45 +1,62 @@
 """The stochastic adapter's arguments: what is refused, in which words, and that nothing outside tensors is read."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
 from adapter_formula import OP
 from torch import Tensor
 
-from puma_plugin.ops import stochastic_adapter
+from puma_plugin.ops import plain_pytorch, stochastic_adapter
 
 BAD = [
-    ("residual", torch.zeros(3, 8), ValueError, r"residual must have shape \(B, N, C\)"),
+    ("residual", torch.zeros(3, 8), ValueError, r"residual must have shape \(B, N, C\), got \(3, 8\)"),
     ("tokens", torch.zeros(2, 4, 8), ValueError, r"tokens must have residual's shape \(2, 3, 8\), got \(2, 4, 8\)"),
-    ("down", torch.zeros(7, 4), ValueError, r"down must have shape \(C, r\) with C = 8"),
-    ("down", torch.zeros(8, 0), ValueError, "at least 1"),
-    ("up", torch.zeros(4, 7), ValueError, r"up must have shape \(r, C\) = \(4, 8\)"),
-    ("tokens", torch.zeros(2, 3, 8, dtype=torch.int64), TypeError, "tokens must be float32"),
+    ("down", torch.zeros(7, 4), ValueError, r"down must have shape \(C, r\) with C = 8, got \(7, 4\)"),
+    ("down", torch.zeros(8, 4, 1), ValueError, r"down must have shape .* got \(8, 4, 1\)"),
+    ("down", torch.zeros(8, 0), ValueError, r"C and r must be at least 1, got down of shape \(8, 0\)"),
+    ("up", torch.zeros(4, 7), ValueError, r"up must have shape \(r, C\) = \(4, 8\), got \(4, 7\)"),
+    ("up", torch.zeros(5, 8), ValueError, r"up must have shape \(r, C\) = \(4, 8\), got \(5, 8\)"),
+    ("up", torch.zeros(4, 8, 1), ValueError, r"up must have shape .* got \(4, 8, 1\)"),
+    ("tokens", torch.zeros(2, 3, 8, dtype=torch.int64), TypeError, "tokens must be float32, .*, got torch.int64"),
+    (
+        "tokens",
+        torch.zeros(2, 3, 8, dtype=torch.float64),
+        TypeError,
+        "tokens' dtype torch.float64, .*, got torch.float32",
+    ),
+    ("down", torch.zeros(8, 4, dtype=torch.bfloat16), TypeError, "got torch.bfloat16 and torch.float32"),
     ("up", torch.zeros(4, 8, dtype=torch.float64), TypeError, "down and up must have tokens' dtype torch.float32"),
-    ("residual", torch.zeros(2, 3, 8, dtype=torch.float64), TypeError, "residual must have tokens' dtype"),
+    ("residual", torch.zeros(2, 3, 8, dtype=torch.float64), TypeError, "residual must .* dtype torch.float32.*float64"),
+    ("residual", torch.zeros(2, 3, 8, dtype=torch.bfloat16), TypeError, "residual must have .*, got torch.bfloat16"),
+    ("tokens", torch.zeros(2, 3, 8, device="meta"), ValueError, "on residual's device cpu, got tokens on meta"),
     ("down", torch.zeros(8, 4, device="meta"), ValueError, "down on meta"),
-    ("gate", torch.zeros(3), ValueError, r"gate must have shape \(B,\) with B = 2"),
+    ("up", torch.zeros(4, 8, device="meta"), ValueError, "up on meta"),
+    ("gate", torch.zeros(3), ValueError, r"gate must have shape \(B,\) with B = 2, got \(3,\)"),
     ("gate", torch.zeros(2, 1), ValueError, r"gate must have shape \(B,\)"),
-    ("gate", torch.zeros(2, dtype=torch.bool), TypeError, "gate must be floating point"),
-    ("gate", torch.zeros(2, device="meta"), ValueError, "gate must be on residual's device"),
+    ("gate", torch.zeros(2, dtype=torch.bool), TypeError, "gate must be floating point .* got torch.bool"),
+    ("gate", torch.zeros(2, device="meta"), ValueError, "gate must be on residual's device cpu, got meta"),
     ("gate", torch.zeros(2, requires_grad=True), TypeError, r"gate\.detach\(\)"),
-    ("scale", torch.zeros(2), ValueError, "one element"),
-    ("scale", "0.1", TypeError, "scale must be a number"),
-    ("scale", True, TypeError, "scale must be a number"),
-    ("scale", float("nan"), ValueError, "scale must be finite"),
-    ("scale", float("inf"), ValueError, "scale must be finite"),
+    ("scale", torch.zeros(2), ValueError, r"one element, got shape \(2,\)"),
+    ("scale", "0.1", TypeError, "scale must be a number .* got '0.1'"),
+    ("scale", True, TypeError, "scale must be a number .* got True"),
+    ("scale", float("nan"), ValueError, "scale must be finite, got nan"),
+    ("scale", float("inf"), ValueError, "scale must be finite, got inf"),
 ]
 
 
+@pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("with_gradient", [False, True])
 @pytest.mark.parametrize(("name", "value", "kind", "message"), BAD)
-def test_errors_at_the_door(name: str, value: Tensor, kind: type[Exception], message: str, with_gradient: bool) -> None:
+def test_errors_at_the_door(
+    name: str, value: Tensor, kind: type[Exception], message: str, with_gradient: bool, plain: bool
+) -> None:
     arguments = {"residual": torch.zeros(2, 3, 8), "tokens": torch.zeros(2, 3, 8), "down": torch.zeros(8, 4)}
     arguments |= {"up": torch.zeros(4, 8), "gate": torch.ones(2), "scale": 0.1}
     for parameter in ("tokens", "down", "up"):
         arguments[parameter].requires_grad_(with_gradient)
-    with pytest.raises(kind, match=message) as error:
+    with plain_pytorch() if plain else nullcontext(), pytest.raises(kind, match=message) as error:
         stochastic_adapter(**(arguments | {name: value}))
     # A refusal of the compiled operator, which names nothing, does not stand above the explanation.
     assert error.value.__context__ is None or error.value.__suppress_context__
