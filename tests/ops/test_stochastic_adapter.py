@@ -310,7 +310,7 @@ def test_second_derivative_is_refused_with_the_way_out(
 ) -> None:
     inputs = adapter_inputs(2, 3, 8, 4, torch.float64)
     (grad,) = torch.autograd.grad(stochastic_adapter(*inputs).square().sum(), inputs[1], create_graph=True)
-    with pytest.raises(RuntimeError, match=r"differentiated once.*ops\.reference"):
+    with pytest.raises(RuntimeError, match=r"stochastic_adapter can be differentiated once.*ops\.reference"):
         grad.sum().backward()
 
 
@@ -367,6 +367,38 @@ def test_recomputed_tokens_are_not_kept_and_give_the_same_gradients(
     assert len(kept) == len(kept_instead) == 1
     assert kept[0].data_ptr() != inputs[1].data_ptr()
     assert kept_instead[0].data_ptr() == inputs[1].data_ptr()  # which the norm keeps anyway
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_tokens_are_recomputed_under_the_autocast_of_the_forward(
+    device: str, autocast: bool, adapter_inputs: Callable[..., list[Tensor]]
+) -> None:
+    residual, x, down, up = adapter_inputs(4, 6, 16, 8, torch.float32)
+    matrix = torch.randn(16, 16, device=device)
+    seen: list[Tensor] = []
+
+    def product(x: Tensor) -> Tensor:
+        seen.append(x @ matrix)
+        return seen[-1]
+
+    with torch.autocast(device, torch.bfloat16, enabled=autocast):
+        out = stochastic_adapter(residual, product(x), down, up, recompute=(product, x))
+    with torch.autocast(device, torch.bfloat16, enabled=not autocast):
+        out.sum().backward()
+    first, second = seen
+    assert first.dtype == second.dtype == (torch.bfloat16 if autocast else torch.float32)
+    assert torch.equal(first, second)
+
+
+def test_meta_tensors_know_no_autocast_but_may_be_recomputed() -> None:
+    residual, x, down, up = (
+        torch.zeros(size, device="meta", requires_grad=True) for size in ((2, 3, 8), (2, 3, 8), (8, 4), (4, 8))
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        out = stochastic_adapter(residual, 2 * x, down, up, recompute=(lambda x: 2 * x, x))
+        out.sum().backward()
+    assert out.dtype == torch.float32
+    assert x.grad is not None
 
 
 def test_forward_mode_is_refused_with_the_way_out(device: str, adapter_inputs: Callable[..., list[Tensor]]) -> None:
