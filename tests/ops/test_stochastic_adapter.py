@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from puma_plugin.ops import reference, stochastic_adapter
+from puma_plugin.ops import plain_pytorch, reference, stochastic_adapter
 
 
 @pytest.mark.parametrize("kind", ["none", "mixed", "all kept", "none kept"])
@@ -75,6 +75,25 @@ def test_reference_is_the_formula(device: str, adapter_inputs: Callable[..., lis
     for kind in ("none", "mixed"):
         gate = gates(kind, 5, device)
         torch.testing.assert_close(reference.stochastic_adapter(*inputs, gate, 0.3), by_hand(inputs, gate, 0.3))
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 24, 6), (1, 1, 1, 1)], ids=str)
+@pytest.mark.parametrize(("residual_dtype", "dtype"), DTYPES, ids=str)
+def test_all_types_that_go_together_do_so_without_kernels(
+    device: str,
+    residual_dtype: torch.dtype,
+    dtype: torch.dtype,
+    shape: tuple[int, int, int, int],
+    adapter_inputs: Callable[..., list[Tensor]],
+    error: Callable[[Tensor, Tensor], float],
+) -> None:
+    residual, tokens, down, up = adapter_inputs(*shape, dtype, residual_dtype)
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    for weights in ((down, up), (down.to(exact), up.to(exact))):
+        with plain_pytorch():
+            out = stochastic_adapter(residual, tokens, *weights)
+        assert out.dtype == residual_dtype
+        assert error(out, by_hand([residual, tokens, down, up], None, 0.1)) <= TOLERANCE[dtype]
 
 
 def test_gradcheck(device: str, adapter_inputs: Callable[..., list[Tensor]]) -> None:
