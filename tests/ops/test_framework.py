@@ -147,10 +147,13 @@ def test_fake_and_meta_tensors_have_the_real_shapes() -> None:
     ("dtype", "width", "rank", "prepared"),
     [
         (torch.bfloat16, 384, 100, 2 * 384 * 128 * 2),
+        (torch.bfloat16, 384, 128, 2 * 384 * 128 * 2),
         (torch.float32, 40, 64, 2 * 64 * 64 * 4),
+        (torch.float32, 1 << 20, 1, 2 * (1 << 20) * 64 * 4),
         (torch.float64, 64, 16, None),
         (torch.float32, 6, 16, None),
         (torch.float32, 64, 129, None),
+        (torch.float32, (1 << 20) + 4, 16, None),
     ],
     ids=str,
 )
