@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from puma_plugin.ops import frozen_mlp, loader
+from puma_plugin.ops import frozen_mlp, loader, plain_pytorch
 from puma_plugin.ops.frozen_mlp import FEWEST_ROWS
 
 Parameters = tuple[Tensor, Tensor | None, Tensor, Tensor | None]
@@ -250,6 +250,18 @@ def test_what_looks_in_sees_torchs_operators() -> None:
     by_sample = torch.vmap(lambda x: frozen_mlp(x, *parameters))(input.view(4, -1, 16))
     torch.testing.assert_close(by_sample.view(-1, 16), frozen_mlp(input, *parameters))
     assert frozen_mlp(input.to("meta"), *(p.to("meta") for p in parameters if p is not None)).device.type == "meta"
+
+
+class Named(Tensor):
+    """A tensor that may mean more than its numbers."""
+
+
+def test_plain_pytorch_and_other_kinds_of_tensors_run_no_kernel() -> None:
+    parameters, input = draw(16, 32, 16), torch.randn(FEWEST_ROWS, 16)
+    with plain_pytorch():
+        assert not runs_kernel(lambda: frozen_mlp(input, *parameters))
+    assert not runs_kernel(lambda: frozen_mlp(input.as_subclass(Named), *parameters))
+    assert isinstance(frozen_mlp(input.as_subclass(Named), *parameters), Named)
 
 
 def test_products_with_less_than_float32_are_torchs() -> None:
