@@ -94,6 +94,13 @@ def test_oldest_torch(version: str, old: bool) -> None:
     assert not old or ("2.10" in reason and version in reason)
 
 
+def test_no_library_is_loaded_into_a_torch_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.9.1")
+    state, module = loader.load_cpu_library()
+    assert (state.loaded, module) == (False, None)
+    assert state.reason.startswith("torch 2.9.1 is too old")
+
+
 def test_innermost_cause_is_shown() -> None:
     with pytest.raises(RuntimeError) as caught:
         raise RuntimeError("Could not load this library") from OSError("undefined symbol: xyz")
@@ -124,8 +131,9 @@ def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_fallback_warns_once_and_computes_the_definition() -> None:
     inputs = [torch.randn(2, 3, 8), torch.randn(2, 3, 8), torch.randn(8, 4), torch.randn(4, 8)]
     prompts = [torch.randn(2, 8), torch.randn(5, 8), torch.randn(5, 8), torch.randn(5, 3, 8)]
-    with pytest.warns(RuntimeWarning, match=r"no compiled operators for 'cpu'.*plain-PyTorch.*pip install"):
+    with pytest.warns(RuntimeWarning, match=r"no compiled operators for 'cpu'.*plain-PyTorch.*pip install") as warned:
         out = stochastic_adapter(*inputs)
+    assert warned[0].filename == __file__  # the line that called the operator
     assert torch.equal(out, reference.stochastic_adapter(*inputs))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -154,8 +162,19 @@ def test_fallback_compiles_without_graph_breaks() -> None:
 @pytest.mark.usefixtures("no_kernels")
 def test_strict_forbids_the_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PUMA_STRICT", "1")
-    with pytest.raises(RuntimeError, match="PUMA_STRICT=1 forbids"):
+    cause = OSError("undefined symbol: xyz")
+    monkeypatch.setattr(loader, "CPU_LIBRARY", loader.LibraryState("_C", False, "broken", cause))
+    with pytest.raises(RuntimeError, match=r"\(_C: broken\)\. PUMA_STRICT=1 forbids") as error:
         stochastic_adapter(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2), torch.zeros(2, 1), torch.zeros(1, 2))
+    assert error.value.__cause__ is cause
+
+
+@pytest.mark.usefixtures("no_kernels")
+def test_meta_tensors_need_no_kernel_and_no_warning() -> None:
+    x, down, up = (torch.zeros(size, device="meta") for size in ((2, 3, 8), (8, 4), (4, 8)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert stochastic_adapter(x, x, down, up).shape == (2, 3, 8)
 
 
 LOAD = """
