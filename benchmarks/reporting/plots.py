@@ -96,6 +96,10 @@ def _ratios(entry: Comparison) -> dict[str, float]:
     return {name: ratio for name, ratio in ratios.items() if ratio is not None}
 
 
+# Of the points of each dtype, in the order of the rows.
+MARKERS = "os^D"
+
+
 def roofline(results: Results) -> Figure | None:
     """Rate of the adapter's necessary work against its intensity, under the measured ceilings."""
     rows = [row for entry in results.comparisons("adapter") for row in entry.shown.values() if row.limit]
@@ -106,20 +110,25 @@ def roofline(results: Results) -> Figure | None:
     axes = figure.subplots()
     ceilings = results.ceilings[-1]
     intensities = [_intensity(row) for row in rows]
-    low, high = min(intensities) / 4, max(intensities) * 4
-    for dtype in dict.fromkeys(str(row.case["dtype"]) for row in rows):
+    dtypes = list(dict.fromkeys(str(row.case["dtype"]) for row in rows))
+    markers = dict(zip(dtypes, MARKERS, strict=False))
+    bandwidth = ceilings["copy_bytes_per_s"]
+    knees = [ceilings["flops_per_s"][dtype] / bandwidth for dtype in dtypes]
+    low, high = min(*intensities, *knees) / 2, max(intensities) * 4
+    for dtype, knee in zip(dtypes, knees, strict=True):
         peak = ceilings["flops_per_s"][dtype]
-        knee = peak / ceilings["copy_bytes_per_s"]
-        xs = [low, min(max(knee, low), high), high]
-        axes.plot(xs, [min(peak, x * ceilings["copy_bytes_per_s"]) for x in xs], color="black", linewidth=0.8)
-        axes.text(high, peak, f" {dtype}", fontsize=7, va="center")
+        xs = [low, min(knee, high), high]
+        axes.plot(xs, [min(peak, x * bandwidth) for x in xs], color="black", linewidth=0.8)
+        axes.text(high, min(peak, high * bandwidth), dtype, fontsize=7, ha="right", va="bottom")
+        axes.plot(high, min(peak, high * bandwidth), markers[dtype], color="black", markersize=4)
     labelled: set[str] = set()
     for row, intensity in zip(rows, intensities, strict=True):
         label = None if row.contestant in labelled else row.contestant.replace("_", " ")
         labelled.add(row.contestant)
         assert row.limit is not None
         colour = COLOURS.get(row.contestant, OTHER_COLOUR)
-        axes.plot(intensity, row.limit["flops"] / row.median, "o", color=colour, label=label, markersize=4)
+        marker = markers[str(row.case["dtype"])]
+        axes.plot(intensity, row.limit["flops"] / row.median, marker, color=colour, label=label, markersize=4)
     axes.set(xscale="log", yscale="log", xlabel="necessary FLOP per necessary byte", ylabel="necessary FLOP per second")
     axes.legend(fontsize=7)
     return figure
