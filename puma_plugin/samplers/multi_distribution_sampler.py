@@ -39,7 +39,8 @@ class MultiDistributionSampler(BatchSampler):
     ``set_epoch`` get new batches too; ``set_epoch`` chooses the epoch of the next ``iter()``.
 
     Several processes: ``batch_size`` counts the items of all processes. Rank r gets the r-th of ``world_size`` equal
-    slices of each batch; the slices together are the batch of one process, in order.
+    slices of each batch; the slices together are the batch of one process, in order. Where something else slices the
+    batches, such as accelerate with ``split_batches=True``, give ``rank=0, world_size=1``.
 
     The settings of the authors' published code: a plain shuffle (the default); m images of each of random classes:
     ``m=m, balance_by="classes"``; equally many classes per dataset: ``m=m, balance="uniform"``; classes that are near
