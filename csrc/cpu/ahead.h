@@ -76,6 +76,29 @@ class Ahead {
   Source sources_[kMost];
 };
 
+// What a step of the adapter's forward fetches: during its first product what its end reads and writes, during the second
+// the next step's tokens and the rows of dropped samples that come with this one. Tensors that are null are left out.
+struct ForwardAhead {
+  Ahead for_this_step, for_later;
+
+  // How often each product fetches.
+  template <class R, class T>
+  ForwardAhead(
+      const Step& rows, const Step* next, int64_t width, int64_t calls, int64_t later_calls, const T* tokens,
+      const R* residual, const R* wide, const T* narrow, const R* out)
+      : for_this_step(width, calls), for_later(width, later_calls) {
+    const auto used_at_the_end = [&](const auto* tensor) {
+      for_this_step.add(tensor, rows.row, rows.count);
+      for_later.add(tensor, rows.dropped_row, rows.dropped);
+    };
+    used_at_the_end(residual);
+    used_at_the_end(wide);
+    used_at_the_end(narrow);
+    used_at_the_end(out);
+    if (next != nullptr) for_later.add(tokens, next->row, next->count);
+  }
+};
+
 // The next strip of columns of a few rows, while products with this one are computed.
 class StripAhead {
  public:

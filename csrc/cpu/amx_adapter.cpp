@@ -205,18 +205,10 @@ PUMA_AMX void AmxForward<R>::step(const Step& rows, const Step* next) {
   bf16* const saved = hidden_ + (hidden_ == nullptr ? 0 : rows.packed * rank_);
   bf16* const h = in_place ? saved : hidden_rows_.get();
   const __m512 zero = _mm512_setzero_ps();
-  Ahead for_this_step(width_, fetches(width_, rank_)), for_later(width_, fetches(rank_, width_));
-  const auto add = [&](const auto* tensor) {
-    for_this_step.add(tensor, rows.row, rows.count);
-    for_later.add(tensor, rows.dropped_row, rows.dropped);
-  };
-  add(residual_);
-  add(wide_);
-  add(narrow_);
-  add(out_);
-  if (next != nullptr) for_later.add(tokens_, next->row, next->count);
+  ForwardAhead ahead(
+      rows, next, width_, fetches(width_, rank_), fetches(rank_, width_), tokens_, residual_, wide_, narrow_, out_);
   for (int64_t column = 0; column < rank_; column += 32) {
-    product(sums, 32, x, down_, column, for_this_step);
+    product(sums, 32, x, down_, column, ahead.for_this_step);
     for (int64_t i = 0; i < kAmxRows; ++i) {  // zero first: of NaN and another the second is taken
       const __m512 first = _mm512_max_ps(zero, load(sums + 32 * i));
       store_pair(h + i * rank_ + column, first, _mm512_max_ps(zero, load(sums + 32 * i + 16)));
@@ -226,7 +218,7 @@ PUMA_AMX void AmxForward<R>::step(const Step& rows, const Step* next) {
     std::memcpy(static_cast<void*>(saved), h, static_cast<size_t>(rows.count * rank_) * sizeof(bf16));
   }
   for (int64_t column = 0; column < width_; column += 32) {
-    product(product_.get() + column, width_, h, up_, column, for_later);
+    product(product_.get() + column, width_, h, up_, column, ahead.for_later);
   }
   add_to_residual(rows);
 }

@@ -202,22 +202,14 @@ PUMA_AVX512_BF16 void PairForward<R>::step(const Step& rows, const Step* next) {
   bf16* const x = token_tile_.get();
   bf16* const h = hidden_tile_.get();
   pack_rows(x, tokens_, rows, width_);
-  Ahead for_this_step(width_, fetches(width_, rank_, rows)), for_later(width_, fetches(rank_, width_, rows));
-  const auto add = [&](const auto* tensor) {
-    for_this_step.add(tensor, rows.row, rows.count);
-    for_later.add(tensor, rows.dropped_row, rows.dropped);
-  };
-  add(residual_);
-  add(wide_);
-  add(narrow_);
-  add(out_);
-  if (next != nullptr) for_later.add(tokens_, next->row, next->count);
+  ForwardAhead ahead(
+      rows, next, width_, fetches(width_, rank_, rows), fetches(rank_, width_, rows), tokens_, residual_, wide_, narrow_, out_);
   const __m512 zero = _mm512_setzero_ps();
   RowTile tile;
   for (int64_t column = 0; column < rank_; column += kColumns) {
     const __mmask32 inside = column + kColumns <= rank_ ? ~0U : 0xffffU;
     for (int64_t first = 0; first < rows.count; first += kRows) {
-      multiply(tile, x + first * kColumns, down_.panel(column), width_, for_this_step);
+      multiply(tile, x + first * kColumns, down_.panel(column), width_, ahead.for_this_step);
       PUMA_UNROLL for (int i = 0; i < kRows; ++i) {
         // Zero first: of NaN and another the second is taken. What is filled up is 0 also where a token is infinite.
         const __m512i narrow = _mm512_maskz_mov_epi16(
@@ -230,7 +222,7 @@ PUMA_AVX512_BF16 void PairForward<R>::step(const Step& rows, const Step* next) {
   }
   for (int64_t column = 0; column < width_; column += kColumns) {
     for (int64_t first = 0; first < rows.count; first += kRows) {
-      multiply(tile, h + first * kColumns, up_.panel(column), up_.filled_depth(), for_later);
+      multiply(tile, h + first * kColumns, up_.panel(column), up_.filled_depth(), ahead.for_later);
       PUMA_UNROLL for (int i = 0; i < kRows; ++i) {
         if (first + i >= rows.count) break;
         const __m512 factor = _mm512_set1_ps(rows.factor[first + i]);

@@ -35,19 +35,11 @@ PUMA_INLINE void forward_step(const VectorForward<R, T>& a, const Step& rows, co
   Sums tile;
   float* const h = a.hidden_tile.get();
   pack_rows<bytes, I>(a.token_tile.get(), a.tokens, rows, a.width);
-  Ahead for_this_step(a.width, fetches<Sums>(a.width, a.rank));
-  Ahead for_later(a.width, fetches<Sums>(a.rank, a.width));
-  const auto used_at_the_end = [&](const auto* tensor) {
-    for_this_step.add(tensor, rows.row, rows.count);
-    for_later.add(tensor, rows.dropped_row, rows.dropped);
-  };
-  used_at_the_end(a.residual);
-  used_at_the_end(a.wide);
-  used_at_the_end(a.narrow);
-  used_at_the_end(a.out);
-  if (next != nullptr) for_later.add(a.tokens, next->row, next->count);
+  ForwardAhead ahead(
+      rows, next, a.width, fetches<Sums>(a.width, a.rank), fetches<Sums>(a.rank, a.width), a.tokens, a.residual, a.wide,
+      a.narrow, a.out);
   for (int64_t column = 0; column < a.rank; column += J * W) {
-    multiply(tile, a.token_tile.get(), I * kBlock, a.down.panel(column), a.width, for_this_step);
+    multiply(tile, a.token_tile.get(), I * kBlock, a.down.panel(column), a.width, ahead.for_this_step);
     PUMA_UNROLL for (int j = 0; j < J; ++j) {
       const int64_t c = column + j * W;
       if (c >= a.rank) break;
@@ -60,7 +52,7 @@ PUMA_INLINE void forward_step(const VectorForward<R, T>& a, const Step& rows, co
     }
   }
   for (int64_t column = 0; column < a.width; column += J * W) {
-    multiply(tile, h, I * kBlock, a.up.panel(column), a.rank, for_later);
+    multiply(tile, h, I * kBlock, a.up.panel(column), a.rank, ahead.for_later);
     PUMA_UNROLL for (int i = 0; i < I; ++i) {
       if (i >= rows.count) break;
       const int64_t at = rows.row[i] * a.width + column;
