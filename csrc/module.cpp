@@ -35,5 +35,6 @@ PYBIND11_MODULE(_C, m) {
       py::arg("out_features"), "Whether frozen_mlp has a kernel for these widths here.");
   m.def(
       "packed_attention_serves", &puma::attention_tiles_serve, py::arg("tokens"), py::arg("head_dim"),
-      "Whether the operators of packed attention can be called with qkv of this N and D, float32 on the CPU.");
+      py::arg("bfloat16") = false,
+      "Whether the operators of packed attention should be called with qkv of this N and D on the CPU.");
 }

@@ -37,8 +37,9 @@ STABLE_TORCH_LIBRARY(puma, m) {
       "frozen_mlp(Tensor input, Tensor fc1, Tensor? bias1, Tensor fc2, Tensor? bias2, bool save_slopes) "
       "-> (Tensor output, Tensor slopes)");
   m.def("frozen_mlp_backward(Tensor grad, Tensor slopes, Tensor fc1, Tensor fc2) -> Tensor");
-  // Self-attention on the CPU in float32, where packed_attention_serves (module.cpp) says so, in eager code only. qkv is
-  // (B, N, 3, H, D), out softmax(scale * q @ k^T) @ v as (B, N, H*D); logsumexp (B, H, N) of scale * q @ k^T.
+  // Self-attention on the CPU in float32 or bfloat16, where packed_attention_serves (module.cpp) says so, in eager code
+  // only. qkv is (B, N, 3, H, D), out softmax(scale * q @ k^T) @ v as (B, N, H*D); logsumexp (B, H, N) of
+  // scale * q @ k^T, float32.
   m.def("packed_attention(Tensor qkv, float scale) -> (Tensor out, Tensor logsumexp)");
   m.def("packed_attention_backward(Tensor grad, Tensor qkv, Tensor logsumexp, float scale) -> Tensor grad_qkv");
   // Exact search on the CPU, without gradients. pack_gallery makes what it needs beside the rows (G, C) float32;

@@ -89,7 +89,7 @@ def _cpu_others() -> list[Goal]:
         goals.append(Goal(text, "cpu", "adapter", case, "both", "memory", 2.0, "authors"))
     full = "full_fine_tuning"
     for batch in (8, 32):
-        step, fields = f"training step, batch {batch}", {"batch": batch}
+        step, fields = f"training step, batch {batch}", {"batch": batch, "precision": "float32"}
         goals += [
             Goal(f"{step}; against authors", "cpu", "training_step", fields, "step", "ratio", 1.22, "authors"),
             Goal(f"{step}; against {full}", "cpu", "training_step", fields, "step", "ratio", 1 / 0.77, full),

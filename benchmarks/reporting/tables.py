@@ -9,7 +9,7 @@ from benchmarks.reporting.results import OURS, SHOWN_FIRST, Comparison, Results,
 TITLES = {
     "adapter": "Stochastic adapter",
     "prompts": "Prompt matching",
-    "branches": "Frozen branches of a block (float32; only the input takes a gradient)",
+    "branches": "Frozen branches of a block (only the input takes a gradient)",
     "overhead": "Host overhead of one call (one element)",
     "training_step": "Whole training step",
     "sampling": "Drawing batches: of the paper's eight training sets, and of a million items",

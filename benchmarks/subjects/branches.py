@@ -23,21 +23,23 @@ HEAD_DIM = 64
 
 @dataclass(frozen=True)
 class BranchCase:
-    """One branch of a ViT's block, float32.
+    """One branch of a ViT's block.
 
     Attributes:
         branch: "mlp", with a hidden layer of four times the width, or "attention", without its linear layers.
         batch, tokens, width: B, N and C; heads are 64 wide.
+        dtype: of everything; the MLP's kernels are for float32.
     """
 
     branch: str
     batch: int
     width: int = 384
     tokens: int = 205
+    dtype: str = "float32"
 
     @property
     def id(self) -> str:
-        return f"{self.branch}-B{self.batch}-N{self.tokens}-C{self.width}-float32"
+        return f"{self.branch}-B{self.batch}-N{self.tokens}-C{self.width}-{self.dtype}"
 
 
 class BranchWorkload(Workload):
@@ -55,6 +57,11 @@ class BranchWorkload(Workload):
         ours, torchs = by_name[case.branch]
         self.functions = {"ours": ours, "torch": torchs, "torch_compiled": compiled(torchs)}
 
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, self.case.dtype)
+        return dtype
+
     @cached_property
     def weights(self) -> tuple[Tensor, ...]:
         """Of the MLP; attention has none."""
@@ -63,17 +70,17 @@ class BranchWorkload(Workload):
         width, hidden = self.case.width, 4 * self.case.width
         generator = torch.Generator().manual_seed(0)
         shapes = ((hidden, width), (hidden,), (width, hidden), (width,))
-        return tuple(torch.randn(shape, generator=generator) / shape[-1] ** 0.5 for shape in shapes)
+        return tuple((torch.randn(shape, generator=generator) / shape[-1] ** 0.5).to(self.dtype) for shape in shapes)
 
     def make_input(self, seed: int) -> tuple[Tensor, Tensor]:
         """An input that takes a gradient, and the gradient of the output."""
         case = self.case
         generator = torch.Generator().manual_seed(seed)
         shape: tuple[int, ...] = (case.batch, case.tokens, case.width)
-        grad = torch.randn(shape, generator=generator)
+        grad = torch.randn(shape, generator=generator).to(self.dtype)
         if case.branch == "attention":
             shape = (case.batch, case.tokens, 3, case.width // HEAD_DIM, HEAD_DIM)
-        return torch.randn(shape, generator=generator).requires_grad_(), grad
+        return torch.randn(shape, generator=generator).to(self.dtype).requires_grad_(), grad
 
     @cached_property
     def inputs(self) -> list[tuple[Tensor, Tensor]]:
@@ -100,21 +107,22 @@ class BranchWorkload(Workload):
         output = self.functions[contestant](input, *self.weights)
         results = [output.detach(), *gradients([output], [input], [grad])]
         errors = relative_errors(results, expected, ("output", "grad input"))
-        require_agreement(errors, TOLERANCE[torch.float32])
+        require_agreement(errors, TOLERANCE[self.dtype])
         return errors
 
     def limit(self, mode: str, ceilings: Ceilings) -> Limit:
         """Products: of the MLP two each way; of attention two forward and five backward. Each input and result once."""
         case = self.case
         rows, both = case.batch * case.tokens, mode == "both"
+        matrix = float(self.dtype.itemsize) * rows * case.width
         if case.branch == "mlp":
-            product, moved = 4.0 * rows * case.width * 4 * case.width, 4.0 * rows * case.width * 2
+            product, moved = 4.0 * rows * case.width * 4 * case.width, matrix * 2
             flops = product * (2 if both else 1)
         else:
-            product, moved = 2.0 * rows * case.tokens * case.width, 4.0 * rows * case.width * 4
+            product, moved = 2.0 * rows * case.tokens * case.width, matrix * 4
             flops = product * (7 if both else 2)
         moved *= 2 if both else 1
-        seconds, bound = ceilings.floor_s(moved, flops, "float32")
+        seconds, bound = ceilings.floor_s(moved, flops, case.dtype)
         return Limit(seconds, bound, flops, moved)
 
 
@@ -124,12 +132,17 @@ def plans(settings: Settings) -> list[Plan]:
         return []
     everyone = (*CONTESTANTS, *COMPILED) if settings.compiled else CONTESTANTS
     if settings.smoke:
-        cases = [BranchCase("mlp", 3, 32, 200), BranchCase("attention", 2, 64, 9)]
+        cases = [
+            BranchCase("mlp", 3, 32, 200),
+            BranchCase("attention", 2, 64, 9),
+            BranchCase("attention", 2, 64, 9, "bfloat16"),
+        ]
         return [Plan(case, mode, everyone) for case in cases for mode in MODES]
     both = [Plan(BranchCase(branch, 8), "both", everyone) for branch in ("mlp", "attention")]
+    both.append(Plan(BranchCase("attention", 8, dtype="bfloat16"), "both", everyone))
     if not settings.full or settings.malloc == "default":
         return both
-    return both + [
+    both += [
         plan
         for branch in ("mlp", "attention")
         for plan in (
@@ -138,3 +151,5 @@ def plans(settings: Settings) -> list[Plan]:
             Plan(BranchCase(branch, 8, 768), "both", everyone),
         )
     ]
+    both.append(Plan(BranchCase("attention", 8, dtype="bfloat16"), "forward", everyone))
+    return both

@@ -224,6 +224,7 @@ def plans(settings: Settings) -> list[Plan]:
     if settings.device == "cuda":
         return [Plan(StepCase(batch=180, precision="bfloat16"), mode, everyone) for mode in ("step", "graph")]
     result = [Plan(StepCase(batch=8), "step", everyone)]
+    result.append(Plan(StepCase(batch=8, precision="bfloat16"), "step", everyone))
     if settings.full and settings.malloc == "raised":
         result.append(Plan(StepCase(batch=32), "step", ("ours", "authors", "full_fine_tuning")))
     return result

@@ -1,5 +1,6 @@
-// Self-attention of one head after the other on one thread, float32. Products run in tiles of registers, and what they
-// would read across is packed first; a head's matrices stay in the second-level cache from one product to the next.
+// Self-attention of one head after the other on one thread, of float32 or bfloat16, computed in float32. Products run in
+// tiles of registers, and what they would read across is packed first; a head's matrices stay in the second-level cache
+// from one product to the next.
 //
 // qkv (B, N, 3, H, D), out and grad (B, N, H, D), logsumexp (B, H, N): all contiguous. Heads are numbered b * H + h.
 #pragma once
@@ -7,11 +8,12 @@
 #include <cstdint>
 
 #include "lines.h"
+#include "vector.h"
 
 namespace puma {
 
-// Whether the classes below can be used.
-bool attention_tiles_serve(int64_t tokens, int64_t head_dim);
+// Whether the classes below should be used; bfloat16 not where there is a matrix unit for it (AMX), which torch uses.
+bool attention_tiles_serve(int64_t tokens, int64_t head_dim, bool bfloat16);
 
 struct AttentionSizes {
   int64_t tokens, heads, head_dim;
@@ -27,40 +29,42 @@ struct AttentionSizes {
 };
 
 // out = softmax(scale * q @ k^T) @ v, and the logarithms of the softmax's denominators.
+template <class T>
 class AttentionForward {
  public:
-  AttentionForward(const AttentionSizes& sizes, float scale, const float* qkv, float* out, float* logsumexp);
+  AttentionForward(const AttentionSizes& sizes, float scale, const T* qkv, T* out, float* logsumexp);
 
   // Heads from first to last, without the last.
   void run(int64_t first, int64_t last) const;
 
   const AttentionSizes sizes;
   const float scale;
-  const float* const qkv;
-  float* const out;
+  const T* const qkv;
+  T* const out;
   float* const logsumexp;
   // Of the head at hand; panels are matrices cut into strips of columns, see attention_tiles.cpp.
   const Lines<float> keys_turned;  // (D, N) panels
   const Lines<float> values;       // (N, D) panels
   const Lines<float> queries;      // (rows of a tile, D) panels, scaled
   const Lines<float> weights;      // (rows of a tile, N) panels
+  const Lines<float> sums;         // (rows of a tile, D), of bfloat16's out before it is rounded
 };
 
 // grad_qkv from grad, the gradient of out. The weights are computed once more.
+template <class T>
 class AttentionBackward {
  public:
   AttentionBackward(
-      const AttentionSizes& sizes, float scale, const float* grad, const float* qkv, const float* logsumexp,
-      float* grad_qkv);
+      const AttentionSizes& sizes, float scale, const T* grad, const T* qkv, const float* logsumexp, T* grad_qkv);
 
   void run(int64_t first, int64_t last) const;
 
   const AttentionSizes sizes;
   const float scale;
-  const float* const grad;
-  const float* const qkv;
+  const T* const grad;
+  const T* const qkv;
   const float* const logsumexp;
-  float* const grad_qkv;
+  T* const grad_qkv;
   const int64_t row_elements;          // of weights and score_grads, N and zeros behind
   const int64_t block_rows;            // queries at a time
   const Lines<float> keys_turned;      // (D, N) panels
@@ -71,6 +75,7 @@ class AttentionBackward {
   const Lines<float> weights;          // (block_rows, row_elements)
   const Lines<float> score_grads;      // (block_rows, row_elements), first the weights' gradients
   const Lines<float> score_grad_tile;  // (rows of a tile, N) panels
+  const Lines<float> sums;             // (N, 3, D), of bfloat16's grad_qkv before it is rounded
 };
 
 }  // namespace puma

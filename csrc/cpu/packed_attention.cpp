@@ -13,11 +13,19 @@ namespace {
 
 // Checked here, too, because kernels of this machine may be missing.
 AttentionSizes sizes_of(const Tensor& qkv) {
+  const ScalarType dtype = qkv.scalar_type();
   STD_TORCH_CHECK(
-      qkv.dim() == 5 && qkv.size(2) == 3 && qkv.scalar_type() == ScalarType::Float &&
-          attention_tiles_serve(qkv.size(1), qkv.size(4)),
-      "puma::packed_attention: qkv must be (B, N, 3, H, D), float32 and of a size that packed_attention_serves");
+      qkv.dim() == 5 && qkv.size(2) == 3 && (dtype == ScalarType::Float || dtype == ScalarType::BFloat16) &&
+          attention_tiles_serve(qkv.size(1), qkv.size(4), dtype == ScalarType::BFloat16),
+      "puma::packed_attention: qkv must be (B, N, 3, H, D), of a size and of float32 or bfloat16 as "
+      "packed_attention_serves says");
   return {qkv.size(1), qkv.size(3), qkv.size(4)};
+}
+
+// body(a value of the type that qkv has).
+template <class F>
+void with_type_of(const Tensor& qkv, const F& body) {
+  qkv.scalar_type() == ScalarType::BFloat16 ? body(bf16{}) : body(float{});
 }
 
 // Each thread takes neighbouring heads. A head's results do not depend on who computes it.
@@ -33,13 +41,15 @@ std::tuple<Tensor, Tensor> packed_attention(const Tensor& maybe_strided, double 
   const Tensor qkv = as_contiguous(maybe_strided);
   const AttentionSizes sizes = sizes_of(qkv);
   const int64_t samples = qkv.size(0);
-  const Tensor out = empty({samples, sizes.tokens, sizes.out_row()}, ScalarType::Float);
+  const Tensor out = empty({samples, sizes.tokens, sizes.out_row()}, qkv.scalar_type());
   const Tensor logsumexp = empty({samples, sizes.heads, sizes.tokens}, ScalarType::Float);
-  share_heads(samples * sizes.heads, [&](int64_t first, int64_t last) {
-    AttentionForward(
-        sizes, static_cast<float>(scale), const_data<float>(qkv), mutable_data<float>(out),
-        mutable_data<float>(logsumexp))
-        .run(first, last);
+  with_type_of(qkv, [&](auto type) {
+    using T = decltype(type);
+    share_heads(samples * sizes.heads, [&](int64_t first, int64_t last) {
+      AttentionForward<T>(
+          sizes, static_cast<float>(scale), const_data<T>(qkv), mutable_data<T>(out), mutable_data<float>(logsumexp))
+          .run(first, last);
+    });
   });
   return {out, logsumexp};
 }
@@ -52,15 +62,18 @@ Tensor packed_attention_backward(
   const AttentionSizes sizes = sizes_of(qkv);
   const int64_t samples = qkv.size(0), heads = samples * sizes.heads;
   STD_TORCH_CHECK(
-      grad.scalar_type() == ScalarType::Float && grad.numel() == samples * sizes.tokens * sizes.out_row() &&
+      grad.scalar_type() == qkv.scalar_type() && grad.numel() == samples * sizes.tokens * sizes.out_row() &&
           logsumexp.scalar_type() == ScalarType::Float && logsumexp.numel() == heads * sizes.tokens,
-      "puma::packed_attention_backward: grad must be (B, N, H*D) and logsumexp (B, H, N), both float32");
-  const Tensor grad_qkv = empty({samples, sizes.tokens, 3, sizes.heads, sizes.head_dim}, ScalarType::Float);
-  share_heads(heads, [&](int64_t first, int64_t last) {
-    AttentionBackward(
-        sizes, static_cast<float>(scale), const_data<float>(grad), const_data<float>(qkv),
-        const_data<float>(logsumexp), mutable_data<float>(grad_qkv))
-        .run(first, last);
+      "puma::packed_attention_backward: grad must be (B, N, H*D) of qkv's dtype, logsumexp (B, H, N) of float32");
+  const Tensor grad_qkv = empty({samples, sizes.tokens, 3, sizes.heads, sizes.head_dim}, qkv.scalar_type());
+  with_type_of(qkv, [&](auto type) {
+    using T = decltype(type);
+    share_heads(heads, [&](int64_t first, int64_t last) {
+      AttentionBackward<T>(
+          sizes, static_cast<float>(scale), const_data<T>(grad), const_data<T>(qkv), const_data<float>(logsumexp),
+          mutable_data<T>(grad_qkv))
+          .run(first, last);
+    });
   });
   return grad_qkv;
 }

@@ -20,12 +20,12 @@ constexpr int64_t kBetweenFetches = 32;
 // are computed. Worth it also for what will be written: a processor reads it first.
 class RowsAhead {
  public:
-  // calls: how often fetch will be called.
-  RowsAhead(int64_t rows, int64_t columns, int64_t calls)
-      : rows_(rows), bytes_(columns * static_cast<int64_t>(sizeof(float))), calls_(calls) {}
+  // bytes: of a row; calls: how often fetch will be called.
+  RowsAhead(int64_t rows, int64_t bytes, int64_t calls) : rows_(rows), bytes_(bytes), calls_(calls) {}
 
-  void add(const float* matrix, int64_t stride) {
-    sources_[count_++] = {reinterpret_cast<const char*>(matrix), stride * static_cast<int64_t>(sizeof(float))};
+  template <class T>
+  void add(const T* matrix, int64_t stride) {
+    sources_[count_++] = {reinterpret_cast<const char*>(matrix), stride * static_cast<int64_t>(sizeof(T))};
     pieces_ = (count_ * rows_ + calls_ - 1) / std::max<int64_t>(calls_, 1);
   }
 
@@ -62,9 +62,9 @@ class RowsAhead {
 };
 
 // out = factor * in (rows, columns), whose rows are `stride` elements apart, as panels of P columns and all_rows rows.
-template <int bytes, int P>
+template <int bytes, int P, class T>
 PUMA_INLINE void pack(
-    float* out, const float* in, int64_t stride, int64_t rows, int64_t all_rows, int64_t columns, float factor) {
+    float* out, const T* in, int64_t stride, int64_t rows, int64_t all_rows, int64_t columns, float factor) {
   using V = typename Vector<float, bytes>::type;
   constexpr int W = bytes / static_cast<int>(sizeof(float));
   for (int64_t row = 0; row < rows; ++row, in += stride, out += P) {
@@ -73,8 +73,8 @@ PUMA_INLINE void pack(
 }
 
 // in (rows, columns) transposed, as panels of P columns; zeros behind the last, up to a whole vector.
-template <int bytes, int P>
-PUMA_INLINE void pack_turned(float* out, const float* in, int64_t stride, int64_t rows, int64_t columns) {
+template <int bytes, int P, class T>
+PUMA_INLINE void pack_turned(float* out, const T* in, int64_t stride, int64_t rows, int64_t columns) {
   using V = typename Vector<float, bytes>::type;
   constexpr int W = bytes / static_cast<int>(sizeof(float));
   for (int64_t row = 0; row < rows; row += W, in += W * stride) {

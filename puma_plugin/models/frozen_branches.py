@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from puma_plugin.ops import frozen_mlp, packed_attention
-from puma_plugin.ops.eager import wants_cpu_kernel
+from puma_plugin.ops.eager import cpu_kernel_dtype
 
 # As these classes came, in case somebody patches them.
 _FORWARDS: dict[type, Callable[..., Any]] = {
@@ -29,7 +29,7 @@ def run_attention(attention: Any, tokens: Tensor, *inputs: Any, **options: Any) 
     Between its linear layers by :func:`~puma_plugin.ops.packed_attention`, if such tokens have kernels and it is timm's
     plain attention without mask and hooks.
     """
-    if wants_cpu_kernel(tokens) and _is_plain(attention, Attention):
+    if cpu_kernel_dtype(tokens) is not None and _is_plain(attention, Attention):
         between = (attention.q_norm, attention.k_norm, attention.norm)
         if (
             attention.fused_attn
@@ -47,7 +47,7 @@ def run_attention(attention: Any, tokens: Tensor, *inputs: Any, **options: Any) 
 
 def run_mlp(mlp: Any, tokens: Tensor) -> Tensor:
     """``mlp(tokens)``; by :func:`~puma_plugin.ops.frozen_mlp`, if it is timm's plain MLP, frozen and without hooks."""
-    if wants_cpu_kernel(tokens) and _is_plain(mlp, Mlp):
+    if cpu_kernel_dtype(tokens) is not None and _is_plain(mlp, Mlp):
         fc1, fc2 = mlp.fc1, mlp.fc2
         if (
             _is_frozen_linear(fc1)

@@ -39,31 +39,27 @@ def is_autocast(device_type: str) -> bool:
     return torch._C._is_any_autocast_enabled() and device_type != "meta" and torch.is_autocast_enabled(device_type)
 
 
-def wants_cpu_kernel(*tensors: Tensor | None) -> bool:
-    """Whether kernels for ordinary float32 tensors on the CPU should run, of operators that torch has, too.
+def cpu_kernel_dtype(*tensors: Tensor | None) -> torch.dtype | None:
+    """The type in which CPU kernels should run, of operators that torch has, too; None where torch's own should.
 
-    Not so under autocast or where float32 products may be computed with less, nor under what traces, transforms or
-    counts: ``torch.compile``, ``torch.jit.trace``, functorch, forward-mode differentiation and dispatch modes see
-    torch's own operators.
+    It is what torch would multiply all these tensors in, if that is float32 or bfloat16: their own, under autocast its.
+    ``torch.compile``, ``torch.jit.trace``, functorch, forward-mode differentiation and dispatch modes see torch's own
+    operators, and so do float32 tensors where products may be computed with less.
     """
     # First what is cheap to see: on a GPU this stands in front of every branch.
     if not all(tensor is None or tensor.is_cpu for tensor in tensors):
-        return False
-    if not is_plain() or "cpu" not in loader.KERNEL_DEVICES or forward_ad._current_level >= 0:
-        return False
-    if is_recorded() or is_autocast("cpu"):
-        return False
-    if torch.backends.mkldnn.matmul.fp32_precision not in ("none", "ieee"):  # type: ignore[attr-defined]
-        return False
-    return all(tensor is None or _is_ordinary(tensor) for tensor in tensors)
-
-
-def _is_ordinary(tensor: Tensor) -> bool:
-    return (
-        type(tensor) in (Tensor, torch.nn.Parameter)
-        and tensor.dtype is torch.float32
-        and tensor.layout is torch.strided
-    )
+        return None
+    if not is_plain() or "cpu" not in loader.KERNEL_DEVICES or forward_ad._current_level >= 0 or is_recorded():
+        return None
+    given = [tensor for tensor in tensors if tensor is not None]
+    if not all(type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout is torch.strided for tensor in given):
+        return None
+    dtypes = {tensor.dtype for tensor in given}
+    if is_autocast("cpu") and dtypes <= {torch.float32, torch.bfloat16}:
+        dtypes = {torch.get_autocast_dtype("cpu")}
+    if dtypes == {torch.float32} and torch.backends.mkldnn.matmul.fp32_precision in ("none", "ieee"):  # type: ignore[attr-defined]
+        return torch.float32
+    return torch.bfloat16 if dtypes == {torch.bfloat16} else None
 
 
 def in_backward() -> AbstractContextManager[None]:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from puma_plugin.ops import loader
-from puma_plugin.ops.eager import below_autograd, differentiable_once, wants_cpu_kernel
+from puma_plugin.ops.eager import below_autograd, cpu_kernel_dtype, differentiable_once
 
 # Below that, laying out the weights takes longer than the products gain.
 FEWEST_ROWS = 512
@@ -68,7 +68,7 @@ def _validate(input: Tensor, fc1: Tensor, bias1: Tensor | None, fc2: Tensor, bia
 
 
 def _has_kernel(input: Tensor, fc1: Tensor, bias1: Tensor | None, fc2: Tensor, bias2: Tensor | None) -> bool:
-    if not wants_cpu_kernel(input, fc1, bias1, fc2, bias2) or input.dim() > MOST_DIMENSIONS:
+    if cpu_kernel_dtype(input, fc1, bias1, fc2, bias2) is not torch.float32 or input.dim() > MOST_DIMENSIONS:
         return False
     if input.numel() < FEWEST_ROWS * input.shape[-1]:
         return False

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from puma_plugin.ops import loader
-from puma_plugin.ops.eager import below_autograd, differentiable_once, wants_cpu_kernel
+from puma_plugin.ops.eager import below_autograd, cpu_kernel_dtype, differentiable_once
 
 # Looked up once. They are called only where the library is loaded.
 _operator: Any = loader.CPU_LIBRARY.loaded and torch.ops.puma.packed_attention.default
@@ -18,11 +18,12 @@ _backward_operator: Any = loader.CPU_LIBRARY.loaded and torch.ops.puma.packed_at
 def packed_attention(qkv: Tensor, scale: float | None = None) -> Tensor:
     """``softmax(scale * q @ k^T) @ v`` of each head, of q, k and v as one linear layer gives them.
 
-    In eager float32 on the CPU it runs a compiled operator, which keeps for the backward only qkv and one number per
-    query and head, and whose gradient comes in qkv's layout. It serves D a multiple of 16 up to 128, N up to 4096 and
-    processors with AVX2. Everything else goes to ``torch.nn.functional.scaled_dot_product_attention``, the same
-    function: other dtypes and devices, autocast, ``torch.compile``, ``torch.func``, forward mode, dispatch modes, and
-    ``sdpa_kernel`` without the flash backend.
+    In eager code on the CPU, in float32 or bfloat16 (also autocast's), it runs a compiled operator, which keeps for the
+    backward only qkv and one number per query and head, and whose gradient comes in qkv's layout. It computes in
+    float32, and serves D a multiple of 16 up to 128, N up to 4096 and processors with AVX2; bfloat16 not on those with
+    AMX, whose matrix unit torch uses. Everything else goes to
+    ``torch.nn.functional.scaled_dot_product_attention``, the same function: other dtypes and devices,
+    ``torch.compile``, ``torch.func``, forward mode, dispatch modes, and ``sdpa_kernel`` without the flash backend.
 
     Args:
         qkv: (B, N, 3, H, D), floating point: queries, keys and values of N tokens and H heads.
@@ -45,8 +46,10 @@ def packed_attention(qkv: Tensor, scale: float | None = None) -> Tensor:
         raise TypeError(f"scale must be a number or None, got {scale!r}")
     elif not math.isfinite(scale):
         raise ValueError(f"scale must be finite, got {scale}")
-    if not _served(qkv):
+    dtype = _served(qkv)
+    if dtype is None:
         return _by_torch(qkv, scale)
+    qkv = qkv.to(dtype)
     if torch.is_grad_enabled() and qkv.requires_grad:
         out: Tensor = _PackedAttention.apply(qkv.contiguous(), scale)
         return out
@@ -54,13 +57,14 @@ def packed_attention(qkv: Tensor, scale: float | None = None) -> Tensor:
         return _operator(qkv, scale)[0]
 
 
-def _served(qkv: Tensor) -> bool:
+def _served(qkv: Tensor) -> torch.dtype | None:
+    """What the operator should compute qkv in, if it serves it."""
     # Without its flash kernel torch would compute step by step, as those want who differentiate twice.
-    if not wants_cpu_kernel(qkv) or not torch.backends.cuda.flash_sdp_enabled():
-        return False
+    dtype = cpu_kernel_dtype(qkv)
+    if dtype is None or not torch.backends.cuda.flash_sdp_enabled():
+        return None
     module: Any = loader.CPU_MODULE
-    serves: bool = module.packed_attention_serves(qkv.shape[1], qkv.shape[4])
-    return serves
+    return dtype if module.packed_attention_serves(qkv.shape[1], qkv.shape[4], dtype is torch.bfloat16) else None
 
 
 def _by_torch(qkv: Tensor, scale: float) -> Tensor:

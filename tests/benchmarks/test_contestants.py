@@ -97,12 +97,19 @@ def test_prompt_contestants_agree() -> None:
         assert workload.check(name, reference)["grad attention"] < 2e-5, name
 
 
-@pytest.mark.parametrize("case", [BranchCase("mlp", 3, 32, 200), BranchCase("attention", 2, 64, 9)])
+@pytest.mark.parametrize(
+    "case",
+    [
+        BranchCase("mlp", 3, 32, 200),
+        BranchCase("attention", 2, 64, 9),
+        BranchCase("attention", 2, 64, 9, "bfloat16"),
+    ],
+)
 def test_branch_contestants_agree(case: BranchCase) -> None:
     workload = BranchWorkload(case, "cpu")
     reference = workload.reference()
     for name in ("ours", "torch"):
-        assert workload.check(name, reference)["grad input"] < 1e-5, name
+        assert workload.check(name, reference)["grad input"] < (1e-5 if case.dtype == "float32" else 1e-2), name
         assert workload.prepare(name, "forward", 1)().shape == (case.batch, case.tokens, case.width)
 
 

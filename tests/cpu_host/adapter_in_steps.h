@@ -5,11 +5,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <random>
 #include <type_traits>
 #include <vector>
 
-#include "half.h"
+#include "compare.h"
 #include "step.h"
 
 using puma::bf16;
@@ -17,28 +16,6 @@ using puma::fp16;
 using puma::Step;
 
 inline constexpr double kFactor = 0.5;
-
-inline float value_of(float value) { return value; }
-template <class Half>
-float value_of(Half value) {
-  return puma::widened<float>(Half{}, static_cast<uint32_t>(value.bits));
-}
-
-template <class T>
-std::vector<T> draw(int64_t elements) {
-  static std::mt19937 generator(0);
-  std::uniform_real_distribution<float> distribution(-1, 1);
-  std::vector<T> values(elements);
-  for (T& value : values) {
-    const float drawn = distribution(generator);
-    if constexpr (sizeof(T) == sizeof(float)) {
-      value = drawn;
-    } else {
-      value.bits = static_cast<uint16_t>(puma::narrowed<uint32_t>(T{}, drawn));
-    }
-  }
-  return values;
-}
 
 // Every third sample is dropped.
 struct Sizes {
@@ -82,9 +59,9 @@ template <class Forward, class Backward, class R, class T>
 double largest_error(const Sizes& sizes, bool need_weights) {
   using Operand = typename Forward::Operand;
   const int64_t width = sizes.width, rank = sizes.rank, rows = sizes.kept_rows();
-  const auto residual = draw<R>(sizes.elements()), grad = draw<R>(sizes.elements());
-  const auto tokens = draw<T>(sizes.elements()), branch = draw<T>(sizes.elements());
-  const auto down = draw<T>(width * rank), up = draw<T>(rank * width);
+  const auto residual = draw<R>(sizes.elements(), 1), grad = draw<R>(sizes.elements(), 1);
+  const auto tokens = draw<T>(sizes.elements(), 1), branch = draw<T>(sizes.elements(), 1);
+  const auto down = draw<T>(width * rank, 1), up = draw<T>(rank * width, 1);
   std::vector<R> out(sizes.elements());
   std::vector<T> hidden(rows * rank), grad_tokens(sizes.elements());
   const auto down_operand = Operand::of(down.data(), width, rank), up_operand = Operand::of(up.data(), rank, width);

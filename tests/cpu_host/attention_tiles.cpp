@@ -1,6 +1,6 @@
 // Attention on vector registers, by itself: each tensor is an allocation of just its size, so that a sanitizer sees
 // every access outside, and results are compared with sums in double. Prints the largest errors of out, logsumexp and
-// gradients.
+// gradients, of float32 and of bfloat16.
 #include "attention_tiles.h"
 
 #include <algorithm>
@@ -12,28 +12,32 @@
 
 namespace {
 
+template <class T>
 void print_errors(int64_t samples, const puma::AttentionSizes& sizes) {
   const int64_t tokens = sizes.tokens, width = sizes.head_dim, heads = samples * sizes.heads;
   const double scale = 1 / std::sqrt(static_cast<double>(width));
-  const auto qkv = draw(samples * tokens * sizes.qkv_row(), 2), grad = draw(samples * tokens * sizes.out_row(), 2);
-  std::vector<float> out(grad.size()), logsumexp(heads * tokens), grad_qkv(qkv.size());
+  const auto qkv = draw<T>(samples * tokens * sizes.qkv_row(), 2), grad = draw<T>(samples * tokens * sizes.out_row(), 2);
+  std::vector<T> out(grad.size()), grad_qkv(qkv.size());
+  std::vector<float> logsumexp(heads * tokens);
   // As two threads would.
   for (const int64_t half : {0, 1}) {
     const int64_t first = half * (heads / 2), last = half == 0 ? heads / 2 : heads;
-    puma::AttentionForward(sizes, static_cast<float>(scale), qkv.data(), out.data(), logsumexp.data())
+    puma::AttentionForward<T>(sizes, static_cast<float>(scale), qkv.data(), out.data(), logsumexp.data())
         .run(first, last);
   }
   for (const int64_t half : {0, 1}) {
     const int64_t first = half * (heads / 2), last = half == 0 ? heads / 2 : heads;
-    puma::AttentionBackward(
+    puma::AttentionBackward<T>(
         sizes, static_cast<float>(scale), grad.data(), qkv.data(), logsumexp.data(), grad_qkv.data())
         .run(first, last);
   }
   double out_error = 0, logsumexp_error = 0, grad_error = 0;
   for (int64_t head = 0; head < heads; ++head) {
-    const float* part[3];
+    const T* part[3];
     for (int64_t i = 0; i < 3; ++i) part[i] = qkv.data() + sizes.in_qkv(head, i);
-    const auto at = [&](int64_t i, int64_t token, int64_t c) -> double { return part[i][token * sizes.qkv_row() + c]; };
+    const auto at = [&](int64_t i, int64_t token, int64_t c) -> double {
+      return value_of(part[i][token * sizes.qkv_row() + c]);
+    };
     const auto in_out = [&](int64_t token, int64_t c) { return sizes.in_out(head) + token * sizes.out_row() + c; };
     std::vector<double> grads[3];
     for (auto& each : grads) each.resize(tokens * width);
@@ -44,7 +48,7 @@ void print_errors(int64_t samples, const puma::AttentionSizes& sizes) {
         double score = 0;
         for (int64_t c = 0; c < width; ++c) {
           score += at(0, i, c) * at(1, j, c);
-          weight_grads[j] += grad[in_out(i, c)] * at(2, j, c);
+          weight_grads[j] += value_of(grad[in_out(i, c)]) * at(2, j, c);
         }
         weights[j] = std::exp(scale * score);
         sum += weights[j];
@@ -61,20 +65,21 @@ void print_errors(int64_t samples, const puma::AttentionSizes& sizes) {
           expected += weights[j] * at(2, j, c);
           grads[0][i * width + c] += score_grad * at(1, j, c);
           grads[1][j * width + c] += score_grad * at(0, i, c);
-          grads[2][j * width + c] += weights[j] * grad[in_out(i, c)];
+          grads[2][j * width + c] += weights[j] * value_of(grad[in_out(i, c)]);
         }
-        raise(out_error, out[in_out(i, c)], expected);
+        raise(out_error, value_of(out[in_out(i, c)]), expected);
       }
     }
     for (int64_t i = 0; i < 3; ++i) {
       for (int64_t token = 0; token < tokens; ++token) {
         for (int64_t c = 0; c < width; ++c) {
-          raise(grad_error, grad_qkv[sizes.in_qkv(head, i) + token * sizes.qkv_row() + c], grads[i][token * width + c]);
+          const T found = grad_qkv[sizes.in_qkv(head, i) + token * sizes.qkv_row() + c];
+          raise(grad_error, value_of(found), grads[i][token * width + c]);
         }
       }
     }
   }
-  std::printf("%.2e %.2e %.2e\n", out_error, logsumexp_error, grad_error);
+  std::printf("%.2e %.2e %.2e ", out_error, logsumexp_error, grad_error);
 }
 
 }  // namespace
@@ -84,5 +89,9 @@ int main() {
   // of a tile's columns; the largest D; queries in several blocks and keys in two sums.
   constexpr puma::AttentionSizes kSizes[] = {{1, 1, 16},  {5, 3, 48},   {112, 1, 32},
                                               {61, 2, 80}, {29, 2, 128}, {600, 1, 16}};
-  for (const puma::AttentionSizes& sizes : kSizes) print_errors(2, sizes);
+  for (const puma::AttentionSizes& sizes : kSizes) {
+    print_errors<float>(2, sizes);
+    print_errors<puma::bf16>(2, sizes);
+    std::printf("\n");
+  }
 }

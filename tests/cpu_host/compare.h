@@ -1,4 +1,4 @@
-// What the runners here share: random values, and the largest error so far.
+// What the runners here share: values of float32 and of half types, random ones, and the largest error so far.
 #pragma once
 
 #include <algorithm>
@@ -7,12 +7,28 @@
 #include <random>
 #include <vector>
 
-// Between -most and most.
-inline std::vector<float> draw(int64_t elements, float most) {
+#include "half.h"
+
+inline float value_of(float value) { return value; }
+template <class Half>
+float value_of(Half value) {
+  return puma::widened<float>(Half{}, static_cast<uint32_t>(value.bits));
+}
+
+// Between -most and most, rounded to T.
+template <class T = float>
+std::vector<T> draw(int64_t elements, float most) {
   static std::mt19937 generator(0);
   std::uniform_real_distribution<float> distribution(-most, most);
-  std::vector<float> values(elements);
-  for (float& value : values) value = distribution(generator);
+  std::vector<T> values(elements);
+  for (T& value : values) {
+    const float drawn = distribution(generator);
+    if constexpr (sizeof(T) == sizeof(float)) {
+      value = drawn;
+    } else {
+      value.bits = static_cast<uint16_t>(puma::narrowed<uint32_t>(T{}, drawn));
+    }
+  }
   return values;
 }
 

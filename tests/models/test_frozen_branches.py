@@ -130,6 +130,20 @@ def test_attention_goes_through_the_kernel_whatever_its_linear_layers_are() -> N
     torch.testing.assert_close(run_attention(attention, tokens()), attention(tokens()))
 
 
+@pytest.mark.parametrize("autocast", [True, False])
+def test_attention_in_bfloat16_and_under_autocast(autocast: bool) -> None:
+    module: Any = loader.CPU_MODULE
+    attention, x = frozen(Attention(32, 2, qkv_bias=True)), tokens()
+    if not autocast:
+        attention, x = attention.bfloat16(), x.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found, expected = run_attention(attention, x), attention(x)
+        by_operator = "puma::packed_attention" in ran(lambda: run_attention(attention, x))
+    assert by_operator == module.packed_attention_serves(100, 16, True)
+    assert found.dtype is expected.dtype is torch.bfloat16
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.01)
+
+
 def test_a_layer_of_another_width_is_refused_as_by_timm() -> None:
     attention = frozen(Attention(32, 2))
     attention.qkv = nn.Linear(32, 48)
