@@ -7,6 +7,7 @@
 
 #include "cpu/attention_tiles.h"
 #include "cpu/simd.h"
+#include "cpu/tile.h"
 #include "cpu/vector_mlp.h"
 #include "schemas.h"
 
@@ -30,11 +31,29 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "cpu_capability", &puma::cpu_capability,
       "Instruction set of the kernels here: amx, avx512_bf16, avx512_vnni, avx512, avx2 or default.");
+  // What the operators take, as numbers: compiled code can compare with them, but not call a function here.
   m.def(
-      "frozen_mlp_serves", &puma::vectors_serve_mlp, py::arg("in_features"), py::arg("hidden_features"),
-      py::arg("out_features"), "Whether frozen_mlp has a kernel for these widths here.");
+      "frozen_mlp_limits",
+      [] {
+        py::dict limits;
+        limits["width_multiple"] = puma::mlp_width_multiple();
+        limits["slope_rows"] = puma::tile_rows();
+        limits["slope_columns"] = puma::tile_columns();
+        limits["slope_bytes"] = puma::kSlopeBytes;
+        return limits;
+      },
+      "Of frozen_mlp: all widths are multiples of width_multiple (0: there are no kernels here); slopes come as "
+      "(rows, hidden, slope_bytes), the first two filled up to multiples of slope_rows and slope_columns.");
   m.def(
-      "packed_attention_serves", &puma::attention_tiles_serve, py::arg("tokens"), py::arg("head_dim"),
-      py::arg("bfloat16") = false,
-      "Whether the operators of packed attention should be called with qkv of this N and D on the CPU.");
+      "packed_attention_limits",
+      [] {
+        py::dict limits;
+        limits["most_tokens"] = puma::most_attention_tokens();
+        limits["most_head_dim"] = puma::kMostHeadDim;
+        limits["head_dim_multiple"] = puma::kHeadDimMultiple;
+        limits["bfloat16"] = puma::attention_tiles_should_run_bf16();
+        return limits;
+      },
+      "Of packed attention: N up to most_tokens (0: there are no kernels here), D up to most_head_dim and a multiple of "
+      "head_dim_multiple, and whether bfloat16 should be computed so.");
 }

@@ -31,15 +31,15 @@ STABLE_TORCH_LIBRARY(puma, m) {
       "match_prompts_backward(Tensor? grad_prompt, Tensor? grad_weights, Tensor query, Tensor keys, Tensor attention, "
       "Tensor prompts, Tensor weights, Tensor inverse_norm, bool need_query) "
       "-> (Tensor grad_query, Tensor grad_keys, Tensor grad_attention, Tensor grad_prompts)");
-  // gelu(input @ fc1^T + bias1) @ fc2^T + bias2 for frozen weights on the CPU, float32, input (..., in). `slopes` is what
-  // the backward needs, GELU's slopes in 24 bits each, if save_slopes; else it has no elements.
+  // gelu(input @ fc1^T + bias1) @ fc2^T + bias2 for frozen weights on the CPU, float32, input (..., in), within
+  // frozen_mlp_limits (module.cpp). `slopes` (rows, hidden, 3) is what the backward needs, GELU's slopes in 24 bits, if
+  // save_slopes; else it has no rows.
   m.def(
       "frozen_mlp(Tensor input, Tensor fc1, Tensor? bias1, Tensor fc2, Tensor? bias2, bool save_slopes) "
       "-> (Tensor output, Tensor slopes)");
   m.def("frozen_mlp_backward(Tensor grad, Tensor slopes, Tensor fc1, Tensor fc2) -> Tensor");
-  // Self-attention on the CPU in float32 or bfloat16, where packed_attention_serves (module.cpp) says so, in eager code
-  // only. qkv is (B, N, 3, H, D), out softmax(scale * q @ k^T) @ v as (B, N, H*D); logsumexp (B, H, N) of
-  // scale * q @ k^T, float32.
+  // Self-attention on the CPU in float32 or bfloat16, within packed_attention_limits (module.cpp). qkv is (B, N, 3, H, D),
+  // out softmax(scale * q @ k^T) @ v as (B, N, H*D); logsumexp (B, H, N) of scale * q @ k^T, float32.
   m.def("packed_attention(Tensor qkv, float scale) -> (Tensor out, Tensor logsumexp)");
   m.def("packed_attention_backward(Tensor grad, Tensor qkv, Tensor logsumexp, float scale) -> Tensor grad_qkv");
   // Exact search on the CPU, without gradients. pack_gallery makes what it needs beside the rows (G, C) float32;

@@ -4,6 +4,6 @@
 
 namespace puma {
 
-constexpr int kSchemas = 8;
+constexpr int kSchemas = 9;
 
 }  // namespace puma

@@ -10,7 +10,7 @@ from typing import Any
 
 OURS = "ours"
 # Contestants that run code of this package: a change of it may make them slower.
-WITH_OURS = frozenset({OURS, "ours_uniform", "ours_m4", "torch_branches", "without_adapters"})
+WITH_OURS = frozenset({OURS, "ours_uniform", "ours_m4", "ours_compiled", "torch_branches", "without_adapters"})
 # Which setting a table shows times of; ratios are taken over all settings.
 SHOWN_FIRST = ("cuda", "malloc_raised", "malloc_default")
 NORMAL_MAD = 1.4826  # standard deviation of a normal distribution over its median absolute deviation

@@ -29,6 +29,8 @@ FORMS = ("ours", "torch_branches", "authors", "fixed")
 # ... and two other ways to train: prompts only, and every weight. (In files before 2026-11-27 "no_adapters" were
 # prompts with torch's branches.)
 OTHERS = ("without_adapters", "full_fine_tuning")
+# The same under torch.compile.
+COMPILED = ("ours_compiled", "authors_compiled")
 CHANGES: dict[str, Callable[[Any], Any]] = {
     "ours": lambda trunk: trunk,
     "torch_branches": use_torch_branches,
@@ -97,19 +99,27 @@ class StepWorkload(Workload):
     device_only = False
     case: StepCase
 
+    def __init__(self, case: StepCase, device: str) -> None:
+        super().__init__(case, device)
+        torch._dynamo.reset()
+
     def model(self, contestant: str) -> UnifiedEmbedder:
         """A fresh model of the contestant, on the CPU, the same weights every time."""
         case = self.case
         torch.manual_seed(0)
         trunk: Any = timm.create_model(case.model, num_classes=0, img_size=case.image_size, depth=case.depth)
-        if contestant not in CHANGES:
-            raise ValueError(f"unknown contestant {contestant!r}; there are {(*FORMS, *OTHERS)}")
+        form = contestant.removesuffix("_compiled")
+        if contestant not in (*CHANGES, *COMPILED):
+            raise ValueError(f"unknown contestant {contestant!r}; there are {(*FORMS, *OTHERS, *COMPILED)}")
         if contestant != "full_fine_tuning":
             adapt(trunk, adapter_dim=case.adapter_dim, drop=case.drop)
             for adapter in trunk.adapters():
                 nn.init.normal_(adapter.up, std=0.02)  # so that the adapters add something from the start
-        CHANGES[contestant](trunk)
-        return UnifiedEmbedder(trunk, EmbeddingHead(trunk.embed_dim, EMBEDDING_SIZE)).train()
+        CHANGES[form](trunk)
+        model = UnifiedEmbedder(trunk, EmbeddingHead(trunk.embed_dim, EMBEDDING_SIZE)).train()
+        if contestant in COMPILED:
+            model.compile(dynamic=False)
+        return model
 
     @cached_property
     def trainees(self) -> dict[str, Trainee]:
@@ -223,8 +233,9 @@ def plans(settings: Settings) -> list[Plan]:
         return [Plan(StepCase("vit_tiny_patch16_224", 2, 32, 2, 8), mode, everyone) for mode in modes]
     if settings.device == "cuda":
         return [Plan(StepCase(batch=180, precision="bfloat16"), mode, everyone) for mode in ("step", "graph")]
-    result = [Plan(StepCase(batch=8), "step", everyone)]
-    result.append(Plan(StepCase(batch=8, precision="bfloat16"), "step", everyone))
+    if settings.full and settings.malloc == "raised" and settings.compiled:
+        everyone = (*everyone, *COMPILED)
+    result = [Plan(StepCase(batch=8, precision=precision), "step", everyone) for precision in ("float32", "bfloat16")]
     if settings.full and settings.malloc == "raised":
         result.append(Plan(StepCase(batch=32), "step", ("ours", "authors", "full_fine_tuning")))
     return result

@@ -12,9 +12,6 @@
 namespace puma {
 namespace {
 
-constexpr int64_t kColumns = 16;  // D is a multiple
-constexpr int64_t kMostHeadDim = 128;
-constexpr int64_t kMostTokens = 4096;  // scratch of some MiB
 // Bytes of a block of queries' weights in the backward: they and their gradients stay in the second-level cache.
 constexpr int64_t kBlockBytes = 256 * 1024;
 
@@ -148,7 +145,7 @@ struct Kernels {
 };
 
 #define PUMA_KERNELS(NAME, BYTES, ...)                                                                \
-  static_assert(kTileRows<BYTES> <= BYTES / 4 && kColumns % (BYTES / 4) == 0);                        \
+  static_assert(kTileRows<BYTES> <= BYTES / 4 && kHeadDimMultiple % (BYTES / 4) == 0);                        \
   static_assert(kLongestSum % (kTileVectors * BYTES / 4) == 0);                                       \
   __VA_ARGS__ void forward_##NAME(const AttentionForward<float>& a, int64_t head, bool is_last) {     \
     forward_head<BYTES, kTileRows<BYTES>, kTileVectors>(a, head, is_last);                            \
@@ -165,7 +162,7 @@ struct Kernels {
   }                                                                                                   \
   constexpr Kernels NAME{forward_##NAME, backward_##NAME, forward_bf16_##NAME, backward_bf16_##NAME};
 
-// kernels(): only where attention_tiles_serve.
+// kernels(): only where there are vectors.
 PUMA_DEFINE_KERNELS(PUMA_KERNELS)
 
 // Memory for (rows, columns) panels.
@@ -211,11 +208,12 @@ int64_t block_rows_for(int64_t tokens) {
 
 }  // namespace
 
-bool attention_tiles_serve(int64_t tokens, int64_t head_dim, bool bfloat16) {
-  if (bfloat16 && instruction_set() == InstructionSet::amx) return false;
-  return tile_rows() > 0 && 1 <= tokens && tokens <= kMostTokens && 1 <= head_dim && head_dim <= kMostHeadDim &&
-      head_dim % kColumns == 0;
+int64_t most_attention_tokens() {
+  constexpr int64_t kMostTokens = 4096;  // scratch of some MiB
+  return tile_rows() > 0 ? kMostTokens : 0;
 }
+
+bool attention_tiles_should_run_bf16() { return tile_rows() > 0 && instruction_set() != InstructionSet::amx; }
 
 template <class T>
 AttentionForward<T>::AttentionForward(

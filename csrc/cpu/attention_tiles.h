@@ -12,8 +12,12 @@
 
 namespace puma {
 
-// Whether the classes below should be used; bfloat16 not where there is a matrix unit for it (AMX), which torch uses.
-bool attention_tiles_serve(int64_t tokens, int64_t head_dim, bool bfloat16);
+// What the classes below can be used for: N up to the first, 0 where there are no vectors.
+int64_t most_attention_tokens();
+constexpr int64_t kMostHeadDim = 128, kHeadDimMultiple = 16;
+
+// bfloat16 is left to torch where there is a matrix unit for it (AMX).
+bool attention_tiles_should_run_bf16();
 
 struct AttentionSizes {
   int64_t tokens, heads, head_dim;

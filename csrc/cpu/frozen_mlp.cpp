@@ -7,6 +7,7 @@
 
 #include "gemm.h"
 #include "kept_rows.h"
+#include "tile.h"
 #include "vector_mlp.h"
 
 namespace puma {
@@ -54,10 +55,12 @@ int64_t rows_of(const Tensor& rows, const Tensor& fc1, const Tensor& fc2, bool o
       rows.scalar_type() == ScalarType::Float && fc1.scalar_type() == ScalarType::Float &&
           fc2.scalar_type() == ScalarType::Float,
       "puma::frozen_mlp: float32 was expected");
+  const int64_t multiple = mlp_width_multiple();
+  const auto fits = [&](int64_t width) { return width > 0 && width % multiple == 0; };
   STD_TORCH_CHECK(
-      fc1.dim() == 2 && fc2.dim() == 2 && fc2.size(1) == fc1.size(0) &&
-          vectors_serve_mlp(fc1.size(1), fc1.size(0), fc2.size(0)),
-      "puma::frozen_mlp: fc1 must be (hidden, in) and fc2 (out, hidden), of widths that frozen_mlp_serves");
+      fc1.dim() == 2 && fc2.dim() == 2 && fc2.size(1) == fc1.size(0) && multiple > 0 && fits(fc1.size(1)) &&
+          fits(fc1.size(0)) && fits(fc2.size(0)),
+      "puma::frozen_mlp: fc1 must be (hidden, in) and fc2 (out, hidden), of widths within frozen_mlp_limits");
   const int64_t width = of_input ? fc1.size(1) : fc2.size(0);
   STD_TORCH_CHECK(
       rows.dim() >= 1 && rows.size(rows.dim() - 1) == width, "puma::frozen_mlp: rows must be ", width, " wide");
@@ -80,7 +83,9 @@ std::tuple<Tensor, Tensor> frozen_mlp(
   const int64_t in = fc1.size(1), hidden = fc1.size(0), out = fc2.size(0);
   const Bias shift1(bias1, hidden), shift2(bias2, out);
   const Tensor output = empty_like(input, out);
-  const Tensor slopes = empty({save_slopes ? slope_bytes(rows, hidden) : 0}, ScalarType::Byte);
+  const Tensor slopes = empty(
+      {save_slopes ? rounded_up(rows, tile_rows()) : 0, rounded_up(hidden, tile_columns()), kSlopeBytes},
+      ScalarType::Byte);
   const VectorOperand first = operand(const_data<float>(fc1), hidden, in, true);
   const VectorOperand second = operand(const_data<float>(fc2), out, hidden, true);
   const float* const input_data = const_data<float>(input);

@@ -11,14 +11,14 @@
 namespace puma {
 namespace {
 
-// Checked here, too, because kernels of this machine may be missing.
 AttentionSizes sizes_of(const Tensor& qkv) {
   const ScalarType dtype = qkv.scalar_type();
+  const auto is_in = [](int64_t value, int64_t most) { return 1 <= value && value <= most; };
   STD_TORCH_CHECK(
-      qkv.dim() == 5 && qkv.size(2) == 3 && (dtype == ScalarType::Float || dtype == ScalarType::BFloat16) &&
-          attention_tiles_serve(qkv.size(1), qkv.size(4), dtype == ScalarType::BFloat16),
-      "puma::packed_attention: qkv must be (B, N, 3, H, D), of a size and of float32 or bfloat16 as "
-      "packed_attention_serves says");
+      qkv.dim() == 5 && qkv.size(2) == 3 && is_in(qkv.size(1), most_attention_tokens()) &&
+          is_in(qkv.size(4), kMostHeadDim) && qkv.size(4) % kHeadDimMultiple == 0 &&
+          (dtype == ScalarType::Float || dtype == ScalarType::BFloat16),
+      "puma::packed_attention: qkv must be (B, N, 3, H, D), float32 or bfloat16, within packed_attention_limits");
   return {qkv.size(1), qkv.size(3), qkv.size(4)};
 }
 

@@ -10,7 +10,6 @@
 namespace puma {
 namespace {
 
-constexpr int kSlopeBytes = 3;
 // Of the hidden layer, what goes through at once: it should stay in the second level of the cache, but the more there is,
 // the less often the weights come from memory. Measured.
 constexpr int64_t kMiddleBytes = 3 << 19, kFewestGroups = 8, kMostGroups = 16;
@@ -233,7 +232,7 @@ struct Kernels {
   }                                                                                                               \
   constexpr Kernels NAME{forward_##NAME, backward_##NAME};
 
-// kernels(): only where vectors_serve_mlp.
+// kernels(): only where there are vectors.
 PUMA_DEFINE_KERNELS(PUMA_KERNELS)
 
 // Calls body(first group, groups) for blocks of at most `most` groups, as even as can be.
@@ -253,9 +252,7 @@ int64_t most_groups(int64_t hidden) {
 
 }  // namespace
 
-bool vectors_serve_mlp(int64_t in, int64_t hidden, int64_t out) {
-  return tile_rows() > 0 && in % kBlock == 0 && hidden % kBlock == 0 && out % kBlock == 0 && in * hidden * out > 0;
-}
+int64_t mlp_width_multiple() { return tile_rows() > 0 ? kBlock : 0; }
 
 int64_t slope_bytes(int64_t rows, int64_t hidden) {
   return rounded_up(rows, tile_rows()) * rounded_up(hidden, tile_columns()) * kSlopeBytes;

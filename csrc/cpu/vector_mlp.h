@@ -10,11 +10,12 @@
 
 namespace puma {
 
-// The widths of input, hidden layer and output.
-bool vectors_serve_mlp(int64_t in, int64_t hidden, int64_t out);
+// Of the widths of input, hidden layer and output; 0 where there are no vectors.
+int64_t mlp_width_multiple();
 
-// Slopes lie in [-0.13, 1.13]: 24 bits of a fixed-point number are as exact as float32 is there. They take three bytes each
-// and lie as the tiles come, so that both passes read and write them in order.
+// Slopes lie in [-0.13, 1.13]: 24 bits of a fixed-point number are as exact as float32 is there. Rows and columns are filled
+// up to whole tiles, and lie as these come, so that both passes read and write them in order.
+constexpr int64_t kSlopeBytes = 3;
 int64_t slope_bytes(int64_t rows, int64_t hidden);
 
 // The state of one thread. Rows come in groups, as many as a tile has; open, for the loops of each instruction set are plain

@@ -43,13 +43,17 @@ def cpu_kernel_dtype(*tensors: Tensor | None) -> torch.dtype | None:
     """The type in which CPU kernels should run, of operators that torch has, too; None where torch's own should.
 
     It is what torch would multiply all these tensors in, if that is float32 or bfloat16: their own, under autocast its.
-    ``torch.compile``, ``torch.jit.trace``, functorch, forward-mode differentiation and dispatch modes see torch's own
+    ``torch.export``, ``torch.jit.trace``, functorch, forward-mode differentiation and dispatch modes see torch's own
     operators, and so do float32 tensors where products may be computed with less.
     """
     # First what is cheap to see: on a GPU this stands in front of every branch.
     if not all(tensor is None or tensor.is_cpu for tensor in tensors):
         return None
-    if not is_plain() or "cpu" not in loader.KERNEL_DEVICES or forward_ad._current_level >= 0 or is_recorded():
+    if "cpu" not in loader.KERNEL_DEVICES or forward_ad._current_level >= 0:
+        return None
+    if torch._C._are_functorch_transforms_active() or torch.compiler.is_exporting():
+        return None
+    if not torch.compiler.is_compiling() and is_recorded():
         return None
     given = [tensor for tensor in tensors if tensor is not None]
     if not all(type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout is torch.strided for tensor in given):
@@ -57,9 +61,15 @@ def cpu_kernel_dtype(*tensors: Tensor | None) -> torch.dtype | None:
     dtypes = {tensor.dtype for tensor in given}
     if is_autocast("cpu") and dtypes <= {torch.float32, torch.bfloat16}:
         dtypes = {torch.get_autocast_dtype("cpu")}
-    if dtypes == {torch.float32} and torch.backends.mkldnn.matmul.fp32_precision in ("none", "ieee"):  # type: ignore[attr-defined]
+    if dtypes == {torch.float32} and _float32_is_exact():
         return torch.float32
     return torch.bfloat16 if dtypes == {torch.bfloat16} else None
+
+
+@torch.compiler.assume_constant_result
+def _float32_is_exact() -> bool:
+    """Whether torch multiplies float32 in float32; compiled code asks while it is compiled."""
+    return torch.backends.mkldnn.matmul.fp32_precision in ("none", "ieee")  # type: ignore[attr-defined]
 
 
 def in_backward() -> AbstractContextManager[None]:
@@ -79,13 +89,17 @@ def differentiable_once(grad: Tensor, name: str) -> Tensor:
     """
     if not torch.is_grad_enabled():
         return grad
-    refuse: Any = torch._C._functions.DelayedError(
-        f"{name} can be differentiated once; for second derivatives use puma_plugin.ops.plain_pytorch(), whose help "
-        "says what else that needs",
-        1,
-    )
+    refuse: Any = torch._C._functions.DelayedError(once_only(name), 1)
     refused: Tensor = refuse(grad.detach().requires_grad_())
     return refused
+
+
+def once_only(name: str) -> str:
+    """What to say of a second derivative of an operator that torch has, too."""
+    return (
+        f"{name} can be differentiated once; for second derivatives use puma_plugin.ops.plain_pytorch(), whose help "
+        "says what else that needs"
+    )
 
 
 def without_frame(operator: Any) -> Any:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from puma_plugin.ops import loader
-from puma_plugin.ops.eager import below_autograd, cpu_kernel_dtype, differentiable_once
+from puma_plugin.ops.eager import below_autograd, cpu_kernel_dtype, differentiable_once, is_plain, once_only
 
 # Below that, laying out the weights takes longer than the products gain.
 FEWEST_ROWS = 512
@@ -16,6 +16,7 @@ MOST_DIMENSIONS = 5  # of what the operator makes
 # Looked up once. They are called only where the library is loaded.
 _operator: Any = loader.CPU_LIBRARY.loaded and torch.ops.puma.frozen_mlp.default
 _backward_operator: Any = loader.CPU_LIBRARY.loaded and torch.ops.puma.frozen_mlp_backward.default
+_LIMITS: dict[str, int] = loader.CPU_MODULE.frozen_mlp_limits() if loader.CPU_MODULE else {"width_multiple": 0}
 
 
 def frozen_mlp(input: Tensor, fc1: Tensor, bias1: Tensor | None, fc2: Tensor, bias2: Tensor | None) -> Tensor:
@@ -24,8 +25,8 @@ def frozen_mlp(input: Tensor, fc1: Tensor, bias1: Tensor | None, fc2: Tensor, bi
     In float32 on a CPU with AVX2 or AVX-512, from 512 rows on, blocks of rows go through both products at once. For the
     backward it keeps GELU's slopes in 24 bits of fixed point (as exact as float32 is around 1) instead of the hidden
     layer, and nothing else that large is ever in memory. Everything else is computed by torch's own operators: other
-    dtypes and devices, few rows, under autocast, tracing, functorch, forward mode or a dispatch mode, and wherever
-    torch may compute float32 products with less.
+    dtypes and devices, few rows, under autocast, ``torch.export``, functorch, forward mode or a dispatch mode, and
+    wherever torch may compute float32 products with less.
 
     Args:
         input: (..., in).
@@ -44,7 +45,10 @@ def frozen_mlp(input: Tensor, fc1: Tensor, bias1: Tensor | None, fc2: Tensor, bi
     _validate(input, fc1, bias1, fc2, bias2)
     if not _has_kernel(input, fc1, bias1, fc2, bias2):
         return F.linear(F.gelu(F.linear(input, fc1, bias1)), fc2, bias2)
-    if torch.is_grad_enabled() and input.requires_grad:
+    needs_slopes = torch.is_grad_enabled() and input.requires_grad
+    if not is_plain():
+        return _operator(input, fc1, bias1, fc2, bias2, needs_slopes)[0]
+    if needs_slopes:
         output: Tensor = _FrozenMlp.apply(input, fc1, bias1, fc2, bias2)
         return output
     with below_autograd():
@@ -70,15 +74,19 @@ def _validate(input: Tensor, fc1: Tensor, bias1: Tensor | None, fc2: Tensor, bia
 def _has_kernel(input: Tensor, fc1: Tensor, bias1: Tensor | None, fc2: Tensor, bias2: Tensor | None) -> bool:
     if cpu_kernel_dtype(input, fc1, bias1, fc2, bias2) is not torch.float32 or input.dim() > MOST_DIMENSIONS:
         return False
-    if input.numel() < FEWEST_ROWS * input.shape[-1]:
-        return False
-    module: Any = loader.CPU_MODULE
-    serves: bool = module.frozen_mlp_serves(fc1.shape[1], fc1.shape[0], fc2.shape[0])
-    return serves
+    return input.numel() >= FEWEST_ROWS * input.shape[-1] and serves(fc1.shape[1], fc1.shape[0], fc2.shape[0])
+
+
+def serves(in_features: int, hidden_features: int, out_features: int) -> bool:
+    """Whether there are kernels for these widths here."""
+    multiple = _LIMITS["width_multiple"]
+    return multiple > 0 and all(
+        width > 0 and width % multiple == 0 for width in (in_features, hidden_features, out_features)
+    )
 
 
 class _FrozenMlp(torch.autograd.Function):
-    """The kernels' autograd."""
+    """The kernels' autograd for eager code, see `eager`."""
 
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]
@@ -97,3 +105,46 @@ class _FrozenMlp(torch.autograd.Function):
         with below_autograd():
             grad_input: Tensor = _backward_operator(grad, *ctx.saved_tensors)
         return differentiable_once(grad_input, "frozen_mlp"), None, None, None, None
+
+
+def _fake_forward(
+    input: Tensor, fc1: Tensor, bias1: Tensor | None, fc2: Tensor, bias2: Tensor | None, save_slopes: bool
+) -> tuple[Tensor, Tensor]:
+    rows = input.numel() // input.shape[-1] if save_slopes else 0
+    slopes = (
+        _rounded_up(rows, _LIMITS["slope_rows"]),
+        _rounded_up(fc1.shape[0], _LIMITS["slope_columns"]),
+        _LIMITS["slope_bytes"],
+    )
+    return input.new_empty((*input.shape[:-1], fc2.shape[0])), input.new_empty(slopes, dtype=torch.uint8)
+
+
+def _rounded_up(size: int, multiple: int) -> int:
+    return (size + multiple - 1) // multiple * multiple
+
+
+def _fake_backward(grad: Tensor, slopes: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
+    return grad.new_empty((*grad.shape[:-1], fc1.shape[1]))
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]  # torch.library's calling convention
+    _, fc1, _, fc2, _, _ = inputs
+    _, slopes = output
+    ctx.mark_non_differentiable(slopes)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(slopes, fc1, fc2)
+
+
+def _backward(ctx, grad: Tensor | None, _: None):  # type: ignore[no-untyped-def]
+    return (None if grad is None else _backward_operator(grad, *ctx.saved_tensors)), *[None] * 5
+
+
+def _double_backward(ctx, grad: Tensor | None):  # type: ignore[no-untyped-def]
+    raise RuntimeError(once_only("frozen_mlp"))
+
+
+if loader.CPU_LIBRARY.loaded:
+    torch.library.register_fake("puma::frozen_mlp", _fake_forward)
+    torch.library.register_fake("puma::frozen_mlp_backward", _fake_backward)
+    torch.library.register_autograd("puma::frozen_mlp", _backward, setup_context=_setup_context)
+    torch.library.register_autograd("puma::frozen_mlp_backward", _double_backward)

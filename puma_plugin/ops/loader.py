@@ -20,7 +20,7 @@ from packaging.version import Version
 
 OLDEST_TORCH = "2.10"
 # The operators' schemas that these Python files call; `_C.schemas` says which ones the library has.
-SCHEMAS = 8
+SCHEMAS = 9
 OTHER_SOURCES = "the library was compiled from other sources than these Python files"
 REBUILD = "pip install --no-build-isolation . (in the source folder, after pip install 'setuptools>=77' ninja pybind11)"
 

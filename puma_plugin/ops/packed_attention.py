@@ -8,22 +8,23 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from puma_plugin.ops import loader
-from puma_plugin.ops.eager import below_autograd, cpu_kernel_dtype, differentiable_once
+from puma_plugin.ops.eager import below_autograd, cpu_kernel_dtype, differentiable_once, is_plain, once_only
 
 # Looked up once. They are called only where the library is loaded.
 _operator: Any = loader.CPU_LIBRARY.loaded and torch.ops.puma.packed_attention.default
 _backward_operator: Any = loader.CPU_LIBRARY.loaded and torch.ops.puma.packed_attention_backward.default
+_LIMITS: dict[str, int] = loader.CPU_MODULE.packed_attention_limits() if loader.CPU_MODULE else {"most_tokens": 0}
 
 
 def packed_attention(qkv: Tensor, scale: float | None = None) -> Tensor:
     """``softmax(scale * q @ k^T) @ v`` of each head, of q, k and v as one linear layer gives them.
 
-    In eager code on the CPU, in float32 or bfloat16 (also autocast's), it runs a compiled operator, which keeps for the
-    backward only qkv and one number per query and head, and whose gradient comes in qkv's layout. It computes in
-    float32, and serves D a multiple of 16 up to 128, N up to 4096 and processors with AVX2; bfloat16 not on those with
+    On the CPU, in float32 or bfloat16 (also autocast's), it runs a compiled operator, which keeps for the backward
+    only qkv and one number per query and head, and whose gradient comes in qkv's layout. It computes in float32, and
+    serves D a multiple of 16 up to 128, N up to 4096 and processors with AVX2; bfloat16 not on those with
     AMX, whose matrix unit torch uses. Everything else goes to
     ``torch.nn.functional.scaled_dot_product_attention``, the same function: other dtypes and devices,
-    ``torch.compile``, ``torch.func``, forward mode, dispatch modes, and ``sdpa_kernel`` without the flash backend.
+    ``torch.export``, ``torch.func``, forward mode, dispatch modes, and ``sdpa_kernel`` without the flash backend.
 
     Args:
         qkv: (B, N, 3, H, D), floating point: queries, keys and values of N tokens and H heads.
@@ -46,10 +47,12 @@ def packed_attention(qkv: Tensor, scale: float | None = None) -> Tensor:
         raise TypeError(f"scale must be a number or None, got {scale!r}")
     elif not math.isfinite(scale):
         raise ValueError(f"scale must be finite, got {scale}")
-    dtype = _served(qkv)
+    dtype = _kernel_dtype(qkv)
     if dtype is None:
         return _by_torch(qkv, scale)
     qkv = qkv.to(dtype)
+    if not is_plain():
+        return _operator(qkv, scale)[0]
     if torch.is_grad_enabled() and qkv.requires_grad:
         out: Tensor = _PackedAttention.apply(qkv.contiguous(), scale)
         return out
@@ -57,14 +60,26 @@ def packed_attention(qkv: Tensor, scale: float | None = None) -> Tensor:
         return _operator(qkv, scale)[0]
 
 
-def _served(qkv: Tensor) -> torch.dtype | None:
-    """What the operator should compute qkv in, if it serves it."""
-    # Without its flash kernel torch would compute step by step, as those want who differentiate twice.
+def _kernel_dtype(qkv: Tensor) -> torch.dtype | None:
+    """What the operator should compute qkv in; None where torch should."""
     dtype = cpu_kernel_dtype(qkv)
-    if dtype is None or not torch.backends.cuda.flash_sdp_enabled():
-        return None
-    module: Any = loader.CPU_MODULE
-    return dtype if module.packed_attention_serves(qkv.shape[1], qkv.shape[4], dtype is torch.bfloat16) else None
+    return dtype if dtype is not None and serves(qkv.shape[1], qkv.shape[4], dtype) and _has_flash() else None
+
+
+def serves(tokens: int, head_dim: int, dtype: torch.dtype) -> bool:
+    """Whether the operator should run for this N and D, on the CPU in float32 or bfloat16."""
+    return (
+        1 <= tokens <= _LIMITS["most_tokens"]
+        and head_dim <= _LIMITS["most_head_dim"]
+        and head_dim % _LIMITS["head_dim_multiple"] == 0
+        and (dtype is torch.float32 or bool(_LIMITS["bfloat16"]))
+    )
+
+
+@torch.compiler.assume_constant_result
+def _has_flash() -> bool:
+    """Without its flash kernel torch would compute step by step, as those want who differentiate twice."""
+    return torch.backends.cuda.flash_sdp_enabled()
 
 
 def _by_torch(qkv: Tensor, scale: float) -> Tensor:
@@ -73,7 +88,7 @@ def _by_torch(qkv: Tensor, scale: float) -> Tensor:
 
 
 class _PackedAttention(torch.autograd.Function):
-    """The operator's autograd, for eager code only."""
+    """The operator's autograd for eager code, see `eager`."""
 
     @staticmethod
     def forward(ctx, qkv: Tensor, scale: float) -> Tensor:  # type: ignore[no-untyped-def]
@@ -91,3 +106,38 @@ class _PackedAttention(torch.autograd.Function):
         with below_autograd():
             grad_qkv: Tensor = _backward_operator(grad, *ctx.saved_tensors, ctx.scale)
         return differentiable_once(grad_qkv, "packed_attention"), None
+
+
+def _fake_forward(qkv: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    samples, tokens, _, heads, head_dim = qkv.shape
+    return (
+        qkv.new_empty((samples, tokens, heads * head_dim)),
+        qkv.new_empty((samples, heads, tokens), dtype=torch.float32),
+    )
+
+
+def _fake_backward(grad: Tensor, qkv: Tensor, logsumexp: Tensor, scale: float) -> Tensor:
+    return qkv.new_empty(qkv.shape)
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]  # torch.library's calling convention
+    qkv, ctx.scale = inputs
+    _, logsumexp = output
+    ctx.mark_non_differentiable(logsumexp)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(qkv, logsumexp)
+
+
+def _backward(ctx, grad: Tensor | None, _: None):  # type: ignore[no-untyped-def]
+    return (None if grad is None else _backward_operator(grad, *ctx.saved_tensors, ctx.scale)), None
+
+
+def _double_backward(ctx, grad: Tensor | None):  # type: ignore[no-untyped-def]
+    raise RuntimeError(once_only("packed_attention"))
+
+
+if loader.CPU_LIBRARY.loaded:
+    torch.library.register_fake("puma::packed_attention", _fake_forward)
+    torch.library.register_fake("puma::packed_attention_backward", _fake_backward)
+    torch.library.register_autograd("puma::packed_attention", _backward, setup_context=_setup_context)
+    torch.library.register_autograd("puma::packed_attention_backward", _double_backward)

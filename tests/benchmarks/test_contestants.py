@@ -18,6 +18,7 @@ from benchmarks.subjects.branches import BranchCase, BranchWorkload
 from benchmarks.subjects.evaluation import EvaluationCase, EvaluationWorkload
 from benchmarks.subjects.prompts import PromptCase, PromptWorkload
 from benchmarks.subjects.sampling import DATASETS, STRETCH, M, SamplingWorkload, joined_labels, million_labels
+from benchmarks.subjects.training_step import COMPILED as COMPILED_STEPS
 from benchmarks.subjects.training_step import FORMS, OTHERS, StepCase, StepWorkload
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,7 +117,7 @@ def test_branch_contestants_agree(case: BranchCase) -> None:
 def test_training_step_contestants_agree_and_train() -> None:
     workload = StepWorkload(StepCase("vit_tiny_patch16_224", 4, 32, 2, 8), "cpu")
     reference = workload.reference()
-    for name in (*FORMS, *OTHERS):
+    for name in (*FORMS, *OTHERS, *COMPILED_STEPS):
         workload.check(name, reference)
         trainee = workload.trainee(name)
         before = trainee.proxies.detach().clone()

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from puma_plugin import adapt
 from puma_plugin.models.frozen_branches import run_attention, run_mlp
-from puma_plugin.ops import loader
+from puma_plugin.ops.frozen_mlp import serves as mlp_serves
+from puma_plugin.ops.packed_attention import serves as attention_serves
 
-pytestmark = pytest.mark.skipif(
-    loader.CPU_MODULE is None or not loader.CPU_MODULE.frozen_mlp_serves(16, 16, 16), reason="no kernel here"
-)
+pytestmark = pytest.mark.skipif(not mlp_serves(16, 16, 16), reason="no kernel here")
 
 
 def frozen(mlp: nn.Module) -> nn.Module:
@@ -132,14 +131,13 @@ def test_attention_goes_through_the_kernel_whatever_its_linear_layers_are() -> N
 
 @pytest.mark.parametrize("autocast", [True, False])
 def test_attention_in_bfloat16_and_under_autocast(autocast: bool) -> None:
-    module: Any = loader.CPU_MODULE
     attention, x = frozen(Attention(32, 2, qkv_bias=True)), tokens()
     if not autocast:
         attention, x = attention.bfloat16(), x.bfloat16()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         found, expected = run_attention(attention, x), attention(x)
         by_operator = "puma::packed_attention" in ran(lambda: run_attention(attention, x))
-    assert by_operator == module.packed_attention_serves(100, 16, True)
+    assert by_operator == attention_serves(100, 16, torch.bfloat16)
     assert found.dtype is expected.dtype is torch.bfloat16
     torch.testing.assert_close(found, expected, rtol=0.02, atol=0.01)
 
@@ -220,3 +218,21 @@ def test_an_adapted_model_learns_as_with_torchs_operators() -> None:
     assert not kernels & ran(lambda: plain(images))
     for mine, other in zip(found, expected, strict=True):
         assert (mine - other).abs().max() <= 1e-5 * other.abs().max()
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_compiled_models_use_the_kernels_where_eager_ones_do(hooked: bool, graphs: Any) -> None:
+    torch.manual_seed(0)
+    vit = adapt(timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=96, depth=2), drop=0.0)
+    if hooked:
+        for block in vit.blocks:
+            for branch in (block.attn, block.mlp):
+                branch.register_forward_hook(lambda module, args, output: None)
+    compiled, images = torch.compile(vit, fullgraph=True, backend=graphs.backend), torch.randn(16, 3, 96, 96)
+    found, expected = (
+        torch.autograd.grad(model(images).square().sum(), vit.trainable_parameters()) for model in (compiled, vit)
+    )
+    for mine, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+    kernels = {f"puma.{name}{end}.default" for name in ("frozen_mlp", "packed_attention") for end in ("", "_backward")}
+    assert kernels & graphs.operators == (set() if hooked else kernels)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -9,16 +10,14 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from puma_plugin.ops import frozen_mlp, loader, plain_pytorch
-from puma_plugin.ops.frozen_mlp import FEWEST_ROWS
+from puma_plugin.ops import frozen_mlp, plain_pytorch
+from puma_plugin.ops.frozen_mlp import FEWEST_ROWS, serves
 
 Parameters = tuple[Tensor, Tensor | None, Tensor, Tensor | None]
 # Rows that are no multiple of a tile's, widths that end within a panel, another output than input.
 SHAPES = [(512, 16, 16, 16), (513, 48, 112, 80), (600, 384, 1536, 384), (549, 64, 1040, 32)]
 
-needs_kernel = pytest.mark.skipif(
-    loader.CPU_MODULE is None or not loader.CPU_MODULE.frozen_mlp_serves(16, 16, 16), reason="no kernel here"
-)
+needs_kernel = pytest.mark.skipif(not serves(16, 16, 16), reason="no kernel here")
 
 
 def draw(inputs: int, hidden: int, outputs: int, bias: bool = True) -> Parameters:
@@ -201,7 +200,7 @@ def test_operators_refuse_what_they_do_not_serve() -> None:
     for wrong in (slopes[1:], slopes.view(torch.int8)):
         with pytest.raises(RuntimeError, match="slopes are not those"):
             backward(output, wrong, fc1, fc2)
-    spread = torch.stack([slopes, slopes], dim=-1)[:, 0]
+    spread = torch.stack([slopes, slopes], dim=-1)[..., 0]
     assert torch.equal(backward(output, spread, fc1, fc2), backward(output, slopes, fc1, fc2))
 
 
@@ -284,6 +283,65 @@ def test_traced_code_holds_torchs_operators() -> None:
     assert "puma::" not in str(traced.inlined_graph)
     sparse = parameters[0].to_sparse_csr()
     torch.testing.assert_close(frozen_mlp(input, sparse, *parameters[1:]), frozen_mlp(input, *parameters))
+
+
+@needs_kernel
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_code_runs_the_kernel(dynamic: bool, graphs: Any) -> None:
+    parameters = draw(16, 48, 32)
+    compiled = torch.compile(frozen_mlp, fullgraph=True, dynamic=dynamic, backend=graphs.backend)
+    for rows in (FEWEST_ROWS, FEWEST_ROWS + 7):
+        input = torch.randn(rows, 16)
+        found, expected = (with_gradient(function, input, parameters) for function in (compiled, frozen_mlp))
+        assert all(torch.equal(mine, other) for mine, other in zip(found, expected, strict=True))
+        with torch.no_grad():
+            assert torch.equal(compiled(input, *parameters), expected[0])
+    assert graphs.operators == {"puma.frozen_mlp.default", "puma.frozen_mlp_backward.default"}
+    graphs.operators.clear()
+    few = torch.randn(3, 16)
+    torch.testing.assert_close(compiled(few, *parameters), frozen_mlp(few, *parameters))
+    assert not graphs.operators
+
+
+@needs_kernel
+def test_compiled_code_asks_how_exact_float32_is_when_it_is_compiled(graphs: Any) -> None:
+    parameters, input = draw(16, 32, 16), torch.randn(FEWEST_ROWS, 16)
+    try:
+        torch.set_float32_matmul_precision("medium")
+        torch.compile(lambda x: frozen_mlp(x, *parameters), fullgraph=True, backend=graphs.backend)(input)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert not graphs.operators
+
+
+def test_exported_code_holds_torchs_operators() -> None:
+    class Module(torch.nn.Module):
+        def forward(self, x: Tensor, fc1: Tensor, bias1: Tensor, fc2: Tensor, bias2: Tensor) -> Tensor:
+            return frozen_mlp(x, fc1, bias1, fc2, bias2)
+
+    program = torch.export.export(Module(), (torch.randn(FEWEST_ROWS, 16), *draw(16, 32, 16)))
+    assert "puma" not in str(program.graph)
+    assert "gelu" in str(program.graph)
+
+
+@needs_kernel
+def test_opcheck() -> None:
+    input = torch.randn(3, 171, 16)
+    fc1, bias1, fc2, bias2 = draw(16, 48, 32)
+    operators = torch.ops.puma
+    torch.library.opcheck(operators.frozen_mlp.default, (input.requires_grad_(), fc1, bias1, fc2, bias2, True))
+    torch.library.opcheck(operators.frozen_mlp.default, (input.detach(), fc1, None, fc2, None, False))
+    output, slopes = operators.frozen_mlp(input.detach(), fc1, bias1, fc2, bias2, True)
+    torch.library.opcheck(operators.frozen_mlp_backward.default, (torch.randn_like(output), slopes, fc1, fc2))
+
+
+@needs_kernel
+def test_the_operator_by_itself_is_differentiated_once() -> None:
+    leaf = torch.randn(FEWEST_ROWS, 16, requires_grad=True)
+    output, _ = torch.ops.puma.frozen_mlp(leaf, *draw(16, 16, 16), True)
+    (grad,) = torch.autograd.grad(output.square().sum(), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"frozen_mlp can be differentiated once.*plain_pytorch"):
+        grad.square().sum().backward()
 
 
 def test_errors_name_the_argument() -> None:

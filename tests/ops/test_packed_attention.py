@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from puma_plugin.ops import loader, packed_attention
+from puma_plugin.ops.packed_attention import serves
 
 TOLERANCE = 2e-6
 # Half a last place: the operator computes in float32 and rounds once.
@@ -38,12 +39,7 @@ def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(*shape, generator=generator).to(dtype)
 
 
-def served(tokens: int, head_dim: int, dtype: torch.dtype = torch.float32) -> bool:
-    module: Any = loader.CPU_MODULE
-    return bool(module.packed_attention_serves(tokens, head_dim, dtype is torch.bfloat16))
-
-
-needs_operator = pytest.mark.skipif(not served(8, 16), reason="no kernels for this instruction set")
+needs_operator = pytest.mark.skipif(not serves(8, 16, torch.float32), reason="no kernels for this instruction set")
 
 
 def allowed(dtype: torch.dtype, most: float, expected: Tensor, size: float) -> Tensor:
@@ -56,7 +52,7 @@ def check(qkv: Tensor, scale: float | None = None, most: float = TOLERANCE) -> N
     out, expected = packed_attention(leaf, scale), by_hand(exact, scale)
     grad = draw(*out.shape, dtype=qkv.dtype)
     assert out.dtype is qkv.dtype
-    by_operator = served(qkv.shape[1], qkv.shape[4], qkv.dtype)
+    by_operator = serves(qkv.shape[1], qkv.shape[4], qkv.dtype)
     if qkv.dtype is torch.bfloat16 and not by_operator:
         most = TORCHS_TOLERANCE
     assert ((out - expected).abs() <= allowed(out.dtype, most, expected, float(expected.detach().abs().max()))).all()
@@ -121,7 +117,7 @@ def test_weights_may_be_exactly_one() -> None:
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_nan_and_infinity_stay_in_their_head(part: int, value: float, dtype: torch.dtype) -> None:
-    if dtype is torch.bfloat16 and not served(29, 32, dtype):
+    if dtype is torch.bfloat16 and not serves(29, 32, dtype):
         pytest.skip("torch's own products of bfloat16 may lose an infinity")
     qkv = draw(3, 29, 3, 2, 32, dtype=dtype)
     clean = qkv.clone().requires_grad_()
@@ -209,7 +205,7 @@ def test_operator_runs_where_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(packed_attention.__globals__, "scaled_dot_product_attention", refuse)
     packed_attention(draw(1, 5, 3, 1, 16))
     packed_attention(torch.nn.Parameter(draw(1, 5, 3, 1, 16))).sum().backward()
-    if served(5, 16, torch.bfloat16):
+    if serves(5, 16, torch.bfloat16):
         packed_attention(draw(1, 5, 3, 1, 16, dtype=torch.bfloat16).requires_grad_()).sum().backward()
         with torch.autocast("cpu", torch.bfloat16):
             packed_attention(draw(1, 5, 3, 1, 16).requires_grad_()).sum().backward()
@@ -218,14 +214,13 @@ def test_operator_runs_where_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_served() -> None:
-    if not served(8, 16):
-        assert not any(served(tokens, head_dim) for tokens in (1, 205) for head_dim in (16, 64))
-        return
-    assert all(served(tokens, head_dim) for tokens in (1, 205, 4096) for head_dim in (16, 64, 80, 128))
-    assert not any(served(*sizes) for sizes in ((0, 64), (4097, 64), (205, 0), (205, 24), (205, 144), (205, 8)))
     module: Any = loader.CPU_MODULE
-    assert served(205, 64, torch.bfloat16) == (module.cpu_capability() != "amx")
-    assert not served(205, 24, torch.bfloat16)
+    for dtype in DTYPES:
+        here = serves(8, 16, dtype)
+        without = ["default", "amx"] if dtype is torch.bfloat16 else ["default"]
+        assert here == (module.cpu_capability() not in without)
+        assert all(serves(n, d, dtype) == here for n in (1, 205, 4096) for d in (16, 64, 80, 128))
+        assert not any(serves(*sizes, dtype) for sizes in ((0, 64), (4097, 64), (205, 24), (205, 144), (205, 8)))
 
 
 @pytest.mark.parametrize(
@@ -277,11 +272,40 @@ def test_autocast_computes_in_its_type() -> None:
         assert torch.equal(packed_attention(rounded), by_torch(rounded))
 
 
+@needs_operator
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_compiled_code_runs_the_operator(dtype: torch.dtype, dynamic: bool, graphs: Any) -> None:
+    compiled = torch.compile(packed_attention, backend=graphs.backend, fullgraph=True, dynamic=dynamic)
+    for tokens in (21, 34):
+        leaf = draw(2, tokens, 3, 2, 64, dtype=dtype).requires_grad_()
+        found, expected = compiled(leaf), packed_attention(leaf)
+        assert torch.equal(found, expected)
+        grad = draw(*found.shape, dtype=dtype)
+        assert torch.equal(torch.autograd.grad(found, leaf, grad)[0], torch.autograd.grad(expected, leaf, grad)[0])
+        with torch.no_grad():
+            assert torch.equal(compiled(leaf), expected)
+    both = {"puma.packed_attention.default", "puma.packed_attention_backward.default"}
+    assert graphs.operators == (both if serves(21, 64, dtype) else set())
+    graphs.operators.clear()
+    qkv = draw(2, 21, 3, 2, 24, dtype=dtype)
+    torch.testing.assert_close(compiled(qkv), by_torch(qkv))
+    assert not graphs.operators
+
+
+@needs_operator
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_opcheck(dtype: torch.dtype) -> None:
+    qkv = draw(2, 21, 3, 2, 32, dtype=dtype)
+    operators = torch.ops.puma
+    torch.library.opcheck(operators.packed_attention.default, (qkv.clone().requires_grad_(), 0.25))
+    out, logsumexp = operators.packed_attention(qkv, 0.25)
+    torch.library.opcheck(operators.packed_attention_backward.default, (torch.randn_like(out), qkv, logsumexp, 0.25))
+
+
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 def test_traced_code_is_torchs() -> None:
     qkv = draw(2, 21, 3, 2, 64)
-    compiled = torch.compile(packed_attention, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(qkv), by_torch(qkv))
     per_sample = torch.func.vmap(packed_attention)(qkv[:, None])
     torch.testing.assert_close(per_sample.squeeze(1), by_torch(qkv))
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -289,6 +313,16 @@ def test_traced_code_is_torchs() -> None:
     assert packed_attention(qkv.to("meta")).shape == (2, 21, 128)
     with forward_ad.dual_level():
         torch.testing.assert_close(packed_attention(qkv), by_torch(qkv))
+    by_compiled = torch.compile(torch.func.vmap(packed_attention), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(by_compiled(qkv[:, None]).squeeze(1), by_torch(qkv))
+
+    class Module(torch.nn.Module):
+        def forward(self, qkv: Tensor) -> Tensor:
+            return packed_attention(qkv)
+
+    exported = str(torch.export.export(Module(), (qkv,)).graph)
+    assert "puma" not in exported
+    assert "scaled_dot_product" in exported
 
 
 def test_without_the_flash_backend_it_is_torchs() -> None:
@@ -306,6 +340,15 @@ def test_second_derivatives_are_refused(square: bool) -> None:
     leaf = draw(1, 5, 3, 1, 16).requires_grad_()
     out = packed_attention(leaf)
     (grad,) = torch.autograd.grad((out.square() if square else out).sum(), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"packed_attention can be differentiated once.*plain_pytorch"):
+        grad.square().sum().backward()
+
+
+@needs_operator
+def test_the_operator_by_itself_is_differentiated_once() -> None:
+    leaf = draw(1, 5, 3, 1, 16).requires_grad_()
+    out, _ = torch.ops.puma.packed_attention(leaf, 0.25)
+    (grad,) = torch.autograd.grad(out.square().sum(), leaf, create_graph=True)
     with pytest.raises(RuntimeError, match=r"packed_attention can be differentiated once.*plain_pytorch"):
         grad.square().sum().backward()
 
