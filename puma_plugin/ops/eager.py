@@ -19,6 +19,15 @@ below_autograd = torch._C._AutoDispatchBelowAutograd
 _PRE_DISPATCH = torch._C.DispatchKey.PreDispatch  # of dispatch modes that see operators before autograd does
 
 
+def asked_when_compiled(setting: Callable[[], bool]) -> Callable[[], bool]:
+    """A setting that torch.compile cannot trace: compiled code keeps what it was while it was compiled.
+
+    What ``torch.compiler.assume_constant_result`` does, which imports the whole compiler.
+    """
+    setting._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return setting
+
+
 def is_plain() -> bool:
     """Whether this is eager code: nothing traces it and no functorch transform is active."""
     return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
@@ -66,9 +75,9 @@ def cpu_kernel_dtype(*tensors: Tensor | None) -> torch.dtype | None:
     return torch.bfloat16 if dtypes == {torch.bfloat16} else None
 
 
-@torch.compiler.assume_constant_result
+@asked_when_compiled
 def _float32_is_exact() -> bool:
-    """Whether torch multiplies float32 in float32; compiled code asks while it is compiled."""
+    """Whether torch multiplies float32 in float32."""
     return torch.backends.mkldnn.matmul.fp32_precision in ("none", "ieee")  # type: ignore[attr-defined]
 
 

@@ -8,7 +8,14 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from puma_plugin.ops import loader
-from puma_plugin.ops.eager import below_autograd, cpu_kernel_dtype, differentiable_once, is_plain, once_only
+from puma_plugin.ops.eager import (
+    asked_when_compiled,
+    below_autograd,
+    cpu_kernel_dtype,
+    differentiable_once,
+    is_plain,
+    once_only,
+)
 
 # Looked up once. They are called only where the library is loaded.
 _operator: Any = loader.CPU_LIBRARY.loaded and torch.ops.puma.packed_attention.default
@@ -76,7 +83,7 @@ def serves(tokens: int, head_dim: int, dtype: torch.dtype) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result
+@asked_when_compiled
 def _has_flash() -> bool:
     """Without its flash kernel torch would compute step by step, as those want who differentiate twice."""
     return torch.backends.cuda.flash_sdp_enabled()
