@@ -2,9 +2,9 @@
 
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +14,7 @@ from puma_plugin.datasets.catalogue import Facts
 from puma_plugin.datasets.distribution_dataset import BadImages, DistributionDataset, Split, check_split
 from puma_plugin.datasets.errors import DatasetError, DatasetNotFoundError
 from puma_plugin.datasets.listing import Listing
-from puma_plugin.datasets.whereabouts import absent, whereabouts
+from puma_plugin.datasets.whereabouts import whereabouts
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Layout:
         required: files and folders that must be in it.
         images: folders in it that hold the images.
         fixed_name: the folder itself must have one of the names in ``folders``, whatever it is reached by.
+        elsewhere: further places in the folder where an entry of ``required`` may lie.
+        labels_from: what to do where the images are there and the annotations are not.
     """
 
     name: str
@@ -34,6 +36,21 @@ class Layout:
     required: tuple[str, ...]
     images: tuple[str, ...]
     fixed_name: bool = False
+    elsewhere: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    labels_from: str = ""
+
+    def find(self, folder: str, entry: str) -> str | None:
+        """The path of an entry of ``required``; None if it is not there."""
+        places = (os.path.join(folder, place) for place in (entry, *self.elsewhere.get(entry, ())))
+        return next((place for place in places if os.path.exists(place)), None)
+
+    def absent(self, folder: str) -> list[str]:
+        """What the layout needs and the folder lacks."""
+        return [entry for entry in self.required if self.find(folder, entry) is None]
+
+    def lacks_images(self, folder: str) -> bool:
+        """Whether a folder of images is not there."""
+        return not all(os.path.isdir(os.path.join(folder, name)) for name in self.images)
 
 
 @dataclass(frozen=True)
@@ -102,18 +119,24 @@ class BenchmarkDataset(DistributionDataset):
         root = os.path.abspath(os.path.expanduser(os.fspath(root)))
         places = list(cls._places(root))
         for folder, layout in places:
-            if not absent(folder, layout):
+            if not layout.absent(folder):
                 return Location(folder, layout)
         title = cls.facts.name
         if not os.path.isdir(root):
             raise DatasetNotFoundError(f"{title}: {root} is no folder; give the folder that holds the datasets")
         hint = whereabouts(root, cls.layouts, cls.facts.source, cls._is_foreign)
-        named = [(folder, layout) for folder, layout in places if os.path.basename(folder) in layout.folders]
-        if named:
-            folder, layout = min(named, key=lambda place: len(absent(*place)))
-            lacking = ", ".join(absent(folder, layout))
+        meant = [
+            (layout.lacks_images(folder), len(layout.absent(folder)), folder, layout)
+            for folder, layout in places
+            if os.path.basename(folder) in layout.folders or _told_by_images(folder, layout)
+        ]
+        if meant:
+            # Several layouts may share a name; the images say which of them it is.
+            without_images, _, folder, layout = min(meant, key=lambda place: place[:2])
+            lacking = ", ".join(layout.absent(folder))
             # Annotations are often files of their own beside the archive of the images.
-            advice = hint or "get what the archive does not hold, or unpack the archive again"
+            labels_from = "" if without_images else layout.labels_from
+            advice = hint or labels_from or "get what the archive does not hold, or unpack the archive again"
             raise DatasetError(f"{title}: {folder} lacks {lacking}; {advice}:\n{cls.facts.how_to_get()}")
         names = ", ".join(dict.fromkeys(name for layout in cls.layouts for name in layout.folders))
         raise DatasetNotFoundError(
@@ -158,6 +181,11 @@ class BenchmarkDataset(DistributionDataset):
                 "are published; unpack the archive again, or pass check_counts=False (--data.check_counts false) for a "
                 "reduced copy"
             )
+
+
+def _told_by_images(folder: str, layout: Layout) -> bool:
+    """Whether the images alone say what is in a folder of any name; a single one called "images" does not."""
+    return len(layout.images) > 1 and not layout.lacks_images(folder)
 
 
 def first_classes(listing: Listing, classes: np.ndarray, first: int, split: Split) -> Listing:

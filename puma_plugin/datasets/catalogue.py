@@ -62,12 +62,13 @@ CATALOGUE: dict[str, Facts] = {
             "Stanford Cars",
             {"train": Counts(98, 8054), "test": Counts(98, 8131)},
             16185,
-            "http://ai.stanford.edu/~jkrause/cars/car_dataset.html (car_ims.tgz and cars_annos.mat; the page is often "
-            "offline, copies of the files are easily found under these names)",
+            "https://www.kaggle.com/datasets/jessicali9530/stanford-cars-dataset (cars_train and cars_test) and "
+            "https://github.com/pytorch/vision/issues/7545 (their labels: car_devkit.tgz, and copies of "
+            "cars_test_annos_withlabels.mat); the original page, with car_ims.tgz and cars_annos.mat, is gone",
             (
-                "tar xzf car_ims.tgz -C ROOT/cars196   -> ROOT/cars196/{cars_annos.mat,car_ims/000001.jpg,...}",
-                "or torchvision's folder              -> ROOT/stanford_cars/{devkit,cars_train,cars_test,"
+                "labels beside the images             -> ROOT/stanford_cars/{devkit,cars_train,cars_test,"
                 "cars_test_annos_withlabels.mat}",
+                "or the original archive              -> ROOT/cars196/{cars_annos.mat,car_ims/000001.jpg,...}",
                 "or the copy in class folders         -> "
                 "ROOT/cars196/{names.csv,anno_train.csv,anno_test.csv,car_data}",
             ),

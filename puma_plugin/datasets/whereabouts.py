@@ -16,11 +16,6 @@ _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 _MOST = 200
 
 
-def absent(folder: str, layout: "Layout") -> list[str]:
-    """What the layout needs and the folder lacks."""
-    return [entry for entry in layout.required if not os.path.exists(os.path.join(folder, entry))]
-
-
 def whereabouts(root: str, layouts: Sequence["Layout"], source: str, foreign: Callable[[str], bool]) -> str:
     """What to do about a dataset that ``root`` does not hold where it should; empty if nothing is known.
 
@@ -33,7 +28,7 @@ def whereabouts(root: str, layouts: Sequence["Layout"], source: str, foreign: Ca
     above = os.path.dirname(root), os.path.dirname(os.path.dirname(root))
     for folder in chain(above, _below(root)):
         # A single folder such as "Images" may be anything.
-        fitting = [layout for layout in layouts if len(layout.required) > 1 and not absent(folder, layout)]
+        fitting = [layout for layout in layouts if len(layout.required) > 1 and not layout.absent(folder)]
         if not fitting or foreign(folder):
             continue
         layout = fitting[0]

@@ -1,6 +1,8 @@
 """The eight datasets of the benchmark, every split and layout, against what was written to disk."""
 
 import pickle
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -142,13 +144,76 @@ def test_other_layouts_of_cars(tmp_path, trees, maker):
     for split in ("train", "test"):
         dataset = Cars196(tmp_path, split)
         _check(dataset, _in_split("Cars196", truths, split), split, trees)
-    assert dataset.location.layout.name == {"cars_torchvision": "torchvision"}.get(maker, "class folders")
+    assert dataset.location.layout.name == {"cars_torchvision": "train and test"}.get(maker, "class folders")
     if maker == "cars_torchvision":
         theirs = torchvision.datasets.StanfordCars(tmp_path, "test", loader=str)
         labels = {theirs[i][0]: theirs.classes[theirs[i][1]] for i in range(len(theirs))}
         shared = [(p, t) for p, t in zip(dataset.paths, dataset.targets, strict=True) if p in labels]
         assert len(shared) == 98
         assert all(dataset.class_names[t] == labels[p] for p, t in shared)
+
+
+def _as_kaggle_unpacks(folder):
+    """Images in a folder of the same name, and the list of the original archive, which numbers other files, beside."""
+    for part in ("cars_train", "cars_test"):
+        (folder / part).rename(folder / "part")
+        (folder / part).mkdir()
+        (folder / "part").rename(folder / part / part)
+    (folder / "cars_annos.mat").write_bytes(b"of car_ims/000001.jpg, ...")
+
+
+@pytest.mark.parametrize(
+    ("moved", "name"),
+    [
+        ({}, "stanford_cars"),
+        ({"devkit": "car_devkit/devkit"}, "stanford-cars-dataset"),
+        ({"cars_test_annos_withlabels.mat": "cars_test_annos_withlabels (1).mat"}, "cars"),
+        ({"cars_test_annos_withlabels.mat": "devkit/cars_test_annos_withlabels (1).mat"}, "archive"),
+        ({"devkit/cars_train_annos.mat": "cars_train_annos.mat", "devkit/cars_meta.mat": "cars_meta.mat"}, "archive"),
+    ],
+)
+def test_kaggles_copy_of_cars(tmp_path, trees, moved, name):
+    """With the labels, wherever the tutorials put them; the folder itself may be called as the archive was."""
+    truths = trees.cars_torchvision(tmp_path)
+    folder = tmp_path / "stanford_cars"
+    for source, target in moved.items():
+        (folder / target).parent.mkdir(exist_ok=True)
+        (folder / source).rename(folder / target)
+    _as_kaggle_unpacks(folder)
+    folder = folder.rename(tmp_path / name)
+    nested = [replace(t, path=f"{t.path.split('/')[0]}/{t.path}") for t in truths]
+    for split in ("train", "test"):
+        dataset = Cars196(folder if name == "archive" else tmp_path, split)
+        _check(dataset, _in_split("Cars196", nested, split), split, trees)
+
+
+@pytest.mark.parametrize("name", ["stanford_cars", "archive"])
+def test_kaggles_copy_of_cars_without_labels(tmp_path, trees, name):
+    """Its cars_annos.mat is no reason to ask for car_ims, and never read."""
+    trees.cars_torchvision(tmp_path)
+    folder = (tmp_path / "stanford_cars").rename(tmp_path / name)
+    _as_kaggle_unpacks(folder)
+    (folder / "cars_test_annos_withlabels.mat").unlink()
+    says = r"get the labels from https://github.com/pytorch/vision/issues/7545 .* cars_annos\.mat is of car_ims\.tgz"
+    with pytest.raises(ValueError, match=rf"Cars196: {folder} lacks cars_test_annos_withlabels\.mat; {says}"):
+        Cars196(folder)
+    shutil.rmtree(folder / "devkit")
+    missing = "devkit/cars_meta.mat, devkit/cars_train_annos.mat, cars_test_annos_withlabels.mat"
+    with pytest.raises(ValueError, match=rf"Cars196: {folder} lacks {missing}; {says}"):
+        Cars196(folder)
+
+
+def test_cars_test_without_labels_under_the_name_of_those_with(tmp_path, trees):
+    """The devkit's cars_test_annos.mat names no classes, and renaming it does not help."""
+    from scipy.io import savemat
+
+    trees.cars_torchvision(tmp_path)
+    rows = np.zeros((1, 3), [("bbox_x1", object), ("fname", object)])
+    savemat(tmp_path / "stanford_cars" / "cars_test_annos_withlabels.mat", {"annotations": rows})
+    with pytest.raises(
+        ValueError, match=r"cars_test_annos_withlabels.mat cannot be parsed \(ValueError: no field .*clas"
+    ):
+        Cars196(tmp_path)
 
 
 @pytest.mark.parametrize("folder", ["car196", "stanford_cars", "cars"])

@@ -161,13 +161,9 @@ def test_other_names_and_folders_within_folders_are_told(tmp_path, trees):
     (tmp_path / "fgvc-aircraft-2013b").rename(tmp_path / "planes")
     right = tmp_path / "fgvc-aircraft-2013b"
     assert _advice(tmp_path, "FGVCAircraft") == f"it seems to be in {tmp_path}/planes; move it to {right}"
-    trees.cars_torchvision(tmp_path)
-    (tmp_path / "stanford_cars").rename(tmp_path / "cars196")
-    advice = _advice(tmp_path, "Cars196")
-    assert (
-        f"{tmp_path}/cars196 lacks cars_annos.mat, car_ims; it seems to be in {tmp_path}/cars196; move it to" in advice
-    )
-    assert advice.endswith(f"{tmp_path}/stanford_cars")
+    trees.cars_class_folders(tmp_path)
+    (tmp_path / "cars196").rename(tmp_path / "autos")
+    assert _advice(tmp_path, "Cars196") == f"it seems to be in {tmp_path}/autos; move it to {tmp_path}/cars196"
     trees.cub(tmp_path / "CUB_200_2011")
     assert f"it seems to be in {tmp_path}/CUB_200_2011/CUB_200_2011; give {tmp_path}/CUB_200" in _advice(
         tmp_path, "CUB"
