@@ -1,6 +1,7 @@
 """What the eight datasets of the unified benchmark have in common: finding the folder, splitting, checking counts."""
 
 import os
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ class Layout:
         fixed_name: the folder itself must have one of the names in ``folders``, whatever it is reached by.
         elsewhere: further places in the folder where an entry of ``required`` may lie.
         labels_from: what to do where the images are there and the annotations are not.
+        first_line: where another dataset has files of the same names, one that tells them apart, and a regular
+            expression for its first line. Only folders whose name says nothing are told by it.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Layout:
     fixed_name: bool = False
     elsewhere: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     labels_from: str = ""
+    first_line: tuple[str, str] | None = None
 
     def find(self, folder: str, entry: str) -> str | None:
         """The path of an entry of ``required``; None if it is not there."""
@@ -51,6 +55,18 @@ class Layout:
     def lacks_images(self, folder: str) -> bool:
         """Whether a folder of images is not there."""
         return not all(os.path.isdir(os.path.join(folder, name)) for name in self.images)
+
+    def begins_otherwise(self, folder: str) -> str | None:
+        """How the file begins that tells datasets apart, unless that is as it must be or there is no such file."""
+        if self.first_line is None:
+            return None
+        file, pattern = self.first_line
+        try:
+            with open(os.path.join(folder, file), encoding="utf-8", errors="replace") as lines:
+                line = lines.readline(1000).rstrip()
+        except OSError:
+            return None
+        return None if re.fullmatch(pattern, line) else f"{file} begins with {line!r}"
 
 
 @dataclass(frozen=True)
@@ -124,6 +140,7 @@ class BenchmarkDataset(DistributionDataset):
         title = cls.facts.name
         if not os.path.isdir(root):
             raise DatasetNotFoundError(f"{title}: {root} is no folder; give the folder that holds the datasets")
+        cls._refuse_unclear(root)
         hint = whereabouts(root, cls.layouts, cls.facts.source, cls._is_foreign)
         meant = [
             (layout.lacks_images(folder), len(layout.absent(folder)), folder, layout)
@@ -152,14 +169,40 @@ class BenchmarkDataset(DistributionDataset):
                 folder = os.path.join(root, name)
                 if os.path.isdir(folder):
                     yield folder, layout
-            if os.path.basename(root) in layout.folders or not (layout.fixed_name or cls._is_foreign(root)):
+            if os.path.basename(root) in layout.folders or not (layout.fixed_name or cls._is_foreign(root, layout)):
                 yield root, layout
 
     @classmethod
-    def _is_foreign(cls, folder: str) -> bool:
-        """Whether the folder is called as another dataset's: CUB and NABirds have lists of the same names."""
-        others = (dataset for dataset in BenchmarkDataset.__subclasses__() if dataset is not cls)
-        return any(os.path.basename(folder) in layout.folders for dataset in others for layout in dataset.layouts)
+    def _is_foreign(cls, folder: str, layout: Layout) -> bool:
+        """Whether the folder has another dataset's name or lists: those of CUB and NABirds are called the same."""
+        if cls._has_name_of_another(folder):
+            return True
+        return os.path.basename(folder) not in layout.folders and layout.begins_otherwise(folder) is not None
+
+    @classmethod
+    def _has_name_of_another(cls, folder: str) -> bool:
+        return any(os.path.basename(folder) in other.folders for other in cls._layouts_of_others())
+
+    @classmethod
+    def _layouts_of_others(cls) -> list[Layout]:
+        return [layout for other in BenchmarkDataset.__subclasses__() if other is not cls for layout in other.layouts]
+
+    @classmethod
+    def _refuse_unclear(cls, root: str) -> None:
+        """DatasetError where ``root`` holds files as this dataset's, and neither its name nor they say whose."""
+        if cls._has_name_of_another(root):
+            return
+        for layout in cls.layouts:
+            fitting = [
+                other
+                for other in (layout, *cls._layouts_of_others())
+                if other.first_line is not None and not other.absent(root)
+            ]
+            if layout in fitting and all(other.begins_otherwise(root) is not None for other in fitting):
+                raise DatasetError(
+                    f"{cls.facts.name}: {root} holds files as of {', '.join(other.folders[0] for other in fitting)}, "
+                    f"but its {layout.begins_otherwise(root)}, as in none of them; rename the folder to say which it is"
+                )
 
     @property
     def first_class(self) -> int:
@@ -238,6 +281,25 @@ def read_columns(dataset: str, path: str, columns: int, skip: int = 0) -> list[l
                 )
             rows.append(pieces)
     return rows
+
+
+def read_numbered(dataset: str, folder: str) -> tuple[list[str], np.ndarray]:
+    """Keys and published class numbers from ``images.txt`` and ``image_class_labels.txt``, in the order of the former.
+
+    Raises:
+        DatasetError: a line that cannot be parsed, or an image that is in one of the files only.
+    """
+    images, labels = (os.path.join(folder, name) for name in ("images.txt", "image_class_labels.txt"))
+    path_of = dict(read_columns(dataset, images, 2))
+    with reading(dataset, labels):
+        class_of = {image: int(number) for image, number in read_columns(dataset, labels, 2)}
+    odd = path_of.keys() ^ class_of.keys()
+    if odd:
+        raise DatasetError(
+            f"{dataset}: image {min(odd)} is in only one of {images} and {labels} ({len(odd):,} such images); the "
+            "two files are not of the same archive, unpack it again"
+        )
+    return [f"images/{path}" for path in path_of.values()], np.array([class_of[image] for image in path_of], np.int64)
 
 
 def read_mat(dataset: str, path: str, *fields: str) -> dict[str, Any]:

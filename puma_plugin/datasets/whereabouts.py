@@ -16,20 +16,20 @@ _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 _MOST = 200
 
 
-def whereabouts(root: str, layouts: Sequence["Layout"], source: str, foreign: Callable[[str], bool]) -> str:
+def whereabouts(root: str, layouts: Sequence["Layout"], source: str, foreign: Callable[[str, "Layout"], bool]) -> str:
     """What to do about a dataset that ``root`` does not hold where it should; empty if nothing is known.
 
     Args:
         root: where it was looked for.
         layouts: the dataset's.
         source: names its archives.
-        foreign: whether a folder carries the name of another dataset, whose lists may be called the same.
+        foreign: whether a folder is another dataset's, whose lists are called as those of the layout.
     """
     above = os.path.dirname(root), os.path.dirname(os.path.dirname(root))
     for folder in chain(above, _below(root)):
         # A single folder such as "Images" may be anything.
         fitting = [layout for layout in layouts if len(layout.required) > 1 and not layout.absent(folder)]
-        if not fitting or foreign(folder):
+        if not fitting or foreign(folder, fitting[0]):
             continue
         layout = fitting[0]
         called = any(folder.endswith(os.sep + name) for name in layout.folders)

@@ -119,6 +119,32 @@ def test_cub_folder_itself_and_agreement_with_pml(benchmark_tree):
         assert (ours.targets + first).tolist() == theirs.labels
 
 
+@pytest.mark.parametrize(("name", "folder"), [("CUB", "CUB_200_2011"), ("NABirds", "nabirds")])
+def test_renamed_birds_are_told_by_their_lists(tmp_path, trees, name, folder):
+    """Those of both datasets are called the same, so that the name "birds" says nothing."""
+    truths = trees.makers[name](tmp_path)
+    birds = (tmp_path / folder).rename(tmp_path / "birds")
+    _check(BENCHMARK[name](birds, "test"), _in_split(name, truths, "test"), "test", trees)
+    other = {"CUB": "NABirds", "NABirds": "CUB"}[name]
+    with pytest.raises(ValueError, match=f"{other}: not found in {birds}"):
+        BENCHMARK[other](birds)
+
+
+def test_birds_that_may_be_of_either_dataset_are_refused(tmp_path, trees):
+    trees.nabirds(tmp_path)
+    birds = (tmp_path / "nabirds").rename(tmp_path / "birds")
+    lists = birds / "images.txt"
+    lists.write_text("".join(f"{n} {line.split()[1]}\n" for n, line in enumerate(lists.read_text().splitlines(), 1)))
+    for dataset in (CUB, NABirds):
+        with pytest.raises(
+            ValueError, match=rf"{birds} holds files as of .*, but its images\.txt begins with '1 0\d+/.*; ren"
+        ):
+            dataset(birds)
+    # Its own name says which; the lists are then read as they are, and found wrong.
+    with pytest.raises(ValueError, match=r"NABirds: image .* is in only one of"):
+        NABirds(birds.rename(tmp_path / "nabirds"))
+
+
 def test_products_agree_with_pml(benchmark_tree):
     root = benchmark_tree.root
     ours = StanfordOnlineProducts(root, "test", check_counts=False)
@@ -392,9 +418,8 @@ def test_wrong_class_count(tmp_path, trees):
 @pytest.mark.parametrize(
     ("name", "file", "content", "message"),
     [
-        ("CUB", "CUB_200_2011/images.txt", "1\n", "images.txt.* cannot be parsed"),
-        ("CUB", "CUB_200_2011/image_class_labels.txt", "1 1\n3 1\n", "2 lines, of which 1 agree"),
-        ("CUB", "CUB_200_2011/image_class_labels.txt", "1 201\n", "1 lines, of which 0 agree"),
+        ("CUB", "CUB_200_2011/images.txt", "1\n", "line 1 of .*images.txt has 1 columns instead of 2"),
+        ("CUB", "CUB_200_2011/image_class_labels.txt", "1 1\n3 1\n", "in only one of"),
         ("StanfordOnlineProducts", "Stanford_Online_Products/Ebay_train.txt", "head\n1 x y z\n", "cannot be parsed"),
         ("InShop", "Inshop_Clothes/Eval/list_eval_partition.txt", "1\nh\na.jpg id_1\n", "line 3 .* 2 columns instead"),
         ("InShop", "Inshop_Clothes/Eval/list_eval_partition.txt", "1\nh\na.jpg id_1 val\n", "status 'val'"),
@@ -430,6 +455,14 @@ def test_class_number_out_of_range(tmp_path, trees):
     savemat(tmp_path / "flowers" / "imagelabels.mat", {"labels": np.array([[1, 103, 2]], np.uint8)})
     with pytest.raises(ValueError, match=r"Flowers102: .*contains class number 103, the numbers run from 1 to 102"):
         Flowers102(tmp_path)
+
+
+def test_cub_class_number_out_of_range(tmp_path, trees):
+    trees.cub(tmp_path)
+    labels = tmp_path / "CUB_200_2011" / "image_class_labels.txt"
+    labels.write_text(labels.read_text().replace("1 1\n", "1 201\n", 1))
+    with pytest.raises(ValueError, match=r"CUB: .*contains class number 201, the numbers run from 1 to 200"):
+        CUB(tmp_path)
 
 
 def test_missing_image(tmp_path, trees):

@@ -170,6 +170,14 @@ def test_other_names_and_folders_within_folders_are_told(tmp_path, trees):
     )
 
 
+def test_renamed_birds_are_told_as_what_they_are(tmp_path, trees):
+    trees.cub(tmp_path)
+    (tmp_path / "CUB_200_2011").rename(tmp_path / "birds")
+    assert _advice(tmp_path, "CUB") == f"it seems to be in {tmp_path}/birds; move it to {tmp_path}/CUB_200_2011"
+    assert _advice(tmp_path, "NABirds") == ""
+    assert [part.name for part in verify_datasets(tmp_path / "birds").datasets if part.found] == ["CUB"]
+
+
 def test_archives_that_are_still_packed_are_told(tmp_path, trees):
     trees.in_shop(tmp_path)
     images = tmp_path / "Inshop_Clothes" / "Img"
