@@ -21,7 +21,8 @@ def main(arguments: Sequence[str]) -> int:
         "--checkpoint",
         type=Path,
         required=True,
-        help="model.safetensors of a run, or its folder; without --config the run's own config.json holds",
+        help="model.safetensors of a run, or its folder; without --config the run's own config.json holds, "
+        "and --out is its folder",
     )
     parser.add_argument("--baseline", type=Path, help="metrics.json of another evaluation, or its folder")
     config, options = parse(parser, EvaluateConfig, _with_settings_of_the_run(arguments))
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _with_settings_of_the_run(arguments: Sequence[str]) -> list[str]:
-    """The arguments, and if they name no configuration, the one that lies beside the checkpoint."""
+    """The arguments, and if they name no configuration, the one beside the checkpoint, and where that now lies."""
     given = list(arguments)
     if any(argument == "--config" or argument.startswith("--config=") for argument in given):
         return given
@@ -42,9 +43,9 @@ def _with_settings_of_the_run(arguments: Sequence[str]) -> list[str]:
         name, _, value = argument.partition("=")
         if name == "--checkpoint":
             checkpoint = Path(value or "".join(given[index + 1 : index + 2]))
-            settings = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / SETTINGS
-            if settings.is_file():
-                return ["--config", str(settings), *given]
+            folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+            if (folder / SETTINGS).is_file():
+                return ["--config", str(folder / SETTINGS), "--out", str(folder), *given]
             if not checkpoint.exists():
                 raise ValueError(f"--checkpoint is {checkpoint}, which does not exist; give the folder of a run")
     return given

@@ -62,6 +62,17 @@ evaluation_batch_size: 16
 
 
 @pytest.fixture(scope="session")
+def relative_run(data: Path) -> Path:
+    """A short run started in the folder of its data, whose paths are relative to that (relative.yaml)."""
+    text = (data / "run.yaml").read_text()
+    (data / "relative.yaml").write_text(text.replace(f"{data}/", "").replace("epochs: 3", "epochs: 1"))
+    command = [sys.executable, "-m", "puma_plugin.cli.main", "train", "--config", "relative.yaml"]
+    options = ["--out", "relative", "--report", "false"]
+    subprocess.run([*command, *options], cwd=data, check=True, timeout=200, capture_output=True)
+    return data / "relative"
+
+
+@pytest.fixture(scope="session")
 def trained(data: Path) -> Path:
     """The run of the shell command itself. Tests that change something in it take a copy."""
     out = data / "run"

@@ -41,6 +41,20 @@ def test_without_a_configuration_the_settings_are_those_of_the_run(
         assert after["runs"][0]["result"] == before["runs"][0]["result"]
 
 
+def test_a_run_with_relative_paths_is_evaluated_from_elsewhere(
+    relative_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Moved as well: the figures go to where the run now lies."""
+    run = tmp_path / "moved"
+    shutil.copytree(relative_run, run)
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", "--checkpoint", "moved", "--report", "false"]) == 0
+    before, after = (json.loads((out / "metrics.json").read_text()) for out in (relative_run, run / "evaluation"))
+    assert after["runs"][0]["result"] == before["runs"][0]["result"]
+    assert [path.name for path in tmp_path.iterdir()] == ["moved"]
+    load_trained("moved")
+
+
 def test_the_trained_model_embeds_images_outside_of_its_run(trained: Path, data: Path) -> None:
     model, transform = load_trained(trained)
     paths = sorted((data / "lying" / "test").glob("*/*.jpg"))

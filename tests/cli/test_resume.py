@@ -139,6 +139,33 @@ def test_an_earlier_run_is_not_overwritten(
     assert "does not exist; start without it" in capsys.readouterr().err
 
 
+def test_paths_are_compared_by_where_they_lead(
+    relative_run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(relative_run, run)
+    again = ["train", "--config", str(data / "relative.yaml"), "--out", str(run), "--resume", "--report", "false"]
+    monkeypatch.chdir(data)
+    assert main(again) == 0
+    # Elsewhere the same words mean other folders.
+    monkeypatch.chdir(tmp_path)
+    assert main(again) == 2
+    text = f"different: data.folders.upright was '{data}/upright' and is '{tmp_path}/upright'; data.folders.lying was"
+    assert text in capsys.readouterr().err
+    absolute = {name: str(data / name) for name in ("upright", "lying")}
+    absolute_again = [*again, "--data.folders", json.dumps(absolute), "--model.weights", f"{data}/backbone.safetensors"]
+    assert main(absolute_again) == 0
+    # An earlier version kept them as they were given, from its own folder.
+    settings = json.loads((run / "config.json").read_text())
+    settings["data"]["folders"] = {name: name for name in absolute}
+    settings["model"]["weights"] = "backbone.safetensors"
+    (run / "config.json").write_text(json.dumps(settings))
+    assert main(absolute_again) == 2
+    assert f"different: data.folders.upright was 'upright' and is '{data}/upright'" in capsys.readouterr().err
+    monkeypatch.chdir(data)
+    assert main(again) == 0
+
+
 def test_a_run_does_not_go_on_with_other_images(
     trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,6 +37,7 @@ from puma_plugin.experiments.running.trained_classes import (
 )
 from puma_plugin.experiments.settings.config import CHECKPOINT, CLASSES, SETTINGS, WEIGHTS, EvaluateConfig, TrainConfig
 from puma_plugin.experiments.settings.overrides import with_defaults
+from puma_plugin.experiments.settings.places import absolute_places
 from puma_plugin.utils import folder_lock, json_ready, remove_unfinished, require_writable, write_json
 
 _PAPER_CODE = (
@@ -60,8 +61,8 @@ _OWN = frozenset(["out", "threads", "evaluation_batch_size", "process_timeout", 
 
 
 def settings_of(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as JSON types."""
-    return json_ready(asdict(config))
+    """The configuration as JSON types, with absolute paths: what is kept of a run is read from other folders too."""
+    return absolute_places(json_ready(asdict(config)))
 
 
 def results_folder(config: TrainConfig) -> Path:
@@ -105,7 +106,9 @@ def _require_same_settings(config: TrainConfig, processes: Processes, **options:
     Args:
         options: of the command line, next to the settings.
     """
-    all_settings = processes.gather({**settings_of(config), **{f"--{name}": options[name] for name in options}})
+    # As they were given: machines may have their files in folders of their own.
+    given = json_ready(asdict(config))
+    all_settings = processes.gather({**given, **{f"--{name}": options[name] for name in options}})
     for rank, settings in enumerate(all_settings):
         if odd := _differences(all_settings[0], settings, _OWN):
             raise ValueError(
@@ -126,7 +129,10 @@ def _check_resume(config: TrainConfig, folder: Path, resume: bool) -> None:
     now = settings_of(config)
     before = json_ready(with_defaults(json.loads((folder / SETTINGS).read_text(encoding="utf-8")), config))
     # A setting that only an earlier version had decides nothing any more.
-    if odd := _differences({name: before[name] for name in now}, now, _FREE):
+    before = {name: before[name] for name in now}
+    # Earlier versions kept paths as they were given.
+    apart = {name for name, _, _ in _differences(absolute_places(before), now, _FREE)}
+    if odd := [difference for difference in _differences(before, now, _FREE) if difference[0] in apart]:
         different = "; ".join(f"{name} was {old!r} and is {new!r}" for name, old, new in odd)
         raise ValueError(
             f"--resume needs the settings that {folder} was started with; different: {different}; give those, or start "
