@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -40,7 +41,7 @@ class Manifest:
         base: folder that the paths are relative to.
         keys: (N) paths.
         labels: (N,) index into ``label_names``.
-        label_names: all labels, sorted (as numbers if all are whole numbers).
+        label_names: all labels as they are written, sorted (as numbers if all are whole numbers, such as 10 or 10.0).
         splits: (N,) index into SPLITS, or -1 where the table has no column "split".
         distributions: (N,) index into ``distribution_names``.
         distribution_names: in the order of their first row; one, named after the file, without such a column.
@@ -229,7 +230,7 @@ def _collect(file: str, base: str, columns: list[str | None], rows: Iterable[Row
     names = _in_order(labels.places)
     order = np.empty(len(names), np.int64)
     order[[labels.places[name] for name in names]] = np.arange(len(names))
-    return Manifest(
+    manifest = Manifest(
         file,
         base,
         table,
@@ -239,14 +240,40 @@ def _collect(file: str, base: str, columns: list[str | None], rows: Iterable[Row
         np.asarray(distribution_column, np.int32),
         list(distributions.places),
     )
+    _require_one_spelling(manifest)
+    return manifest
+
+
+def _whole(label: str) -> int:
+    """The number that a label is; of floats too, which a column of whole numbers easily becomes.
+
+    Raises:
+        ValueError: it is none, or not whole.
+    """
+    return int(re.sub(r"\.0+$", "", label))
 
 
 def _in_order(labels: Iterable[str]) -> list[str]:
     names = list(labels)
     try:
-        return sorted(names, key=lambda name: (int(name), name))
+        return sorted(names, key=lambda name: (_whole(name), name))
     except ValueError:
         return sorted(names)
+
+
+def _require_one_spelling(table: Manifest) -> None:
+    """DatasetError where a distribution has a whole number with and without .0, which would be two classes."""
+    place = {name: number for number, name in enumerate(table.label_names)}
+    for name in table.label_names:
+        plain = re.sub(r"\.0+$", "", name)
+        if plain == name or plain not in place:
+            continue
+        with_point, without = (set(table.distributions[table.labels == place[text]].tolist()) for text in (name, plain))
+        for distribution in with_point & without:
+            raise DatasetError(
+                f"{table.distribution_names[distribution]}: manifest {table.path} has the labels {plain!r} and "
+                f"{name!r}, which would be two classes; write numbers in one way"
+            )
 
 
 def _relative(path: str, base: str, file: str, number: int) -> str:

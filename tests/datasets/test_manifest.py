@@ -46,6 +46,40 @@ def test_columns_in_any_order_and_whole_number_labels(images):
     assert ManifestDataset(file, "test").class_names == ["10", "100"]
 
 
+@pytest.mark.parametrize("written", [int, float])
+def test_numbers_are_in_their_order_in_every_format(images, written):
+    """Also where a column of whole numbers has become one of floats, as pandas makes it around missing values."""
+    labels = {"cat": written(10), "dog": written(9), "emu": written(2), "fox": written(100)}
+    rows = [(path, labels[name]) for path, name in _rows(labels)]
+    pyarrow = pytest.importorskip("pyarrow", reason="Parquet manifests need pyarrow")
+    from pyarrow import parquet
+
+    paths, numbers = zip(*rows, strict=True)
+    parquet.write_table(pyarrow.table({"path": paths, "label": numbers}), images / "m.parquet")
+    for file in (_write(images / "m.csv", "path,label", rows), images / "m.parquet"):
+        assert ManifestDataset(file, "train").class_names == [str(written(2)), str(written(9))]
+        assert ManifestDataset(file, "test").class_names == [str(written(10)), str(written(100))]
+
+
+def test_numbers_that_are_not_whole_and_versions_are_text(images):
+    labels = {"cat": "1.10", "dog": "1.2", "emu": "10.0", "fox": "9.0"}
+    rows = [(path, labels[name]) for path, name in _rows(labels)]
+    assert read_manifest(_write(images / "m.csv", "path,label", rows)).label_names == ["1.10", "1.2", "10.0", "9.0"]
+
+
+def test_a_number_written_in_two_ways_is_no_two_classes(images):
+    rows = [*_rows(["cat"], range(3), 1, "a"), *_rows(["dog"], range(3), 2, "a"), *_rows(["emu"], range(3), "1.0", "a")]
+    rows = [(path, label, distribution) for path, _, label, distribution in rows]
+    file = _write(images / "m.csv", "path,label,distribution", rows)
+    with pytest.raises(
+        DatasetError, match=r"a: manifest .*m\.csv has the labels '1' and '1\.0', which would be two cl"
+    ):
+        read_manifest(file)
+    # Another distribution has classes of its own.
+    rows[-3:] = [(path, label, "b") for path, label, _ in rows[-3:]]
+    assert read_manifest(_write(images / "m.csv", "path,label,distribution", rows)).label_names == ["1", "1.0", "2"]
+
+
 def test_splits_and_distributions(images):
     rows = [
         *_rows(["cat", "dog"], range(3), "train", "a"),
