@@ -44,7 +44,8 @@ def find_support(vit: Any) -> Support:
     """Look a model up in the list of what can be adapted.
 
     Raises:
-        ValueError: the model or one of its blocks is not in the list; the message says which and what is supported.
+        ValueError: the model or one of its blocks is not in the list, or a block stands in two places; the message says
+            which and what is supported.
     """
     name = type(vit).__name__
     if type(vit) not in WITH_PROMPTS + ADAPTERS_ONLY:
@@ -52,6 +53,14 @@ def find_support(vit: Any) -> Support:
     unknown = {type(block).__name__ for block in vit.blocks if type(block) not in BLOCKS}
     if unknown:
         raise ValueError(f"adapt() does not support a {name} with blocks of {', '.join(sorted(unknown))}. {SUPPORTED}")
+    first: dict[nn.Module, int] = {}
+    for index, block in enumerate(vit.blocks):
+        if first.setdefault(block, index) != index:
+            raise ValueError(
+                f"adapt() needs a block of its own in every place, but blocks[{index}] of this {name} is blocks["
+                f"{first[block]}] again, so their adapters would be the same; put copies there, as in vit.blocks"
+                f"[{index}] = copy.deepcopy(vit.blocks[{first[block]}]), which compute the same"
+            )
     if any("forward" in vars(block) for block in vit.blocks):
         raise ValueError(
             f"a block of this {name} has a forward of its own (set on the instance, as some offloading tools "

@@ -1,5 +1,6 @@
 """Every family of timm models that can be adapted, with random weights and reduced depth."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -203,6 +204,22 @@ def test_intermediates_are_as_the_frozen_models_in_shape_and_hold_no_prompts(
             (both,) = vit.forward_intermediates(images, [0], return_prefix_tokens=True, intermediates_only=True)
             torch.testing.assert_close(both[0], maps[0])
             torch.testing.assert_close(both[1], outputs[0][:, : case.prefix])
+
+
+def test_a_block_in_two_places_is_refused_before_anything_is_changed(make_vit: Callable[..., nn.Module]) -> None:
+    """As in ALBERT. A copy has the same weights and adapters of its own."""
+    vit = make_vit()
+    vit.blocks[1] = vit.blocks[0]
+    before, images = snapshot(vit), images_for(vit)
+    with pytest.raises(ValueError, match=r"blocks\[1\] of this \w+ is blocks\[0\] again, .* put copies there"):
+        adapt(vit, adapter_dim=4)
+    assert snapshot(vit)["modules"] == before["modules"]
+    with torch.no_grad():
+        expected = vit(images)
+        vit.blocks[1] = copy.deepcopy(vit.blocks[0])
+        adapt(vit, adapter_dim=4, pool_size=0)
+        torch.testing.assert_close(vit(images), expected, **ROUNDING)
+    assert len(vit.adapters()) == 2 * len(vit.blocks)
 
 
 @pytest.mark.slow
