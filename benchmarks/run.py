@@ -87,7 +87,9 @@ def measure(
     """Run suites in one process with one allocator setting; its exit code and its result, None if there is none."""
     with tempfile.TemporaryDirectory(prefix="puma_bench_") as folder:
         path = Path(folder) / "result.json"
-        files = [str(SUITES_FOLDER / f"bench_{name}.py") for name in suites]
+        # Each file holds the ceilings. They are a timing, too: without any, as in the memory suite, pytest-benchmark
+        # writes no file.
+        files = [str(SUITES_FOLDER / f"bench_{name}.py") for name in dict.fromkeys(("ceilings", *suites))]
         options = [f"--effort={effort}", f"--bench-device={device}", *(["--no-compiled"] if no_compiled else [])]
         # One line per comparison (-s) and failures, nothing else.
         quiet = ["-q", "-s", "-rNfE", "--no-header", "--benchmark-quiet", "--continue-on-collection-errors"]

@@ -1,11 +1,14 @@
 """One small run of the whole command, the joining of processes, and peak memory."""
 
 import json
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from benchmarks import run
 from benchmarks.machine import last_level_cache_bytes, machine_slug
 from benchmarks.memory import MemoryPlan, measurable, measure
 from benchmarks.reporting.results import load_results
@@ -40,6 +43,22 @@ def test_smoke_run_writes_results_tables_and_plots(tmp_path: Path, monkeypatch: 
         assert entry["stats"]["median"] == pytest.approx(row.median)
     assert "### Stochastic adapter" in path.with_suffix(".md").read_text()
     assert (tmp_path / "plots" / "ratios.svg").exists()
+
+
+@pytest.mark.parametrize("suites", [["memory"], ["memory", "ceilings"]])
+def test_every_process_has_a_timing_as_pytest_benchmark_writes_no_file_without(
+    suites: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+
+    def start(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", start)
+    run.measure(suites, "smoke", "cpu", "default", no_compiled=True)
+    files = [Path(word).name for word in commands[0] if word.endswith(".py")]
+    assert sorted(files) == ["bench_ceilings.py", "bench_memory.py"]
 
 
 def test_processes_are_joined() -> None:
