@@ -72,7 +72,8 @@ class BenchSession:
                 outcome.errors[name] = checked
                 runners[name] = _prepare(workload, name, plan.mode)
         if runners:
-            clock = make_clock(self.settings.device, workload.device_only)
+            # The workload's device: samplers and evaluation run on the CPU also where there is a GPU.
+            clock = make_clock(workload.device, workload.device_only)
             outcome.samples = interleave(runners, clock, self.settings.effort)
         self._outcome = ((subject.name, plan), outcome)
         return outcome, True

@@ -20,6 +20,12 @@ SETTINGS = {
     "malloc_raised": "raised allocator thresholds",
     "malloc_default": "default allocator thresholds",
 }
+# What is timed on a machine with a GPU, where it is not the device's time alone.
+ON_A_GPU = {
+    "training_step": "as a training loop sees it, of host and device the slower one",
+    "sampling": "on the CPU",
+    "evaluation": "on the CPU",
+}
 
 
 def report_text(results: Results) -> str:
@@ -77,7 +83,8 @@ def subject_table(results: Results, subject: str) -> str:
         cells = [_ratio(entry, name) for name in names]
         rows.append([entry.case_id, entry.mode, duration(ours), *cells, _limit(ours)])
     shown = {_shown_setting(entry) for entry in comparisons}
-    note = f"Our times: {', '.join(sorted(SETTINGS[setting] for setting in shown))}."
+    names_of_times = {**SETTINGS, "cuda": ON_A_GPU.get(subject, SETTINGS["cuda"])}
+    note = f"Our times: {', '.join(sorted(names_of_times[setting] for setting in shown))}."
     titles = [name.replace("_", " ") for name in names]
     return f"### {TITLES[subject]}\n\n{note}\n\n" + markdown(["case", "mode", OURS, *titles, "limit"], rows)
 

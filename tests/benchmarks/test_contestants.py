@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import session
 from benchmarks.agreement import DisagreementError, relative_errors, require_agreement
 from benchmarks.peers import adapter as peers
 from benchmarks.session import BenchSession
@@ -20,6 +21,7 @@ from benchmarks.subjects.prompts import PromptCase, PromptWorkload
 from benchmarks.subjects.sampling import DATASETS, STRETCH, M, SamplingWorkload, joined_labels, million_labels
 from benchmarks.subjects.training_step import COMPILED as COMPILED_STEPS
 from benchmarks.subjects.training_step import FORMS, OTHERS, StepCase, StepWorkload
+from benchmarks.timing import CpuClock
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = Settings(EFFORTS["smoke"], "cpu", "default", compiled=False)
@@ -155,6 +157,22 @@ def test_sampling_contestants_draw_what_they_should() -> None:
     drawn = [batch for _ in range(4) for batch in fresh.stretch("ours")]
     sampler = fresh.build("ours")
     assert drawn == [*sampler, *sampler][: 4 * STRETCH]
+
+
+def test_what_runs_on_the_cpu_is_timed_there_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By events of a device that has nothing to do it would take no time at all."""
+    clocks: list[str] = []
+
+    def choose(device: str, _: bool) -> CpuClock:
+        clocks.append(device)
+        return CpuClock()
+
+    monkeypatch.setattr(session, "make_clock", choose)
+    beside_a_gpu = Settings(EFFORTS["smoke"], "cuda", "default", compiled=False)
+    for name in ("sampling", "evaluation"):
+        subject = load_subject(name)
+        BenchSession(beside_a_gpu).outcome(subject, subject.plans(beside_a_gpu)[0])
+    assert clocks == ["cpu", "cpu"]
 
 
 def test_joined_labels_have_the_papers_counts() -> None:

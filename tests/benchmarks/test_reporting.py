@@ -9,7 +9,7 @@ from benchmarks.report import main
 from benchmarks.reporting.goals import judge
 from benchmarks.reporting.plots import write_plots
 from benchmarks.reporting.results import load_results
-from benchmarks.reporting.tables import duration, report_text
+from benchmarks.reporting.tables import duration, report_text, subject_table
 
 
 @pytest.fixture
@@ -115,6 +115,21 @@ def test_goals_of_the_other_device_are_not_judged(files: Any) -> None:
     assert {verdict.goal.device for verdict in verdicts} == {"cuda"}
     reached = {verdict.goal.kind: verdict.reached for verdict in verdicts if verdict.measured is not None}
     assert reached == {"ratio": True, "seconds": True}
+
+
+@pytest.mark.parametrize(
+    ("subject", "mode", "text"),
+    [
+        ("adapter", "both", "device time"),
+        ("training_step", "step", "of host and device the slower one"),
+        ("sampling", "epoch", "on the CPU"),
+    ],
+)
+def test_a_table_says_what_was_timed_on_a_machine_with_a_gpu(files: Any, subject: str, mode: str, text: str) -> None:
+    row = files.entry("ours", [1e-3] * 3, subject=subject, mode=mode, setting="cuda")
+    table = subject_table(load_results(files.write("cuda", [row], device="cuda")), subject)
+    assert text in table
+    assert ("device time" in table) == (subject == "adapter")
 
 
 @pytest.mark.parametrize(
