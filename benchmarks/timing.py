@@ -29,7 +29,7 @@ class Samples:
 
     Attributes:
         seconds: one entry per round, per call.
-        repeats: calls per sample.
+        repeats: calls per sample, the same for all that took turns.
         page_faults: minor faults of the process per call, one entry per round; what the allocator's settings change.
     """
 
@@ -103,8 +103,10 @@ def make_clock(device: str, device_only: bool) -> Clock:
 def interleave(contestants: Mapping[str, Prepare], clock: Clock, effort: Effort, seed: int = 0) -> dict[str, Samples]:
     """Time all contestants, one sample each per round.
 
-    Rounds are as many as ``effort.budget_s`` buys, within its bounds; short calls are repeated within a sample until it
-    lasts ``effort.min_sample_s``. Garbage is collected between rounds, never inside.
+    Rounds are as many as ``effort.budget_s`` buys, within its bounds; short calls are repeated within a sample until
+    everybody's lasts ``effort.min_sample_s``. All are repeated equally often: the first call of a sample finds the
+    caches as another contestant left them, and must weigh the same for all. Garbage is collected between rounds, never
+    inside.
 
     Raises:
         ValueError: no contestants.
@@ -116,9 +118,9 @@ def interleave(contestants: Mapping[str, Prepare], clock: Clock, effort: Effort,
     for _ in range(effort.warmup):
         for runner in runners.values():
             runner.sample()
+    repeats = max(runner.repeats_for(effort.min_sample_s) for runner in runners.values())
     for runner in runners.values():
-        runner.calibrate(effort.min_sample_s)
-        runner.forget()
+        runner.samples = Samples(repeats=repeats)
 
     rounds, deadline = 0, time.perf_counter() + effort.budget_s
     with _quiet_collector():
@@ -166,13 +168,10 @@ class _Runner:
         self.samples.seconds.append(seconds / self.samples.repeats)
         self.samples.page_faults.append((_page_faults() - faults) / self.samples.repeats)
 
-    def calibrate(self, min_sample_s: float) -> None:
-        """Choose the repeats per sample from the fastest warm-up sample."""
+    def repeats_for(self, min_sample_s: float) -> int:
+        """How many calls a sample of this length takes, going by the fastest warm-up sample."""
         fastest = max(min(self.samples.seconds), 1e-9)
-        self.samples.repeats = max(1, min(self.clock.max_repeats, math.ceil(min_sample_s / fastest)))
-
-    def forget(self) -> None:
-        self.samples = Samples(repeats=self.samples.repeats)
+        return max(1, min(self.clock.max_repeats, math.ceil(min_sample_s / fastest)))
 
 
 def _page_faults() -> int:
