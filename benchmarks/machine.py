@@ -1,6 +1,7 @@
 """The machine that figures belong to: provenance, name of its results folder, size of its last cache."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,14 @@ def machine_slug(machine: dict[str, Any]) -> str:
     cpu = re.sub(r"\((r|tm)\)|processor|cpu @ .*", " ", str(machine["cpu"]).lower())
     text = f"{cpu} {machine['cores']} cores {machine.get('gpu') or ''}".lower()
     return re.sub(r"[^a-z0-9]+", "-", text).strip("-")
+
+
+def commit_of_all(commits: Sequence[str | None]) -> str | None:
+    """The first, with "+changes" where others differ: then files changed while the benchmarks ran."""
+    first = commits[0]
+    if first is None or "+" in first or set(commits) == {first}:
+        return first
+    return f"{first}+changes"
 
 
 def machine_info(device: str) -> dict[str, Any]:

@@ -103,7 +103,11 @@ def measure(
 
 def merge(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Join the results of several processes of one run."""
+    from benchmarks.machine import commit_of_all  # imports torch, which `--help` need not wait for
+
     merged = dict(parts[0])
+    commit = commit_of_all([part["machine_info"].get("commit") for part in parts])
+    merged["machine_info"] = {**merged["machine_info"], "commit": commit}
     for name in LISTS:
         merged[name] = [entry for part in parts for entry in part[name]]
     return merged

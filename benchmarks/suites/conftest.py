@@ -10,17 +10,19 @@ import pytest
 
 from benchmarks.ceilings import ceiling_names
 from benchmarks.growth import growth_plans
-from benchmarks.machine import machine_info
+from benchmarks.machine import commit_of_all, machine_info
 from benchmarks.memory import MemoryPlan, memory_plans
 from benchmarks.replay import replay
 from benchmarks.session import BenchSession, Record
 from benchmarks.settings import EFFORTS, Settings, choose_device, malloc_setting
 from benchmarks.subjects import load_subject
 from benchmarks.subjects.workload import Plan
+from puma_plugin.experiments.reporting.machine import commit
 
 SESSION: pytest.StashKey[BenchSession] = pytest.StashKey()
 MEMORY: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 LOAD: pytest.StashKey[float] = pytest.StashKey()
+MACHINE: pytest.StashKey[dict[str, Any]] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,6 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SESSION] = BenchSession(settings)
     config.stash[MEMORY] = []
     config.stash[LOAD] = os.getloadavg()[0]
+    config.stash[MACHINE] = machine_info(settings.device)  # now: the code that will be measured
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -109,7 +112,8 @@ def _progress(title: str, medians: dict[str, float]) -> str:
 
 
 def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, Any]:
-    return machine_info(config.stash[SESSION].settings.device)
+    found = config.stash[MACHINE]
+    return {**found, "commit": commit_of_all([found["commit"], commit()])}
 
 
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:

@@ -3,20 +3,23 @@
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import run
-from benchmarks.machine import last_level_cache_bytes, machine_slug
+from benchmarks.machine import commit_of_all, last_level_cache_bytes, machine_slug
 from benchmarks.memory import MemoryPlan, measurable, measure
 from benchmarks.reporting.results import load_results
 from benchmarks.run import main, merge, result_name
-from benchmarks.settings import choose_device
+from benchmarks.session import BenchSession
+from benchmarks.settings import EFFORTS, Settings, choose_device
 from benchmarks.subjects.adapter import EAGER, AdapterCase
 from benchmarks.subjects.sampling import SamplingCase
 from benchmarks.subjects.workload import MAX_COPIES, number_of_copies
+from benchmarks.suites import conftest
 
 
 def test_smoke_run_writes_results_tables_and_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +72,24 @@ def test_processes_are_joined() -> None:
     merged = merge(parts)
     assert merged["benchmarks"] == [1, 4]
     assert (merged["memory"], merged["ceilings"], merged["settings"]) == ([5], [2, 6], [3, 7])
+
+
+def test_the_commit_is_the_one_that_a_run_began_with() -> None:
+    assert commit_of_all(["a", "a"]) == "a"
+    assert commit_of_all(["a", "b"]) == "a+changes"
+    assert commit_of_all(["a", "a+changes"]) == "a+changes"
+    assert commit_of_all(["a+changes", "b"]) == "a+changes"
+    assert commit_of_all([None, None]) is None
+    part = {"benchmarks": [], "memory": [], "ceilings": [], "settings": []}
+    merged = merge([{**part, "machine_info": {"commit": name}} for name in ("a", "b")])
+    assert merged["machine_info"]["commit"] == "a+changes"
+
+
+def test_a_commit_in_the_middle_of_a_run_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(EFFORTS["smoke"], "cpu", "default")
+    config = SimpleNamespace(stash={conftest.SESSION: BenchSession(settings), conftest.MACHINE: {"commit": "a"}})
+    monkeypatch.setattr(conftest, "commit", lambda: "b")
+    assert conftest.pytest_benchmark_generate_machine_info(config)["commit"] == "a+changes"
 
 
 def test_names() -> None:
