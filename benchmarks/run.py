@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from benchmarks.machine import machine_slug  # imports torch, which `--help` need not wait for
 
     folder = given.out or RESULTS / machine_slug(merged["machine_info"])
-    path = folder / f"{result_name(merged, given.effort)}.json"
+    path = free_path(folder, result_name(merged, given.effort))
     write_json(path, merged)
     print(write_report(path), f"result file: {path}", sep="\n")
     return 130 if 130 in codes else int(any(codes))
@@ -119,6 +119,14 @@ def result_name(result: dict[str, Any], effort: str) -> str:
     commit = str(result["machine_info"].get("commit") or "unversioned")
     commit = commit[:7] + ("+" if "+" in commit else "")
     return f"{date:%Y-%m-%d-%H%M}-{commit}-{effort}"
+
+
+def free_path(folder: Path, name: str) -> Path:
+    """``folder/name.json``; with -2, -3 ... behind the name where a run of the same minute has written that."""
+    path, number = folder / f"{name}.json", 2
+    while path.exists():
+        path, number = folder / f"{name}-{number}.json", number + 1
+    return path
 
 
 if __name__ == "__main__":

@@ -101,6 +101,15 @@ def test_names() -> None:
     assert machine_slug(machine) == "amd-epyc-9354-32-core-2-cores"
 
 
+def test_two_runs_of_the_same_minute_keep_both_files(tmp_path: Path) -> None:
+    names = []
+    for _ in range(3):
+        path = run.free_path(tmp_path, "2026-01-31-1530-0123abc-quick")
+        path.touch()
+        names.append(path.name)
+    assert names == [f"2026-01-31-1530-0123abc-quick{number}.json" for number in ("", "-2", "-3")]
+
+
 def test_inputs_exceed_the_last_level_cache() -> None:
     cache = last_level_cache_bytes("cpu")
     assert cache >= 1 << 20
