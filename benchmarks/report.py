@@ -24,7 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(given.run(given))
     except (OSError, ValueError) as error:
         print(f"python -m benchmarks.report: error: {error}", file=sys.stderr)
-        return 2
+    except ModuleNotFoundError as error:
+        print(f"python -m benchmarks.report: error: {error}; install it with pip install {error.name}", file=sys.stderr)
+    return 2
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ ROOT = Path(__file__).resolve().parents[1]
 SUITES_FOLDER = ROOT / "benchmarks" / "suites"
 RESULTS = ROOT / "benchmarks" / "results"
 BUSY = 0.5  # load per core
+NEEDED = {"pytest": "pytest", "pytest-benchmark": "pytest_benchmark"}  # package: module
 LISTS = ("benchmarks", "memory", "ceilings", "settings")  # of the result file; several processes' are joined
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code is 1 if a contestant failed or disagreed."""
+    """Run the command; the exit code is 1 if a contestant failed or disagreed, 2 on wrong arguments, 130 on Ctrl-C."""
     parser = argparse.ArgumentParser(prog="puma bench", description=__doc__)
     parser.add_argument("--effort", choices=list(EFFORTS), default="full", help="default: full")
     parser.add_argument("--quick", action="store_const", const="quick", dest="effort", help="same as --effort quick")
@@ -41,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-compiled", action="store_true", help="leave out the torch.compile contestants")
     parser.add_argument("--out", type=Path, help="folder for the results; default: benchmarks/results/<machine>")
     given = parser.parse_args(arguments)
+    missing = [name for name, module in NEEDED.items() if find_spec(module) is None]
+    if missing:
+        parser.error(f"{' and '.join(missing)} must be installed: pip install {' '.join(missing)}")
     try:
         device = choose_device(given.device)
     except ValueError as error:
@@ -55,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code, result = measure(given.suites, given.effort, device, setting, given.no_compiled)
         except KeyboardInterrupt:
             if not parts:
-                raise
+                print("interrupted; nothing was finished, and no result file is written", file=sys.stderr)
+                return 130
             print(f"interrupted; what was finished before ({settings[0]} thresholds) is written", file=sys.stderr)
             codes.append(130)
             break

@@ -1,5 +1,6 @@
 """Reading result files, and what they are turned into."""
 
+import sys
 from pathlib import Path
 
 from benchmarks.reporting.results import load_results
@@ -8,12 +9,15 @@ from puma_plugin.utils import atomic_write
 
 
 def write_report(path: Path) -> str:
-    """Write tables and plots of a result file next to it; the tables as text."""
-    from benchmarks.reporting.plots import write_plots  # matplotlib is slow to import
-
+    """Write tables and plots of a result file next to it; the tables as text. Without matplotlib there are no plots."""
     results = load_results(path)
     text = report_text(results)
     with atomic_write(path.with_suffix(".md")) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    write_plots(results, path.parent / "plots")
+    try:
+        from benchmarks.reporting.plots import write_plots  # matplotlib is slow to import
+    except ModuleNotFoundError as error:
+        print(f"no plots are written: {error}; install it with pip install matplotlib", file=sys.stderr)
+    else:
+        write_plots(results, path.parent / "plots")
     return text

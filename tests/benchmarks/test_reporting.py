@@ -1,11 +1,13 @@
 """Tables, plots and goals of made-up result files."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.report import main
+from benchmarks.reporting import write_report
 from benchmarks.reporting.goals import judge
 from benchmarks.reporting.plots import write_plots
 from benchmarks.reporting.results import load_results
@@ -165,6 +167,19 @@ def test_plots_are_written_and_repeatable(path: Path, files: Any) -> None:
     names = {entry.name for entry in write_plots(load_results(files.write("curve", curve)), files.folder / "curves")}
     assert "cost_against_batch.svg" in names
     assert "cost_against_drop.svg" not in names
+
+
+def test_without_matplotlib_there_are_tables_but_no_plots(
+    path: Path, files: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "benchmarks.reporting.plots", raising=False)
+    assert "### Stochastic adapter" in write_report(path)
+    assert path.with_suffix(".md").exists()
+    assert not (path.parent / "plots").exists()
+    assert "no plots are written" in capsys.readouterr().err
+    assert main(["plots", str(path), "--out", str(files.folder / "plots")]) == 2
+    assert "pip install matplotlib" in capsys.readouterr().err
 
 
 def test_other_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

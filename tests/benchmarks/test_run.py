@@ -110,6 +110,28 @@ def test_two_runs_of_the_same_minute_keep_both_files(tmp_path: Path) -> None:
     assert names == [f"2026-01-31-1530-0123abc-quick{number}.json" for number in ("", "-2", "-3")]
 
 
+def test_interrupted_before_anything_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "measure", interrupted)
+    assert main(["--device", "cpu", "--out", str(tmp_path)]) == 130
+    assert "no result file is written" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_pytest_benchmark_the_command_says_so_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "find_spec", lambda name: None if name == "pytest_benchmark" else object())
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == 2
+    assert "pytest-benchmark must be installed: pip install pytest-benchmark" in capsys.readouterr().err
+
+
 def test_inputs_exceed_the_last_level_cache() -> None:
     cache = last_level_cache_bytes("cpu")
     assert cache >= 1 << 20
