@@ -111,16 +111,20 @@ class BranchWorkload(Workload):
         return errors
 
     def limit(self, mode: str, ceilings: Ceilings) -> Limit:
-        """Products: of the MLP two each way; of attention two forward and five backward. Each input and result once."""
+        """Products: of the MLP two each way; of attention two forward, and four backward where its weights are kept.
+
+        Each input and result is read or written once, the MLP's weights too.
+        """
         case = self.case
         rows, both = case.batch * case.tokens, mode == "both"
         matrix = float(self.dtype.itemsize) * rows * case.width
         if case.branch == "mlp":
-            product, moved = 4.0 * rows * case.width * 4 * case.width, matrix * 2
+            product, weights = 4.0 * rows * case.width * 4 * case.width, 2 * 4 * case.width**2 + 5 * case.width
+            moved = matrix * 2 + self.dtype.itemsize * weights
             flops = product * (2 if both else 1)
         else:
             product, moved = 2.0 * rows * case.tokens * case.width, matrix * 4
-            flops = product * (7 if both else 2)
+            flops = product * (6 if both else 2)
         moved *= 2 if both else 1
         seconds, bound = ceilings.floor_s(moved, flops, case.dtype)
         return Limit(seconds, bound, flops, moved)

@@ -106,13 +106,18 @@ class PromptWorkload(Workload):
         return errors
 
     def limit(self, mode: str, ceilings: Ceilings) -> Limit:
-        """Each input read and each result written once; four products of (B, C) x (C, M) and (B, M) x (M, L C) size."""
+        """Each input read and each result written once, and the products.
+
+        Forward: two of (B, C) x (C, M), one of (B, M) x (M, L C). Backward: the first two once more, for keys and
+        attention (the query takes no gradient), the last twice, for weights and prompts.
+        """
         case = self.case
         size = DTYPES[case.dtype].itemsize
         pool = case.pool_size * case.width * (2 + case.prompt_length)
         rows = case.batch * (case.width * (1 + case.prompt_length) + case.pool_size)
-        product = 2.0 * case.batch * case.pool_size * case.width * (2 + case.prompt_length)
-        forward, backward = (size * (rows + pool), product), (size * (rows + 2 * pool), 2 * product)
+        product, length = 2.0 * case.batch * case.pool_size * case.width, case.prompt_length
+        forward = size * (rows + pool), product * (2 + length)
+        backward = size * (rows + 2 * pool), product * (2 + 2 * length)
         both = forward[0] + backward[0], forward[1] + backward[1]
         moved, flops = {"forward": forward, "backward": backward, "both": both}[mode]
         seconds, bound = ceilings.floor_s(moved, flops, case.dtype)

@@ -5,11 +5,16 @@ from collections import Counter
 from statistics import median
 
 import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.ceilings import Ceilings, measure_ceilings
 from benchmarks.replay import ReplayClock
 from benchmarks.settings import EFFORTS, MALLOC_VARIABLES, Effort, malloc_environment, malloc_setting
 from benchmarks.subjects.adapter import AdapterCase, AdapterWorkload
+from benchmarks.subjects.branches import BranchCase, BranchWorkload
+from benchmarks.subjects.prompts import PromptCase, PromptWorkload
 from benchmarks.timing import Call, CpuClock, Prepare, interleave
 
 
@@ -155,3 +160,40 @@ def test_adapter_limit_by_hand() -> None:
     assert both.flops == 12 * 90 * 205 * 384 * 128
     slow = workload.limit("both", Ceilings(4.3e12, {"bfloat16": 1e12}, {}, {}))
     assert (slow.bound, slow.seconds) == ("matrix product", pytest.approx(both.flops / 1e12))
+
+
+@pytest.mark.parametrize("mode", ["forward", "backward", "both"])
+def test_prompt_limit_is_the_work_of_plain_products(mode: str) -> None:
+    workload = PromptWorkload(PromptCase(12, 24, 5, 3), "cpu")
+    limit = workload.limit(mode, Ceilings(1e9, {"float32": 1e12}, {}, {}))
+    assert limit.flops == executed(workload.prepare("two_products", mode, 0))
+
+
+def test_mlp_limit_is_the_work_of_its_products_and_reads_the_weights() -> None:
+    workload = BranchWorkload(BranchCase("mlp", 3, 64, 7), "cpu")
+    for mode, times in (("forward", 1), ("both", 2)):
+        limit = workload.limit(mode, Ceilings(1e9, {"float32": 1e12}, {}, {}))
+        assert limit.flops == executed(workload.prepare("torch", mode, 0))
+        read = sum(weight.nbytes for weight in workload.weights)
+        assert limit.bytes == times * (read + 2 * workload.make_input(0)[1].nbytes)
+
+
+def test_attention_limit_is_the_work_of_its_products_with_the_weights_kept() -> None:
+    """An implementation that computes them once more does more than it has to."""
+
+    def plain(qkv: Tensor) -> Tensor:
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        out = (query @ key.transpose(-1, -2) / 8).softmax(-1) @ value
+        return out.transpose(1, 2).reshape(*qkv.shape[:2], -1)
+
+    workload = BranchWorkload(BranchCase("attention", 2, 128, 9), "cpu")
+    input, grad = workload.make_input(0)
+    both = executed(lambda: torch.autograd.grad([plain(input)], [input], [grad]))
+    assert workload.limit("both", Ceilings(1e9, {"float32": 1e12}, {}, {})).flops == both
+
+
+def executed(call: Call) -> int:
+    """FLOP of the products that a call makes, as torch counts them."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return int(counter.get_total_flops())
