@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmarks.agreement import TOLERANCE, require_agreement
 from benchmarks.peers import adapter as peers
 from benchmarks.settings import Settings
 from benchmarks.subjects.workload import Plan, Workload
@@ -49,7 +50,9 @@ class OverheadWorkload(Workload):
     def check(self, contestant: str, reference: None) -> dict[str, float]:
         result = self.prepare(contestant, "with_gradient", 0)()
         assert isinstance(result, Tensor)
-        return {"output": abs(result.item() - 1.1) / 1.1}
+        errors = {"output": abs(result.item() - 1.1) / 1.1}
+        require_agreement(errors, TOLERANCE[torch.float32])
+        return errors
 
 
 def plans(settings: Settings) -> list[Plan]:

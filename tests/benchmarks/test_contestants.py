@@ -17,6 +17,7 @@ from benchmarks.subjects import load_subject
 from benchmarks.subjects.adapter import EAGER, SCALE, AdapterCase, AdapterWorkload, make_inputs
 from benchmarks.subjects.branches import BranchCase, BranchWorkload
 from benchmarks.subjects.evaluation import EvaluationCase, EvaluationWorkload
+from benchmarks.subjects.overhead import OverheadCase, OverheadWorkload
 from benchmarks.subjects.prompts import PromptCase, PromptWorkload
 from benchmarks.subjects.sampling import DATASETS, STRETCH, M, SamplingWorkload, joined_labels, million_labels
 from benchmarks.subjects.training_step import COMPILED as COMPILED_STEPS
@@ -134,6 +135,15 @@ def test_training_step_contestants_agree_and_train() -> None:
     assert (
         trained["ours"] == trained["authors"] == trained["without_adapters"] + 2 * 2 * 2
     )  # down and up, two per block
+
+
+def test_overhead_contestants_agree_and_a_wrong_one_is_found() -> None:
+    workload = OverheadWorkload(OverheadCase(), "cpu")
+    for name in ("ours", "fixed"):
+        assert workload.check(name, None)["output"] < 1e-6
+    workload.functions["ours"] = lambda *_: torch.tensor(1.0)
+    with pytest.raises(DisagreementError, match="output"):
+        workload.check("ours", None)
 
 
 def test_evaluation_contestants_agree() -> None:
