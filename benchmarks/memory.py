@@ -4,7 +4,7 @@ On the CPU the process returns every freed tensor to the system at once (low all
 memory is what is alive, including scratch memory that torch does not know of. On a GPU torch's allocator counts.
 
 Of the adapter, what a forward and backward pass needs beyond its inputs; of a training step, everything: weights,
-optimizer state, gradients, activations; of a sampler, everything from the labels to its first batch.
+optimizer state, gradients, activations, the batch; of a sampler, everything from the labels to its first batch.
 """
 
 import argparse
@@ -116,8 +116,8 @@ def peak_bytes(subject_name: str, case: dict[str, Any], mode: str, contestant: s
 
 
 def _run(workload: Workload, mode: str, contestant: str) -> None:
-    for index in range(STEPS):
-        workload.prepare(contestant, mode, index)()
+    for _ in range(STEPS):
+        workload.prepare(contestant, mode, 0)()  # a step has one batch; the others are the benchmark's
 
 
 def _current(device: str) -> int:

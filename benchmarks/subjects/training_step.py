@@ -152,17 +152,25 @@ class StepWorkload(Workload):
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):  # capturing asks for warm-up aside
                 for _ in range(CAPTURE_WARMUP):
-                    self.step(trainee, *self.batches[0])
+                    self.step(trainee, *self.images(0))
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                self.step(trainee, *self.batches[0])
+                self.step(trainee, *self.images(0))
             self.graphs[contestant] = graph, trainee  # the graph works in the trainee's memory
         return self.graphs[contestant][0]
 
     @cached_property
-    def batches(self) -> list[tuple[Tensor, Tensor]]:
-        return [self._batch(seed, self.case.batch) for seed in range(BATCHES)]
+    def batches(self) -> dict[int, tuple[Tensor, Tensor]]:
+        """Rotating batches of images and labels, filled as they are needed."""
+        return {}
+
+    def images(self, index: int) -> tuple[Tensor, Tensor]:
+        """Images and labels of step number ``index``."""
+        place = index % BATCHES
+        if place not in self.batches:
+            self.batches[place] = self._batch(place, self.case.batch)
+        return self.batches[place]
 
     def _batch(self, seed: int, size: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(seed)
@@ -184,7 +192,7 @@ class StepWorkload(Workload):
     def prepare(self, contestant: str, mode: str, index: int) -> Call:
         if mode == "graph":
             return self.graph(contestant).replay
-        return partial(self.step, self.trainee(contestant), *self.batches[index % BATCHES])
+        return partial(self.step, self.trainee(contestant), *self.images(index))
 
     def step(self, trainee: Trainee, images: Tensor, labels: Tensor) -> None:
         """One training step."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import session
+from benchmarks import memory, session
 from benchmarks.agreement import DisagreementError, relative_errors, require_agreement
 from benchmarks.peers import adapter as peers
 from benchmarks.session import BenchSession
@@ -20,8 +20,8 @@ from benchmarks.subjects.evaluation import EvaluationCase, EvaluationWorkload
 from benchmarks.subjects.overhead import OverheadCase, OverheadWorkload
 from benchmarks.subjects.prompts import PromptCase, PromptWorkload
 from benchmarks.subjects.sampling import DATASETS, STRETCH, M, SamplingWorkload, joined_labels, million_labels
+from benchmarks.subjects.training_step import BATCHES, FORMS, OTHERS, StepCase, StepWorkload
 from benchmarks.subjects.training_step import COMPILED as COMPILED_STEPS
-from benchmarks.subjects.training_step import FORMS, OTHERS, StepCase, StepWorkload
 from benchmarks.timing import CpuClock
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -135,6 +135,23 @@ def test_training_step_contestants_agree_and_train() -> None:
     assert (
         trained["ours"] == trained["authors"] == trained["without_adapters"] + 2 * 2 * 2
     )  # down and up, two per block
+
+
+def test_a_training_steps_peak_memory_holds_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other batches would lessen the differences between contestants."""
+    workload = StepWorkload(StepCase("vit_tiny_patch16_224", 2, 32, 2, 8), "cpu")
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    monkeypatch.setattr(workload, "step", lambda trainee, *batch: seen.append(batch))
+    memory._run(workload, "step", "ours")
+    assert len(seen) == memory.STEPS
+    assert len(workload.batches) == 1
+
+
+def test_a_training_steps_batches_rotate() -> None:
+    workload = StepWorkload(StepCase("vit_tiny_patch16_224", 2, 32, 2, 8), "cpu")
+    images = [workload.images(index)[0] for index in range(BATCHES + 1)]
+    assert images[BATCHES] is images[0]
+    assert all(not torch.equal(images[0], other) for other in images[1:BATCHES])
 
 
 def test_overhead_contestants_agree_and_a_wrong_one_is_found() -> None:
