@@ -9,9 +9,11 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.agreement import DisagreementError
 from benchmarks.memory import RESET, STATUS
 from benchmarks.settings import Settings
 from benchmarks.subjects.evaluation import EvaluationCase, EvaluationWorkload
@@ -30,11 +32,13 @@ class Growth:
         seconds: of the clock.
         cpu_seconds: of all threads together; hardly disturbed by other processes.
         peak_bytes: above what was there before, embeddings and labels included.
+        metrics: of the joint gallery.
     """
 
     seconds: float
     cpu_seconds: float
     peak_bytes: int
+    metrics: dict[str, float]
 
 
 def growth_plans(settings: Settings) -> list[tuple[EvaluationCase, str]]:
@@ -55,6 +59,25 @@ def pml_bytes(items: int) -> int:
     return round(PML_BYTES * items * 15_937 * min(items / 147_026, 1.0))
 
 
+def measure_in_turns(
+    case: EvaluationCase, contestants: Sequence[str], measure: Callable[[EvaluationCase, str], Growth]
+) -> dict[str, list[Growth]]:
+    """Every contestant as often as `repeats` says, one after the other, so that drift of the machine hits all alike.
+
+    Raises:
+        DisagreementError: one finds other metrics than the first.
+    """
+    found: dict[str, list[Growth]] = {name: [] for name in contestants}
+    for _ in range(repeats(case.items)):
+        for name in contestants:
+            found[name].append(measure(case, name))
+    expected = found[contestants[0]][0].metrics
+    for name, runs in found.items():
+        if any(abs(run.metrics[metric] - value) > 1e-12 for run in runs for metric, value in expected.items()):
+            raise DisagreementError(f"{case.id}: {name} finds {runs[0].metrics}, {contestants[0]} {expected}")
+    return found
+
+
 def repeats(items: int) -> int:
     """How often a size is measured: short runs several times."""
     return max(1, min(5, 100_000 // items))
@@ -73,7 +96,8 @@ def measure_apart(case: EvaluationCase, contestant: str) -> Growth:
         last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"
         raise RuntimeError(f"{case.id}, {contestant}: {last}")
     found = json.loads(done.stdout.splitlines()[-1])
-    return Growth(found["seconds"], found["cpu_seconds"], found["peak_bytes"])
+    metrics = {name: value for name, value in found.items() if name.startswith("unified")}
+    return Growth(found["seconds"], found["cpu_seconds"], found["peak_bytes"], metrics)
 
 
 def measure_here(items: int, contestant: str) -> dict[str, float]:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.growth import growth_plans, measure_apart, pml_bytes
+from benchmarks.agreement import DisagreementError
+from benchmarks.growth import Growth, growth_plans, measure_apart, measure_in_turns, pml_bytes
 from benchmarks.reporting.goals import judge
 from benchmarks.reporting.plots import write_plots
 from benchmarks.reporting.results import load_results
@@ -38,6 +39,25 @@ def test_contestants_cost_something_and_agree() -> None:
         assert cost.cpu_seconds > 0
     with pytest.raises(RuntimeError, match="invalid choice"):
         measure_apart(case, "nobody")
+
+
+def test_contestants_take_turns_and_must_agree() -> None:
+    case = EvaluationCase(40_000, per_class=0)  # measured twice
+    calls: list[str] = []
+
+    def measure(_: EvaluationCase, contestant: str) -> Growth:
+        calls.append(contestant)
+        return Growth(1.0, 1.0, 10, {"unified.recall_at_1": 0.5})
+
+    found = measure_in_turns(case, ("ours", "pml"), measure)
+    assert calls == ["ours", "pml", "ours", "pml"]
+    assert [len(runs) for runs in found.values()] == [2, 2]
+
+    def wrong(_: EvaluationCase, contestant: str) -> Growth:
+        return Growth(1.0, 1.0, 10, {"unified.recall_at_1": 0.5 if contestant == "ours" else 0.6})
+
+    with pytest.raises(DisagreementError, match="pml finds"):
+        measure_in_turns(case, ("ours", "pml"), wrong)
 
 
 def test_pml_is_left_out_where_its_memory_does_not_fit() -> None:
