@@ -49,7 +49,8 @@ def machine_text(results: Results) -> str:
         f"{', '.join(hardware)}; {machine['threads']} threads, {capability}. {versions}. "
         f"Commit {machine.get('commit') or 'unknown'}, {results.date[:16].replace('T', ' ')} UTC.\n\n"
         "Times are medians ± half the interquartile range; all contestants of a row were timed in turns. "
-        "`2.0x` means: takes 2.0 times as long as ours, in the setting (allocator thresholds) that flatters us least. "
+        "`2.0x` means: takes 2.0 times as long as ours, in the setting (allocator thresholds) that flatters us least; "
+        "cases with a * were measured in one setting only. "
         "Limit: the share of the machine's limit that ours reaches, from copy bandwidth and matrix product rate "
         "measured in the same run (training step: from the step without adapters)."
     )
@@ -81,7 +82,7 @@ def subject_table(results: Results, subject: str) -> str:
     for entry in comparisons:
         ours = entry.shown[OURS]
         cells = [_ratio(entry, name) for name in names]
-        rows.append([entry.case_id, entry.mode, duration(ours), *cells, _limit(ours)])
+        rows.append([_case(entry), entry.mode, duration(ours), *cells, _limit(ours)])
     shown = {_shown_setting(entry) for entry in comparisons}
     names_of_times = {**SETTINGS, "cuda": ON_A_GPU.get(subject, SETTINGS["cuda"])}
     note = f"Our times: {', '.join(sorted(names_of_times[setting] for setting in shown))}."
@@ -91,6 +92,11 @@ def subject_table(results: Results, subject: str) -> str:
 
 def _shown_setting(entry: Comparison) -> str:
     return next(setting for setting in SHOWN_FIRST if setting in entry.rows)
+
+
+def _case(entry: Comparison) -> str:
+    """With a * where the less flattering of two settings is not known; on a GPU there is only one."""
+    return entry.case_id + (" *" if len(entry.rows) == 1 and "cuda" not in entry.rows else "")
 
 
 def _ratio(entry: Comparison, name: str) -> str:

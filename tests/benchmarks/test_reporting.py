@@ -53,7 +53,7 @@ def test_tables(path: Path) -> None:
     text = report_text(load_results(path))
     assert "| case | mode | ours | fixed | authors | limit |" in text
     assert "| B180 | both | 1.00 ± 0.05 ms | 1.80x | 4.00x | 50 % (bandwidth) |" in text
-    assert "| B32 | both | 200 ± 0 us |  | 2.50x | 50 % (bandwidth) |" in text
+    assert "| B32 * | both | 200 ± 0 us |  | 2.50x | 50 % (bandwidth) |" in text
     assert "| adapter, B180 | 100 MiB | 230 MiB (2.30x) |" in text
     assert "| raised allocator thresholds | 10 GB/s | 0.1 TFLOP/s | 0.2 TFLOP/s |" in text
 
@@ -117,6 +117,17 @@ def test_goals_of_the_other_device_are_not_judged(files: Any) -> None:
     assert {verdict.goal.device for verdict in verdicts} == {"cuda"}
     reached = {verdict.goal.kind: verdict.reached for verdict in verdicts if verdict.measured is not None}
     assert reached == {"ratio": True, "seconds": True}
+
+
+def test_a_case_that_was_measured_in_one_setting_only_is_marked(files: Any) -> None:
+    measured = {"B1": ("malloc_default", "malloc_raised"), "B2": ("malloc_raised",), "B3": ("cuda",)}
+    rows = [
+        files.entry("ours", [1e-3] * 3, case_id=case, setting=setting)
+        for case, settings in measured.items()
+        for setting in settings
+    ]
+    table = subject_table(load_results(files.write("settings", rows)), "adapter")
+    assert [line.split("|")[1].strip() for line in table.splitlines()[-3:]] == ["B1", "B2 *", "B3"]
 
 
 @pytest.mark.parametrize(
