@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("old", type=Path)
     command.add_argument("new", type=Path)
     command.add_argument("--all", action="store_true", help="every row, not only those outside noise")
-    command.add_argument("--other-machine", action="store_true", help="compare files of different machines")
+    command.add_argument("--other-machine", action="store_true", help="compare files of different machines or packages")
     command.set_defaults(run=_compare)
     return parser
 

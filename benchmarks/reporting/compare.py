@@ -1,4 +1,4 @@
-"""Two result files of the same machine: what changed by more than noise.
+"""Two result files of the same machine and the same other packages: what changed by more than noise.
 
 Between two days, and within one, a whole machine gets slower or faster. That drift is estimated from contestants that
 run none of this package's code, as the median of their ratios, and taken out: for ours from those of the same
@@ -16,7 +16,7 @@ from benchmarks.reporting.results import MEDIAN_EFFICIENCY, NORMAL_MAD, WITH_OUR
 
 SIGMAS = 3.0
 SMALLEST_CHANGE = 0.02  # smaller changes are never called outside noise
-MACHINE_FIELDS = ("cpu", "cpu_model", "cores", "gpu", "device", "threads", "puma_cpu_capability")
+MACHINE_FIELDS = ("cpu", "cpu_model", "cores", "gpu", "device", "threads", "cpu_capability", "puma_cpu_capability")
 LATER_FIELDS = ("cpu_model", "puma_cpu_capability")  # older files do not know them
 MIN_PEERS = 5  # fewer rows tell nothing about the drift of a whole file
 
@@ -70,8 +70,8 @@ def compare(old: Results, new: Results, *, other_machine: bool = False) -> Compa
     """Compare two files.
 
     Raises:
-        ValueError: they are of different machines or settings of it, and ``other_machine`` is false; or they share no
-            row.
+        ValueError: they are of different machines or settings of it, or ran with other versions of the packages that
+            the other contestants are made of, and ``other_machine`` is false; or they share no row.
     """
     values = {name: (old.machine.get(name), new.machine.get(name)) for name in MACHINE_FIELDS}
     differing = {
@@ -79,9 +79,14 @@ def compare(old: Results, new: Results, *, other_machine: bool = False) -> Compa
         for name, pair in values.items()
         if pair[0] != pair[1] and not (name in LATER_FIELDS and None in pair)
     }
+    # What others gain by a new torch would be taken for drift, and ours for slower.
+    versions = [results.machine["versions"] for results in (old, new)]
+    for name in sorted(versions[0].keys() & versions[1].keys() - {"puma_plugin"}):
+        if versions[0][name] != versions[1][name]:
+            differing[name] = versions[0][name], versions[1][name]
     if differing and not other_machine:
         raise ValueError(
-            f"the files are of different machines (old, new): {differing}; --other-machine compares anyway"
+            f"the files are of different machines or packages (old, new): {differing}; --other-machine compares anyway"
         )
     before, after = ({row.key: row for row in results.rows} for results in (old, new))
     shared = [key for key in before if key in after]

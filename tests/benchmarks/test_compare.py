@@ -195,6 +195,28 @@ def test_the_same_processor_held_to_less(files: Any, capsys: pytest.CaptureFixtu
     assert "puma_cpu_capability" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "differing"),
+    [
+        ({"versions": {"torch": "2.14.1"}}, {"versions": {"torch": "2.15.0"}}, "'torch': ('2.14.1', '2.15.0')"),
+        ({"cpu_capability": "AVX512"}, {"cpu_capability": "AVX2"}, "'cpu_capability': ('AVX512', 'AVX2')"),
+    ],
+)
+def test_another_torch_is_no_drift_of_the_machine(
+    files: Any, old: dict[str, Any], new: dict[str, Any], differing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Others get faster with torch; ours, as fast as before, would be called slower."""
+    before, after = write(files, "old", 1.0, **old), write(files, "new", 1 / 0.8, drift=0.8, **new)
+    assert main(["compare", str(before), str(after)]) == 2
+    assert differing in capsys.readouterr().err
+    assert main(["compare", str(before), str(after), "--other-machine"]) == 1
+
+
+def test_this_packages_own_version_may_differ(files: Any) -> None:
+    old, new = (write(files, name, 1.0, versions={"puma_plugin": name}) for name in ("0.1.0", "0.2.0"))
+    assert main(["compare", str(old), str(new)]) == 0
+
+
 def test_exit_code_says_whether_ours_got_slower(files: Any, capsys: pytest.CaptureFixture[str]) -> None:
     old = write(files, "old", 1.0)
     assert main(["compare", str(old), str(write(files, "new", 1.2))]) == 1
