@@ -22,6 +22,7 @@ SIZES = {"smoke": (500,), "quick": (10_000, 20_000), "full": (10_000, 20_000, 40
 # Bytes of pytorch-metric-learning's calculator per class and item, measured.
 PML_BYTES = 10
 MODE = "once"
+SMALLEST = 100  # items; with fewer hardly a class has two, and there is nothing to find
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,9 @@ def _memory(field: str, path: Path = STATUS) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
-    parser.add_argument("items", type=int)
+    parser.add_argument("items", type=int, help=f"how many, at least {SMALLEST}")
     parser.add_argument("--contestant", choices=["ours", "pml"], default="ours")
     given = parser.parse_args()
+    if given.items < SMALLEST:
+        parser.error(f"items must be at least {SMALLEST}, got {given.items}")
     print(json.dumps(measure_here(given.items, given.contestant)))

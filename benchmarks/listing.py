@@ -123,13 +123,19 @@ def main(images: int, distributions: int, kinds: list[str]) -> Iterator[dict[str
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks.listing", description=__doc__)
-    parser.add_argument("images", help="how many; 1000000 for the full scale")
+    # In the measured process a folder.
+    parser.add_argument("images", help="how many, at least 16 for each distribution; 1000000 for the full scale")
     parser.add_argument("--distributions", type=int, default=50)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--list", choices=KINDS, help=argparse.SUPPRESS)  # in the measured process; images is a folder
+    parser.add_argument("--list", choices=KINDS, help=argparse.SUPPRESS)  # in the measured process
     given = parser.parse_args()
     if given.list:
         print(json.dumps(measure_here(Path(given.images), given.list)))
     else:
-        for found in main(int(given.images), given.distributions, given.kinds):
+        try:
+            count = int(given.images)
+            next(rows(count, given.distributions))
+        except ValueError as error:
+            parser.error(f"images: {error}")
+        for found in main(count, given.distributions, given.kinds):
             print(json.dumps(found), flush=True)

@@ -41,6 +41,11 @@ def test_contestants_cost_something_and_agree() -> None:
         measure_apart(case, "nobody")
 
 
+def test_too_few_items_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="items must be at least 100, got 3"):
+        measure_apart(EvaluationCase(3, per_class=0), "ours")
+
+
 def test_contestants_take_turns_and_must_agree() -> None:
     case = EvaluationCase(40_000, per_class=0)  # measured twice
     calls: list[str] = []

@@ -45,6 +45,22 @@ def test_two_thousand_images(tmp_path: Path) -> None:
         assert 10e6 < figures["before_bytes"] <= figures["peak_bytes"] < 1e9
 
 
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["many"], "error: images: invalid literal for int() with base 10: 'many'"),
+        (["10"], "error: images: 10 images in 50 distributions; give at least 16 for each"),
+        (["100", "--distributions", "0"], "error: images: 100 images in 0 distributions"),
+    ],
+)
+def test_wrong_arguments_end_in_one_line(arguments: list[str], text: str) -> None:
+    command = [sys.executable, "-m", "benchmarks.listing", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.slow
 def test_a_million_images_in_fifty_distributions(tmp_path: Path) -> None:
     """In under 20 s and 1 GB, the process as a whole."""
