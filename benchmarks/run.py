@@ -25,7 +25,8 @@ SUITES_FOLDER = ROOT / "benchmarks" / "suites"
 RESULTS = ROOT / "benchmarks" / "results"
 BUSY = 0.5  # load per core
 NEEDED = {"pytest": "pytest", "pytest-benchmark": "pytest_benchmark"}  # package: module
-LISTS = ("benchmarks", "memory", "ceilings", "settings")  # of the result file; several processes' are joined
+# Of the result file; those of several processes are joined.
+LISTS = ("benchmarks", "memory", "failures", "ceilings", "settings")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

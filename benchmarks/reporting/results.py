@@ -99,7 +99,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Results:
-    """One result file."""
+    """One result file.
+
+    Attributes:
+        path, machine, date: of the run.
+        rows: what was timed.
+        memory, ceilings, settings: as in the file.
+        failures: what was to be measured and could not be or disagreed ("test" and "error").
+    """
 
     path: Path
     machine: dict[str, Any]
@@ -108,6 +115,7 @@ class Results:
     memory: list[dict[str, Any]]
     ceilings: list[dict[str, Any]]
     settings: list[dict[str, Any]]
+    failures: list[dict[str, str]]
 
     def comparisons(self, subject: str | None = None) -> Iterator[Comparison]:
         """Comparisons in the order of the file, of one subject or of all but the ceilings."""
@@ -137,6 +145,7 @@ def load_results(path: Path) -> Results:
             content["memory"],
             content["ceilings"],
             content["settings"],
+            content.get("failures", []),  # older files do not tell
         )
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a result file of `puma bench` ({type(error).__name__}: {error})") from error

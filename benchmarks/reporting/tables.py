@@ -30,7 +30,7 @@ ON_A_GPU = {
 
 def report_text(results: Results) -> str:
     """Everything: machine, ceilings, one table per subject, memory, goals."""
-    sections = [machine_text(results), ceilings_table(results)]
+    sections = [machine_text(results), failures_text(results), ceilings_table(results)]
     sections += [subject_table(results, subject) for subject in TITLES]
     sections += [memory_table(results), goals_table(judge(results))]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -54,6 +54,12 @@ def machine_text(results: Results) -> str:
         "Limit: the share of the machine's limit that ours reaches, from copy bandwidth and matrix product rate "
         "measured in the same run (training step: from the step without adapters)."
     )
+
+
+def failures_text(results: Results) -> str:
+    """What the tables should hold and do not, and why."""
+    lines = [f"- {failure['test']}: {failure['error']}" for failure in results.failures]
+    return "\n".join(["### Failed", "", *lines]) if lines else ""
 
 
 def ceilings_table(results: Results) -> str:

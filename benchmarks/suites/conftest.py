@@ -1,7 +1,7 @@
 """Options, fixtures and the extra fields of the result file; see `benchmarks.run` for the command."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import asdict
 from statistics import median
 from typing import Any
@@ -22,6 +22,7 @@ from puma_plugin.experiments.reporting.machine import commit
 SESSION: pytest.StashKey[BenchSession] = pytest.StashKey()
 MEMORY: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 LOAD: pytest.StashKey[float] = pytest.StashKey()
+FAILURES: pytest.StashKey[list[dict[str, str]]] = pytest.StashKey()
 MACHINE: pytest.StashKey[dict[str, Any]] = pytest.StashKey()
 
 
@@ -41,8 +42,19 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.stash[SESSION] = BenchSession(settings)
     config.stash[MEMORY] = []
+    config.stash[FAILURES] = []
     config.stash[LOAD] = os.getloadavg()[0]
     config.stash[MACHINE] = machine_info(settings.device)  # now: the code that will be measured
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """Keep what failed: a row that is not in the file should not look as if nobody had wanted it."""
+    report = yield
+    if report.failed and call.excinfo is not None:
+        reason = (str(call.excinfo.value).splitlines() or [""])[0]
+        item.config.stash[FAILURES].append({"test": item.name, "error": f"{call.excinfo.typename}: {reason}"})
+    return report
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -120,6 +132,7 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
     settings = config.stash[SESSION].settings
     output_json["settings"] = [{**asdict(settings), "load_average_before": config.stash[LOAD]}]
     output_json["memory"] = config.stash[MEMORY]
+    output_json["failures"] = config.stash[FAILURES]
     ceilings = config.stash[SESSION].ceilings
     output_json["ceilings"] = [
         {

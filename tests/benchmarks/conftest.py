@@ -40,7 +40,12 @@ class ResultFiles:
         return [centre * (1 + source.gauss(0, spread)) for _ in range(count)]
 
     def write(
-        self, name: str, benchmarks: list[dict[str, Any]], memory: Sequence[dict[str, Any]] = (), **machine: Any
+        self,
+        name: str,
+        benchmarks: list[dict[str, Any]],
+        memory: Sequence[dict[str, Any]] = (),
+        failures: Sequence[dict[str, str]] = (),
+        **machine: Any,
     ) -> Path:
         """A result file; its path."""
         info = {
@@ -53,6 +58,7 @@ class ResultFiles:
         content = {
             "machine_info": info, "commit_info": {}, "version": "5", "datetime": "2026-01-31T15:30:00+00:00",
             "benchmarks": benchmarks, "memory": list(memory), "ceilings": ceilings, "settings": [],
+            "failures": list(failures),
         }  # fmt: skip
         path = self.folder / f"{name}.json"
         path.write_text(json.dumps(content))

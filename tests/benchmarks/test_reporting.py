@@ -180,6 +180,14 @@ def test_plots_are_written_and_repeatable(path: Path, files: Any) -> None:
     assert "cost_against_drop.svg" not in names
 
 
+def test_what_failed_is_said(files: Any) -> None:
+    rows = [files.entry("ours", [1e-3] * 3)]
+    failure = {"test": "test_adapter[B180-both-fixed]", "error": "DisagreementError: off"}
+    text = report_text(load_results(files.write("failed", rows, failures=[failure])))
+    assert "### Failed\n\n- test_adapter[B180-both-fixed]: DisagreementError: off\n" in text
+    assert "### Failed" not in report_text(load_results(files.write("good", rows)))
+
+
 def test_without_matplotlib_there_are_tables_but_no_plots(
     path: Path, files: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

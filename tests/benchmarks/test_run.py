@@ -64,14 +64,30 @@ def test_every_process_has_a_timing_as_pytest_benchmark_writes_no_file_without(
     assert sorted(files) == ["bench_ceilings.py", "bench_memory.py"]
 
 
+@pytest.mark.slow
+def test_a_failure_is_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiled contestant has no compiler."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    what = ["--effort", "smoke", "--suites", "prompts", "--malloc", "raised", "--device", "cpu"]
+    assert main([*what, "--out", str(tmp_path)]) == 1
+    (path,) = tmp_path.glob("*.json")
+    failed = load_results(path).failures
+    assert failed
+    assert all("compiled" in failure["test"] for failure in failed)
+    assert "### Failed" in path.with_suffix(".md").read_text()
+
+
 def test_processes_are_joined() -> None:
-    parts = [
-        {"machine_info": {"cpu": "x"}, "benchmarks": [1], "memory": [], "ceilings": [2], "settings": [3]},
-        {"machine_info": {"cpu": "x"}, "benchmarks": [4], "memory": [5], "ceilings": [6], "settings": [7]},
-    ]
+    lists = ({"benchmarks": [1], "memory": []}, {"benchmarks": [4], "memory": [5]})
+    others = ({"failures": [8], "ceilings": [2], "settings": [3]}, {"failures": [9], "ceilings": [6], "settings": [7]})
+    parts = [{"machine_info": {"cpu": "x"}, **one, **other} for one, other in zip(lists, others, strict=True)]
     merged = merge(parts)
     assert merged["benchmarks"] == [1, 4]
-    assert (merged["memory"], merged["ceilings"], merged["settings"]) == ([5], [2, 6], [3, 7])
+    assert (merged["memory"], merged["failures"]) == ([5], [8, 9])
+    assert (merged["ceilings"], merged["settings"]) == ([2, 6], [3, 7])
 
 
 def test_the_commit_is_the_one_that_a_run_began_with() -> None:
@@ -80,7 +96,7 @@ def test_the_commit_is_the_one_that_a_run_began_with() -> None:
     assert commit_of_all(["a", "a+changes"]) == "a+changes"
     assert commit_of_all(["a+changes", "b"]) == "a+changes"
     assert commit_of_all([None, None]) is None
-    part = {"benchmarks": [], "memory": [], "ceilings": [], "settings": []}
+    part = {name: [] for name in run.LISTS}
     merged = merge([{**part, "machine_info": {"commit": name}} for name in ("a", "b")])
     assert merged["machine_info"]["commit"] == "a+changes"
 
