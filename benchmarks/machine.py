@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 
+import puma_plugin
 from puma_plugin.experiments.reporting.machine import provenance
 from puma_plugin.ops.loader import CPU_MODULE
 
+PACKAGE = Path(puma_plugin.__file__).resolve().parent
+SOURCES = PACKAGE.parent / "csrc"
 DEFAULT_CACHE_BYTES = 64 << 20  # where the system does not tell: more than most have
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -40,6 +43,14 @@ def commit_of_all(commits: Sequence[str | None]) -> str | None:
     return f"{first}+changes"
 
 
+def changed_since_the_build(package: Path, sources: Path) -> list[str]:
+    """Sources of the operators that are newer than a compiled library of ``package``, by name; empty without either."""
+    built = min((library.stat().st_mtime for library in package.glob("_C*.so")), default=None)
+    if built is None:
+        return []
+    return sorted(path.name for path in sources.rglob("*.*") if path.stat().st_mtime > built)
+
+
 def machine_info(device: str) -> dict[str, Any]:
     """What pytest-benchmark's file says about machine, versions and commit."""
     facts = provenance()
@@ -47,6 +58,7 @@ def machine_info(device: str) -> dict[str, Any]:
         **facts["machine"],
         "versions": facts["versions"],
         "commit": facts["commit"],
+        "changed_since_the_build": changed_since_the_build(PACKAGE, SOURCES),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "puma_cpu_capability": CPU_MODULE.cpu_capability() if CPU_MODULE is not None else None,

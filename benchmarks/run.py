@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     warn_if_busy()
+    warn_if_stale()
     settings = ["default"] if device == "cuda" else ["default", "raised"] if given.malloc == "both" else [given.malloc]
 
     codes, parts = [], []
@@ -86,6 +87,20 @@ def warn_if_busy() -> None:
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load > BUSY * cores:
         print(f"the machine is busy (load {load:.1f}, {cores} cores): figures will be unreliable", file=sys.stderr)
+
+
+def warn_if_stale() -> None:
+    """Say so if sources of the operators were changed after these were compiled: the commit names other code then."""
+    from benchmarks.machine import PACKAGE, SOURCES, changed_since_the_build  # imports torch
+
+    changed = changed_since_the_build(PACKAGE, SOURCES)
+    if changed:
+        others = f" and {len(changed) - 1} other sources" if len(changed) > 1 else ""
+        print(
+            f"the compiled operators are older than {changed[0]}{others}: what is measured may be other code than the "
+            "commit's. To rebuild: python setup.py build_ext --inplace, or pip install --no-build-isolation -e .",
+            file=sys.stderr,
+        )
 
 
 def measure(

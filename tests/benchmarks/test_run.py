@@ -1,6 +1,7 @@
 """One small run of the whole command, the joining of processes, and peak memory."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import run
+from benchmarks import machine, run
 from benchmarks.machine import commit_of_all, last_level_cache_bytes, machine_slug
 from benchmarks.memory import MemoryPlan, measurable, measure
 from benchmarks.reporting.results import load_results
@@ -146,6 +147,24 @@ def test_without_pytest_benchmark_the_command_says_so_at_once(
         main([])
     assert caught.value.code == 2
     assert "pytest-benchmark must be installed: pip install pytest-benchmark" in capsys.readouterr().err
+
+
+def test_operators_older_than_their_sources_are_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = tmp_path / "csrc" / "cpu"
+    sources.mkdir(parents=True)
+    for path, seconds in ((tmp_path / "_C.abi3.so", 200), (sources / "old.cpp", 100), (sources / "new.cpp", 300)):
+        path.touch()
+        os.utime(path, (seconds, seconds))
+    monkeypatch.setattr(machine, "PACKAGE", tmp_path)
+    monkeypatch.setattr(machine, "SOURCES", tmp_path / "csrc")
+    assert machine.machine_info("cpu")["changed_since_the_build"] == ["new.cpp"]
+    run.warn_if_stale()
+    assert "older than new.cpp" in capsys.readouterr().err
+    (sources / "new.cpp").unlink()
+    run.warn_if_stale()
+    assert capsys.readouterr().err == ""
 
 
 def test_inputs_exceed_the_last_level_cache() -> None:
