@@ -53,6 +53,15 @@ def test_the_goals_are_those_of_the_recorded_benchmarks() -> None:
         assert f"{name} {some} of {all_of_them}" in README
 
 
+def test_every_recorded_run_is_in_its_folders_list() -> None:
+    """Runs that nobody lists could be the ones that look worse."""
+    folders = [path.parent for path in (ROOT / "benchmarks" / "results").glob("*/README.md")]
+    assert folders
+    for folder in folders:
+        listed = (folder / "README.md").read_text(encoding="utf-8")
+        assert [path.name for path in folder.glob("*.json") if path.with_suffix(".md").name not in listed] == []
+
+
 def test_links_lead_somewhere() -> None:
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
     assert links
