@@ -92,7 +92,7 @@ class Workload(ABC):
 
 
 def number_of_copies(bytes_per_input: int, device: str) -> int:
-    """How many sets of inputs to rotate through, so that together they are twice the last-level cache."""
+    """How many sets of inputs to rotate through: twice the last-level cache together, but MAX_COPIES at most."""
     needed = -(-2 * last_level_cache_bytes(device) // max(bytes_per_input, 1))
     return max(2, min(MAX_COPIES, needed))
 
