@@ -74,7 +74,8 @@ class BenchSession:
         if runners:
             # The workload's device: samplers and evaluation run on the CPU also where there is a GPU.
             clock = make_clock(workload.device, workload.device_only)
-            outcome.samples = interleave(runners, clock, self.settings.effort)
+            least = workload.least_repeats(plan.mode)
+            outcome.samples = interleave(runners, clock, self.settings.effort, least_repeats=least)
         self._outcome = ((subject.name, plan), outcome)
         return outcome, True
 

@@ -100,8 +100,10 @@ def make_clock(device: str, device_only: bool) -> Clock:
     return CudaClock(device_only) if device == "cuda" else CpuClock()
 
 
-def interleave(contestants: Mapping[str, Prepare], clock: Clock, effort: Effort, seed: int = 0) -> dict[str, Samples]:
-    """Time all contestants, one sample each per round.
+def interleave(
+    contestants: Mapping[str, Prepare], clock: Clock, effort: Effort, seed: int = 0, least_repeats: int = 1
+) -> dict[str, Samples]:
+    """Time all contestants, one sample each per round, of at least ``least_repeats`` calls.
 
     Rounds are as many as ``effort.budget_s`` buys, within its bounds; short calls are repeated within a sample until
     everybody's lasts ``effort.min_sample_s``. All are repeated equally often: the first call of a sample finds the
@@ -118,7 +120,7 @@ def interleave(contestants: Mapping[str, Prepare], clock: Clock, effort: Effort,
     for _ in range(effort.warmup):
         for runner in runners.values():
             runner.sample()
-    repeats = max(runner.repeats_for(effort.min_sample_s) for runner in runners.values())
+    repeats = max(least_repeats, *(runner.repeats_for(effort.min_sample_s) for runner in runners.values()))
     for runner in runners.values():
         runner.samples = Samples(repeats=repeats)
 

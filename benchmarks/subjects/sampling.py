@@ -6,6 +6,7 @@ neither its first batch nor its memory pays for more than is drawn. It runs in b
 (no class twice in a batch, as ours) and without (its default, faster: one shuffle of all classes after the other).
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -79,7 +80,9 @@ def million_labels(share: float) -> Tensor:
 
 class SamplingWorkload(Workload):
     """What one call does: "epoch" draws the batches of one epoch, "hundred_batches" the next 100 of an endless stream,
-    both of a sampler that stands ready; "first_batch" builds the sampler from the labels and draws one batch."""
+    both of a sampler that stands ready; "first_batch" builds the sampler from the labels and draws one batch.
+
+    A sample of "hundred_batches" goes through a whole epoch, so that its start has its share in the figure."""
 
     case: SamplingCase
 
@@ -125,6 +128,10 @@ class SamplingWorkload(Workload):
             return lambda: self.stretch(contestant)
         sampler = self.sampler(contestant)
         return lambda: sum(len(batch) for batch in sampler)
+
+    def least_repeats(self, mode: str) -> int:
+        """An epoch's worth of stretches. Most have no start of an epoch in them, and a median would leave it out."""
+        return math.ceil(self.reference() / STRETCH) if mode == "hundred_batches" else 1
 
     def reference(self) -> int:
         return len(self.labels) // self.case.batch

@@ -86,6 +86,10 @@ class Workload(ABC):
             DisagreementError: the contestant computes something else.
         """
 
+    def least_repeats(self, mode: str) -> int:
+        """How many calls a sample has to hold: more than one where calls differ that come one after the other."""
+        return 1
+
     def limit(self, mode: str, ceilings: Ceilings) -> Limit | None:
         """The least time for this mode; None where there is no meaningful one."""
         return None

@@ -202,6 +202,18 @@ def test_what_runs_on_the_cpu_is_timed_there_beside_a_gpu(monkeypatch: pytest.Mo
     assert clocks == ["cpu", "cpu"]
 
 
+def test_every_sample_of_stretches_holds_the_start_of_an_epoch() -> None:
+    subject = load_subject("sampling")
+    plan = next(plan for plan in subject.plans(SMOKE) if plan.mode == "hundred_batches")
+    bench_session = BenchSession(SMOKE)
+    workload = bench_session.workload(subject, plan.case)
+    assert isinstance(workload, SamplingWorkload)
+    outcome, _ = bench_session.outcome(subject, plan)
+    per_sample = outcome.samples["ours"].repeats * STRETCH
+    assert per_sample >= workload.reference() == 312
+    assert workload.least_repeats("epoch") == workload.least_repeats("first_batch") == 1
+
+
 def test_joined_labels_have_the_papers_counts() -> None:
     labels = joined_labels(1.0)
     assert len(labels) == sum(images for _, images in DATASETS)
