@@ -131,8 +131,8 @@ def memory_table(results: Results) -> str:
         rows.append([f"{subject.replace('_', ' ')}, {case_id}", *(_peak(peaks.get(name), ours) for name in names)])
     note = (
         "Adapter: one forward and backward pass, beyond its inputs. Training step: everything, with weights and "
-        "optimizer state. Sampling: everything up to the first batch, labels included. Each contestant in a process of "
-        "its own."
+        "optimizer state. Sampling: everything up to the first batch, labels included. Evaluation: beyond embeddings "
+        "and labels. Each contestant in a process of its own."
     )
     titles = [name.replace("_", " ") for name in names]
     return f"### Peak memory\n\n{note}\n\n" + markdown(["case", *titles], rows)

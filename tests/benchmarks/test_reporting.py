@@ -11,7 +11,7 @@ from benchmarks.reporting import write_report
 from benchmarks.reporting.goals import judge
 from benchmarks.reporting.plots import write_plots
 from benchmarks.reporting.results import load_results
-from benchmarks.reporting.tables import duration, report_text, subject_table
+from benchmarks.reporting.tables import duration, memory_table, report_text, subject_table
 
 
 @pytest.fixture
@@ -178,6 +178,15 @@ def test_plots_are_written_and_repeatable(path: Path, files: Any) -> None:
     names = {entry.name for entry in write_plots(load_results(files.write("curve", curve)), files.folder / "curves")}
     assert "cost_against_batch.svg" in names
     assert "cost_against_drop.svg" not in names
+
+
+def test_the_memory_table_says_what_is_counted_of_each_subject(files: Any) -> None:
+    row = {"case": {}, "case_id": "x", "mode": "y", "contestant": "ours", "whole": False, "peak_bytes": 1 << 20}
+    subjects = ("adapter", "training_step", "sampling", "evaluation")
+    memory = [{**row, "subject": subject} for subject in subjects]
+    text = memory_table(load_results(files.write("memory", [], memory)))
+    for subject in subjects:
+        assert f"{subject.replace('_', ' ').capitalize()}: " in text
 
 
 def test_what_failed_is_said(files: Any) -> None:
