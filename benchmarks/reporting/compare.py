@@ -3,7 +3,8 @@
 Between two days, and within one, a whole machine gets slower or faster. That drift is estimated from contestants that
 run none of this package's code, as the median of their ratios, and taken out: for ours from those of the same
 comparison, which took turns with it, else from all of the file. How much single rows scatter around the drift of their
-comparison is the noise between runs. It is added to the noise within the runs (standard error of the medians).
+comparison is the noise between runs; where too few took turns to tell, around the drift of the file. It is added to the
+noise within the runs (standard error of the medians).
 """
 
 import math
@@ -108,7 +109,8 @@ class Drift:
 
     Attributes:
         whole: median over all of them; None where they are fewer than MIN_PEERS.
-        scatter: standard deviation of a row around the median of its comparison.
+        scatter: standard deviation of a row around the median of its comparison; around ``whole`` where fewer than
+            MIN_PEERS rows have others in their comparison; 0 where they are fewer than MIN_PEERS altogether.
     """
 
     def __init__(self, pairs: Sequence[tuple[Row, Row]]) -> None:
@@ -125,6 +127,8 @@ class Drift:
             for ratios in turns
             for ratio in ratios
         ]
+        if len(residuals) < MIN_PEERS and self.whole is not None:
+            residuals = [abs(ratio - self.whole) for ratio in everything]
         self.scatter = NORMAL_MAD * median(residuals) if len(residuals) >= MIN_PEERS else 0.0
 
     def of(self, row: Row) -> tuple[float, float] | None:
