@@ -29,7 +29,7 @@ class Change:
     Attributes:
         old, new: the rows.
         change: new over old minus 1, drift taken out; positive is slower.
-        noise: how far from 0 it may be by chance.
+        noise: how far from 0 the logarithm of new over old may be by chance, drift taken out.
         drift_is_known: if not, the machine may be what changed.
     """
 
@@ -42,7 +42,7 @@ class Change:
     @property
     def verdict(self) -> str:
         """ "slower", "faster", "within noise", or "unknown" if it is more than noise and the drift is not known."""
-        if abs(self.change) <= self.noise:
+        if abs(math.log1p(self.change)) <= self.noise:  # so that half and twice the time are equally far
             return "within noise"
         if not self.drift_is_known:
             return "unknown"

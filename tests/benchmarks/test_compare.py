@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.report import main
-from benchmarks.reporting.compare import compare, comparison_text
+from benchmarks.reporting.compare import Change, compare, comparison_text
 from benchmarks.reporting.results import load_results
 
 PEERS = ("authors", "fixed", "indexed", "authors_compiled", "fixed_compiled", "triton")
@@ -149,6 +149,12 @@ def test_noise_between_runs_where_everybody_has_one_peer(files: Any) -> None:
     assert found.drift == pytest.approx(0.0)
     assert found.scatter == pytest.approx(1.4826 * math.log(1.12))
     assert {change.verdict for change in found.changes} == {"within noise"}
+
+
+def test_half_and_twice_the_time_are_equally_far(files: Any) -> None:
+    row = load_results(files.write("one", [files.entry("ours", [1.0] * 3)])).rows[0]
+    for noise, expected in ((0.6, ("faster", "slower")), (0.7, ("within noise", "within noise"))):  # log 2 is 0.69
+        assert tuple(Change(row, row, change, noise).verdict for change in (-0.5, 1.0)) == expected
 
 
 def test_without_anybody_else_nothing_is_known_of_the_machine(files: Any, capsys: pytest.CaptureFixture[str]) -> None:
