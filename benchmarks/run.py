@@ -49,8 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"{' and '.join(missing)} must be installed: pip install {' '.join(missing)}")
     try:
         device = choose_device(given.device)
+        if given.out is not None:  # now, not when everything has been measured
+            given.out.mkdir(parents=True, exist_ok=True)
     except ValueError as error:
         parser.error(str(error))
+    except OSError as error:
+        parser.error(f"--out must be a folder that can be written to, got {given.out}: {error.strerror}")
     warn_if_busy()
     warn_if_stale()
     settings = ["default"] if device == "cuda" else ["default", "raised"] if given.malloc == "both" else [given.malloc]

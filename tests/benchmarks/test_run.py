@@ -139,6 +139,17 @@ def test_interrupted_before_anything_is_finished(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_cannot_be_is_refused_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "measure", lambda *_: pytest.fail("measured first"))
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as caught:
+        main(["--device", "cpu", "--out", str(tmp_path / "file")])
+    assert caught.value.code == 2
+    assert "--out must be a folder that can be written to" in capsys.readouterr().err
+
+
 def test_without_pytest_benchmark_the_command_says_so_at_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
