@@ -7,10 +7,11 @@ with raised thresholds, because these are read when a process starts.
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SUITES_FOLDER = ROOT / "benchmarks" / "suites"
 RESULTS = ROOT / "benchmarks" / "results"
 BUSY = 0.5  # load per core
+PATIENCE_S = 10  # for a measuring process that was told to end
 NEEDED = {"pytest": "pytest", "pytest-benchmark": "pytest_benchmark"}  # package: module
 # Of the result file; those of several processes are joined.
 LISTS = ("benchmarks", "memory", "failures", "ceilings", "settings")
@@ -123,8 +125,34 @@ def measure(
         command = [sys.executable, "-m", "pytest", *files, *options, *quiet, *plugins, f"--benchmark-json={path}"]
         # Strict: "ours" are the compiled operators or a failure, never the definition in plain PyTorch in their place.
         environment = {**malloc_environment(setting), "PUMA_STRICT": "1"}
-        code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+        code = run_process(command, environment)
         return code, json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def run_process(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Its exit code. Where this process is interrupted, that one and those that it started end first.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, or a request to terminate.
+    """
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    process = subprocess.Popen(command, cwd=ROOT, env=environment)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)  # not SIGKILL: pytest ends what it has started
+        try:
+            process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def merge(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:

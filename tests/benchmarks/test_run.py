@@ -3,6 +3,8 @@
 import json
 import os
 import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -54,12 +56,7 @@ def test_every_process_has_a_timing_as_pytest_benchmark_writes_no_file_without(
     suites: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commands: list[list[str]] = []
-
-    def start(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
-        commands.append(command)
-        return subprocess.CompletedProcess(command, 0)
-
-    monkeypatch.setattr(subprocess, "run", start)
+    monkeypatch.setattr(run, "run_process", lambda command, _: commands.append(command) or 0)
     run.measure(suites, "smoke", "cpu", "default", no_compiled=True)
     files = [Path(word).name for word in commands[0] if word.endswith(".py")]
     assert sorted(files) == ["bench_ceilings.py", "bench_memory.py"]
@@ -137,6 +134,26 @@ def test_interrupted_before_anything_is_finished(
     assert main(["--device", "cpu", "--out", str(tmp_path)]) == 130
     assert "no result file is written" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_terminated_run_leaves_no_process_that_goes_on_measuring(tmp_path: Path) -> None:
+    child = tmp_path / "child"
+    measuring = (
+        f"import os, pathlib, time; pathlib.Path({str(child)!r} + '-').write_text(str(os.getpid())); "
+        f"os.rename({str(child)!r} + '-', {str(child)!r}); time.sleep(60)"
+    )
+    command = (
+        "import os, sys; from benchmarks.run import run_process; "
+        f"run_process([sys.executable, '-c', {measuring!r}], os.environ)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", command], cwd=run.ROOT)
+    deadline = time.monotonic() + 60
+    while not child.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(60) != 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(child.read_text()), 0)
 
 
 def test_a_folder_that_cannot_be_is_refused_before_anything_is_measured(
