@@ -1,7 +1,7 @@
 """Tables and plots of a result file, and the comparison of two: ``python -m benchmarks.report COMMAND``.
 
 tables FILE             markdown, to standard output
-plots FILE [--out DIR]  SVG files
+plots FILE [--out DIR]  SVG files, into plots/ next to the file: those that are shown of this machine
 goals FILE              exit code 1 if a measured goal was missed
 compare OLD NEW         what is outside noise; exit code 1 if ours got slower
 """

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.run``: measure, write the result file, its tables and its plots.
+"""``python -m benchmarks.run``: measure, write the result file, its tables (.md) and its plots (-plots/).
 
 On the CPU the suites run twice, each time in a process of its own: with the C library's default allocator settings and
 with raised thresholds, because these are read when a process starts.

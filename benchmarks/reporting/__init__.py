@@ -9,7 +9,11 @@ from puma_plugin.utils import atomic_write
 
 
 def write_report(path: Path) -> str:
-    """Write tables and plots of a result file next to it; the tables as text. Without matplotlib there are no plots."""
+    """Write tables and plots of a result file next to it; the tables as text. Without matplotlib there are no plots.
+
+    The plots are in a folder named after the file: what is in ``plots/`` is shown as that of a chosen run, and no other
+    run may replace a part of it (``python -m benchmarks.report plots FILE`` does).
+    """
     results = load_results(path)
     text = report_text(results)
     with atomic_write(path.with_suffix(".md")) as temporary:
@@ -19,5 +23,5 @@ def write_report(path: Path) -> str:
     except ModuleNotFoundError as error:
         print(f"no plots are written: {error}; install it with pip install matplotlib", file=sys.stderr)
     else:
-        write_plots(results, path.parent / "plots")
+        write_plots(results, path.with_name(f"{path.stem}-plots"))
     return text

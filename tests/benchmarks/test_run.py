@@ -48,7 +48,8 @@ def test_smoke_run_writes_results_tables_and_plots(tmp_path: Path, monkeypatch: 
     for entry, row in zip(json.loads(path.read_text())["benchmarks"], results.rows, strict=True):
         assert entry["stats"]["median"] == pytest.approx(row.median)
     assert "### Stochastic adapter" in path.with_suffix(".md").read_text()
-    assert (tmp_path / "plots" / "ratios.svg").exists()
+    assert (tmp_path / f"{path.stem}-plots" / "ratios.svg").exists()
+    assert not (tmp_path / "plots").exists()  # those of a chosen run
 
 
 @pytest.mark.parametrize("suites", [["memory"], ["memory", "ceilings"]])
