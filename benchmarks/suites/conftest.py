@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from benchmarks.ceilings import ceiling_names
-from benchmarks.growth import growth_plans
 from benchmarks.machine import commit_of_all, machine_info
 from benchmarks.memory import MemoryPlan, memory_plans
 from benchmarks.replay import replay
@@ -57,6 +56,16 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return report
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, Any, Any]:
+    """Keep suites that could not even be started."""
+    report = yield
+    if report.failed:
+        lines = str(report.longrepr).splitlines()
+        collector.config.stash[FAILURES].append({"test": collector.name, "error": lines[-1].removeprefix("E").strip()})
+    return report
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     session = metafunc.config.stash[SESSION]
     if "plan" in metafunc.fixturenames:
@@ -69,6 +78,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "ceiling" in metafunc.fixturenames:
         metafunc.parametrize("ceiling", ceiling_names(session.settings.device, session.dtypes))
     if "growth_plan" in metafunc.fixturenames:
+        from benchmarks.growth import growth_plans  # needs pml; a suite that is broken does not stop the others
+
         growing = growth_plans(session.settings)
         metafunc.parametrize("growth_plan", growing, ids=[f"{case.id}-{name}" for case, name in growing])
     if "memory_plan" in metafunc.fixturenames:

@@ -79,6 +79,24 @@ def test_a_failure_is_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "### Failed" in path.with_suffix(".md").read_text()
 
 
+def test_a_suite_that_is_broken_does_not_stop_the_others_and_is_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "pytorch_metric_learning.py").write_text("raise ImportError('broken on purpose')\n")
+    monkeypatch.setenv("PYTHONPATH", str(broken))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    what = ["--effort", "smoke", "--suites", "sampling", "overhead", "growth", "--malloc", "default", "--device", "cpu"]
+    assert main([*what, "--out", str(tmp_path / "out")]) == 1
+    (path,) = (tmp_path / "out").glob("*.json")
+    results = load_results(path)
+    assert {row.subject for row in results.rows} == {"ceilings", "overhead"}
+    assert sorted(failure["test"] for failure in results.failures) == ["bench_growth.py", "bench_sampling.py"]
+    assert all("broken on purpose" in failure["error"] for failure in results.failures)
+
+
 def test_processes_are_joined() -> None:
     lists = ({"benchmarks": [1], "memory": []}, {"benchmarks": [4], "memory": [5]})
     others = ({"failures": [8], "ceilings": [2], "settings": [3]}, {"failures": [9], "ceilings": [6], "settings": [7]})
