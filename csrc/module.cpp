@@ -7,7 +7,6 @@
 
 #include "cpu/attention_tiles.h"
 #include "cpu/simd.h"
-#include "cpu/tile.h"
 #include "cpu/vector_mlp.h"
 #include "schemas.h"
 
@@ -37,13 +36,13 @@ PYBIND11_MODULE(_C, m) {
       [] {
         py::dict limits;
         limits["width_multiple"] = puma::mlp_width_multiple();
-        limits["slope_rows"] = puma::tile_rows();
-        limits["slope_columns"] = puma::tile_columns();
+        limits["more_slope_rows"] = puma::kMoreSlopeRows;
+        limits["slope_columns"] = puma::kSlopeColumns;
         limits["slope_bytes"] = puma::kSlopeBytes;
         return limits;
       },
       "Of frozen_mlp: all widths are multiples of width_multiple (0: there are no kernels here); slopes come as "
-      "(rows, hidden, slope_bytes), the first two filled up to multiples of slope_rows and slope_columns.");
+      "(rows + more_slope_rows, hidden filled up to a multiple of slope_columns, slope_bytes).");
   m.def(
       "packed_attention_limits",
       [] {

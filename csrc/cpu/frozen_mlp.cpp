@@ -1,6 +1,7 @@
 // GELU MLP with frozen weights on the CPU, see vector_mlp.h.
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -84,13 +85,16 @@ std::tuple<Tensor, Tensor> frozen_mlp(
   const Bias shift1(bias1, hidden), shift2(bias2, out);
   const Tensor output = empty_like(input, out);
   const Tensor slopes = empty(
-      {save_slopes ? rounded_up(rows, tile_rows()) : 0, rounded_up(hidden, tile_columns()), kSlopeBytes},
-      ScalarType::Byte);
+      {save_slopes ? rows + kMoreSlopeRows : 0, rounded_up(hidden, kSlopeColumns), kSlopeBytes}, ScalarType::Byte);
   const VectorOperand first = operand(const_data<float>(fc1), hidden, in, true);
   const VectorOperand second = operand(const_data<float>(fc2), out, hidden, true);
   const float* const input_data = const_data<float>(input);
   float* const output_data = mutable_data<float>(output);
   uint8_t* const slopes_data = save_slopes ? mutable_data<uint8_t>(slopes) : nullptr;
+  if (save_slopes) {
+    const int64_t used = slope_bytes(rows, hidden);
+    std::fill(slopes_data + used, slopes_data + slopes.numel(), uint8_t{0});
+  }
   for_each_share(first, second, rows, [&](VectorMlp& mlp, int64_t begin, int64_t end) {
     mlp.forward(input_data, shift1.data, shift2.data, output_data, slopes_data, begin, end);
   });
@@ -104,7 +108,8 @@ Tensor frozen_mlp_backward(
   const int64_t rows = rows_of(grad, fc1, fc2, false);
   const int64_t in = fc1.size(1), hidden = fc1.size(0), out = fc2.size(0);
   STD_TORCH_CHECK(
-      slopes.scalar_type() == ScalarType::Byte && slopes.numel() == slope_bytes(rows, hidden),
+      slopes.scalar_type() == ScalarType::Byte &&
+          slopes.numel() == (rows + kMoreSlopeRows) * rounded_up(hidden, kSlopeColumns) * kSlopeBytes,
       "puma::frozen_mlp: slopes are not those of so many rows");
   const Tensor grad_input = empty_like(grad, in);
   const VectorOperand first = operand(const_data<float>(fc2), out, hidden, false);

@@ -219,6 +219,7 @@ struct Kernels {
 };
 
 #define PUMA_KERNELS(NAME, BYTES, ...)                                                                            \
+  static_assert(kTileRows<BYTES> <= kMoreSlopeRows + 1 && kSlopeColumns % (BYTES / 4 * kTileVectors) == 0);       \
   __VA_ARGS__ void forward_##NAME(                                                                                \
       const VectorMlp& mlp, const float* input, const float* first_bias, const float* second_bias, float* output, \
       uint8_t* slopes, int64_t rows, int64_t groups) {                                                            \

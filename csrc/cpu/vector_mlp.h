@@ -18,6 +18,10 @@ int64_t mlp_width_multiple();
 constexpr int64_t kSlopeBytes = 3;
 int64_t slope_bytes(int64_t rows, int64_t hidden);
 
+// A tensor of slopes has so many more rows, and columns up to that multiple: enough for every instruction set's tiles, as
+// compiled code that torch keeps on disk may run on another machine.
+constexpr int64_t kMoreSlopeRows = 13, kSlopeColumns = 32;
+
 // The state of one thread. Rows come in groups, as many as a tile has; open, for the loops of each instruction set are plain
 // functions.
 struct VectorMlp {

@@ -110,17 +110,13 @@ class _FrozenMlp(torch.autograd.Function):
 def _fake_forward(
     input: Tensor, fc1: Tensor, bias1: Tensor | None, fc2: Tensor, bias2: Tensor | None, save_slopes: bool
 ) -> tuple[Tensor, Tensor]:
-    rows = input.numel() // input.shape[-1] if save_slopes else 0
+    multiple = _LIMITS["slope_columns"]
     slopes = (
-        _rounded_up(rows, _LIMITS["slope_rows"]),
-        _rounded_up(fc1.shape[0], _LIMITS["slope_columns"]),
+        input.numel() // input.shape[-1] + _LIMITS["more_slope_rows"] if save_slopes else 0,
+        (fc1.shape[0] + multiple - 1) // multiple * multiple,
         _LIMITS["slope_bytes"],
     )
     return input.new_empty((*input.shape[:-1], fc2.shape[0])), input.new_empty(slopes, dtype=torch.uint8)
-
-
-def _rounded_up(size: int, multiple: int) -> int:
-    return (size + multiple - 1) // multiple * multiple
 
 
 def _fake_backward(grad: Tensor, slopes: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:

@@ -80,6 +80,27 @@ print(out.tolist(), gradients[0].tolist())
     assert len({each.stdout for each in found}) == 1
 
 
+def test_shapes_in_compiled_code_do_not_depend_on_the_instruction_set() -> None:
+    # torch keeps compiled code on disk, where a machine with other vectors may find it, and compares shapes with it.
+    script = """
+import torch
+from puma_plugin.ops import loader
+if not loader.CPU_LIBRARY.loaded:
+    raise SystemExit(loader.CPU_LIBRARY.reason)
+x, fc1, fc2 = (torch.ones(shape) for shape in ((600, 16), (48, 16), (16, 48)))
+mlp, attention = torch.ops.puma.frozen_mlp, torch.ops.puma.packed_attention
+with_slopes, without = (mlp(x, fc1, None, fc2, None, save) for save in (True, False))
+results = [*with_slopes, *without, *attention(x.view(1, 200, 3, 1, 16), 1.0)]
+print([tensor.shape for tensor in results])
+"""
+    runs = [run(script, PUMA_CPU_CAPABILITY=name) for name in ("avx2", "avx512", "amx")]
+    found = [each for each in runs if "no more than this machine has" not in each.stderr]
+    if len(found) < 2:
+        pytest.skip("this machine has at most one of them")
+    assert all(each.returncode == 0 for each in found), [each.stderr for each in found]
+    assert len({each.stdout for each in found}) == 1
+
+
 def test_an_unknown_instruction_set_is_refused_with_the_known_ones() -> None:
     found = run("import puma_plugin.ops.loader as l; print(l.CPU_LIBRARY.reason)", PUMA_CPU_CAPABILITY="sse9")
     assert "PUMA_CPU_CAPABILITY must be default, avx2, avx512, avx512_vnni, avx512_bf16 or amx" in found.stdout
