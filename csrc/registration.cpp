@@ -1,7 +1,7 @@
 // The schemas of every operator, for all devices. Kernels register themselves under their device's key:
-// csrc/cpu/*.cpp (CPU, this library) and csrc/cuda/*.cu (CUDA, library _C_cuda). Fake kernels and autograd of the adapter and
-// of prompt matching are registered in Python (puma_plugin/ops); what they ask of their arguments is in arguments.h.
-// The others are for the CPU and for eager code only.
+// csrc/cpu/*.cpp (CPU, this library) and csrc/cuda/*.cu (CUDA, library _C_cuda). Fake kernels and autograd are registered in
+// Python (puma_plugin/ops), but for the search, which is for eager code only. What the adapter and prompt matching ask of
+// their arguments is in arguments.h; the others are for the CPU only.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(puma, m) {
@@ -32,8 +32,8 @@ STABLE_TORCH_LIBRARY(puma, m) {
       "Tensor prompts, Tensor weights, Tensor inverse_norm, bool need_query) "
       "-> (Tensor grad_query, Tensor grad_keys, Tensor grad_attention, Tensor grad_prompts)");
   // gelu(input @ fc1^T + bias1) @ fc2^T + bias2 for frozen weights on the CPU, float32, input (..., in), within
-  // frozen_mlp_limits (module.cpp). `slopes` (rows, hidden, 3) is what the backward needs, GELU's slopes in 24 bits, if
-  // save_slopes; else it has no rows.
+  // frozen_mlp_limits (module.cpp). `slopes` (rows and some more, hidden and some more, 3) is what the backward needs,
+  // GELU's slopes in 24 bits, if save_slopes; else it has no rows.
   m.def(
       "frozen_mlp(Tensor input, Tensor fc1, Tensor? bias1, Tensor fc2, Tensor? bias2, bool save_slopes) "
       "-> (Tensor output, Tensor slopes)");

@@ -145,7 +145,7 @@ struct Kernels {
 };
 
 #define PUMA_KERNELS(NAME, BYTES, ...)                                                                \
-  static_assert(kTileRows<BYTES> <= BYTES / 4 && kHeadDimMultiple % (BYTES / 4) == 0);                        \
+  static_assert(kTileRows<BYTES> <= BYTES / 4 && kHeadDimMultiple % (BYTES / 4) == 0);                \
   static_assert(kLongestSum % (kTileVectors * BYTES / 4) == 0);                                       \
   __VA_ARGS__ void forward_##NAME(const AttentionForward<float>& a, int64_t head, bool is_last) {     \
     forward_head<BYTES, kTileRows<BYTES>, kTileVectors>(a, head, is_last);                            \
