@@ -22,11 +22,12 @@ _LIMITS: dict[str, int] = loader.CPU_MODULE.frozen_mlp_limits() if loader.CPU_MO
 def frozen_mlp(input: Tensor, fc1: Tensor, bias1: Tensor | None, fc2: Tensor, bias2: Tensor | None) -> Tensor:
     """``GELU(input @ fc1.T + bias1) @ fc2.T + bias2``, the MLP of a transformer block, with the exact (erf) GELU.
 
-    In float32 on a CPU with AVX2 or AVX-512, from 512 rows on, blocks of rows go through both products at once. For the
-    backward it keeps GELU's slopes in 24 bits of fixed point (as exact as float32 is around 1) instead of the hidden
-    layer, and nothing else that large is ever in memory. Everything else is computed by torch's own operators: other
-    dtypes and devices, few rows, under autocast, ``torch.export``, functorch, forward mode or a dispatch mode, and
-    wherever torch may compute float32 products with less.
+    In float32 on a CPU with AVX2 or AVX-512, from 512 rows on, blocks of rows go through both products at once; in code
+    that was compiled for any number of rows, always. For the backward it keeps GELU's slopes in 24 bits of fixed point
+    (as exact as float32 is around 1) instead of the hidden layer, and nothing else that large is ever in memory.
+    Everything else is computed by torch's own operators: other dtypes and devices, few rows, under autocast,
+    ``torch.export``, functorch, forward mode or a dispatch mode, and wherever torch may compute float32 products with
+    less.
 
     Args:
         input: (..., in).
@@ -74,7 +75,18 @@ def _validate(input: Tensor, fc1: Tensor, bias1: Tensor | None, fc2: Tensor, bia
 def _has_kernel(input: Tensor, fc1: Tensor, bias1: Tensor | None, fc2: Tensor, bias2: Tensor | None) -> bool:
     if cpu_kernel_dtype(input, fc1, bias1, fc2, bias2) is not torch.float32 or input.dim() > MOST_DIMENSIONS:
         return False
-    return input.numel() >= FEWEST_ROWS * input.shape[-1] and serves(fc1.shape[1], fc1.shape[0], fc2.shape[0])
+    return serves(fc1.shape[1], fc1.shape[0], fc2.shape[0]) and not _has_few_rows(input)
+
+
+def _has_few_rows(input: Tensor) -> bool:
+    few = input.numel() < FEWEST_ROWS * input.shape[-1]
+    if not torch.compiler.is_compiling():
+        return few
+    # Code for any number of rows must not be bound to some: with a range that was promised for it, or a number that
+    # depends on data, it could not be compiled then.
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(few)
 
 
 def serves(in_features: int, hidden_features: int, out_features: int) -> bool:

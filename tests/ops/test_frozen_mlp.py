@@ -300,7 +300,23 @@ def test_compiled_code_runs_the_kernel(dynamic: bool, graphs: Any) -> None:
     graphs.operators.clear()
     few = torch.randn(3, 16)
     torch.testing.assert_close(compiled(few, *parameters), frozen_mlp(few, *parameters))
-    assert not graphs.operators
+    assert bool(graphs.operators) == dynamic  # then it is code for any number of rows
+
+
+def promise_a_range(input: Tensor) -> None:
+    torch._dynamo.mark_dynamic(input, 0, min=2, max=64)
+
+
+@needs_kernel
+@pytest.mark.parametrize("mark", [promise_a_range, lambda input: torch._dynamo.decorators.mark_unbacked(input, 0)])
+def test_code_for_any_number_of_rows_is_not_bound_to_some(mark: Callable[[Tensor], None], graphs: Any) -> None:
+    parameters = draw(16, 48, 32)
+    compiled = torch.compile(frozen_mlp, fullgraph=True, backend=graphs.backend)
+    for samples in (64, 2):
+        input = torch.randn(samples, 16, 16)
+        mark(input)
+        torch.testing.assert_close(compiled(input, *parameters), frozen_mlp(input, *parameters))
+    assert graphs.operators == {"puma.frozen_mlp.default"}
 
 
 @needs_kernel
