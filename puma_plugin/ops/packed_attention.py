@@ -57,7 +57,8 @@ def packed_attention(qkv: Tensor, scale: float | None = None) -> Tensor:
     dtype = _kernel_dtype(qkv)
     if dtype is None:
         return _by_torch(qkv, scale)
-    qkv = qkv.to(dtype)
+    if qkv.dtype is not dtype:
+        qkv = qkv.to(dtype)
     if not is_plain():
         return _operator(qkv, scale)[0]
     if torch.is_grad_enabled() and qkv.requires_grad:
