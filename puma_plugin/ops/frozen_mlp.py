@@ -27,7 +27,7 @@ def frozen_mlp(input: Tensor, fc1: Tensor, bias1: Tensor | None, fc2: Tensor, bi
     (as exact as float32 is around 1) instead of the hidden layer, and nothing else that large is ever in memory.
     Everything else is computed by torch's own operators: other dtypes and devices, few rows, under autocast,
     ``torch.export``, functorch, forward mode or a dispatch mode, and wherever torch may compute float32 products with
-    less.
+    less (compiled code: might while it was compiled).
 
     Args:
         input: (..., in).

@@ -31,14 +31,16 @@ def packed_attention(qkv: Tensor, scale: float | None = None) -> Tensor:
     serves D a multiple of 16 up to 128, N up to 4096 and processors with AVX2; bfloat16 not on those with
     AMX, whose matrix unit torch uses. Everything else goes to
     ``torch.nn.functional.scaled_dot_product_attention``, the same function: other dtypes and devices,
-    ``torch.export``, ``torch.func``, forward mode, dispatch modes, and ``sdpa_kernel`` without the flash backend.
+    ``torch.export``, ``torch.func``, forward mode, dispatch modes, and ``sdpa_kernel`` without the flash backend (of
+    compiled code, around its first call).
 
     Args:
         qkv: (B, N, 3, H, D), floating point: queries, keys and values of N tokens and H heads.
         scale: a finite number; None means ``D ** -0.5``.
 
     Returns:
-        (B, N, H * D), in qkv's dtype; in autocast's under autocast. Where the operator runs, differentiable once.
+        (B, N, H * D), in qkv's dtype; under autocast in its, but for float64. Where the operator runs, differentiable
+        once.
 
     Raises:
         TypeError: qkv is not floating point, or a scale that is no number.
