@@ -96,7 +96,7 @@ def problems(facts: Facts) -> list[str]:
         fix = f"install a CUDA build of torch, then {loader.REBUILD}"
         return [f"CUDA operators not loaded: torch {torch_version} is a CPU-only build. Fix, if there is a GPU: {fix}"]
 
-    built = (facts.build or {}).get("cuda", {})
+    built = facts.build["cuda"] if facts.build else {}
     if not facts.cuda.loaded:
         # What the build said of the fix is said again, for the place it is in now.
         not_built = f"not compiled: {str(built.get('reason')).partition('; ')[0]}"

@@ -1,6 +1,7 @@
 """How a build finds nvcc and decides about the CUDA operators."""
 
 import os
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,15 @@ def test_order_is_cuda_home_then_path_then_the_rest(tmp_path: Path) -> None:
     assert find_toolkits(homes[:2]) == [Toolkit(str(first), (12, 8)), Toolkit(str(second), (13, 0))]
 
 
+def test_pip_packages_come_last_the_newest_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("cu12", "cu13", "nccl"):
+        (tmp_path / "nvidia" / name).mkdir(parents=True)
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"purelib": str(tmp_path)})
+    without_nvcc = {"PATH": str(tmp_path)}
+    packages = [f"{tmp_path}/nvidia/cu13", f"{tmp_path}/nvidia/cu12"]
+    assert candidate_homes(without_nvcc) == ["/usr/local/cuda", *packages]
+
+
 def test_folders_without_a_working_toolkit_are_passed_over(tmp_path: Path) -> None:
     wrapper = make_toolkit(tmp_path / "wrapper", "13.0", header=False)
     silent = make_toolkit(tmp_path / "silent", "13.0")
@@ -103,7 +113,8 @@ def test_architectures_by_nvcc() -> None:
 
 def test_jobs_by_cores_and_memory() -> None:
     assert default_jobs(16, 64_000_000_000) == 16
-    assert default_jobs(16, 9_000_000_000) == 4
+    assert default_jobs(16, 8_000_000_000) == 4
+    assert default_jobs(16, 7_999_999_999) == 3
     assert default_jobs(2, 1_000_000_000) == 1
 
 

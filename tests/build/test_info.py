@@ -1,11 +1,17 @@
 """Each case that `puma info` must explain, described by hand, and the report about this machine."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
+import numpy
 import pytest
+import torch
 
+from puma_plugin import _cuda_toolkit
 from puma_plugin._cuda_toolkit import Toolkit
 from puma_plugin.cli import info
+from puma_plugin.ops import loader
 from puma_plugin.ops.loader import LibraryState
 
 LOADED_CPU, LOADED_CUDA = LibraryState("_C", True), LibraryState("_C_cuda", True)
@@ -20,7 +26,7 @@ BUILD = {
         "reason": "nvcc 13.0",
         "nvcc": "13.0",
         "architectures": "8.0;9.0;12.0+PTX",
-        "flags": "-O3",
+        "flags": "-O3 --use_fast_math",
     },
 }
 GOOD = info.Facts(
@@ -106,17 +112,46 @@ def test_each_case_is_one_clear_line(case: str) -> None:
 
 def test_no_problem_where_there_is_none() -> None:
     assert info.problems(GOOD) == []
-    text = info.report(GOOD)
-    for part in (
-        "2.14.1+cu130",
-        "NVIDIA H200",
-        "9.0",
+    assert info.report(replace(GOOD, toolkits=(Toolkit("/usr/local/cuda", (13, 0)),))).splitlines() == [
+        "python                    3.11.7 on Linux",
+        "torch                     2.14.1+cu130",
+        "timm                      1.0.31",
         "faiss-gpu                 not installed",
-        "nvcc 13.0 for 8.0;9.0;12.0+PTX",
-    ):
-        assert part in text
-    assert "_C loaded, kernels run on avx2" in text
-    assert "_C_cuda loaded" in text
+        "torch's CUDA              13.0",
+        "GPU                       NVIDIA H200, compute capability 9.0",
+        "nvcc                      13.0 in /usr/local/cuda",
+        "",
+        "built with                torch 2.14.1, Python 3.11.7",
+        "C++ compiler              c++ 12; -O3",
+        "CUDA compiler             nvcc 13.0 for 8.0;9.0;12.0+PTX; -O3 --use_fast_math",
+        "CPU operators             _C loaded, kernels run on avx2",
+        "CUDA operators            _C_cuda loaded",
+        "",
+        "Everything that was asked for is compiled and loaded.",
+    ]
+
+
+def test_report_where_there_is_nothing_but_torch() -> None:
+    cpu, cuda = LibraryState("_C", False, "not compiled"), LibraryState("_C_cuda", False, "torch is a CPU-only build")
+    bare = info.Facts("3.11.7 on Linux", {"torch": "2.14.1+cpu"}, None, cpu, cuda, build=None)
+    text = info.report(bare)
+    assert text.splitlines()[2:9] == [
+        "torch's CUDA              none (CPU-only build)",
+        "GPU                       none visible",
+        "nvcc                      not found",
+        "",
+        "build                     no build facts: the operators were never compiled in this installation",
+        "CPU operators             _C not loaded: not compiled",
+        "CUDA operators            _C_cuda not loaded: torch is a CPU-only build",
+    ]
+    built = info.report(replace(bare, cpu=LOADED_CPU, build=not_built("torch 2.14.1+cpu is a CPU-only build")))
+    assert "CUDA compiler             not used: torch 2.14.1+cpu is a CPU-only build" in built
+
+
+def test_what_the_build_did_not_record_is_no_problem() -> None:
+    assert info.problems(replace(GOOD, build=None)) == []
+    (problem,) = info.problems(replace(GOOD, build=None, cuda=NOT_LOADED_CUDA))
+    assert problem.startswith("CUDA operators not loaded: the library is missing: it was not compiled. Fix: ")
 
 
 @pytest.mark.parametrize(
@@ -144,3 +179,49 @@ def test_report_about_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0
     assert "_C loaded, kernels run on" in text
     assert info.report(info.collect()) in text
+
+
+def test_facts_of_a_machine_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus, nvcc = (("NVIDIA H200", (9, 0)), ("Tesla T4", (7, 5))), Toolkit("/usr/local/cuda", (13, 0))
+    monkeypatch.setattr(torch, "__version__", "2.14.1+git1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: gpus[number][0])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: gpus[number][1])
+    monkeypatch.setattr(_cuda_toolkit, "find_toolkits", lambda homes: [nvcc] if "/usr/local/cuda" in homes else [])
+    monkeypatch.setattr(info, "PACKAGES", ("torch", "numpy", "no-such-package"))
+    facts = info.collect()
+    # Of torch what runs, not what was installed.
+    assert facts.versions == {"torch": "2.14.1+git1", "numpy": numpy.__version__, "no-such-package": None}
+    assert (facts.gpus, facts.toolkits) == (gpus, (nvcc,))
+    # A driver that does not work.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert info.collect().gpus == ()
+
+
+def test_facts_of_the_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert loader.CPU_MODULE is not None
+    assert Path(loader.CPU_MODULE.__file__).with_name("_build_facts.json") == info.BUILD_FACTS
+    monkeypatch.setattr(info, "BUILD_FACTS", tmp_path / "facts.json")
+    assert info.collect().build is None
+    info.BUILD_FACTS.write_text(json.dumps(BUILD))
+    assert info.collect().build == BUILD
+    assert info.collect().capability == loader.CPU_MODULE.cpu_capability()
+    monkeypatch.setattr(loader, "CPU_MODULE", None)
+    assert info.collect().capability is None
+
+
+@pytest.mark.parametrize(
+    ("facts", "code"),
+    [
+        (GOOD, 0),
+        (replace(GOOD, cuda=NOT_LOADED_CUDA), 1),
+        (replace(GOOD, cuda=NOT_LOADED_CUDA, gpus=()), 0),
+        (replace(GOOD, cpu=LibraryState("_C", False, "not compiled")), 1),
+    ],
+)
+def test_exit_code_says_whether_an_operator_is_missing(
+    monkeypatch: pytest.MonkeyPatch, facts: info.Facts, code: int
+) -> None:
+    monkeypatch.setattr(info, "collect", lambda: facts)
+    assert info.main() == code
