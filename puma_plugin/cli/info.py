@@ -79,7 +79,8 @@ def covers(architectures: str, capability: tuple[int, int]) -> bool:
         same_family = major == capability[0] and (
             minor == capability[1] if number[3] == "a" else minor <= capability[1]
         )
-        if same_family or (entry.endswith("+PTX") and (major, minor) <= capability):
+        # With a or f the PTX, too, is of these GPUs alone.
+        if same_family or (entry == f"{major}.{minor}+PTX" and (major, minor) <= capability):
             return True
     return False
 
