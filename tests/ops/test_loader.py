@@ -1,11 +1,14 @@
 """What happens where a compiled library is missing, too old or broken."""
 
+import ctypes
 import importlib.util
 import os
 import subprocess
 import sys
 import warnings
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -138,6 +141,58 @@ def test_a_library_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch)
         state = loader.load_cuda_library(loader.CPU_LIBRARY)
         assert not state.loaded
         assert "compiled from other sources" in state.reason
+
+
+def test_a_library_from_before_schemas_were_counted_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(loader.CPU_MODULE, "schemas")
+    assert loader.load_cpu_library()[0].reason == loader.OTHER_SOURCES
+
+
+@pytest.fixture
+def cuda_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where the CUDA library is, of a torch with CUDA: an empty file."""
+    library = tmp_path / "_C_cuda.so"
+    library.touch()
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    specs = {"puma_plugin._C_cuda": ModuleSpec("puma_plugin._C_cuda", None, origin=str(library))}
+    monkeypatch.setattr(importlib.util, "find_spec", specs.get)
+    return library
+
+
+@pytest.mark.usefixtures("cuda_library")
+def test_what_the_cuda_library_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, broken = loader.LibraryState("_C", True), loader.LibraryState("_C", False, "broken")
+    says = "the operators' schemas are in _C, which is not loaded"
+    assert loader.load_cuda_library(broken) == loader.LibraryState("_C_cuda", False, says)
+    # Not there, or a folder of its name.
+    for spec in (None, ModuleSpec("puma_plugin._C_cuda", None)):
+        monkeypatch.setattr(importlib.util, "find_spec", {"puma_plugin._C_cuda": spec}.get)
+        says = "the library is missing: it was not compiled"
+        assert loader.load_cuda_library(loaded) == loader.LibraryState("_C_cuda", False, says)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    says = f"torch {torch.__version__} is a CPU-only build"
+    assert loader.load_cuda_library(loaded) == loader.LibraryState("_C_cuda", False, says)
+
+
+def test_a_broken_cuda_library_shows_the_linkers_words(cuda_library: Path) -> None:
+    state = loader.load_cuda_library(loader.LibraryState("_C", True))
+    assert (state.name, state.loaded) == ("_C_cuda", False)
+    assert state.reason == f"OSError: {cuda_library}: file too short"
+    assert state.error is not None
+
+
+@pytest.mark.parametrize(("schemas", "loaded"), [(loader.SCHEMAS, True), (loader.SCHEMAS - 1, False), (None, False)])
+def test_a_cuda_library_must_have_the_same_schemas(
+    monkeypatch: pytest.MonkeyPatch, cuda_library: Path, schemas: int | None, loaded: bool
+) -> None:
+    """None: a library from before they were counted."""
+    library = SimpleNamespace() if schemas is None else SimpleNamespace(puma_cuda_schemas=lambda: schemas)
+    opened: list[str] = []
+    monkeypatch.setattr(torch.ops, "load_library", opened.append)
+    monkeypatch.setattr(ctypes, "CDLL", {str(cuda_library): library}.get)
+    state = loader.load_cuda_library(loader.LibraryState("_C", True))
+    assert opened == [str(cuda_library)]
+    assert state == loader.LibraryState("_C_cuda", loaded, "" if loaded else loader.OTHER_SOURCES)
 
 
 @pytest.fixture
