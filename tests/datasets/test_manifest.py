@@ -5,7 +5,12 @@ import sys
 import pytest
 
 from puma_plugin.datasets.errors import DatasetError
-from puma_plugin.datasets.manifest import ManifestDataset, distributions_of, read_manifest
+from puma_plugin.datasets.manifest import (
+    ManifestDataset,
+    distributions_of,
+    list_manifest_distribution,
+    read_manifest,
+)
 
 
 def _write(path, heading, rows):
@@ -93,6 +98,8 @@ def test_splits_and_distributions(images):
     train = distributions_of(file, split="train")
     assert {name: len(part) for name, part in train.items()} == {"a": 6, "b": 3}
     table = read_manifest(file)
+    parts = distributions_of(table, split="test", min_images=1)
+    assert {name: part.class_names for name, part in parts.items()} == {"a": ["emu", "fox"], "b": ["fox"]}
     test = ManifestDataset(table, "test", distribution="a", min_images=1)
     assert test.class_names == ["emu", "fox"]
     assert test.query_mask.tolist() == [True, True, False, False]
@@ -122,11 +129,18 @@ def test_paths_elsewhere(images, tmp_path_factory):
     dataset = ManifestDataset(file, root=images)
     assert dataset.paths[0] == str(images / "img/cat0.jpg")
     assert dataset.item_keys[0] == "img/cat0.jpg"
+    assert list(distributions_of(file, root=images)["m"].paths) == list(dataset.paths)
     rows = [(images / path, label) for path, label in _rows(["cat", "dog"])]
     file = _write(elsewhere / "absolute.csv", "path,label", rows)
     assert ManifestDataset(file, root=images).item_keys[0] == "img/cat0.jpg"
     with pytest.raises(DatasetError, match=r"row 1 of manifest .*absolute.csv has the path .*not below .*as root"):
         ManifestDataset(file)
+    beside = f"{images}-of-others"
+    file = _write(elsewhere / "beside.csv", "path,label", [(f"{beside}/cat0.jpg", "cat")])
+    with pytest.raises(
+        DatasetError, match=f"row 1 of manifest .*beside.csv has the path {beside}/cat0.jpg, .*not belo"
+    ):
+        ManifestDataset(file, root=images)
 
 
 def test_quoted_values_and_byte_order_mark(images, trees):
@@ -182,6 +196,37 @@ def test_errors_name_file_and_row(images, text, message):
         ManifestDataset(images / "m.csv", "train")
 
 
+def test_an_unknown_split_is_said_before_anything_is_read(images):
+    with pytest.raises(ValueError, match="split is 'val'; give one of train, test, query, gallery"):
+        ManifestDataset(images / "none.csv", "val")
+
+
+def test_whether_rows_name_their_split(images):
+    assert not read_manifest(_write(images / "m.csv", "path,label", _rows(["cat"]))).has_splits("m")
+    rows = _rows(["cat"], range(3), "train")
+    assert read_manifest(_write(images / "m.csv", "path,label,split", rows)).has_splits("m")
+
+
+def test_all_images_of_a_distribution(images):
+    parts = [("train", "a"), ("query", "a"), ("gallery", "a"), ("test", "b")]
+    rows = [(f"img/cat{i}.jpg", "cat", *part) for i, part in zip((0, 1, 2, 0), parts, strict=True)]
+    table = read_manifest(_write(images / "m.csv", "path,label,split,distribution", rows))
+    assert list(list_manifest_distribution(table, "a").keys) == ["img/cat0.jpg", "img/cat1.jpg", "img/cat2.jpg"]
+    assert list(list_manifest_distribution(table, "b").keys) == ["img/cat0.jpg"]
+    twice = read_manifest(_write(images / "m.csv", "path,label", 2 * _rows(["cat"], [0])))
+    with pytest.raises(DatasetError, match=r"m: manifest .*m\.csv lists img/cat0\.jpg 2 times"):
+        list_manifest_distribution(twice, "m")
+
+
+def test_queries_of_one_image_need_a_gallery_of_their_own(images):
+    rows = [*_rows(["cat"], [0], "query"), *_rows(["cat"], [1], "gallery")]
+    assert len(ManifestDataset(_write(images / "m.csv", "path,label,split", rows), "query")) == 1
+    # The test is asked for instead, whose images are found among themselves.
+    file = _write(images / "m.csv", "path,label,split", _rows(["cat"], [0], "test"))
+    with pytest.raises(DatasetError, match=r"class 'cat' has 1 image .*, 2 are needed"):
+        ManifestDataset(file, "query")
+
+
 def test_query_without_gallery(images):
     rows = [*_rows(["cat"], range(2), "query"), *_rows(["dog"], range(2), "gallery")]
     with pytest.raises(DatasetError, match=r"query class 'cat' is in no gallery row of manifest .*m.csv"):
@@ -226,6 +271,19 @@ def test_missing_values_and_bytes_in_parquet(images):
     parquet.write_table(pyarrow.table({"path": paths, "label": [1.0] * 5 + [float("nan")]}), images / "m.parquet")
     with pytest.raises(DatasetError, match=r"row 6 of manifest .*m.parquet has no label"):
         ManifestDataset(images / "m.parquet")
+    latin = [name.encode("latin-1") for name in ("kätzchen",) * 6]
+    parquet.write_table(pyarrow.table({"path": paths, "label": latin}), images / "m.parquet")
+    with pytest.raises(DatasetError, match=r"m.parquet holds text that is no UTF-8 .*; write it in UTF-8"):
+        ManifestDataset(images / "m.parquet")
+
+
+def test_other_columns_of_parquet_are_passed_over(images):
+    pyarrow = pytest.importorskip("pyarrow", reason="Parquet manifests need pyarrow")
+    from pyarrow import parquet
+
+    paths, labels = zip(*_rows(["cat", "dog"]), strict=True)
+    parquet.write_table(pyarrow.table({"width": range(6), "path": paths, "label": labels}), images / "m.parquet")
+    assert list(read_manifest(images / "m.parquet").keys) == list(paths)
 
 
 def test_parquet(images):
