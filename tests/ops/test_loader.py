@@ -230,9 +230,13 @@ def test_prompts_warn_too_where_they_come_first() -> None:
 @pytest.mark.usefixtures("no_kernels")
 def test_fallback_compiles_without_graph_breaks() -> None:
     inputs = [torch.randn(2, 3, 8), torch.randn(2, 3, 8), torch.randn(8, 4), torch.randn(4, 8)]
-    loader._warned.add("cpu")
     compiled = torch.compile(lambda *leaves: stochastic_adapter(*leaves), fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*inputs), reference.stochastic_adapter(*inputs))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        torch.testing.assert_close(compiled(*inputs), reference.stochastic_adapter(*inputs))
+    # Compiled code cannot warn; the next call that is not compiled does.
+    with pytest.warns(RuntimeWarning, match="no compiled operators"):
+        stochastic_adapter(*inputs)
 
 
 @pytest.mark.usefixtures("no_kernels")
@@ -243,6 +247,16 @@ def test_strict_forbids_the_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match=r"\(_C: broken\)\. PUMA_STRICT=1 forbids") as error:
         stochastic_adapter(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2), torch.zeros(2, 1), torch.zeros(1, 2))
     assert error.value.__cause__ is cause
+
+
+@pytest.mark.usefixtures("no_kernels")
+def test_other_kinds_of_devices_have_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.warns(RuntimeWarning, match=r"for 'mps' tensors \(there are no kernels for this kind of device\)"):
+        loader.report_fallback("mps")
+    monkeypatch.setenv("PUMA_STRICT", "1")
+    with pytest.raises(RuntimeError, match="no compiled operators for 'xpu' tensors") as error:
+        loader.report_fallback("xpu")
+    assert error.value.__cause__ is None
 
 
 @pytest.mark.usefixtures("no_kernels")
