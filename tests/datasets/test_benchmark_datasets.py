@@ -195,6 +195,7 @@ def _as_kaggle_unpacks(folder):
         ({"devkit": "car_devkit/devkit"}, "stanford-cars-dataset"),
         ({"cars_test_annos_withlabels.mat": "cars_test_annos_withlabels (1).mat"}, "cars"),
         ({"cars_test_annos_withlabels.mat": "devkit/cars_test_annos_withlabels (1).mat"}, "archive"),
+        ({"cars_test_annos_withlabels.mat": "devkit/cars_test_annos_withlabels.mat"}, "cars"),
         ({"devkit/cars_train_annos.mat": "cars_train_annos.mat", "devkit/cars_meta.mat": "cars_meta.mat"}, "archive"),
     ],
 )
@@ -239,6 +240,48 @@ def test_cars_test_without_labels_under_the_name_of_those_with(tmp_path, trees):
     with pytest.raises(
         ValueError, match=r"cars_test_annos_withlabels.mat cannot be parsed \(ValueError: no field .*clas"
     ):
+        Cars196(tmp_path)
+
+
+def test_lists_of_cars_under_each_others_names(tmp_path, trees):
+    trees.cars_torchvision(tmp_path)
+    folder = tmp_path / "stanford_cars"
+    meta, train = folder / "devkit/cars_meta.mat", folder / "devkit/cars_train_annos.mat"
+    names, rows = meta.read_bytes(), train.read_bytes()
+    train.write_bytes(names)
+    with pytest.raises(ValueError, match=rf"Cars196: {train} holds no variable 'annotations' \(it holds class_names\)"):
+        Cars196(tmp_path)
+    train.write_bytes(rows)
+    meta.write_bytes(rows)
+    with pytest.raises(ValueError, match=rf"Cars196: {meta} holds no variable 'class_names' \(it holds annotations\)"):
+        Cars196(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"annotations": None}, r" holds no variable 'annotations' \(it holds class_names\)"),
+        ({"class_names": None}, r" holds no variable 'class_names' \(it holds annotations\)"),
+        (
+            {"annotations": np.zeros(2, [("fname", object)])},
+            " cannot be parsed .ValueError: no field of name relative_im",
+        ),
+        ({"class": 0}, " contains class number 0, the numbers run from 1 to 196"),
+        ({"class": 197}, " contains class number 197, the numbers run from 1 to 196"),
+    ],
+)
+def test_what_is_wrong_with_the_original_list_of_cars(tmp_path, trees, change, message):
+    from scipy.io import loadmat, savemat
+
+    trees.cars(tmp_path)
+    file = tmp_path / "cars196" / "cars_annos.mat"
+    content = {name: value for name, value in loadmat(file).items() if not name.startswith("__")}
+    if "class" in change:
+        content["annotations"][0, -1]["class"] = change["class"]
+    else:
+        content |= change
+    savemat(file, {name: value for name, value in content.items() if value is not None})
+    with pytest.raises(ValueError, match=f"Cars196: {file}{message}"):
         Cars196(tmp_path)
 
 
