@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from puma_plugin.ops import frozen_mlp, plain_pytorch
+from puma_plugin.ops import frozen_mlp, loader, plain_pytorch
 from puma_plugin.ops.frozen_mlp import FEWEST_ROWS, serves
 
 Parameters = tuple[Tensor, Tensor | None, Tensor, Tensor | None]
@@ -358,6 +358,15 @@ def test_the_operator_by_itself_is_differentiated_once() -> None:
     (grad,) = torch.autograd.grad(output.square().sum(), leaf, create_graph=True)
     with pytest.raises(RuntimeError, match=r"frozen_mlp can be differentiated once.*plain_pytorch"):
         grad.square().sum().backward()
+
+
+def test_what_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = loader.CPU_MODULE
+    assert serves(16, 48, 32) is (module.cpu_capability() != "default")
+    assert not any(serves(*widths) for widths in ((0, 16, 16), (16, 0, 16), (16, 16, 0), (16, 24, 16)))
+    # What is said where there are no kernels.
+    monkeypatch.setitem(serves.__globals__, "_LIMITS", {"width_multiple": 0})
+    assert not serves(16, 48, 32)
 
 
 def test_errors_name_the_argument() -> None:
