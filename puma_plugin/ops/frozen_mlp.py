@@ -138,7 +138,6 @@ def _fake_backward(grad: Tensor, slopes: Tensor, fc1: Tensor, fc2: Tensor) -> Te
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]  # torch.library's calling convention
     _, fc1, _, fc2, _, _ = inputs
     _, slopes = output
-    ctx.mark_non_differentiable(slopes)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(slopes, fc1, fc2)
 

@@ -360,6 +360,23 @@ def test_the_operator_by_itself_is_differentiated_once() -> None:
         grad.square().sum().backward()
 
 
+@needs_kernel
+def test_where_no_gradient_comes_none_goes_on(without_gradient: Callable[[Tensor], Tensor]) -> None:
+    leaf, parameters = torch.randn(FEWEST_ROWS, 16, requires_grad=True), draw(16, 16, 16)
+    without_gradient(frozen_mlp(leaf, *parameters)).backward()
+    without_gradient(torch.ops.puma.frozen_mlp(leaf, *parameters, True)[0]).backward()
+    assert leaf.grad is None
+
+
+@needs_kernel
+def test_sizes_of_the_slopes_are_known_before_they_are_computed() -> None:
+    operator = torch.ops.puma.frozen_mlp
+    for rows in range(1, 40):
+        arguments = [torch.randn(rows, 16), *draw(16, 16 * rows, 16)]
+        on_meta = [tensor.to("meta") for tensor in arguments if tensor is not None]
+        assert operator(*on_meta, True)[1].shape == operator(*arguments, True)[1].shape
+
+
 def test_what_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     module: Any = loader.CPU_MODULE
     assert serves(16, 48, 32) is (module.cpu_capability() != "default")

@@ -223,6 +223,11 @@ def test_what_is_served() -> None:
         assert not any(serves(*sizes, dtype) for sizes in ((0, 64), (4097, 64), (205, 24), (205, 144), (205, 8)))
 
 
+def test_nothing_is_served_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(serves.__globals__, "_LIMITS", {"most_tokens": 0})
+    assert not serves(1, 16, torch.float32)
+
+
 @pytest.mark.parametrize(
     ("dtype", "shape"),
     [
@@ -351,6 +356,14 @@ def test_the_operator_by_itself_is_differentiated_once() -> None:
     (grad,) = torch.autograd.grad(out.square().sum(), leaf, create_graph=True)
     with pytest.raises(RuntimeError, match=r"packed_attention can be differentiated once.*plain_pytorch"):
         grad.square().sum().backward()
+
+
+@needs_operator
+def test_where_no_gradient_comes_none_goes_on(without_gradient: Callable[[Tensor], Tensor]) -> None:
+    leaf = draw(1, 5, 3, 1, 16).requires_grad_()
+    without_gradient(packed_attention(leaf)).backward()
+    without_gradient(torch.ops.puma.packed_attention(leaf, 0.25)[0]).backward()
+    assert leaf.grad is None
 
 
 def test_errors_name_the_argument() -> None:

@@ -75,6 +75,7 @@ def test_reference_is_the_formula(device: str, adapter_inputs: Callable[..., lis
     for kind in ("none", "mixed"):
         gate = gates(kind, 5, device)
         torch.testing.assert_close(reference.stochastic_adapter(*inputs, gate, 0.3), by_hand(inputs, gate, 0.3))
+        torch.testing.assert_close(reference.stochastic_adapter(*inputs, gate), by_hand(inputs, gate, 0.1))
 
 
 @pytest.mark.parametrize("shape", [(5, 7, 24, 6), (1, 1, 1, 1)], ids=str)
