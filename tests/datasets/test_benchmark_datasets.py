@@ -443,9 +443,9 @@ def test_no_folder(tmp_path):
         CUB(tmp_path / "nowhere")
 
 
-def test_unknown_split(benchmark_tree):
+def test_an_unknown_split_is_said_before_anything_is_looked_for(tmp_path):
     with pytest.raises(ValueError, match="split is 'val'; give one of train, test, query, gallery"):
-        CUB(benchmark_tree.root, "val")
+        CUB(tmp_path / "nowhere", "val")
 
 
 def test_wrong_class_count(tmp_path, trees):

@@ -101,6 +101,16 @@ def test_reference_is_the_formula(device: str, prompt_inputs: Callable[..., list
     torch.testing.assert_close(reference.match_prompts(*inputs), by_hand(*inputs))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_reference_gives_zeros_no_weight(device: str, dtype: torch.dtype) -> None:
+    query, keys = torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.tensor([[0.0, 0.0], [2.0, 2.0]])
+    flat, prompts = torch.zeros(2, 2), torch.ones(2, 3, 2)
+    inputs = [tensor.to(device, dtype) for tensor in (query, keys, flat, prompts)]
+    prompt, weights = reference.match_prompts(*inputs)
+    torch.testing.assert_close(weights, weights.new_tensor([[0, 0], [0, 1]]))
+    torch.testing.assert_close(prompt, weights.new_tensor([0, 1])[:, None, None].expand(2, 3, 2))
+
+
 def test_gradcheck(device: str, prompt_inputs: Callable[..., list[Tensor]]) -> None:
     inputs = prompt_inputs(3, 5, 4, 2, torch.float64)
     assert torch.autograd.gradcheck(match_prompts, inputs)

@@ -78,6 +78,16 @@ def test_reference_is_the_formula(device: str, adapter_inputs: Callable[..., lis
         torch.testing.assert_close(reference.stochastic_adapter(*inputs, gate), by_hand(inputs, gate, 0.1))
 
 
+def test_reference_scales_in_the_type_of_the_residual(device: str) -> None:
+    """bfloat16 has no 0.1."""
+    one, zero = torch.ones(1, 1, 1, device=device), torch.zeros(1, 1, 1, device=device)
+    half, weight = one.bfloat16(), one[0].bfloat16()
+    for gate in (None, one[0, 0]):
+        out = reference.stochastic_adapter(zero, half, weight, weight, gate, 0.1)
+        assert torch.equal(out, 0.1 * one)
+    assert reference.stochastic_adapter(zero.bfloat16(), half, weight, weight, one[0, 0]).dtype is torch.bfloat16
+
+
 @pytest.mark.parametrize("shape", [(5, 7, 24, 6), (1, 1, 1, 1)], ids=str)
 @pytest.mark.parametrize(("residual_dtype", "dtype"), DTYPES, ids=str)
 def test_all_types_that_go_together_do_so_without_kernels(
