@@ -44,12 +44,13 @@ CLASSES = 1000
 BATCHES = 4  # rotating batches of images
 CHECK_BATCH = 4
 LEARNING_RATE = 1e-6  # the weights stay near their start, so that all steps cost the same
-# Of gradients through a whole network: a few activations near 0 get another sign by rounding alone. On a GPU torch's
-# bfloat16 products may add up parts of a sum in bfloat16 (up to 16 % seen in plain PyTorch, 4 % in ours).
+# Of gradients through a whole network: a few activations near 0 get another sign by rounding alone. In bfloat16 that
+# changes single gradients of every form, ours and plain PyTorch, by up to 23 % on a CPU. On a GPU torch's bfloat16
+# products may add up parts of a sum in bfloat16, too (up to 16 % seen in plain PyTorch, 4 % in ours).
 TOLERANCE = {
     ("float32", "cpu"): 1e-2,
     ("float32", "cuda"): 1e-2,
-    ("bfloat16", "cpu"): 1e-1,
+    ("bfloat16", "cpu"): 3e-1,
     ("bfloat16", "cuda"): 2.5e-1,
 }
 CAPTURE_WARMUP = 3

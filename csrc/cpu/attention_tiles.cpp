@@ -21,9 +21,12 @@ struct Sums {
   float* first;
   int64_t stride;
 };
-PUMA_INLINE Sums sums_of(float* rows, int64_t stride, float* /*memory*/, int64_t /*columns*/) { return {rows, stride}; }
-PUMA_INLINE Sums sums_of(bf16* /*rows*/, int64_t /*stride*/, float* memory, int64_t columns) {
-  return {memory, columns};
+PUMA_INLINE Sums sums_of(
+    float* rows, int64_t stride, const Lines<float>& /*memory*/, int64_t /*at*/, int64_t /*columns*/) {
+  return {rows, stride};
+}
+PUMA_INLINE Sums sums_of(bf16* /*rows*/, int64_t /*stride*/, const Lines<float>& memory, int64_t at, int64_t columns) {
+  return {memory.get() + at, columns};
 }
 
 template <int bytes, class T>
@@ -67,7 +70,7 @@ PUMA_INLINE void forward_head(const AttentionForward<T>& a, int64_t head, bool i
       sum[i] = 1 / sum[i];
     }
     T* const out = a.out + a.sizes.in_out(head) + row * row_out;
-    const Sums sums = sums_of(out, row_out, a.sums.get(), width);
+    const Sums sums = sums_of(out, row_out, a.sums, 0, width);
     scaled_product<bytes, I, J>(
         sums.first, sums.stride, rows, sum, a.weights.get(), a.values.get(), tokens, width, ahead);
     round_sums<bytes>(out, row_out, sums, rows, width);
@@ -94,7 +97,7 @@ PUMA_INLINE void backward_head(const AttentionBackward<T>& a, int64_t head, bool
   pack<bytes, P>(a.keys.get(), part_of(a.qkv, 1), row_in, tokens, tokens, width, 1);
   Sums sums[3];
   for (int64_t part = 0; part < 3; ++part) {
-    sums[part] = sums_of(part_of(a.grad_qkv, part), row_in, a.sums.get() + part * tokens * width, width);
+    sums[part] = sums_of(part_of(a.grad_qkv, part), row_in, a.sums, part * tokens * width, width);
   }
   float factor[I];
   std::fill_n(factor, I, a.scale);
