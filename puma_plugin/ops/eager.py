@@ -60,7 +60,7 @@ def cpu_kernel_dtype(*tensors: Tensor | None) -> torch.dtype | None:
         return None
     if "cpu" not in loader.KERNEL_DEVICES or forward_ad._current_level >= 0:
         return None
-    if torch._C._are_functorch_transforms_active() or torch.compiler.is_exporting():
+    if torch._C._are_functorch_transforms_active() or _is_exporting():
         return None
     if not torch.compiler.is_compiling() and is_recorded():
         return None
@@ -73,6 +73,12 @@ def cpu_kernel_dtype(*tensors: Tensor | None) -> torch.dtype | None:
     if dtypes == {torch.float32} and _float32_is_exact():
         return torch.float32
     return torch.bfloat16 if dtypes == {torch.bfloat16} else None
+
+
+@asked_when_compiled
+def _is_exporting() -> bool:
+    # In code that torch 2.10 compiles, the function itself is taken to be true.
+    return torch.compiler.is_exporting()
 
 
 @asked_when_compiled
