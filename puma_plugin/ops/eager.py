@@ -117,6 +117,31 @@ def once_only(name: str) -> str:
     )
 
 
+def register_for_compiled_code(
+    name: str,
+    *,
+    fake: Callable[..., Any],
+    fake_backward: Callable[..., Tensor],
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+) -> None:
+    """Shapes and autograd of ``puma::name`` and ``puma::name_backward``, operators that torch has, too.
+
+    Args:
+        name: the operator.
+        fake, fake_backward: make results of the right shape from tensors without numbers.
+        setup_context, backward: as ``torch.library.register_autograd`` wants them.
+    """
+
+    def refuse(ctx: Any, *grads: Tensor | None) -> None:
+        raise RuntimeError(once_only(name))
+
+    torch.library.register_fake(f"puma::{name}", fake)
+    torch.library.register_fake(f"puma::{name}_backward", fake_backward)
+    torch.library.register_autograd(f"puma::{name}", backward, setup_context=setup_context)
+    torch.library.register_autograd(f"puma::{name}_backward", refuse)
+
+
 def without_frame(operator: Any) -> Any:
     """What an operator's ``__call__`` does nothing but call; saves a Python frame in code that nobody traces."""
     return getattr(operator, "_op", operator)

@@ -7,7 +7,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from puma_plugin.ops import loader
-from puma_plugin.ops.eager import below_autograd, cpu_kernel_dtype, differentiable_once, is_plain, once_only
+from puma_plugin.ops.eager import (
+    below_autograd,
+    cpu_kernel_dtype,
+    differentiable_once,
+    is_plain,
+    register_for_compiled_code,
+)
 
 # Below that, laying out the weights takes longer than the products gain.
 FEWEST_ROWS = 512
@@ -146,12 +152,11 @@ def _backward(ctx, grad: Tensor | None, _: None):  # type: ignore[no-untyped-def
     return (None if grad is None else _backward_operator(grad, *ctx.saved_tensors)), *[None] * 5
 
 
-def _double_backward(ctx, grad: Tensor | None):  # type: ignore[no-untyped-def]
-    raise RuntimeError(once_only("frozen_mlp"))
-
-
 if loader.CPU_LIBRARY.loaded:
-    torch.library.register_fake("puma::frozen_mlp", _fake_forward)
-    torch.library.register_fake("puma::frozen_mlp_backward", _fake_backward)
-    torch.library.register_autograd("puma::frozen_mlp", _backward, setup_context=_setup_context)
-    torch.library.register_autograd("puma::frozen_mlp_backward", _double_backward)
+    register_for_compiled_code(
+        "frozen_mlp",
+        fake=_fake_forward,
+        fake_backward=_fake_backward,
+        setup_context=_setup_context,
+        backward=_backward,
+    )

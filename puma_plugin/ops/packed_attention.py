@@ -14,7 +14,7 @@ from puma_plugin.ops.eager import (
     cpu_kernel_dtype,
     differentiable_once,
     is_plain,
-    once_only,
+    register_for_compiled_code,
 )
 
 # Looked up once. They are called only where the library is loaded.
@@ -142,12 +142,11 @@ def _backward(ctx, grad: Tensor | None, _: None):  # type: ignore[no-untyped-def
     return (None if grad is None else _backward_operator(grad, *ctx.saved_tensors, ctx.scale)), None
 
 
-def _double_backward(ctx, grad: Tensor | None):  # type: ignore[no-untyped-def]
-    raise RuntimeError(once_only("packed_attention"))
-
-
 if loader.CPU_LIBRARY.loaded:
-    torch.library.register_fake("puma::packed_attention", _fake_forward)
-    torch.library.register_fake("puma::packed_attention_backward", _fake_backward)
-    torch.library.register_autograd("puma::packed_attention", _backward, setup_context=_setup_context)
-    torch.library.register_autograd("puma::packed_attention_backward", _double_backward)
+    register_for_compiled_code(
+        "packed_attention",
+        fake=_fake_forward,
+        fake_backward=_fake_backward,
+        setup_context=_setup_context,
+        backward=_backward,
+    )
