@@ -69,7 +69,6 @@ class DemoConfig(ComparisonConfig):
     """
 
     rates: dict[str, float] = field(default_factory=dict)
-    grid: list[float] = field(default_factory=lambda: [0.25, 0.5, 1.0, 2.0, 4.0])
     data_seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     map_images: int = 1600
     queries: int = 3
