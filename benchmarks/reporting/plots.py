@@ -14,6 +14,7 @@ from puma_plugin.utils import atomic_write
 # Colours that colour-blind readers can tell apart (Okabe and Ito), one per contestant everywhere.
 COLOURS = {
     "ours": "#0072b2",
+    "ours_compiled": "#4c4cff",
     "authors": "#d55e00",
     "authors_compiled": "#e69f00",
     "fixed": "#009e73",
@@ -28,7 +29,6 @@ COLOURS = {
     "torch_compiled": "#56b4e9",
     "torch_branches": "#cc79a7",
     "without_adapters": "#f0e442",
-    "no_adapters": "#f0e442",
     "full_fine_tuning": "#000000",
 }
 OTHER_COLOUR = "#999999"
@@ -74,7 +74,9 @@ def ratio_bars(results: Results) -> Figure | None:
     position, ticks = 0.0, []
     labelled: set[str] = set()
     for entry, ratios in groups:
-        ticks.append((position + (len(ratios) - 1) / 2, f"{entry.subject}\n{entry.case_id}"))
+        ticks.append(
+            (position + (len(ratios) - 1) / 2, f"{entry.subject}\n{entry.case_id}{' *' * entry.of_one_setting}")
+        )
         for name, ratio in ratios.items():
             label = None if name in labelled else name.replace("_", " ")
             labelled.add(name)
@@ -85,7 +87,7 @@ def ratio_bars(results: Results) -> Figure | None:
     axes.axvline(1.0, color=COLOURS[OURS])
     axes.set_yticks([tick for tick, _ in ticks], [text for _, text in ticks], fontsize=6)
     axes.set_ylim(position - 0.5, -1.5)  # the first on top
-    axes.set_xlabel("time over ours (ours = 1), in the setting that flatters ours least")
+    axes.set_xlabel("time over ours (ours = 1), in the setting that flatters ours least (*: measured in one only)")
     axes.legend(fontsize=7)
     return figure
 

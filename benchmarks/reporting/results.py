@@ -88,6 +88,11 @@ class Comparison:
             if contestant in rows and OURS in rows
         }
 
+    @property
+    def of_one_setting(self) -> bool:
+        """Whether the less flattering of two settings is not known; on a GPU there is only one."""
+        return len(self.rows) == 1 and "cuda" not in self.rows
+
     def ratio(self, contestant: str) -> float | None:
         """Its median over ours, in the setting that flatters us least; None where one of both is missing."""
         return min(self.ratios(contestant).values(), default=None)

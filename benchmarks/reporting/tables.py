@@ -101,8 +101,7 @@ def _shown_setting(entry: Comparison) -> str:
 
 
 def _case(entry: Comparison) -> str:
-    """With a * where the less flattering of two settings is not known; on a GPU there is only one."""
-    return entry.case_id + (" *" if len(entry.rows) == 1 and "cuda" not in entry.rows else "")
+    return entry.case_id + (" *" if entry.of_one_setting else "")
 
 
 def _ratio(entry: Comparison, name: str) -> str:

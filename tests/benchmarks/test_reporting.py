@@ -9,7 +9,7 @@ import pytest
 from benchmarks.report import main
 from benchmarks.reporting import write_report
 from benchmarks.reporting.goals import judge
-from benchmarks.reporting.plots import write_plots
+from benchmarks.reporting.plots import ratio_bars, write_plots
 from benchmarks.reporting.results import load_results
 from benchmarks.reporting.tables import duration, memory_table, report_text, subject_table
 
@@ -122,12 +122,18 @@ def test_goals_of_the_other_device_are_not_judged(files: Any) -> None:
 def test_a_case_that_was_measured_in_one_setting_only_is_marked(files: Any) -> None:
     measured = {"B1": ("malloc_default", "malloc_raised"), "B2": ("malloc_raised",), "B3": ("cuda",)}
     rows = [
-        files.entry("ours", [1e-3] * 3, case_id=case, setting=setting)
+        files.entry(name, [1e-3] * 3, case_id=case, setting=setting)
         for case, settings in measured.items()
         for setting in settings
+        for name in ("ours", "fixed")
     ]
-    table = subject_table(load_results(files.write("settings", rows)), "adapter")
+    results = load_results(files.write("settings", rows))
+    table = subject_table(results, "adapter")
     assert [line.split("|")[1].strip() for line in table.splitlines()[-3:]] == ["B1", "B2 *", "B3"]
+    figure = ratio_bars(results)
+    assert figure is not None
+    ticks = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert ticks == ["adapter\nB1", "adapter\nB2 *", "adapter\nB3"]
 
 
 @pytest.mark.parametrize(
