@@ -304,11 +304,9 @@ class MultiDistributionSampler(BatchSampler):
             ValueError: the state comes from other labels or settings; the message says what differs.
         """
         if state["fingerprint"] != self._fingerprint:
-            before = state.get("made_of", {})  # not in files of earlier versions
+            before = state["made_of"]
             differ = [
-                f"{name} was {before[name]}, is {now}"
-                for name, now in self._made_of.items()
-                if name in before and before[name] != now
+                f"{name} was {before[name]}, is {now}" for name, now in self._made_of.items() if before[name] != now
             ]
             what = f" ({'; '.join(differ)})" if differ else ""
             raise ValueError(

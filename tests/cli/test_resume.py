@@ -155,15 +155,6 @@ def test_paths_are_compared_by_where_they_lead(
     absolute = {name: str(data / name) for name in ("upright", "lying")}
     absolute_again = [*again, "--data.folders", json.dumps(absolute), "--model.weights", f"{data}/backbone.safetensors"]
     assert main(absolute_again) == 0
-    # An earlier version kept them as they were given, from its own folder.
-    settings = json.loads((run / "config.json").read_text())
-    settings["data"]["folders"] = {name: name for name in absolute}
-    settings["model"]["weights"] = "backbone.safetensors"
-    (run / "config.json").write_text(json.dumps(settings))
-    assert main(absolute_again) == 2
-    assert f"different: data.folders.upright was 'upright' and is '{data}/upright'" in capsys.readouterr().err
-    monkeypatch.chdir(data)
-    assert main(again) == 0
 
 
 def test_a_run_does_not_go_on_with_other_images(
@@ -180,21 +171,3 @@ def test_a_run_does_not_go_on_with_other_images(
     line = capsys.readouterr().err
     assert "upright: the training images are not those that" in line
     assert f"class {first!r} had 6 and has 7 (1 class differs); make them the same again, or start without" in line
-
-
-def test_a_shuffled_split_of_an_earlier_version_is_not_mixed_with_todays(
-    trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """It drew other classes, and did not keep which."""
-    shutil.copytree(trained, tmp_path / "run")
-    settings = json.loads((tmp_path / "run" / "config.json").read_text())
-    settings["data"]["shuffle_classes"] = True
-    (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
-    (tmp_path / "run" / "classes.json").unlink()
-    arguments = ["--config", str(data / "run.yaml"), "--data.shuffle_classes", "true"]
-    assert main(["train", *arguments, "--out", str(tmp_path / "run"), "--resume"]) == 2
-    assert "was begun by an earlier version, which shuffled the classes in another way" in capsys.readouterr().err
-    out = tmp_path / "out"
-    assert main(["evaluate", "--checkpoint", str(tmp_path / "run"), "--report", "false", "--out", str(out)]) == 0
-    (finding,) = json.loads((out / "metrics.json").read_text())["findings"]
-    assert "does not say which classes they were trained on" in finding

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,6 @@ from puma_plugin.experiments.reporting.summary import flat_scores
 from puma_plugin.experiments.running.pool import Progress
 from puma_plugin.experiments.running.separate import AnyRun, make_run, without_joint
 from puma_plugin.experiments.settings.config import TrainConfig
-from puma_plugin.experiments.settings.overrides import with_defaults
 from puma_plugin.trainers import NonFiniteLossError
 from puma_plugin.utils import atomic_write, json_ready, write_json
 
@@ -103,8 +102,6 @@ class Job:
             "torch": torch.__version__,
             "backbone": file_digest(weights),
             "data_files": self.data_files,
-            # Which classes data.shuffle_classes draws; it was another way before.
-            **({"shuffled": "by distribution"} if self.config.data.shuffle_classes else {}),
         }
 
     def finished(self) -> dict[str, Any] | None:
@@ -117,19 +114,7 @@ class Job:
             return None
         # Through JSON, so that tuples and numbers compare as they were written.
         now = json.loads(json.dumps(json_ready(self.settings())))
-        return record if self._completed(record.get("settings", {})) == now else None
-
-    def _completed(self, kept: dict[str, Any]) -> dict[str, Any]:
-        """The settings of a kept record as this version would have written them."""
-        config = dict(kept.get("config", {}))
-        if "batch_size" in config:
-            config["global_batch_size"] = config.pop("batch_size")
-        config = with_defaults(config, replace(self.config, out=""))
-        del config["out"]
-        if kept.get("method") == "separate" and config["model"]["method"] == "full":
-            # Separate models were named by the row alone before model.method knew them.
-            config["model"]["method"] = "separate"
-        return {"data_files": None, **kept, "config": config}
+        return record if record.get("settings") == now else None
 
 
 def run_job(job: Job, progress: Progress) -> dict[str, Any]:

@@ -70,17 +70,15 @@ def common_metrics(finished: Finished, reference: str, unit: Unit) -> dict[str, 
     gaps = differences(records, methods, reference, unit)
     origin = provenance()
     left_out = ["settings", "intervals"]
-    method: str | None = INTERVAL_METHODS[unit]
+    method = INTERVAL_METHODS[unit]
     note = "Points: means. Bars: 95 % intervals."
     if all(row["scores"]["harmonic"]["low"] is None for row in rows):
         # One run each: what the figures owe to the choice of test classes can still be told.
-        bounds = {record["method"]: record["intervals"] for record in records if "intervals" in record}
-        known = len(bounds) == len(rows)  # not in results that earlier versions kept
-        method = INTERVAL_METHODS["class"] if known else None
-        if known:
-            rows = [bootstrapped(row, bounds[row["key"]]) for row in rows]
-            left_out.remove("intervals")
-        note = f"One run per method. {'Bars: 95 % bootstrap intervals over the classes.' if known else 'No intervals.'}"
+        bounds = {record["method"]: record["intervals"] for record in records}
+        rows = [bootstrapped(row, bounds[row["key"]]) for row in rows]
+        left_out.remove("intervals")
+        method = INTERVAL_METHODS["class"]
+        note = "One run per method. Bars: 95 % bootstrap intervals over the classes."
     return {
         "schema": 1,
         "command": finished.command,
@@ -98,7 +96,7 @@ def common_metrics(finished: Finished, reference: str, unit: Unit) -> dict[str, 
         "curves": curves(records, methods),
         "interval_note": note,
         "curve_note": _CURVE_NOTE,
-        "explanation": EXPLANATION + ("" if method is None else f" Below each figure: {method}"),
+        "explanation": f"{EXPLANATION} Below each figure: {method}",
         "facts": _facts(finished, origin),
         "runs": [{key: value for key, value in record.items() if key not in left_out} for record in records],
     }

@@ -27,14 +27,16 @@ def load_trained(folder: str | os.PathLike[str]) -> tuple[nn.Module, Callable[[I
         of a picture of any size and mode to its input (3, H, W) float32.
 
     Raises:
-        ValueError: no finished run, a run of one model per dataset, or weights that do not fit.
+        ValueError: no finished run, a run of one model per dataset, settings of another version, or weights that do
+            not fit.
     """
     place = Path(folder)
     for name in (SETTINGS, WEIGHTS):
         if not (place / name).is_file():
             raise ValueError(f"{place / name} does not exist; give the folder of a run of `puma train` that has ended")
     settings = json.loads((place / SETTINGS).read_text(encoding="utf-8"))
-    config, data = _known(ModelConfig, settings["model"]), _known(DataConfig, settings["data"])
+    config = _configuration(ModelConfig, settings, "model", place)
+    data = _configuration(DataConfig, settings, "data", place)
     if config.method == "separate":
         raise ValueError(f"{place} holds one model per dataset (model.method separate), there is no one model to load")
     trunk, embedder = build_model(config, seed=0, image_size=data.image_size)
@@ -42,7 +44,11 @@ def load_trained(folder: str | os.PathLike[str]) -> tuple[nn.Module, Callable[[I
     return nn.Sequential(trunk, embedder).eval(), AsEvaluated(data, *input_properties(trunk, data))
 
 
-def _known(kind: Any, settings: dict[str, Any]) -> Any:
-    """The configuration, without settings that only an earlier version had."""
-    names = {field.name for field in fields(kind)}
-    return kind(**{name: value for name, value in settings.items() if name in names})
+def _configuration(kind: Any, settings: dict[str, Any], part: str, place: Path) -> Any:
+    unknown = sorted(set(settings[part]) - {field.name for field in fields(kind)})
+    if unknown:
+        raise ValueError(
+            f"{place / SETTINGS} has the setting {part}.{unknown[0]}, which this version of puma_plugin does not know; "
+            "use the version it was trained with"
+        )
+    return kind(**settings[part])

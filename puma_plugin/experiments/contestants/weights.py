@@ -16,10 +16,7 @@ from puma_plugin.models import EmbeddingHead, UnifiedEmbedder, load_adapter, sav
 from puma_plugin.models.adapted_vit import AdaptedViT
 from puma_plugin.utils import atomic_write
 
-FORMAT = "puma_plugin run 3"
-WITHOUT_BUFFERS = "puma_plugin run 2"
-EARLIER = "puma_plugin run 1"
-"""Said nothing of the frozen weights and of settings beside the method; nor of buffers."""
+FORMAT = "puma_plugin run 1"
 
 _OWN_CONFIGURATION = "give the run's own configuration, as in --config RUN/config.json"
 
@@ -94,8 +91,6 @@ def load_weights(
         raise ValueError(f"{path} is truncated or not a safetensors file ({error})") from error
     _check(metadata, _description(config, trunk, extra or {}), path)
     own = _tensors(trunk, embedder)
-    if metadata["puma_run"] != FORMAT:
-        _leave_buffers_out(own, tensors, trunk, path)
     odd = sorted(set(own) ^ set(tensors)) or sorted(name for name in own if own[name].shape != tensors[name].shape)
     if odd:
         raise ValueError(f"{path} does not fit the configured model: {odd[0]} differs ({len(odd)} such tensors)")
@@ -104,23 +99,13 @@ def load_weights(
             weight.copy_(tensors[name])
 
 
-def _leave_buffers_out(
-    own: dict[str, torch.Tensor], found: Mapping[str, torch.Tensor], trunk: nn.Module, path: Path
-) -> None:
-    """Of a file of an earlier version, which had no buffers: those of a frozen trunk are what they were."""
-    weights = {f"trunk.{name}" for name, _ in trunk.named_parameters()}
-    missing = [name for name in own if name.startswith("trunk.") and name not in weights and name not in found]
-    if missing and any(weight.requires_grad for weight in trunk.parameters()):
-        raise ValueError(
-            f"{path} lacks the statistics that training gave the trunk, such as {missing[0]}: earlier versions did not "
-            "save them; the run's checkpoint.pt has them (puma train --resume writes the file again), or train anew"
-        )
-    for name in missing:
-        del own[name]
-
-
 def _check(found: Mapping[str, str], wanted: Mapping[str, str], path: Path) -> None:
-    if found.get("puma_run") not in (FORMAT, WITHOUT_BUFFERS, EARLIER):
+    if found.get("puma_run", FORMAT) != FORMAT:
+        raise ValueError(
+            f"{path} has the format {found['puma_run']!r}, this puma_plugin reads {FORMAT!r}: use the version it was "
+            "trained with"
+        )
+    if "puma_run" not in found:
         raise ValueError(
             f"{path} is not a file of `puma train` with method {wanted['method']!r}"
             + (", it holds adapters" if "adaptation" in found else "")
@@ -131,8 +116,6 @@ def _check(found: Mapping[str, str], wanted: Mapping[str, str], path: Path) -> N
             f"{path} is of method {found.get('method')!r} on backbone {found.get('backbone')}, the configuration asks "
             f"for {wanted['method']!r} on {wanted['backbone']}; {_OWN_CONFIGURATION}"
         )
-    if found["puma_run"] == EARLIER:
-        return
     if found.get("settings") != wanted["settings"]:
         raise ValueError(
             f"{path} was trained with {found.get('settings')}, the configuration has {wanted['settings']}; "

@@ -32,7 +32,7 @@ def read_baseline(path: Path) -> dict[str, Any]:
         raise ValueError(f"--baseline {path} holds {len(results)} evaluations, one is needed; {wanted}")
     if not results[0].get("per_class"):
         raise ValueError(
-            f"--baseline {path} carries no sums by class, without which a difference cannot be judged: it was written "
-            "by an earlier version; run puma evaluate again for it"
+            f"--baseline {path} carries no sums by class, without which a difference cannot be judged; give the result "
+            "of puma evaluate"
         )
     return dict(results[0])

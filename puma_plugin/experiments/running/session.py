@@ -29,12 +29,7 @@ from puma_plugin.experiments.running.early_checks import check_settings
 from puma_plugin.experiments.running.pool import Event
 from puma_plugin.experiments.running.processes import Processes, connected
 from puma_plugin.experiments.running.separate import AnyRun, make_run, small_distributions, without_joint
-from puma_plugin.experiments.running.trained_classes import (
-    SHUFFLED_BEFORE,
-    classes_of,
-    require_unchanged,
-    split_is_unknown,
-)
+from puma_plugin.experiments.running.trained_classes import classes_of, require_unchanged
 from puma_plugin.experiments.settings.config import CHECKPOINT, CLASSES, SETTINGS, WEIGHTS, EvaluateConfig, TrainConfig
 from puma_plugin.experiments.settings.overrides import with_defaults
 from puma_plugin.experiments.settings.places import absolute_places
@@ -128,11 +123,7 @@ def _check_resume(config: TrainConfig, folder: Path, resume: bool) -> None:
         raise ValueError(f"--resume was given, but {folder / CHECKPOINT} does not exist; start without it")
     now = settings_of(config)
     before = json_ready(with_defaults(json.loads((folder / SETTINGS).read_text(encoding="utf-8")), config))
-    # A setting that only an earlier version had decides nothing any more.
-    before = {name: before[name] for name in now}
-    # Earlier versions kept paths as they were given.
-    apart = {name for name, _, _ in _differences(absolute_places(before), now, _FREE)}
-    if odd := [difference for difference in _differences(before, now, _FREE) if difference[0] in apart]:
+    if odd := _differences(before, now, _FREE):
         different = "; ".join(f"{name} was {old!r} and is {new!r}" for name, old, new in odd)
         raise ValueError(
             f"--resume needs the settings that {folder} was started with; different: {different}; give those, or start "
@@ -169,7 +160,7 @@ def train(config: TrainConfig, resume: bool, command: str, console: Console) -> 
         trained = {name: images_of_classes(images) for name, images in splits.train.items()}
         if resume:
             # In the first process: the others may not see its folder.
-            processes.from_first(lambda: require_unchanged(config, trained, folder))
+            processes.from_first(lambda: require_unchanged(trained, folder))
         notes = _describe(splits, trained, shown)
         if splits.validation and (without := [name for name in splits.train if name not in splits.validation]):
             shown.print(
@@ -266,24 +257,20 @@ def evaluate(
                 f"--baseline {baseline} was counted with protocol {other['protocol']}, this evaluation is to be with "
                 f"{config.protocol}: their figures mean different things; give --protocol {other['protocol']}"
             )
-        unknown = SHUFFLED_BEFORE if split_is_unknown(config, path.parent) else ""
-        notes = _describe(splits, classes_of(path), shown, unknown)
+        notes = _describe(splits, classes_of(path), shown)
         run = make_run(config, splits)
         run.load_model(path)
         embedded = run.embed(splits.test, progress=sys.stderr.isatty())
         return _finish(config, run, splits, embedded, notes, command, start, shown, baseline, other)
 
 
-def _describe(
-    splits: Splits, trained: Mapping[str, Collection[str]], console: Console, unknown_split: str = ""
-) -> list[str]:
+def _describe(splits: Splits, trained: Mapping[str, Collection[str]], console: Console) -> list[str]:
     """Print what there is. Returned are the sentences that the figures have to be read with."""
     for name, sizes in splits.describe().items():
         parts = ", ".join(f"{part} {size['classes']} classes {size['images']} images" for part, size in sizes.items())
         console.print(f"{name}: {parts}", highlight=False, markup=False, soft_wrap=True)
     shared = {name: shared_classes(trained.get(name, ()), test.class_names) for name, test in splits.test.items()}
     notes = [f"{name}: {sentence}" for name, sentence in shared.items() if sentence]
-    notes += [unknown_split] if unknown_split else []
     sentences = list(notes)
     for name, reasons in splits.skipped.items():
         key, reason = next(iter(reasons.items()))

@@ -4,27 +4,11 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from puma_plugin.experiments.settings.config import CLASSES, WEIGHTS, TrainConfig
-
-SHUFFLED_BEFORE = (
-    "the folder of the weights does not say which classes they were trained on; earlier versions shuffled classes in "
-    "another way, so that some may be in this test"
-)
+from puma_plugin.experiments.settings.config import CLASSES, WEIGHTS
 
 
-def split_is_unknown(config: TrainConfig, folder: Path) -> bool:
-    """Whether a run may be of an earlier version, which shuffled classes in another way and did not keep them."""
-    divided = config.data.shuffle_classes and config.data.kind in ("image_folders", "manifest")
-    return divided and not (folder / CLASSES).is_file()
-
-
-def require_unchanged(config: TrainConfig, now: Mapping[str, Mapping[str, int]], folder: Path) -> None:
+def require_unchanged(now: Mapping[str, Mapping[str, int]], folder: Path) -> None:
     """ValueError naming what differs in the training images of a run that is to go on."""
-    if split_is_unknown(config, folder):
-        raise ValueError(
-            f"{folder} was begun by an earlier version, which shuffled the classes in another way, so that now others "
-            "would be trained on; start without --resume in another --out"
-        )
     before = classes_of(folder / WEIGHTS)
     for name in {**before, **now} if before else ():
         counts, found = before.get(name, {}), now.get(name, {})

@@ -104,6 +104,18 @@ def test_the_best_rate_is_chosen_and_edges_are_reported() -> None:
     assert "held-out classes of the tuning domain, which no test uses" in explanation
 
 
+def test_a_kept_record_is_used_for_exactly_its_settings(tmp_path: Path) -> None:
+    full = comparison("--out", str(tmp_path))
+    for job in full.test_jobs(dict.fromkeys(METHODS, 1.0), [0], [0], keep_models=False):
+        settings = json.loads(json.dumps(job.settings()))
+        job.path().parent.mkdir(exist_ok=True)
+        job.path().write_text(json.dumps({"settings": settings, "seconds": 1.0}))
+        assert job.finished() == {"settings": settings, "seconds": 1.0}
+        settings["config"]["model"]["drop"] = 0.3
+        job.path().write_text(json.dumps({"settings": settings}))
+        assert job.finished() is None
+
+
 def test_a_rate_at_which_one_run_collapses_loses() -> None:
     scores = {
         "puma": [[0.40, 0.41], [0.50, 0.51], [0.53, 0.52], [0.52, 0.53], [0.56, 0.03]],
@@ -114,25 +126,6 @@ def test_a_rate_at_which_one_run_collapses_loses() -> None:
     assert rates["scores"]["puma"]["4"] == pytest.approx(0.295)
     assert rates["runs"]["puma"]["4"] == [0.56, 0.03]
     assert "means of 2 seeds (One model per dataset: 1)" in rates["explanation"]
-
-
-def test_jobs_kept_by_an_earlier_version_are_read(tmp_path: Path) -> None:
-    """Its files know no settings of today's, and separate models were named by the row alone."""
-    full = comparison("--out", str(tmp_path))
-    for job in full.test_jobs(dict.fromkeys(METHODS, 1.0), [0], [0], keep_models=False):
-        settings = json.loads(json.dumps(job.settings()))
-        for part, name in (("model", "lora_rank"), ("model", "blocks"), ("loss", "miner"), ("optimizer", "clip")):
-            del settings["config"][part][name]
-        del settings["data_files"]
-        settings["config"]["batch_size"] = settings["config"].pop("global_batch_size")
-        if job.method.key == "separate":
-            settings["config"]["model"]["method"] = "full"
-        job.path().parent.mkdir(exist_ok=True)
-        job.path().write_text(json.dumps({"settings": settings, "seconds": 1.0}))
-        assert job.finished() == {"settings": settings, "seconds": 1.0}
-        settings["config"]["model"]["drop"] = 0.3
-        job.path().write_text(json.dumps({"settings": settings}))
-        assert job.finished() is None
 
 
 def test_what_a_stopped_job_left_behind_its_record_goes(tmp_path: Path) -> None:

@@ -22,3 +22,11 @@ def test_one_model_per_dataset_is_no_one_model(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="one model per dataset"):
         load_trained(tmp_path)
+
+
+def test_settings_of_another_version_are_refused_by_name(tmp_path: Path) -> None:
+    settings = {"model": {"method": "puma", "depth_scale": 2}, "data": {"kind": "image_folders", "root": "pictures"}}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"config\.json has the setting model\.depth_scale, which this version"):
+        load_trained(tmp_path)

@@ -2,14 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from puma_plugin.experiments.running.trained_classes import classes_of, require_unchanged, split_is_unknown
-from puma_plugin.experiments.settings.config import DataConfig, TrainConfig
+from puma_plugin.experiments.running.trained_classes import classes_of, require_unchanged
 
-CONFIG = TrainConfig(DataConfig(root="."))
 BEGAN_WITH = {"cats": {"a": 2, "b": 3}, "dogs": {"c": 4}}
 
 
@@ -32,31 +29,15 @@ def folder(tmp_path: Path) -> Path:
 )
 def test_what_differs_is_named(folder: Path, now: dict[str, dict[str, int]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        require_unchanged(CONFIG, {**BEGAN_WITH, **now}, folder)
+        require_unchanged({**BEGAN_WITH, **now}, folder)
 
 
 def test_the_same_images_in_another_order_go_on(folder: Path) -> None:
-    require_unchanged(CONFIG, {"dogs": {"c": 4}, "cats": {"b": 3, "a": 2}}, folder)
+    require_unchanged({"dogs": {"c": 4}, "cats": {"b": 3, "a": 2}}, folder)
 
 
-@pytest.mark.parametrize(
-    ("data", "unknown"),
-    [
-        ({"shuffle_classes": True, "root": "."}, True),
-        ({"shuffle_classes": True, "kind": "manifest", "manifest": "list.csv"}, True),
-        ({"shuffle_classes": False, "root": "."}, False),
-        ({"shuffle_classes": True, "kind": "benchmark", "root": "."}, False),  # whose splits are fixed
-    ],
-)
-def test_a_folder_that_does_not_say(folder: Path, data: dict[str, Any], unknown: bool) -> None:
-    config = TrainConfig(DataConfig(**data))
-    assert not split_is_unknown(config, folder)
+def test_a_folder_that_does_not_say(folder: Path) -> None:
     assert classes_of(folder / "model.safetensors") == BEGAN_WITH
     (folder / "classes.json").unlink()
-    assert split_is_unknown(config, folder) == unknown
     assert classes_of(folder / "model.safetensors") == {}
-    if unknown:
-        with pytest.raises(ValueError, match="begun by an earlier version"):
-            require_unchanged(config, BEGAN_WITH, folder)
-    else:
-        require_unchanged(config, BEGAN_WITH, folder)
+    require_unchanged(BEGAN_WITH, folder)
