@@ -94,7 +94,6 @@ def load_splits(config: DataConfig) -> Splits:
     """
     if config.split == "all":
         raise ValueError("data.split is all, which leaves nothing to train on; give auto, folders or classes")
-    generator = torch.Generator().manual_seed(config.seed)
     skipped: Skipped = {}
     if config.kind == "embedded":
         train, test = (dict(sets) for sets in _embedded(config.seed, config.domain))
@@ -109,7 +108,8 @@ def load_splits(config: DataConfig) -> Splits:
         for name, images in train.items():
             count = len(images.class_names)
             if 2 <= share(config.validation_fraction, count) <= count - 2:
-                kept, held_out = divide_classes(count, config.validation_fraction, generator, least=2)
+                drawn = _generator(config, name, "held out")
+                kept, held_out = divide_classes(count, config.validation_fraction, drawn, least=2)
                 judges = select_classes(images, held_out)
                 if not _has_partners(judges):
                     continue
@@ -251,16 +251,15 @@ def _uses_own_split(source: Source, config: DataConfig) -> bool:
 def _read_divided(source: Source, config: DataConfig, skipped: Skipped) -> tuple[ImageSet, ImageSet]:
     whole = _read_whole(source, config, skipped)
     try:
-        return split_classes(whole, config.test_fraction, _shuffle(config, source.name))
+        shuffled = _generator(config, source.name, "test") if config.shuffle_classes else None
+        return split_classes(whole, config.test_fraction, shuffled)
     except ValueError as error:
         raise DatasetError(f"distribution {source.name}: {error} in {source.place}; add classes") from error
 
 
-def _shuffle(config: DataConfig, name: str) -> torch.Generator | None:
-    """A generator of the distribution's own: its test classes are the same whatever else is read."""
-    if not config.shuffle_classes:
-        return None
-    digest = hashlib.sha256(f"{config.seed}\0{name}".encode(errors="surrogateescape")).digest()
+def _generator(config: DataConfig, name: str, purpose: str) -> torch.Generator:
+    """One of the distribution's own: what it draws is the same whatever else is read."""
+    digest = hashlib.sha256(f"{config.seed}\0{name}\0{purpose}".encode(errors="surrogateescape")).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
 
 

@@ -240,6 +240,20 @@ def test_held_out_classes_leave_the_training_set(tmp_path: Path, write_classes) 
     assert splits.describe()["cars"]["train"] == {"classes": 3, "images": 6}
 
 
+def test_held_out_classes_follow_the_seed_whatever_else_is_read(tmp_path: Path, write_classes) -> None:
+    for name in ("birds", "cars"):
+        write_classes(tmp_path / name, dict.fromkeys("abcdefghijklmnop", 2))
+
+    def held_out(seed: int, *names: str) -> list[list[str]]:
+        folders = {name: str(tmp_path / name) for name in names}
+        splits = load_splits(DataConfig(folders=folders, validation_fraction=0.4, seed=seed))
+        return [splits.validation[name].class_names for name in names]
+
+    assert held_out(3, "birds", "cars") == [*held_out(3, "birds"), *held_out(3, "cars")]
+    assert len({tuple(*held_out(seed, "cars")) for seed in range(5)}) > 1
+    assert any(birds != cars for birds, cars in (held_out(seed, "birds", "cars") for seed in range(5)))
+
+
 @pytest.mark.parametrize(("fraction", "held_out"), [(0.2, 0), (0.5, 2), (0.75, 0)])
 def test_fewer_than_two_classes_are_neither_held_out_nor_left(
     tmp_path: Path, write_classes, fraction: float, held_out: int
