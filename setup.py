@@ -43,7 +43,7 @@ decision = toolkit.decide(
 if decision.toolkit:
     # torch.utils.cpp_extension reads both when it is imported or runs, and would ask for a GPU without them.
     os.environ["CUDA_HOME"] = decision.toolkit.home
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", toolkit.default_architectures(decision.toolkit.version))
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", toolkit.ARCHITECTURES)
 else:
     print(f"puma_plugin: building without the CUDA operators: {decision.reason}", file=sys.stderr)
 memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -118,10 +118,7 @@ def build_facts() -> dict[str, object]:
         cuda["flags"] = " ".join(NVCC)
     return {
         "python": platform.python_version(),
-        "platform": platform.platform(),
         "torch": torch.__version__,
-        "torch_cuda": torch.version.cuda,
-        "oldest_torch": "2.10",
         "compiler": compiler_version(),
         "flags": " ".join(CXX),
         "cuda": cuda,

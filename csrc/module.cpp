@@ -1,9 +1,6 @@
-// The Python face of the CPU library: what it was built with, and which instruction set its kernels run on.
+// The Python face of the CPU library: which instruction set its kernels run on, and what they take.
 // Only pybind11 and the stable headers: torch/extension.h would tie the library to one torch version.
 #include <pybind11/pybind11.h>
-#include <torch/headeronly/version.h>
-
-#include <string>
 
 #include "cpu/attention_tiles.h"
 #include "cpu/simd.h"
@@ -13,19 +10,8 @@
 namespace py = pybind11;
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "CPU operators of puma_plugin (registered in torch.ops.puma) and facts about this build.";
+  m.doc() = "CPU operators of puma_plugin (registered in torch.ops.puma).";
   puma::instruction_set();  // a wrong PUMA_CPU_CAPABILITY is an error here, not in the first kernel
-  m.def(
-      "build_info",
-      [] {
-        py::dict info;
-        info["compiler"] = std::string("g++ compatible ") + __VERSION__;
-        info["torch_headers"] = std::to_string(TORCH_VERSION_MAJOR) + "." + std::to_string(TORCH_VERSION_MINOR) + "." +
-            std::to_string(TORCH_VERSION_PATCH);
-        info["cxx_standard"] = static_cast<long>(__cplusplus);
-        return info;
-      },
-      "Compiler, torch headers and C++ standard that this library was built with, as a dict.");
   m.attr("schemas") = puma::kSchemas;
   m.def(
       "cpu_capability", &puma::cpu_capability,

@@ -13,7 +13,6 @@ from pathlib import Path
 # Native code for 8.x and 9.0 (9.0a: with Hopper's own tensor-core instructions), and PTX, which the driver compiles for
 # later ones: each further architecture would cost another third of the build's time. TORCH_CUDA_ARCH_LIST overrides it.
 ARCHITECTURES = "8.0+PTX;9.0a"
-OLDEST_NVCC = (12, 0)
 GET_NVCC = "install a CUDA toolkit, or `pip install 'cuda-toolkit[nvcc,cccl]=={cuda}.*'`, or set CUDA_HOME"
 
 
@@ -108,13 +107,6 @@ def decide(mode: str, torch_version: str, torch_cuda: str | None, toolkits: Sequ
     if mode == "1":
         raise CudaNotBuildableError(f"PUMA_CUDA=1, but the CUDA operators cannot be built: {reason}")
     return Decision(None, reason)
-
-
-def default_architectures(version: tuple[int, int]) -> str:
-    """TORCH_CUDA_ARCH_LIST for this nvcc; without it a machine without a GPU could not build."""
-    if version < OLDEST_NVCC:
-        raise CudaNotBuildableError(f"nvcc {version[0]}.{version[1]} is too old, the oldest that works is 12.0")
-    return ARCHITECTURES
 
 
 def default_jobs(cores: int, memory_bytes: int) -> int:

@@ -24,33 +24,30 @@ def main(arguments: Sequence[str]) -> int:
         help="also full fine-tuning, one model per dataset and adapters alone; every data seed with every training "
         "seed; learning rates chosen anew; about 40 minutes on two cores",
     )
-    parser.add_argument("--ablations", action="store_true", help="with --all: also p, pool, scale and r one at a time")
     parser.add_argument("--seed", type=int, default=None, help="training seed of the short demo (default: the first)")
     parser.add_argument("--fresh", action="store_true", help="do not use what an earlier run finished")
     config, options = parse(parser, DemoConfig, arguments)
-    if options.ablations and not options.all:
-        raise ValueError("--ablations needs --all; give both")
     if options.seed is not None:
         if options.all:
             raise ValueError("--seed is for the short demo; with --all give --seeds '[0, 1, 2]'")
         config = replace(config, seeds=[options.seed])
     command = " ".join(["puma", "demo", *arguments])
-    return run(config, everything=options.all, ablations=options.ablations, fresh=options.fresh, command=command)
+    return run(config, everything=options.all, fresh=options.fresh, command=command)
 
 
-def run(config: DemoConfig, everything: bool, ablations: bool, fresh: bool, command: str) -> int:
+def run(config: DemoConfig, everything: bool, fresh: bool, command: str) -> int:
     """Run the comparison and write its files; the exit code."""
     from rich.console import Console
 
     from puma_plugin.experiments.comparing.comparison import Comparison
     from puma_plugin.experiments.comparing.publish import Finished, publish
     from puma_plugin.experiments.comparing.recorded import recorded_rates
-    from puma_plugin.experiments.contestants.methods import ABLATION_KEYS, DEMO_KEYS, MAIN_KEYS, METHODS, named
+    from puma_plugin.experiments.contestants.methods import DEMO_KEYS, MAIN_KEYS, METHODS, named
     from puma_plugin.experiments.reporting.terminal import show_table
 
     start = time.monotonic()
     console = Console()
-    methods = named((*MAIN_KEYS, *(ABLATION_KEYS if ablations else ())) if everything else DEMO_KEYS)
+    methods = named(MAIN_KEYS if everything else DEMO_KEYS)
     if unknown := sorted(set(config.rates) - set(METHODS)):
         raise ValueError(f"rates holds {unknown[0]!r}; give some of {', '.join(METHODS)}")
     rates = {**{method.key: 1.0 for method in methods}, **recorded_rates(), **config.rates}

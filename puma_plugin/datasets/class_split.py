@@ -1,5 +1,6 @@
 """Class-disjoint splits of a distribution that has none of its own."""
 
+import hashlib
 import math
 from collections.abc import Collection
 
@@ -9,6 +10,9 @@ from numpy.typing import NDArray
 
 from puma_plugin.datasets.errors import DatasetError
 from puma_plugin.datasets.listing import Listing
+
+HELD_OUT = "held out"
+"""The purpose of what is drawn of the training classes, see :func:`generator_of`."""
 
 
 def share(fraction: float, count: int) -> int:
@@ -37,6 +41,12 @@ def divide_classes(
     order = np.arange(count) if generator is None else torch.randperm(count, generator=generator).numpy()
     kept = count - min(max(least, share(fraction, count)), count - least)
     return np.sort(order[:kept]), np.sort(order[kept:])
+
+
+def generator_of(name: str, seed: int, purpose: str) -> torch.Generator:
+    """Random numbers of a distribution's own: what they draw is the same whatever else is read."""
+    digest = hashlib.sha256(f"{seed}\0{name}\0{purpose}".encode(errors="surrogateescape")).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
 
 
 def shared_classes(train: Collection[str], test: Collection[str]) -> str | None:

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
+from puma_plugin.datasets.class_split import HELD_OUT, divide_classes, generator_of
 from puma_plugin.datasets.image_files import as_rgb
 
 IntArray = npt.NDArray[np.int64]
@@ -219,12 +220,12 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
         wanted = [d for d, name in enumerate(self.distribution_names) if name in names]
         return self.subset(np.flatnonzero(np.isin(self.labels[:, 1].numpy(), wanted)))
 
-    def split_classes(self, fraction: float, seed: int | None = 0) -> tuple["UnifiedDataset", "UnifiedDataset"]:
+    def split_classes(self, fraction: float, seed: int = 0) -> tuple["UnifiedDataset", "UnifiedDataset"]:
         """Split whole classes off, in every distribution: (rest, held out). For validation apart from the test classes.
 
         Args:
-            fraction: share of each distribution's classes to hold out, rounded, at least 2 and leaving at least 2.
-            seed: of the choice; None: another one at each call.
+            fraction: share of each distribution's classes to hold out, rounded up, at least 2 and leaving at least 2.
+            seed: of the choice, which does not depend on the other distributions.
 
         Raises:
             ValueError: ``fraction`` not in (0, 1), or a distribution with fewer than 4 classes.
@@ -234,13 +235,11 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
         labels = self.labels.numpy()
         held: list[int] = []
         for d, name in enumerate(self.distribution_names):
-            # Of its own: what is held out does not depend on the other distributions.
-            generator = np.random.default_rng(None if seed is None else [seed, *name.encode(errors="surrogateescape")])
             classes = np.unique(labels[labels[:, 1] == d, 0])
             if len(classes) < 4:
                 raise ValueError(f"distribution {name!r} has {len(classes)} classes; holding out needs at least 4")
-            count = min(max(round(fraction * len(classes)), 2), len(classes) - 2)
-            held += generator.choice(classes, count, replace=False).tolist()
+            _, taken = divide_classes(len(classes), fraction, generator_of(name, seed, HELD_OUT), least=2)
+            held += classes[taken].tolist()
         out = np.isin(labels[:, 0], held)
         return self.subset(np.flatnonzero(~out)), self.subset(np.flatnonzero(out))
 

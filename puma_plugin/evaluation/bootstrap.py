@@ -175,8 +175,8 @@ class _Table:
     def __init__(self, result: Mapping[str, Any], name: str) -> None:
         if not result.get("per_class"):
             raise ValueError(
-                f"{name} carries no sums by class (per_class), from which intervals are made: evaluate again with this "
-                "version, RetrievalResult.to_dict(per_class=True)"
+                f"{name} carries no sums by class (per_class), from which intervals are made: give the RetrievalResult "
+                "itself, or its to_dict(per_class=True)"
             )
         self.parts: dict[str, Any] = dict(result["per_class"])
         # Common to all distributions, hence averaged over them.

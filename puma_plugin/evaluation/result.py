@@ -1,8 +1,7 @@
 """What one evaluation found."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from puma_plugin.utils import json_ready
@@ -78,20 +77,6 @@ class RetrievalResult:
             del content["per_class"]
         return json_ready(content)
 
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "RetrievalResult":
-        """What :meth:`to_dict` was made of; None is NaN again. Without sums by class ``per_class`` is empty.
-
-        Raises:
-            ValueError: a field is missing, or there are no joint figures (of separate models).
-        """
-        given = {"per_class": {}, **content}
-        own = [item.name for item in fields(cls) if item.init]
-        if absent := [name for name in own if given.get(name) is None]:
-            raise ValueError(f"content has no {', '.join(absent)}; give what RetrievalResult.to_dict() made")
-        values = {name: _with_nan(given[name]) for name in own}
-        return cls(**{**values, "ks": tuple(values["ks"])})
-
     def table(self, *metrics: str) -> str:
         """A fixed-width table in percent: a row for each distribution, mean and gallery, and the leak.
 
@@ -125,13 +110,6 @@ class RetrievalResult:
 def short_name(metric: str) -> str:
     """What tables call a metric: "R@4" for "recall_at_4"."""
     return _SHORT.get(metric, metric.replace("recall_at_", "R@"))
-
-
-def _with_nan(content: Any) -> Any:
-    """The reverse of ``json_ready`` where None can only have been NaN."""
-    if isinstance(content, Mapping):
-        return {key: _with_nan(value) for key, value in content.items()}
-    return math.nan if content is None else content
 
 
 def _harmonic(values: list[float]) -> float:

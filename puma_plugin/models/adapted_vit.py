@@ -1,7 +1,6 @@
 """What an adapted vision transformer can do on top of its own class."""
 
 import contextlib
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -127,12 +126,6 @@ class AdaptedViT(AdaptedModule):
             ValueError: the model has no prompts.
         """
         raise ValueError("prompt_weights() needs prompts, but this model was adapted with pool_size=0")
-
-    def save_adapter(self, path: str | os.PathLike[str], extra_metadata: Mapping[str, str] | None = None) -> None:
-        """See :func:`puma_plugin.save_adapter`."""
-        from puma_plugin.models.checkpoint import save_adapter  # it imports this module
-
-        save_adapter(self, path, extra_metadata)
 
     def forward_features(self, *args: Any, **kwargs: Any) -> Any:
         return self._with_own_gates(super().forward_features, *args, **kwargs)  # type: ignore[misc]

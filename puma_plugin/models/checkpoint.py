@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,9 +23,7 @@ FORMAT_VERSION = 1
 _STRUCTURE = ("adapter_dim", "blocks", "scale", "trainable_scale", "pool_size", "prompt_length", "paper_batchnorm")
 
 
-def save_adapter(
-    model: nn.Module, path: str | os.PathLike[str], extra_metadata: Mapping[str, str] | None = None
-) -> None:
+def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write adapters, prompts and, of a :class:`UnifiedEmbedder`, the head to one safetensors file.
 
     The file also holds the arguments of :func:`adapt` and a description of the backbone (see
@@ -36,10 +33,9 @@ def save_adapter(
     Args:
         model: an adapted timm model, or a UnifiedEmbedder around one.
         path: the file; its folder is created.
-        extra_metadata: notes to keep with it, text to text.
 
     Raises:
-        TypeError: the model is neither, or a note is not text.
+        TypeError: the model is neither.
         ValueError: parameters take a gradient that would not be in the file, or adapters are no longer as
             :func:`adapt` made them (wrapped, shared, pruned, another ``scale``), so that the file would give another
             model.
@@ -49,9 +45,6 @@ def save_adapter(
         raise TypeError(
             f"save_adapter() needs a model that adapt() has changed, got {type(vit).__name__}{inner_hint(vit)}"
         )
-    extra = dict(extra_metadata or {})
-    if not all(isinstance(key, str) and isinstance(value, str) for key, value in extra.items()):
-        raise TypeError("extra_metadata must map str to str")
     _require_as_adapted(vit)
     tensors = _own_tensors(vit, head)
     kept = {id(tensor) for tensor in tensors.values()}
@@ -69,7 +62,6 @@ def save_adapter(
         "adaptation": json.dumps(vit.adaptation.to_dict()),
         "backbone": json.dumps(describe_backbone(vit)),
         "head": json.dumps(head and {"in_features": head.in_features, "embedding_size": head.embedding_size}),
-        "extra": json.dumps(extra),
     }
     values = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     with atomic_write(path) as temporary:
@@ -147,7 +139,7 @@ def load_embedder(vit: nn.Module, path: str | os.PathLike[str]) -> UnifiedEmbedd
 
 
 def read_adapter_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What an adapter file says about itself: ``adaptation``, ``backbone``, ``head`` (None without) and ``extra``.
+    """What an adapter file says about itself: ``adaptation``, ``backbone`` and ``head`` (None without).
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -209,7 +201,7 @@ def _read(path: str | os.PathLike[str], with_tensors: bool = True) -> tuple[dict
             f"{path} has adapter format {version}, this puma_plugin reads up to {FORMAT_VERSION}: install a newer one"
         )
     try:
-        metadata = {key: json.loads(raw[key]) for key in ("adaptation", "backbone", "head", "extra")}
+        metadata = {key: json.loads(raw[key]) for key in ("adaptation", "backbone", "head")}
         check_description(metadata["backbone"])
         if metadata["head"] is not None:
             for size in ("in_features", "embedding_size"):

@@ -89,8 +89,8 @@ def _title(backbone: dict[str, Any]) -> str:
     return f"{backbone['class']} {backbone['name']}".strip()
 
 
-def _list_some(what: str, names: list[str], limit: int = 3) -> list[str]:
+def _list_some(what: str, names: list[str]) -> list[str]:
     if not names:
         return []
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return [f"{what}: {', '.join(names[:limit])}{more}"]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return [f"{what}: {', '.join(names[:3])}{more}"]

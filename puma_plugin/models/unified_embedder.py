@@ -1,7 +1,5 @@
 """Trunk and head as one module."""
 
-import os
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -88,9 +86,3 @@ class UnifiedEmbedder(nn.Module):
         if adapted is None:
             raise ValueError("prompt_weights() needs prompts, but the trunk is not adapted")
         return adapted.prompt_weights(images)
-
-    def save_adapter(self, path: str | os.PathLike[str], extra_metadata: Mapping[str, str] | None = None) -> None:
-        """See :func:`puma_plugin.save_adapter`; the head is saved as well."""
-        from puma_plugin.models.checkpoint import save_adapter  # it imports this module
-
-        save_adapter(self, path, extra_metadata)

@@ -16,6 +16,7 @@ from puma_plugin.ops import loader
 
 # Inside, operators run their kernels (or a dispatch mode) at once, without the autograd wrapper.
 below_autograd = torch._C._AutoDispatchBelowAutograd
+_PLAIN = "puma_plugin.ops.plain_pytorch(), whose help says what else that needs"
 _PRE_DISPATCH = torch._C.DispatchKey.PreDispatch  # of dispatch modes that see operators before autograd does
 
 
@@ -109,32 +110,31 @@ def differentiable_once(grad: Tensor, name: str) -> Tensor:
     return refused
 
 
-def once_only(name: str) -> str:
-    """What to say of a second derivative of an operator that torch has, too."""
-    return (
-        f"{name} can be differentiated once; for second derivatives use puma_plugin.ops.plain_pytorch(), whose help "
-        "says what else that needs"
-    )
+def once_only(name: str, way: str = f"use {_PLAIN}") -> str:
+    """What to say of a second derivative: of an operator that torch has, too, or with another way out."""
+    return f"{name} can be differentiated once; for second derivatives {way}"
 
 
 def register_for_compiled_code(
     name: str,
     *,
     fake: Callable[..., Any],
-    fake_backward: Callable[..., Tensor],
+    fake_backward: Callable[..., Any],
     setup_context: Callable[..., None],
     backward: Callable[..., Any],
+    refusal: str,
 ) -> None:
-    """Shapes and autograd of ``puma::name`` and ``puma::name_backward``, operators that torch has, too.
+    """Shapes and autograd of ``puma::name`` and ``puma::name_backward``.
 
     Args:
         name: the operator.
         fake, fake_backward: make results of the right shape from tensors without numbers.
         setup_context, backward: as ``torch.library.register_autograd`` wants them.
+        refusal: what to say of a second derivative.
     """
 
     def refuse(ctx: Any, *grads: Tensor | None) -> None:
-        raise RuntimeError(once_only(name))
+        raise RuntimeError(refusal)
 
     torch.library.register_fake(f"puma::{name}", fake)
     torch.library.register_fake(f"puma::{name}_backward", fake_backward)
@@ -173,7 +173,4 @@ def refuse_tangents(name: str, *tensors: Tensor | None) -> None:
 
 def way_out(name: str) -> str:
     """What to do where an operator's derivatives do not reach."""
-    return (
-        f"use puma_plugin.ops.reference.{name}, which is plain PyTorch, or for a whole model "
-        "puma_plugin.ops.plain_pytorch(), whose help says what else that needs"
-    )
+    return f"use puma_plugin.ops.reference.{name}, which is plain PyTorch, or for a whole model {_PLAIN}"

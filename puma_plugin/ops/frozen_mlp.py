@@ -12,6 +12,7 @@ from puma_plugin.ops.eager import (
     cpu_kernel_dtype,
     differentiable_once,
     is_plain,
+    once_only,
     register_for_compiled_code,
 )
 
@@ -159,4 +160,5 @@ if loader.CPU_LIBRARY.loaded:
         fake_backward=_fake_backward,
         setup_context=_setup_context,
         backward=_backward,
+        refusal=once_only("frozen_mlp"),
     )

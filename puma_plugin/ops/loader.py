@@ -67,7 +67,7 @@ def load_cpu_library() -> tuple[LibraryState, ModuleType | None]:
         module = importlib.import_module("puma_plugin._C")
     except (ImportError, OSError, RuntimeError) as error:
         return LibraryState("_C", False, true_cause(error), error), None
-    if getattr(module, "schemas", 1) != SCHEMAS:
+    if module.schemas != SCHEMAS:
         return LibraryState("_C", False, OTHER_SOURCES), None
     return LibraryState("_C", True), module
 
@@ -83,7 +83,7 @@ def load_cuda_library(cpu: LibraryState) -> LibraryState:
         return LibraryState("_C_cuda", False, "the library is missing: it was not compiled")
     try:
         torch.ops.load_library(spec.origin)
-        schemas = getattr(ctypes.CDLL(spec.origin), "puma_cuda_schemas", lambda: 0)()
+        schemas = ctypes.CDLL(spec.origin).puma_cuda_schemas()
     except (ImportError, OSError, RuntimeError) as error:
         return LibraryState("_C_cuda", False, true_cause(error), error)
     if schemas != SCHEMAS:

@@ -8,7 +8,17 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from puma_plugin.ops import loader, reference
-from puma_plugin.ops.eager import below_autograd, explain, in_backward, is_autocast, is_plain, refuse_tangents, way_out
+from puma_plugin.ops.eager import (
+    below_autograd,
+    explain,
+    in_backward,
+    is_autocast,
+    is_plain,
+    once_only,
+    refuse_tangents,
+    register_for_compiled_code,
+    way_out,
+)
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -136,11 +146,9 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.save_for_backward(*inputs, weights, inverse_norm)
 
 
-def _backward(ctx, grad_prompt: Tensor | None, grad_weights: Tensor | None, _: None):  # type: ignore[no-untyped-def]
-    return _gradients(ctx, grad_prompt, grad_weights)
-
-
-def _gradients(ctx, grad_prompt: Tensor | None, grad_weights: Tensor | None):  # type: ignore[no-untyped-def]
+def _gradients(  # type: ignore[no-untyped-def]
+    ctx, grad_prompt: Tensor | None, grad_weights: Tensor | None, grad_inverse_norm: None = None
+):
     if grad_prompt is None and grad_weights is None:
         return None, None, None, None
     need_query, need_keys, need_attention, need_prompts = ctx.needs_input_grad
@@ -172,13 +180,12 @@ class _MatchPrompts(torch.autograd.Function):
             return _gradients(ctx, grad_prompt, grad_weights)
 
 
-def _double_backward(ctx, *grads: Tensor | None):  # type: ignore[no-untyped-def]
-    name = "match_prompts"
-    raise RuntimeError(f"{name} can be differentiated once; for second derivatives {way_out(name)}")
-
-
 if loader.CPU_LIBRARY.loaded:
-    torch.library.register_fake("puma::match_prompts", _fake_forward)
-    torch.library.register_fake("puma::match_prompts_backward", _fake_backward)
-    torch.library.register_autograd("puma::match_prompts", _backward, setup_context=_setup_context)
-    torch.library.register_autograd("puma::match_prompts_backward", _double_backward)
+    register_for_compiled_code(
+        "match_prompts",
+        fake=_fake_forward,
+        fake_backward=_fake_backward,
+        setup_context=_setup_context,
+        backward=_gradients,
+        refusal=once_only("match_prompts", way_out("match_prompts")),
+    )

@@ -16,7 +16,9 @@ from puma_plugin.ops.eager import (
     is_autocast,
     is_plain,
     is_recorded,
+    once_only,
     refuse_tangents,
+    register_for_compiled_code,
     way_out,
     without_frame,
 )
@@ -359,15 +361,13 @@ class _StochasticAdapter(torch.autograd.Function):
         return *gradients, None, _branch_gradient(ctx, grad), None, None, None
 
 
-def _double_backward(ctx, *grads: Tensor | None):  # type: ignore[no-untyped-def]
-    raise RuntimeError(
-        f"stochastic_adapter can be differentiated once; for second derivatives {way_out('stochastic_adapter')}"
-    )
-
-
 if loader.CPU_LIBRARY.loaded:
-    torch.library.register_fake("puma::stochastic_adapter", _fake_forward)
     torch.library.register_fake("puma::stochastic_adapter_inference", _fake_inference)
-    torch.library.register_fake("puma::stochastic_adapter_backward", _fake_backward)
-    torch.library.register_autograd("puma::stochastic_adapter", _backward, setup_context=_setup_context)
-    torch.library.register_autograd("puma::stochastic_adapter_backward", _double_backward)
+    register_for_compiled_code(
+        "stochastic_adapter",
+        fake=_fake_forward,
+        fake_backward=_fake_backward,
+        setup_context=_setup_context,
+        backward=_backward,
+        refusal=once_only("stochastic_adapter", way_out("stochastic_adapter")),
+    )

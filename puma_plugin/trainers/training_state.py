@@ -110,11 +110,10 @@ def memory_places(losses: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
 
 
 def set_memory_places(losses: Mapping[str, nn.Module], places: Mapping[str, Mapping[str, Any]]) -> None:
-    """Go on where :func:`memory_places` said. A memory that it said nothing of is left as it is."""
+    """Go on where :func:`memory_places` said."""
     for name, memory in _memories(losses).items():
-        if name in places:
-            memory.queue_idx = places[name]["queue_idx"]
-            memory.has_been_filled = places[name]["has_been_filled"]
+        memory.queue_idx = places[name]["queue_idx"]
+        memory.has_been_filled = places[name]["has_been_filled"]
 
 
 def _memories(losses: Mapping[str, nn.Module]) -> dict[str, Any]:

@@ -422,7 +422,7 @@ class UnifiedTrainer(MetricLossOnly):
             for key, part in getattr(self, name).items():
                 if hasattr(part, "load_state_dict"):
                     part.load_state_dict(state[name][key])
-        training_state.set_memory_places(self.loss_funcs, state.get("memories", {}))
+        training_state.set_memory_places(self.loss_funcs, state["memories"])
         self.scaler.load_state_dict(state["scaler"])
         if state["sampler"] is not None:
             self.sampler.load_state_dict(state["sampler"])

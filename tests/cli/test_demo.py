@@ -144,7 +144,6 @@ def test_changed_settings_are_not_mixed_with_kept_results(demo: tuple[Path, Any]
         (["--train.loss.name", "NoSuchLoss"], "loss.name is 'NoSuchLoss'"),
         (["--rates", '{"pumma": 1.0}'], "rates holds 'pumma'; give some of frozen"),
         (["--rates", '{"puma": 0.0}'], "multipliers must be positive"),
-        (["--ablations"], "--ablations needs --all"),
     ],
 )
 def test_a_mistake_in_a_fresh_demo_removes_nothing(

@@ -57,7 +57,6 @@ def test_help_and_version_load_nothing_heavy() -> None:
         (["train", "--data.folders.a", "/x", "--whatever"], "--whatever"),
         (["train", "--config", "/no/such.yaml"], "/no/such.yaml"),
         (["evaluate", "--data.folders.a", "/x"], "checkpoint"),
-        (["demo", "--ablations"], "--ablations needs --all"),
         (["demo", "--all", "--seed", "1"], "--seed is for the short demo"),
         (["demo", "--train.data.domain", "tuning"], "leave it at benchmark"),
     ],

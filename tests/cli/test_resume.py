@@ -129,12 +129,6 @@ def test_an_earlier_run_is_not_overwritten(
     # Only what differs, and not --threads, which may.
     assert f"that {run} was started with; different: loss.arguments.scale was " in line
     assert " and is 9; optimizer.lr was 0.001 and is 0.005; give those, or start without --resume" in line
-    # A setting that an earlier version did not know had no effect there.
-    settings = json.loads((run / "config.json").read_text())
-    del settings["data"]["small_classes"], settings["loss"]["miner"]
-    (run / "config.json").write_text(json.dumps(settings))
-    assert main([*arguments, "--resume", "--loss.miner", "none"]) == 2
-    assert "different: loss.miner was 'usual' and is 'none'; give" in capsys.readouterr().err
     assert main([*arguments[:-1], str(tmp_path / "never"), "--resume"]) == 2
     assert "does not exist; start without it" in capsys.readouterr().err
 

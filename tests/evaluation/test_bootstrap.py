@@ -16,13 +16,17 @@ from puma_plugin.evaluation import (
 from puma_plugin.evaluation.bootstrap import _intervals
 
 
-def evaluated(spread: float, seed: int = 0, classes: int = 30, per_class: int = 8) -> dict[str, Any]:
+def evaluation(spread: float, seed: int = 0, classes: int = 30, per_class: int = 8) -> RetrievalResult:
     """Two distributions of classes around centres; a larger spread is a worse model of the same images."""
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.stack([np.arange(classes), np.arange(classes) % 2], axis=1), per_class, axis=0)
     centres, noise = rng.standard_normal((classes, 10)), rng.standard_normal((len(labels), 10))
     rows = centres[labels[:, 0]] + spread * noise
-    return evaluate_retrieval(rows, labels, distribution_names=["birds", "cars"]).to_dict(per_class=True)
+    return evaluate_retrieval(rows, labels, distribution_names=["birds", "cars"])
+
+
+def evaluated(*arguments: Any, **named: Any) -> dict[str, Any]:
+    return evaluation(*arguments, **named).to_dict(per_class=True)
 
 
 def test_values_are_those_of_the_result() -> None:
@@ -46,8 +50,8 @@ def test_values_are_those_of_the_result() -> None:
 
 
 def test_results_themselves_are_taken_as_well() -> None:
-    better, worse = evaluated(1.0), evaluated(1.4)
-    results = [RetrievalResult.from_dict(content) for content in (better, worse)]
+    results = [evaluation(spread) for spread in (1.0, 1.4)]
+    better, worse = (result.to_dict(per_class=True) for result in results)
     assert bootstrap_intervals(results[0], replicates=50) == bootstrap_intervals(better, replicates=50)
     assert compare_results(*results, replicates=50) == compare_results(better, worse, replicates=50)
 

@@ -47,7 +47,7 @@ def trained(backbone: Callable[[], nn.Module]) -> nn.Module:
 
 @pytest.fixture
 def path(tmp_path: Path, trained: nn.Module) -> Path:
-    trained.save_adapter(tmp_path / "runs" / "adapter.safetensors", {"epoch": "3"})
+    save_adapter(trained, tmp_path / "runs" / "adapter.safetensors")
     return tmp_path / "runs" / "adapter.safetensors"
 
 
@@ -85,7 +85,6 @@ def test_the_file_holds_the_trained_tensors_and_nothing_else(path: Path, trained
     assert tensors.keys() == own.keys()
     assert all(torch.equal(tensors[name], own[name]) for name in own)
     metadata = read_adapter_metadata(path)
-    assert metadata["extra"] == {"epoch": "3"}
     assert metadata["head"] is None
     assert metadata["adaptation"]["adapter_dim"] == 4
     assert metadata["backbone"]["class"] == "VisionTransformer"
@@ -112,7 +111,7 @@ def test_embedder_with_its_head(
     tmp_path: Path, trained: nn.Module, backbone: Callable[[], nn.Module], images: Tensor
 ) -> None:
     embedder = UnifiedEmbedder(trained, EmbeddingHead(192, 16))
-    embedder.save_adapter(tmp_path / "e.safetensors")
+    save_adapter(embedder, tmp_path / "e.safetensors")
     assert read_adapter_metadata(tmp_path / "e.safetensors")["head"] == {"in_features": 192, "embedding_size": 16}
     expected = embedder(images)
     assert torch.equal(load_embedder(backbone(), tmp_path / "e.safetensors")(images), expected)
@@ -292,8 +291,6 @@ def test_what_cannot_be_saved(tmp_path: Path, backbone: Callable[[], nn.Module],
             save_adapter(wrapper, target)
         with pytest.raises(ValueError, match=rf"load_adapter\(\) needs .* did you mean its \.{inner}\?"):
             load_adapter(wrapper, target)
-    with pytest.raises(TypeError, match="extra_metadata must map str to str"):
-        save_adapter(trained, target, {"epoch": 3})
     trained.norm.weight.requires_grad_()
     with pytest.raises(ValueError, match=r"1 trainable parameters .* would be lost: norm\.weight\. Save"):
         save_adapter(trained, target)
@@ -340,6 +337,6 @@ def test_an_interrupted_write_leaves_the_old_file(
     before = path.read_bytes()
     monkeypatch.setattr("puma_plugin.models.checkpoint.save_file", fail)
     with pytest.raises(OSError, match="no space left"):
-        trained.save_adapter(path)
+        save_adapter(trained, path)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["adapter.safetensors"]

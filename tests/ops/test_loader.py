@@ -24,7 +24,6 @@ def test_cpu_library_is_loaded() -> None:
     assert loader.CPU_LIBRARY.error is None
     assert loader.CPU_MODULE is not None
     assert loader.CPU_MODULE.cpu_capability() in ("amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "default")
-    assert "torch_headers" in loader.CPU_MODULE.build_info()
 
 
 def run(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -143,11 +142,6 @@ def test_a_library_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch)
         assert "compiled from other sources" in state.reason
 
 
-def test_a_library_from_before_schemas_were_counted_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(loader.CPU_MODULE, "schemas")
-    assert loader.load_cpu_library()[0].reason == loader.OTHER_SOURCES
-
-
 @pytest.fixture
 def cuda_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Where the CUDA library is, of a torch with CUDA: an empty file."""
@@ -181,12 +175,11 @@ def test_a_broken_cuda_library_shows_the_linkers_words(cuda_library: Path) -> No
     assert state.error is not None
 
 
-@pytest.mark.parametrize(("schemas", "loaded"), [(loader.SCHEMAS, True), (loader.SCHEMAS - 1, False), (None, False)])
+@pytest.mark.parametrize(("schemas", "loaded"), [(loader.SCHEMAS, True), (loader.SCHEMAS - 1, False)])
 def test_a_cuda_library_must_have_the_same_schemas(
-    monkeypatch: pytest.MonkeyPatch, cuda_library: Path, schemas: int | None, loaded: bool
+    monkeypatch: pytest.MonkeyPatch, cuda_library: Path, schemas: int, loaded: bool
 ) -> None:
-    """None: a library from before they were counted."""
-    library = SimpleNamespace() if schemas is None else SimpleNamespace(puma_cuda_schemas=lambda: schemas)
+    library = SimpleNamespace(puma_cuda_schemas=lambda: schemas)
     opened: list[str] = []
     monkeypatch.setattr(torch.ops, "load_library", opened.append)
     monkeypatch.setattr(ctypes, "CDLL", {str(cuda_library): library}.get)

@@ -116,9 +116,7 @@ def test_memories_go_on_where_they_were() -> None:
     assert places == {"metric_loss.1": {"queue_idx": 1, "has_been_filled": True}}
     set_memory_places(second, places)
     assert memory_places(second) == places
-    fresh = losses()
-    set_memory_places(fresh, {})
-    assert memory_places(fresh) == {"metric_loss.1": {"queue_idx": 0, "has_been_filled": False}}
+    assert memory_places(losses()) == {"metric_loss.1": {"queue_idx": 0, "has_been_filled": False}}
 
 
 def test_the_model_inside_of_wrappers() -> None:

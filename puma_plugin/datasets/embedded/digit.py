@@ -8,13 +8,11 @@ from functools import lru_cache, partial
 import numpy as np
 
 from puma_plugin.datasets.embedded.canvas import Array, ImageClass, affine_coordinates, blend, colour_pairs, stream
-from puma_plugin.datasets.embedded.optional import require_sklearn
 
 
 @lru_cache(maxsize=1)
 def _digits() -> tuple[Array, np.ndarray]:
-    require_sklearn()
-    from sklearn.datasets import load_digits
+    from sklearn.datasets import load_digits  # slow to import
 
     data = load_digits()
     return (data.images / 16).astype(np.float32), data.target

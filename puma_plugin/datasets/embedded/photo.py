@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from puma_plugin.datasets.embedded.canvas import SIZE, Array, ImageClass, reserve, stream
-from puma_plugin.datasets.embedded.optional import matplotlib_data, require_sklearn
+from puma_plugin.datasets.embedded.optional import matplotlib_data
 
 _CELL = 84
 """Side in pixels of the square around each place; squares do not overlap, so neither do classes."""
@@ -20,8 +20,7 @@ _LEAST_DETAIL = 16.0
 
 @lru_cache(maxsize=1)
 def _places() -> list[tuple[str, Image.Image]]:
-    require_sklearn()
-    from sklearn import datasets
+    from sklearn import datasets  # slow to import
 
     folder = Path(datasets.__file__).parent / "images"
     files = [folder / "china.jpg", folder / "flower.jpg", matplotlib_data("sample_data", "grace_hopper.jpg")]

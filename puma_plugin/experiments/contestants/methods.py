@@ -53,11 +53,6 @@ def _method(key: str, label: str, note: str, phrase: str, **model: Any) -> Metho
     return Method(key, label, note, phrase, settings)
 
 
-def _ablation(key: str, label: str, note: str, phrase: str, **model: Any) -> Method:
-    settings = {f"model.{name}": value for name, value in {"method": "puma", **model}.items()}
-    return Method(key, label, note, phrase, settings, rate_of="puma")
-
-
 _MAIN = (
     _method("frozen", "Frozen features", "nothing trained", "frozen features"),
     _method("linear", "Linear head", "frozen backbone", "a linear head"),
@@ -72,18 +67,10 @@ _OTHERS = (
     _method("vpt_deep", "VPT, deep", "prompt tokens in every block", "deep VPT"),
     _method("adaptformer", "AdaptFormer style", "parallel adapters, no drop", "adapters in AdaptFormer's style"),
 )
-_ABLATIONS = (
-    _ablation("puma_no_drop", "PUMA, p = 0", "no stochastic drop", "PUMA without drop", drop=0.0),
-    _ablation("puma_no_pool", "PUMA, no pool", "adapters with p = 0.5", "PUMA without the pool", method="adapters"),
-    _ablation("puma_scale_low", "PUMA, scale 0.1", "the paper's adapter scale", "PUMA at scale 0.1", scale=0.1),
-    _ablation("puma_narrow", "PUMA, r = 8", "narrow adapters", "PUMA with r = 8", adapter_dim=8),
-    _ablation("puma_wide", "PUMA, r = 128", "wide adapters", "PUMA with r = 128", adapter_dim=128),
-)
 
-METHODS: dict[str, Method] = {method.key: method for method in (*_MAIN, *_OTHERS, *_ABLATIONS)}
-"""Every method that has a name. The keys of all but the ablations are the values of `model.method`."""
+METHODS: dict[str, Method] = {method.key: method for method in (*_MAIN, *_OTHERS)}
+"""Every method; the keys are the values of `model.method`."""
 MAIN_KEYS = tuple(method.key for method in _MAIN)
-ABLATION_KEYS = tuple(method.key for method in _ABLATIONS)
 DEMO_KEYS = ("frozen", "linear", "puma")
 """What the short demo trains; full fine-tuning stands beside it from the recorded run."""
 

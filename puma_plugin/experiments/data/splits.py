@@ -1,16 +1,14 @@
 """From a data configuration to training, held-out and test images of every distribution."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
-import torch
 
 from puma_plugin.datasets import DatasetError, DistributionDataset, draw_few_shot, read_few_shot
-from puma_plugin.datasets.class_split import divide_classes, share
+from puma_plugin.datasets.class_split import HELD_OUT, divide_classes, generator_of, share
 from puma_plugin.datasets.errors import told_together
 from puma_plugin.datasets.image_files import find_defects
 from puma_plugin.experiments.data.images import (
@@ -108,7 +106,7 @@ def load_splits(config: DataConfig) -> Splits:
         for name, images in train.items():
             count = len(images.class_names)
             if 2 <= share(config.validation_fraction, count) <= count - 2:
-                drawn = _generator(config, name, "held out")
+                drawn = generator_of(name, config.seed, HELD_OUT)
                 kept, held_out = divide_classes(count, config.validation_fraction, drawn, least=2)
                 judges = select_classes(images, held_out)
                 if not _has_partners(judges):
@@ -251,16 +249,10 @@ def _uses_own_split(source: Source, config: DataConfig) -> bool:
 def _read_divided(source: Source, config: DataConfig, skipped: Skipped) -> tuple[ImageSet, ImageSet]:
     whole = _read_whole(source, config, skipped)
     try:
-        shuffled = _generator(config, source.name, "test") if config.shuffle_classes else None
+        shuffled = generator_of(source.name, config.seed, "test") if config.shuffle_classes else None
         return split_classes(whole, config.test_fraction, shuffled)
     except ValueError as error:
         raise DatasetError(f"distribution {source.name}: {error} in {source.place}; add classes") from error
-
-
-def _generator(config: DataConfig, name: str, purpose: str) -> torch.Generator:
-    """One of the distribution's own: what it draws is the same whatever else is read."""
-    digest = hashlib.sha256(f"{config.seed}\0{name}\0{purpose}".encode(errors="surrogateescape")).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
 
 
 def _read_whole(source: Source, config: DataConfig, skipped: Skipped) -> DistributionDataset:

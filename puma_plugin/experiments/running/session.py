@@ -31,7 +31,6 @@ from puma_plugin.experiments.running.processes import Processes, connected
 from puma_plugin.experiments.running.separate import AnyRun, make_run, small_distributions, without_joint
 from puma_plugin.experiments.running.trained_classes import classes_of, require_unchanged
 from puma_plugin.experiments.settings.config import CHECKPOINT, CLASSES, SETTINGS, WEIGHTS, EvaluateConfig, TrainConfig
-from puma_plugin.experiments.settings.overrides import with_defaults
 from puma_plugin.experiments.settings.places import absolute_places
 from puma_plugin.utils import folder_lock, json_ready, remove_unfinished, require_writable, write_json
 
@@ -122,7 +121,7 @@ def _check_resume(config: TrainConfig, folder: Path, resume: bool) -> None:
     if not can_resume(config):
         raise ValueError(f"--resume was given, but {folder / CHECKPOINT} does not exist; start without it")
     now = settings_of(config)
-    before = json_ready(with_defaults(json.loads((folder / SETTINGS).read_text(encoding="utf-8")), config))
+    before = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     if odd := _differences(before, now, _FREE):
         different = "; ".join(f"{name} was {old!r} and is {new!r}" for name, old, new in odd)
         raise ValueError(

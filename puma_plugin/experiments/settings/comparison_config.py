@@ -89,8 +89,8 @@ class CompareConfig(ComparisonConfig):
     """A grid of runs (`puma compare`): every method with every loss and every combination of other settings.
 
     Attributes:
-        methods: values of `model.method`, or of the named ablations. `adapters` is without drop here; with it the row
-            is `puma_no_pool`.
+        methods: values of `model.method`. `adapters` is without drop here; with drop it is `puma` with
+            `model.pool_size` 0.
         losses: values of `loss.name`; empty for that of `train`. A loss other than that of `train` has its usual
             arguments and miner.
         combine: dotted setting -> values, such as `optimizer.lr: [1e-4, 2e-4]`; every combination is a row.

@@ -1,7 +1,7 @@
 """Changing single settings of a configuration by their dotted names, as the command line writes them."""
 
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -43,22 +43,3 @@ def _change(head: str, value: Any, inner: Mapping[str, Any]) -> Any:
     if isinstance(value, Mapping):
         return {**value, **inner}
     raise ValueError(f"{head} is {value!r} and has no setting {next(iter(inner))!r} inside")
-
-
-def with_defaults(kept: dict[str, Any], config: Any) -> dict[str, Any]:
-    """Settings that an earlier version wrote, with what it did not know yet at its default.
-
-    Args:
-        kept: the settings as JSON types.
-        config: the configuration to compare them with; its class gives the defaults.
-    """
-    whole = dict(kept)
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if is_dataclass(value):
-            whole[field.name] = with_defaults(whole.get(field.name, {}), value)
-        elif field.name not in whole and field.default is not MISSING:
-            whole[field.name] = field.default
-        elif field.name not in whole and field.default_factory is not MISSING:
-            whole[field.name] = field.default_factory()
-    return whole

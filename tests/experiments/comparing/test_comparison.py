@@ -10,7 +10,7 @@ from rich.console import Console
 
 from puma_plugin.cli.parsing import make_parser, packaged_config, parse
 from puma_plugin.experiments.comparing.comparison import Comparison
-from puma_plugin.experiments.contestants.methods import ABLATION_KEYS, MAIN_KEYS, METHODS, named
+from puma_plugin.experiments.contestants.methods import MAIN_KEYS, METHODS, named
 from puma_plugin.experiments.settings.comparison_config import DemoConfig
 from puma_plugin.utils import folder_lock
 
@@ -68,17 +68,6 @@ def test_methods_differ_only_in_what_they_are() -> None:
     assert puma.data.seed == 1
     bare = METHODS["adapters"].configure(base, 1.0, 0, 0).model
     assert (bare.method, bare.drop) == ("adapters", 0.0)
-
-
-def test_ablations_change_one_thing_and_take_pumas_rate() -> None:
-    base = comparison().config.train
-    reference = METHODS["puma"].configure(base, 1.0, 0, 0).model
-    for key in ABLATION_KEYS:
-        assert METHODS[key].rate_key == "puma"
-        model = METHODS[key].configure(base, 1.0, 0, 0).model
-        assert sum(value != getattr(reference, name) for name, value in vars(model).items()) == 1, key
-    both = comparison(methods=MAIN_KEYS + ABLATION_KEYS)
-    assert len(both.rate_jobs()) == len(comparison().rate_jobs())
 
 
 GRID = [0.25, 0.5, 1.0, 2.0, 4.0]

@@ -1,11 +1,9 @@
-"""Settings by dotted name, and settings that an earlier version wrote."""
-
-from dataclasses import asdict
+"""Settings by dotted name."""
 
 import pytest
 
 from puma_plugin.experiments.settings.config import DataConfig, TrainConfig
-from puma_plugin.experiments.settings.overrides import override, with_defaults
+from puma_plugin.experiments.settings.overrides import override
 
 
 def config() -> TrainConfig:
@@ -42,15 +40,3 @@ def test_settings_of_one_part_change_together() -> None:
 def test_refusals(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         override(config(), settings)
-
-
-def test_settings_of_an_earlier_version_are_completed_with_defaults() -> None:
-    now = override(config(), {"model.drop": 0.25})
-    kept = asdict(now)
-    del kept["model"]["lora_rank"], kept["loss"]["miner"], kept["model"]["blocks"]
-    assert with_defaults(kept, now) == asdict(now)
-    # What was written stays, and what this version does not know is not hidden.
-    kept["model"]["drop"], kept["model"]["odd"] = 0.75, 1
-    completed = with_defaults(kept, now)
-    assert completed["model"]["drop"] == 0.75
-    assert completed["model"]["odd"] == 1
