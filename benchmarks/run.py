@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reporting import write_report
-from benchmarks.settings import EFFORTS, SUITES, choose_device, malloc_environment
+from benchmarks.settings import EFFORTS, SUBJECTS, SUITES, choose_device, malloc_environment
 from puma_plugin.utils import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,8 +117,10 @@ def measure(
         path = Path(folder) / "result.json"
         # Each file holds the ceilings. They are a timing, too: without any, as in the memory suite, pytest-benchmark
         # writes no file.
-        files = [str(SUITES_FOLDER / f"bench_{name}.py") for name in dict.fromkeys(("ceilings", *suites))]
-        options = [f"--effort={effort}", f"--bench-device={device}", *(["--no-compiled"] if no_compiled else [])]
+        names = dict.fromkeys("subjects" if name in SUBJECTS else name for name in ("ceilings", *suites))
+        files = [str(SUITES_FOLDER / f"bench_{name}.py") for name in names]
+        options = [f"--subject={name}" for name in SUBJECTS if name in suites]
+        options += [f"--effort={effort}", f"--bench-device={device}", *(["--no-compiled"] if no_compiled else [])]
         # One line per comparison (-s) and failures, nothing else.
         quiet = ["-q", "-s", "-rNfE", "--no-header", "--benchmark-quiet", "--continue-on-collection-errors"]
         plugins = ["-p", "no:cacheprovider"]

@@ -1,19 +1,14 @@
 """One measuring process: checks contestants, times them in turns, keeps what the result file needs."""
 
 import gc
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
 from benchmarks.ceilings import Ceilings, measure_ceilings
 from benchmarks.settings import Settings
-from benchmarks.subjects import Subject
-from benchmarks.subjects.workload import Plan, Workload
+from benchmarks.subjects.workload import Plan, Subject, Workload
 from benchmarks.timing import Prepare, Samples, interleave, make_clock
-
-# What the suites call for each row: measure the plan if that was not done yet, and record this contestant.
-Record = Callable[[Plan, str], None]
 
 
 @dataclass

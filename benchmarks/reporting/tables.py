@@ -5,16 +5,8 @@ from typing import Any
 
 from benchmarks.reporting.goals import Verdict, judge
 from benchmarks.reporting.results import OURS, SHOWN_FIRST, Comparison, Results, Row
+from benchmarks.settings import SUBJECTS
 
-TITLES = {
-    "adapter": "Stochastic adapter",
-    "prompts": "Prompt matching",
-    "branches": "Frozen branches of a block (only the input takes a gradient)",
-    "overhead": "Host overhead of one call (one element)",
-    "training_step": "Whole training step",
-    "sampling": "Drawing batches: of the paper's eight training sets, and of a million items",
-    "evaluation": "Retrieval metrics of the joint gallery and of eight separate ones",
-}
 SETTINGS = {
     "cuda": "device time",
     "malloc_raised": "raised allocator thresholds",
@@ -31,7 +23,7 @@ ON_A_GPU = {
 def report_text(results: Results) -> str:
     """Everything: machine, ceilings, one table per subject, memory, goals."""
     sections = [machine_text(results), failures_text(results), ceilings_table(results)]
-    sections += [subject_table(results, subject) for subject in TITLES]
+    sections += [subject_table(results, subject) for subject in SUBJECTS]
     sections += [memory_table(results), goals_table(judge(results))]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -93,7 +85,7 @@ def subject_table(results: Results, subject: str) -> str:
     names_of_times = {**SETTINGS, "cuda": ON_A_GPU.get(subject, SETTINGS["cuda"])}
     note = f"Our times: {', '.join(sorted(names_of_times[setting] for setting in shown))}."
     titles = [name.replace("_", " ") for name in names]
-    return f"### {TITLES[subject]}\n\n{note}\n\n" + markdown(["case", "mode", OURS, *titles, "limit"], rows)
+    return f"### {SUBJECTS[subject]}\n\n{note}\n\n" + markdown(["case", "mode", OURS, *titles, "limit"], rows)
 
 
 def _shown_setting(entry: Comparison) -> str:

@@ -12,7 +12,7 @@ from benchmarks.agreement import TOLERANCE, relative_errors, require_agreement
 from benchmarks.ceilings import DTYPES, Ceilings
 from benchmarks.peers import adapter as peers
 from benchmarks.settings import Settings
-from benchmarks.subjects.workload import Limit, Plan, Workload, compiled, gradients, number_of_copies
+from benchmarks.subjects.workload import Limit, Plan, Subject, Workload, compiled, gradients, number_of_copies
 from benchmarks.timing import Call
 from puma_plugin.ops import reference, stochastic_adapter
 
@@ -257,3 +257,6 @@ def plans(settings: Settings) -> list[Plan]:
         ]
         result += [Plan(case, "both", everyone) for case in others]
     return result
+
+
+SUBJECT = Subject("adapter", AdapterWorkload, AdapterCase, plans)

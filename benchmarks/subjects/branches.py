@@ -11,7 +11,7 @@ from benchmarks.agreement import TOLERANCE, relative_errors, require_agreement
 from benchmarks.ceilings import Ceilings
 from benchmarks.peers import branches as peers
 from benchmarks.settings import Settings
-from benchmarks.subjects.workload import Limit, Plan, Workload, compiled, gradients, number_of_copies
+from benchmarks.subjects.workload import Limit, Plan, Subject, Workload, compiled, gradients, number_of_copies
 from benchmarks.timing import Call
 from puma_plugin.ops import frozen_mlp, packed_attention
 
@@ -157,3 +157,6 @@ def plans(settings: Settings) -> list[Plan]:
     ]
     both.append(Plan(BranchCase("attention", 8, dtype="bfloat16"), "forward", everyone))
     return both
+
+
+SUBJECT = Subject("branches", BranchWorkload, BranchCase, plans)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from benchmarks.agreement import DisagreementError
 from benchmarks.settings import Settings
-from benchmarks.subjects.workload import Plan, Workload
+from benchmarks.subjects.workload import Plan, Subject, Workload
 from benchmarks.timing import Call
 from puma_plugin.evaluation import evaluate_retrieval
 
@@ -120,3 +120,6 @@ def plans(settings: Settings) -> list[Plan]:
         return []
     items = 800 if settings.smoke else 8_000
     return [Plan(EvaluationCase(items), "all_metrics", ("ours", "pml"))]
+
+
+SUBJECT = Subject("evaluation", EvaluationWorkload, EvaluationCase, plans)

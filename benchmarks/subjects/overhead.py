@@ -9,7 +9,7 @@ from torch import Tensor
 from benchmarks.agreement import TOLERANCE, require_agreement
 from benchmarks.peers import adapter as peers
 from benchmarks.settings import Settings
-from benchmarks.subjects.workload import Plan, Workload
+from benchmarks.subjects.workload import Plan, Subject, Workload
 from benchmarks.timing import Call
 from puma_plugin.ops import stochastic_adapter
 
@@ -60,3 +60,6 @@ def plans(settings: Settings) -> list[Plan]:
     if settings.device == "cuda" or settings.malloc == "raised":
         return []
     return [Plan(OverheadCase(), mode, ("ours", "fixed")) for mode in MODES]
+
+
+SUBJECT = Subject("overhead", OverheadWorkload, OverheadCase, plans)

@@ -11,7 +11,7 @@ from benchmarks.agreement import TOLERANCE, relative_errors, require_agreement
 from benchmarks.ceilings import DTYPES, Ceilings
 from benchmarks.peers import prompts as peers
 from benchmarks.settings import Settings
-from benchmarks.subjects.workload import Limit, Plan, Workload, compiled, gradients
+from benchmarks.subjects.workload import Limit, Plan, Subject, Workload, compiled, gradients
 from benchmarks.timing import Call
 from puma_plugin.ops import match_prompts, reference
 
@@ -135,3 +135,6 @@ def plans(settings: Settings) -> list[Plan]:
         Plan(PromptCase(batch=32), "both", everyone),
         Plan(PromptCase(width=768), "both", everyone),
     ]
+
+
+SUBJECT = Subject("prompts", PromptWorkload, PromptCase, plans)

@@ -21,7 +21,7 @@ from torch.utils.data import BatchSampler, RandomSampler
 
 from benchmarks.agreement import DisagreementError
 from benchmarks.settings import Settings
-from benchmarks.subjects.workload import Plan, Workload
+from benchmarks.subjects.workload import Plan, Subject, Workload
 from benchmarks.timing import Call
 from puma_plugin.samplers import MultiDistributionSampler
 
@@ -177,3 +177,6 @@ def plans(settings: Settings) -> list[Plan]:
         Plan(million, "first_batch", CONTESTANTS),
         Plan(million, "hundred_batches", CONTESTANTS),
     ]
+
+
+SUBJECT = Subject("sampling", SamplingWorkload, SamplingCase, plans)

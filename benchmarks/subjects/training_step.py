@@ -20,7 +20,7 @@ from benchmarks.peers.vit import (
     use_torch_branches,
 )
 from benchmarks.settings import Settings
-from benchmarks.subjects.workload import Limit, Plan, Workload
+from benchmarks.subjects.workload import Limit, Plan, Subject, Workload
 from benchmarks.timing import Call
 from puma_plugin import EmbeddingHead, UnifiedEmbedder, adapt
 
@@ -248,3 +248,6 @@ def plans(settings: Settings) -> list[Plan]:
     if settings.full and settings.malloc == "raised":
         result.append(Plan(StepCase(batch=32), "step", ("ours", "authors", "full_fine_tuning")))
     return result
+
+
+SUBJECT = Subject("training_step", StepWorkload, StepCase, plans)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from benchmarks.ceilings import Ceilings
 from benchmarks.machine import last_level_cache_bytes
+from benchmarks.settings import Settings
 from benchmarks.timing import Call
 
 MAX_COPIES = 24
@@ -93,6 +94,16 @@ class Workload(ABC):
     def limit(self, mode: str, ceilings: Ceilings) -> Limit | None:
         """The least time for this mode; None where there is no meaningful one."""
         return None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A subject's workload class, the class of its cases, and what is compared."""
+
+    name: str
+    workload: Callable[[Any, str], Workload]
+    case: type
+    plans: Callable[[Settings], list[Plan]]
 
 
 def number_of_copies(bytes_per_input: int, device: str) -> int:

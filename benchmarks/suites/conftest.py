@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Generator
 from dataclasses import asdict
-from statistics import median
 from typing import Any
 
 import pytest
@@ -11,11 +10,9 @@ import pytest
 from benchmarks.ceilings import ceiling_names
 from benchmarks.machine import commit_of_all, machine_info
 from benchmarks.memory import MemoryPlan, memory_plans
-from benchmarks.replay import replay
-from benchmarks.session import BenchSession, Record
-from benchmarks.settings import EFFORTS, Settings, choose_device, malloc_setting
+from benchmarks.session import BenchSession
+from benchmarks.settings import EFFORTS, SUBJECTS, Settings, choose_device, malloc_setting
 from benchmarks.subjects import load_subject
-from benchmarks.subjects.workload import Plan
 from puma_plugin.experiments.reporting.machine import commit
 
 SESSION: pytest.StashKey[BenchSession] = pytest.StashKey()
@@ -27,6 +24,7 @@ MACHINE: pytest.StashKey[dict[str, Any]] = pytest.StashKey()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("puma_plugin benchmarks")
+    group.addoption("--subject", action="append", choices=list(SUBJECTS), help="one of them (default: all)")
     group.addoption("--effort", choices=list(EFFORTS), default="quick", help="how much is measured (default: quick)")
     group.addoption("--bench-device", choices=["auto", "cpu", "cuda"], default="auto")
     group.addoption("--no-compiled", action="store_true", help="leave out the torch.compile contestants")
@@ -68,13 +66,10 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, A
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     session = metafunc.config.stash[SESSION]
-    if "plan" in metafunc.fixturenames:
-        pairs = [
-            pytest.param(plan, name, id=f"{plan.case.id}-{plan.mode}-{session.settings.label}-{name}")
-            for plan in load_subject(metafunc.module.SUBJECT).plans(session.settings)
-            for name in plan.contestants
-        ]
-        metafunc.parametrize(("plan", "contestant"), pairs)
+    if "subject" in metafunc.fixturenames:
+        chosen = metafunc.config.getoption("--subject") or SUBJECTS
+        rows = [row for subject in chosen for row in _rows(subject, session.settings)]
+        metafunc.parametrize(("subject", "plan", "contestant"), rows)
     if "ceiling" in metafunc.fixturenames:
         metafunc.parametrize("ceiling", ceiling_names(session.settings.device, session.dtypes))
     if "growth_plan" in metafunc.fixturenames:
@@ -87,28 +82,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("memory_plan", plans, ids=[plan.id for plan in plans])
 
 
+def _rows(subject: str, settings: Settings) -> list[Any]:
+    """A subject's plans by contestant; the error of one that is broken, which does not stop the others."""
+    try:
+        plans = load_subject(subject).plans(settings)
+    except Exception as error:
+        return [pytest.param(subject, error, "", id=subject)]
+    return [
+        pytest.param(subject, plan, name, id=f"{subject}-{plan.case.id}-{plan.mode}-{settings.label}-{name}")
+        for plan in plans
+        for name in plan.contestants
+    ]
+
+
 @pytest.fixture
 def bench_session(request: pytest.FixtureRequest) -> BenchSession:
     return request.config.stash[SESSION]
-
-
-@pytest.fixture
-def record(request: pytest.FixtureRequest, bench_session: BenchSession, benchmark: Any) -> Record:
-    """Check and time a plan's contestants in turns, once per plan; hand this contestant's samples to the benchmark."""
-    subject = load_subject(request.module.SUBJECT)
-
-    def run(plan: Plan, contestant: str) -> None:
-        outcome, fresh = bench_session.outcome(subject, plan)
-        if fresh:
-            medians = {name: median(samples.seconds) for name, samples in outcome.samples.items()}
-            print(_progress(f"{subject.name} {plan.case.id} {plan.mode}", medians), flush=True)
-        if contestant in outcome.failures:
-            raise outcome.failures[contestant]
-        benchmark.group = f"{subject.name} {plan.case.id} {plan.mode} {bench_session.settings.label}"
-        benchmark.extra_info.update(bench_session.extra_info(subject, plan, contestant, outcome))
-        replay(benchmark, outcome.samples[contestant].seconds)
-
-    return run
 
 
 @pytest.fixture
@@ -123,15 +112,6 @@ def remember_memory(request: pytest.FixtureRequest) -> Callable[[MemoryPlan, int
         print(f"memory {plan.id}: {peak / 2**20:.1f} MiB", flush=True)
 
     return remember
-
-
-def _progress(title: str, medians: dict[str, float]) -> str:
-    ours = medians.get("ours")
-    entries = []
-    for name, seconds in medians.items():
-        ratio = f" ({seconds / ours:.2f}x)" if ours and name != "ours" else ""
-        entries.append(f"{name} {seconds * 1e3:.4g} ms{ratio}")
-    return f"{title}: {', '.join(entries)}"
 
 
 def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, Any]:

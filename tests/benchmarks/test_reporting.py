@@ -197,9 +197,9 @@ def test_the_memory_table_says_what_is_counted_of_each_subject(files: Any) -> No
 
 def test_what_failed_is_said(files: Any) -> None:
     rows = [files.entry("ours", [1e-3] * 3)]
-    failure = {"test": "test_adapter[B180-both-fixed]", "error": "DisagreementError: off"}
+    failure = {"test": "test_subject[adapter-B180-both-fixed]", "error": "DisagreementError: off"}
     text = report_text(load_results(files.write("failed", rows, failures=[failure])))
-    assert "### Failed\n\n- test_adapter[B180-both-fixed]: DisagreementError: off\n" in text
+    assert "### Failed\n\n- test_subject[adapter-B180-both-fixed]: DisagreementError: off\n" in text
     assert "### Failed" not in report_text(load_results(files.write("good", rows)))
 
 

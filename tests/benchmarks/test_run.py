@@ -93,7 +93,7 @@ def test_a_suite_that_is_broken_does_not_stop_the_others_and_is_in_the_file(
     (path,) = (tmp_path / "out").glob("*.json")
     results = load_results(path)
     assert {row.subject for row in results.rows} == {"ceilings", "overhead"}
-    assert sorted(failure["test"] for failure in results.failures) == ["bench_growth.py", "bench_sampling.py"]
+    assert sorted(failure["test"] for failure in results.failures) == ["bench_growth.py", "test_subject[sampling]"]
     assert all("broken on purpose" in failure["error"] for failure in results.failures)
 
 
