@@ -6,17 +6,15 @@ full scale), ``--contestant pml`` with pytorch-metric-learning's calculator inst
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from benchmarks.agreement import DisagreementError
-from benchmarks.memory import RESET, STATUS
+from benchmarks.process import reset_peak, resident, run_apart
 from benchmarks.settings import Settings
 from benchmarks.subjects.evaluation import EvaluationCase, EvaluationWorkload
+from puma_plugin.experiments.reporting.machine import memory_gib
 
 SIZES = {"smoke": (500,), "quick": (10_000, 20_000), "full": (10_000, 20_000, 40_000, 80_000, 138_000)}
 # Bytes of pytorch-metric-learning's calculator per class and item, measured.
@@ -50,7 +48,7 @@ def growth_plans(settings: Settings) -> list[tuple[EvaluationCase, str]]:
     for items in SIZES[settings.effort.name]:
         case = EvaluationCase(items, per_class=0)
         plans.append((case, "ours"))
-        if pml_bytes(items) < _memory("MemTotal", Path("/proc/meminfo")) / 2:
+        if pml_bytes(items) < (memory_gib() or 0) * 2**30 / 2:
             plans.append((case, "pml"))
     return plans
 
@@ -90,13 +88,8 @@ def measure_apart(case: EvaluationCase, contestant: str) -> Growth:
     Raises:
         RuntimeError: the process failed; the message is its last line.
     """
-    command = [sys.executable, "-m", "benchmarks.growth", str(case.items), "--contestant", contestant]
-    folder = Path(__file__).resolve().parents[1]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"
-        raise RuntimeError(f"{case.id}, {contestant}: {last}")
-    found = json.loads(done.stdout.splitlines()[-1])
+    arguments = [str(case.items), "--contestant", contestant]
+    found = run_apart(f"{case.id}, {contestant}", "benchmarks.growth", arguments)
     metrics = {name: value for name, value in found.items() if name.startswith("unified")}
     return Growth(found["seconds"], found["cpu_seconds"], found["peak_bytes"], metrics)
 
@@ -106,22 +99,15 @@ def measure_here(items: int, contestant: str) -> dict[str, float]:
     # A tiny one first: libraries allocate and start their threads on first use.
     EvaluationWorkload(EvaluationCase(200, per_class=5), "cpu").metrics(contestant)
     workload = EvaluationWorkload(EvaluationCase(items, per_class=0), "cpu")
-    RESET.write_text("5", encoding="ascii")
-    before, start, cpu = _memory("VmRSS"), time.perf_counter(), time.process_time()
+    reset_peak()
+    before, start, cpu = resident("VmRSS"), time.perf_counter(), time.process_time()
     metrics = workload.metrics(contestant)
     return {
         "seconds": time.perf_counter() - start,
         "cpu_seconds": time.process_time() - cpu,
-        "peak_bytes": _memory("VmHWM") - before,
+        "peak_bytes": resident("VmHWM") - before,
         **{name: value for name, value in metrics.items() if name.startswith("unified")},
     }
-
-
-def _memory(field: str, path: Path = STATUS) -> int:
-    for line in path.read_text(encoding="ascii").splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"{path} has no {field}")
 
 
 if __name__ == "__main__":

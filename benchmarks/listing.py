@@ -11,15 +11,13 @@ import argparse
 import csv
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.memory import resident
+from benchmarks.process import resident, run_apart
 
 KINDS = ("image_folders", "csv", "parquet")
 PER_CLASS = 100
@@ -70,21 +68,6 @@ def make(folder: Path, images: int, distributions: int) -> None:
     parquet.write_table(table(dict(zip(_COLUMNS, columns, strict=True))), folder / "manifest.parquet")
 
 
-def measure_apart(folder: Path, kind: str) -> dict[str, Any]:
-    """What listing costs in a fresh process.
-
-    Raises:
-        RuntimeError: the process failed; the message is its last line.
-    """
-    command = [sys.executable, "-m", "benchmarks.listing", str(folder), "--list", kind]
-    place = Path(__file__).resolve().parents[1]
-    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"
-        raise RuntimeError(f"{kind}: {last}")
-    return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
 def measure_here(folder: Path, kind: str) -> dict[str, Any]:
     """List in this process, which should have done nothing else before."""
     from puma_plugin.datasets import UnifiedDataset
@@ -118,7 +101,7 @@ def main(images: int, distributions: int, kinds: list[str]) -> Iterator[dict[str
     with tempfile.TemporaryDirectory(prefix="listing-") as name:
         make(Path(name), images, distributions)
         for kind in kinds:
-            yield measure_apart(Path(name), kind)
+            yield run_apart(kind, "benchmarks.listing", [name, "--list", kind])
 
 
 if __name__ == "__main__":

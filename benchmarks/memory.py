@@ -10,22 +10,18 @@ optimizer state, gradients, activations, the batch; of a sampler, everything fro
 import argparse
 import gc
 import json
-import subprocess
-import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.process import reset_peak, resident, run_apart
 from benchmarks.settings import EFFORTS, MALLOC_VARIABLES, Settings, malloc_environment
 from benchmarks.subjects import load_subject
 from benchmarks.subjects.workload import Case, Workload
 
 RETURN_AT_ONCE = 1 << 16  # bytes: larger blocks go back to the system when they are freed
 STEPS = 2
-RESET = Path("/proc/self/clear_refs")
-STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -41,11 +37,6 @@ class MemoryPlan:
     @property
     def id(self) -> str:
         return f"{self.subject}-{self.case.id}-{self.mode}-{self.contestant}"
-
-
-def measurable() -> bool:
-    """Whether the system tells a process's peak memory and lets it be reset (Linux does)."""
-    return RESET.exists() and STATUS.exists()
 
 
 def memory_plans(settings: Settings) -> list[MemoryPlan]:
@@ -89,12 +80,8 @@ def measure(plan: MemoryPlan, device: str) -> int:
     environment = malloc_environment("default")
     environment.update(dict.fromkeys(MALLOC_VARIABLES, str(RETURN_AT_ONCE)))
     arguments = [plan.subject, json.dumps(asdict(plan.case)), plan.mode, plan.contestant, device]
-    command = [sys.executable, "-m", "benchmarks.memory", *arguments, *(["--whole"] if plan.whole else [])]
-    folder = Path(__file__).resolve().parents[1]
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{plan.id}: {done.stderr.strip().splitlines()[-1] if done.stderr else done.returncode}")
-    return int(json.loads(done.stdout.splitlines()[-1])["peak_bytes"])
+    arguments += ["--whole"] if plan.whole else []
+    return int(run_apart(plan.id, "benchmarks.memory", arguments, environment)["peak_bytes"])
 
 
 def peak_bytes(subject_name: str, case: dict[str, Any], mode: str, contestant: str, device: str, whole: bool) -> int:
@@ -132,15 +119,7 @@ def _reset_peak(device: str) -> None:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
-        RESET.write_text("5", encoding="ascii")
-
-
-def resident(field: str) -> int:
-    """Bytes of this process: VmRSS now, VmHWM at most since the start or the last reset."""
-    for line in STATUS.read_text(encoding="ascii").splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"{STATUS} has no {field}")
+        reset_peak()
 
 
 if __name__ == "__main__":

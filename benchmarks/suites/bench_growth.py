@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from benchmarks.growth import MODE, Growth, growth_plans, measure_apart, measure_in_turns
-from benchmarks.memory import MemoryPlan, measurable
+from benchmarks.memory import MemoryPlan
+from benchmarks.process import measurable
 from benchmarks.replay import CLOCK, replay
 from benchmarks.session import BenchSession
 from benchmarks.subjects.evaluation import EvaluationCase

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks.memory import MemoryPlan, measurable, measure
+from benchmarks.memory import MemoryPlan, measure
+from benchmarks.process import measurable
 from benchmarks.session import BenchSession
 
 

@@ -14,7 +14,8 @@ import torch
 
 from benchmarks import machine, run
 from benchmarks.machine import commit_of_all, last_level_cache_bytes, machine_slug
-from benchmarks.memory import MemoryPlan, measurable, measure
+from benchmarks.memory import MemoryPlan, measure
+from benchmarks.process import measurable
 from benchmarks.reporting.results import load_results
 from benchmarks.run import main, merge, result_name
 from benchmarks.session import BenchSession
