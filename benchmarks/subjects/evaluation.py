@@ -12,17 +12,16 @@ from benchmarks.agreement import DisagreementError
 from benchmarks.settings import Settings
 from benchmarks.subjects.workload import Plan, Subject, Workload
 from benchmarks.timing import Call
+from puma_plugin.datasets.catalogue import CATALOGUE
 from puma_plugin.evaluation import evaluate_retrieval
+from puma_plugin.testers.multi_distribution_tester import PML_NAMES
 
 DISTRIBUTIONS = 8
-# (test classes, test images) of the paper's data sets in its order; Dogs' images are half of all, In-shop's are queries
-# and gallery together. Every image is query and gallery item here, which is a little more work than the real In-shop.
-PAPER = ((100, 5_924), (98, 8_131), (11_316, 60_502), (3_985, 26_830), (277, 25_653), (60, 10_290), (51, 4_696),
-         (50, 5_000))  # fmt: skip
+# Test classes and images of the paper's eight datasets. Every image is query and gallery item here, which is a little
+# more work than the real In-shop.
+PAPER = tuple(facts.test_size for facts in CATALOGUE.values())
 # SOP and In-shop are asked for deeper recalls in their own galleries.
 PAPER_KS = {"2": (1, 10, 100, 1000), "3": (1, 10, 20, 30)}
-# Our names for the metrics and pml's.
-METRICS = {"recall_at_1": "precision_at_1", "r_precision": "r_precision", "map_at_r": "mean_average_precision_at_r"}
 
 
 @dataclass(frozen=True)
@@ -67,16 +66,17 @@ class EvaluationWorkload(Workload):
         names = [str(index) for index in range(DISTRIBUTIONS)]
         result = evaluate_retrieval(self.embeddings, self.labels, distribution_names=names, distribution_ks=self.ks)
         galleries = {"unified": result.unified, **result.per_distribution}
-        return {f"{name}.{metric}": values[metric] for name, values in galleries.items() for metric in METRICS}
+        return {f"{name}.{metric}": values[metric] for name, values in galleries.items() for metric in PML_NAMES}
 
     def _pml(self) -> dict[str, float]:
-        calculator = AccuracyCalculator(include=tuple(METRICS.values()), k="max_bin_count", device=torch.device("cpu"))
+        include = tuple(PML_NAMES.values())
+        calculator = AccuracyCalculator(include=include, k="max_bin_count", device=torch.device("cpu"))
         galleries: dict[str, Any] = {"unified": torch.ones(len(self.labels), dtype=torch.bool)}
         galleries.update({str(index): self.labels[:, 1] == index for index in range(DISTRIBUTIONS)})
         values = {}
         for name, mask in galleries.items():
             accuracy = calculator.get_accuracy(self.embeddings[mask], self.labels[mask, 0])
-            values.update({f"{name}.{ours}": float(accuracy[theirs]) for ours, theirs in METRICS.items()})
+            values.update({f"{name}.{ours}": float(accuracy[theirs]) for ours, theirs in PML_NAMES.items()})
         return values
 
     def prepare(self, contestant: str, mode: str, index: int) -> Call:

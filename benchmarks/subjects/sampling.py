@@ -23,20 +23,11 @@ from benchmarks.agreement import DisagreementError
 from benchmarks.settings import Settings
 from benchmarks.subjects.workload import Plan, Subject, Workload
 from benchmarks.timing import Call
+from puma_plugin.datasets.catalogue import CATALOGUE
 from puma_plugin.samplers import MultiDistributionSampler
 
-# Training classes and images of the paper's eight datasets (arXiv 2309.08944): birds, cars, products, clothes, NABirds,
-# dogs, flowers, aircraft.
-DATASETS = (
-    (100, 5_864),
-    (98, 8_054),
-    (11_318, 59_551),
-    (3_997, 25_882),
-    (278, 22_909),
-    (60, 10_290),
-    (51, 3_493),
-    (50, 5_000),
-)
+# Training classes and images of the paper's eight datasets.
+DATASETS = tuple(facts.train_size for facts in CATALOGUE.values())
 MILLION, MILLION_CLASSES = 1_000_000, 20_000
 SHARES = (0.5, 0.2, 0.1, 0.1, 0.04, 0.03, 0.02, 0.01)  # of the million's classes, by distribution
 M = 4

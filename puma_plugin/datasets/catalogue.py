@@ -41,6 +41,22 @@ class Facts:
     source: str
     unpack: tuple[str, ...] = field(default=())
 
+    @property
+    def train_size(self) -> tuple[int, int]:
+        """Training classes and images; where only the total of the images is published, every class counts alike."""
+        train = self.splits["train"]
+        images = self.total * train.classes // (train.classes + self._test_classes)
+        return train.classes, images if train.images is None else train.images
+
+    @property
+    def test_size(self) -> tuple[int, int]:
+        """Test classes and images, queries and gallery together."""
+        return self._test_classes, self.total - self.train_size[1]
+
+    @property
+    def _test_classes(self) -> int:
+        return next(split.classes for name, split in self.splits.items() if name != "train")
+
     def how_to_get(self) -> str:
         """Where to get the dataset and how to lay it out, as indented lines."""
         return "\n".join([f"  get: {self.source}", *(f"  {step}" for step in self.unpack)])

@@ -20,7 +20,7 @@ from puma_plugin.evaluation.search import load_faiss
 from puma_plugin.utils.distributed import rank, world_size
 
 # What pml's AccuracyCalculator calls the same metrics.
-_PML_NAMES = {
+PML_NAMES = {
     "recall_at_1": "precision_at_1",
     "map_at_r": "mean_average_precision_at_r",
     "r_precision": "r_precision",
@@ -192,7 +192,7 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
         return (embeddings.cpu().numpy(), labels.cpu().numpy()) if return_as_numpy else (embeddings, labels)
 
     def _named(self, metrics: dict[str, float]) -> dict[str, float]:
-        return {self.accuracies_keyname(_PML_NAMES.get(name, name)): value for name, value in metrics.items()}
+        return {self.accuracies_keyname(PML_NAMES.get(name, name)): value for name, value in metrics.items()}
 
     def _entries(self, result: RetrievalResult) -> dict[str, dict[str, float]]:
         means = (
@@ -278,7 +278,7 @@ class _Metrics:
     """What pml's hooks ask an accuracy calculator for: which metrics there are."""
 
     def __init__(self, ks: tuple[int, ...]) -> None:
-        self._names = [*_PML_NAMES.values(), *(f"recall_at_{k}" for k in ks if k != 1)]
+        self._names = [*PML_NAMES.values(), *(f"recall_at_{k}" for k in ks if k != 1)]
 
     def get_curr_metrics(self) -> list[str]:
         return self._names

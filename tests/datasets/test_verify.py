@@ -39,6 +39,9 @@ def test_catalogue_is_the_published_table():
     for facts in CATALOGUE.values():
         images = [counts.images for counts in facts.splits.values()]
         assert None in images or sum(images) == facts.total
+        assert facts.train_size[1] + facts.test_size[1] == facts.total
+    assert CATALOGUE["StanfordDogs"].train_size == CATALOGUE["StanfordDogs"].test_size == (60, 10_290)
+    assert CATALOGUE["InShop"].test_size == (3_985, 14_218 + 12_612)
 
 
 def test_complete_dataset_is_ok(complete_flowers, capsys):

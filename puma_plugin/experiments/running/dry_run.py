@@ -145,13 +145,8 @@ def training_sizes(
 
 
 def _published(name: str, shots: int | None) -> Size:
-    facts = CATALOGUE[name]
-    train = facts.splits["train"]
-    images = train.images
-    if images is None:
-        # Only the total is published; every class counts alike.
-        images = facts.total * train.classes // sum(split.classes for split in facts.splits.values())
-    return Size(train.classes, images if shots is None else min(images, shots * train.classes))
+    classes, images = CATALOGUE[name].train_size
+    return Size(classes, images if shots is None else min(images, shots * classes))
 
 
 class _EnoughError(Exception):
