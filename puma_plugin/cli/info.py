@@ -1,6 +1,5 @@
 """``puma info``: versions, what was compiled with what, what was loaded, and if not, why, with the fix."""
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -13,9 +12,9 @@ from typing import Any
 import torch
 
 from puma_plugin import _cuda_toolkit
+from puma_plugin.experiments.reporting.machine import package_versions
 from puma_plugin.ops import loader
 
-PACKAGES = ("torch", "torchvision", "timm", "pytorch-metric-learning", "numpy", "faiss-cpu", "faiss-gpu", "safetensors")
 BUILD_FACTS = Path(__file__).parent.parent / "_build_facts.json"
 
 
@@ -48,17 +47,10 @@ class Facts:
 
 def collect() -> Facts:
     """The facts of this machine and this process."""
-    versions: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    versions["torch"] = torch.__version__
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return Facts(
         python=f"{platform.python_version()} on {platform.platform()}",
-        versions=versions,
+        versions={**package_versions(), "torch": torch.__version__},
         torch_cuda=torch.version.cuda,
         cpu=loader.CPU_LIBRARY,
         cuda=loader.CUDA_LIBRARY,

@@ -11,6 +11,7 @@ import torch
 from puma_plugin import _cuda_toolkit
 from puma_plugin._cuda_toolkit import Toolkit
 from puma_plugin.cli import info
+from puma_plugin.experiments.reporting import machine
 from puma_plugin.ops import loader
 from puma_plugin.ops.loader import LibraryState
 
@@ -192,7 +193,7 @@ def test_facts_of_a_machine_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: gpus[number][0])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: gpus[number][1])
     monkeypatch.setattr(_cuda_toolkit, "find_toolkits", lambda homes: [nvcc] if "/usr/local/cuda" in homes else [])
-    monkeypatch.setattr(info, "PACKAGES", ("torch", "numpy", "no-such-package"))
+    monkeypatch.setattr(machine, "PACKAGES", ("torch", "numpy", "no-such-package"))
     facts = info.collect()
     # Of torch what runs, not what was installed.
     assert facts.versions == {"torch": "2.14.1+git1", "numpy": numpy.__version__, "no-such-package": None}

@@ -9,6 +9,7 @@ from typing import Any
 
 PACKAGES = (
     "torch",
+    "torchvision",
     "timm",
     "pytorch-metric-learning",
     "numpy",
@@ -67,17 +68,23 @@ def machine_facts() -> dict[str, Any]:
     }
 
 
-def version_facts() -> dict[str, str]:
-    """Python's version, this package's, and those of the packages a figure can depend on."""
-    import puma_plugin
-
-    versions = {"python": platform.python_version(), "puma_plugin": puma_plugin.__version__}
+def package_versions() -> dict[str, str | None]:
+    """Versions of the packages a figure can depend on; None where one is not installed."""
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            continue
+            versions[package] = None
     return versions
+
+
+def version_facts() -> dict[str, str]:
+    """Python's version, this package's, and those of the installed packages a figure can depend on."""
+    import puma_plugin
+
+    installed = {package: version for package, version in package_versions().items() if version is not None}
+    return {"python": platform.python_version(), "puma_plugin": puma_plugin.__version__, **installed}
 
 
 def commit() -> str | None:
