@@ -9,7 +9,7 @@ from benchmarks.machine import last_level_cache_bytes
 from benchmarks.settings import Effort
 from benchmarks.timing import Call, Samples, interleave, make_clock
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass

@@ -101,7 +101,7 @@ def make_clock(device: str, device_only: bool) -> Clock:
 
 
 def interleave(
-    contestants: Mapping[str, Prepare], clock: Clock, effort: Effort, seed: int = 0, least_repeats: int = 1
+    contestants: Mapping[str, Prepare], clock: Clock, effort: Effort, least_repeats: int = 1
 ) -> dict[str, Samples]:
     """Time all contestants, one sample each per round, of at least ``least_repeats`` calls.
 
@@ -115,7 +115,7 @@ def interleave(
     """
     if not contestants:
         raise ValueError("there are no contestants to time")
-    order = random.Random(seed)
+    order = random.Random(0)
     runners = {name: _Runner(prepare, clock) for name, prepare in contestants.items()}
     for _ in range(effort.warmup):
         for runner in runners.values():

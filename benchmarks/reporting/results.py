@@ -109,7 +109,7 @@ class Results:
     Attributes:
         path, machine, date: of the run.
         rows: what was timed.
-        memory, ceilings, settings: as in the file.
+        memory, ceilings: as in the file.
         failures: what was to be measured and could not be or disagreed ("test" and "error").
     """
 
@@ -119,7 +119,6 @@ class Results:
     rows: list[Row]
     memory: list[dict[str, Any]]
     ceilings: list[dict[str, Any]]
-    settings: list[dict[str, Any]]
     failures: list[dict[str, str]]
 
     def comparisons(self, subject: str | None = None) -> Iterator[Comparison]:
@@ -149,7 +148,6 @@ def load_results(path: Path) -> Results:
             rows,
             content["memory"],
             content["ceilings"],
-            content["settings"],
             content.get("failures", []),  # older files do not tell
         )
     except (KeyError, TypeError, json.JSONDecodeError) as error:

@@ -152,7 +152,6 @@ class AdapterWorkload(Workload):
             return lambda x: fused_adapter(x.residual, x.tokens, x.down, x.up, x.gate, x.kept, x.rank, SCALE)
         form = {
             "ours": stochastic_adapter,
-            "reference": reference.stochastic_adapter,
             "authors": peers.authors,
             "fixed": peers.fixed,
             "authors_compiled": compiled(peers.authors),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.agreement import TOLERANCE, relative_errors, require_agreement
-from benchmarks.ceilings import Ceilings
+from benchmarks.ceilings import DTYPES, Ceilings
 from benchmarks.peers import branches as peers
 from benchmarks.settings import Settings
 from benchmarks.subjects.workload import Limit, Plan, Subject, Workload, compiled, gradients, number_of_copies
@@ -59,8 +59,7 @@ class BranchWorkload(Workload):
 
     @property
     def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = getattr(torch, self.case.dtype)
-        return dtype
+        return DTYPES[self.case.dtype]
 
     @cached_property
     def weights(self) -> tuple[Tensor, ...]:
