@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from puma_plugin.datasets.embedded import DISTRIBUTIONS, EmbeddedBenchmark, EmbeddedDistribution, load_embedded
+from puma_plugin.datasets.embedded import DISTRIBUTIONS, EmbeddedBenchmark, EmbeddedDistribution, load_embedded, starve
 from puma_plugin.datasets.embedded.benchmark import _generate
 from puma_plugin.datasets.embedded.nuisances import NUISANCES
 
@@ -47,7 +47,7 @@ def test_counts_are_those_of_the_table(benchmark_zero: EmbeddedBenchmark) -> Non
 
 
 def test_full_split_adds_images_to_the_starved_one(benchmark_zero: EmbeddedBenchmark) -> None:
-    full, full_test = _generate("contour", 0, False)
+    full, full_test = _generate("contour", 0)
     assert len(full) == 30 * 22
     kept = full.images.reshape(30, 22, 32, 32, 3)[:, :6].reshape(-1, 32, 32, 3)
     assert np.array_equal(kept, benchmark_zero.train["contour"].images)
@@ -56,12 +56,23 @@ def test_full_split_adds_images_to_the_starved_one(benchmark_zero: EmbeddedBench
     assert total == 5796
 
 
+def test_small_distributions_keep_the_first_quarter_of_each_class() -> None:
+    train, kept = {}, {}
+    for name, spec in DISTRIBUTIONS.items():
+        targets = np.repeat([0, 1], spec.images_per_class)
+        train[name] = EmbeddedDistribution(name, np.zeros((len(targets), 1, 1, 3), np.uint8), targets, ["a", "b"])
+        count = -(-spec.images_per_class // 4) if spec.starved else spec.images_per_class
+        kept[name] = [str(first + place) for first in (0, spec.images_per_class) for place in range(count)]
+    assert {name: images.item_keys for name, images in starve(train).items()} == kept
+    assert {spec.starved for spec in DISTRIBUTIONS.values()} == {False, True}
+
+
 @pytest.mark.parametrize("name", ["contour", "texture", "solid", "flag", "photo", "digit"])
 def test_same_seed_same_bytes_and_another_seed_others(benchmark_zero: EmbeddedBenchmark, name: str) -> None:
-    again = _generate(name, 0, True)
-    assert digest(again[0]) == digest(benchmark_zero.train[name])
+    again = _generate(name, 0)
+    assert digest(starve({name: again[0]})[name]) == digest(benchmark_zero.train[name])
     assert digest(again[1]) == digest(benchmark_zero.test[name])
-    other = _generate(name, 1, True)
+    other = _generate(name, 1)
     assert digest(other[0]) != digest(again[0])
     assert digest(other[1]) != digest(again[1])
 
@@ -178,6 +189,19 @@ def test_distribution_checks_its_arrays() -> None:
         EmbeddedDistribution("x", images, np.zeros(3, np.int64), ["a"])
     with pytest.raises(ValueError, match=r"targets must lie in 0..0"):
         EmbeddedDistribution("x", images, np.array([0, 1]), ["a"])
+
+
+def test_subset_renumbers_classes_and_keeps_keys_and_transform() -> None:
+    images = np.zeros((6, 2, 2, 3), np.uint8)
+    images[:, 0, 0, 0] = np.arange(6)
+    whole = EmbeddedDistribution("x", images, np.array([0, 0, 1, 2, 2, 2]), list("abc"), lambda im: im.getpixel((0, 0)))
+    part = whole.subset(np.array([5, 0, 3]))
+    assert part.targets.tolist() == [1, 0, 1]
+    assert part.class_names == ["a", "c"]
+    assert part.item_keys == ["5", "0", "3"]
+    assert part.subset(np.array([2])).item_keys == ["3"]
+    assert [part[place] for place in range(3)] == [((5, 0, 0), 1), ((0, 0, 0), 0), ((3, 0, 0), 1)]
+    assert part.query_mask is part.gallery_mask is None
 
 
 @pytest.mark.parametrize("name", list(NUISANCES))

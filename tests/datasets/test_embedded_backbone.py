@@ -41,7 +41,7 @@ def test_is_a_plain_timm_vit_with_the_class_token() -> None:
 
 
 def test_features_find_neighbours_better_than_pixels_do() -> None:
-    part = _generate("contour", 0, True)[1]
+    part = _generate("contour", 0)[1]
     pixels = to_input(part.images)
     with torch.no_grad():
         features = load_backbone()(pixels)

@@ -4,13 +4,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
 
 class EmbeddedDistribution(Dataset[tuple[Any, int]]):
-    """Images of one distribution and one split.
+    """Images of one distribution and one split, held in memory.
 
     Args:
         name: the distribution's name, for instance "glyph".
@@ -18,12 +19,18 @@ class EmbeddedDistribution(Dataset[tuple[Any, int]]):
         targets: int64 (N,), classes of this split numbered from 0.
         class_names: name of each class.
         transform: applied to the PIL image when an item is read.
+        item_keys: what identifies each image; default: its place.
 
-    Items are (PIL image or what ``transform`` makes of it, int class). ``images`` and ``targets`` give all at once.
+    Items are (PIL image or what ``transform`` makes of it, int class), as those of a
+    :class:`~puma_plugin.datasets.DistributionDataset`. ``images`` and ``targets`` give all at once.
 
     Raises:
         ValueError: if the arrays' shapes or dtypes do not fit, or a target has no name.
     """
+
+    # Every image is both.
+    query_mask: torch.Tensor | None = None
+    gallery_mask: torch.Tensor | None = None
 
     def __init__(
         self,
@@ -32,6 +39,7 @@ class EmbeddedDistribution(Dataset[tuple[Any, int]]):
         targets: NDArray[np.int64],
         class_names: Sequence[str],
         transform: Callable[[Image.Image], Any] | None = None,
+        item_keys: Sequence[str] | None = None,
     ) -> None:
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"images must be uint8 (N, height, width, 3), got {images.dtype} {images.shape}")
@@ -44,6 +52,7 @@ class EmbeddedDistribution(Dataset[tuple[Any, int]]):
         self.targets = targets
         self.class_names = list(class_names)
         self.transform = transform
+        self.item_keys = [str(place) for place in range(len(images))] if item_keys is None else list(item_keys)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -57,11 +66,9 @@ class EmbeddedDistribution(Dataset[tuple[Any, int]]):
     def __repr__(self) -> str:
         return f"EmbeddedDistribution({self.name!r}, {len(self)} images, {len(self.class_names)} classes)"
 
-    def select_classes(self, chosen: Sequence[int]) -> "EmbeddedDistribution":
-        """The part with these classes, numbered anew from 0 in the order given."""
-        renumber = np.full(len(self.class_names), -1, np.int64)
-        renumber[list(chosen)] = np.arange(len(chosen))
-        targets = renumber[self.targets]
-        keep = targets >= 0
-        names = [self.class_names[c] for c in chosen]
-        return EmbeddedDistribution(self.name, self.images[keep], targets[keep], names, self.transform)
+    def subset(self, indices: NDArray[np.int64]) -> "EmbeddedDistribution":
+        """These images only, in this order; classes are numbered anew from 0, keys stay."""
+        present, targets = np.unique(self.targets[indices], return_inverse=True)
+        names = [self.class_names[number] for number in present.tolist()]
+        keys = [self.item_keys[index] for index in indices.tolist()]
+        return EmbeddedDistribution(self.name, self.images[indices], targets, names, self.transform, keys)

@@ -3,27 +3,19 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from puma_plugin.datasets import DatasetError, DistributionDataset, draw_few_shot, read_few_shot
 from puma_plugin.datasets.class_split import HELD_OUT, divide_classes, generator_of, share
+from puma_plugin.datasets.embedded import EmbeddedBenchmark, load_embedded, starve
+from puma_plugin.datasets.embedded.benchmark import Domain
 from puma_plugin.datasets.errors import told_together
 from puma_plugin.datasets.image_files import find_defects
-from puma_plugin.experiments.data.images import (
-    ImageArray,
-    ImageSet,
-    describe,
-    first_of_each_class,
-    select_classes,
-    split_classes,
-)
+from puma_plugin.experiments.data.images import ImageSet, describe, select_classes, split_classes
 from puma_plugin.experiments.data.sources import Source, open_sources
 from puma_plugin.experiments.settings.config import DataConfig
-
-if TYPE_CHECKING:
-    from puma_plugin.datasets.embedded.distribution import EmbeddedDistribution
 
 ImageSets = dict[str, ImageSet]
 Skipped = dict[str, dict[str, str]]
@@ -74,7 +66,7 @@ def load_test(config: DataConfig) -> Splits:
         ValueError: naming the distribution and what is wrong with its folder.
     """
     if config.kind == "embedded":
-        return Splits({}, {}, dict(_embedded(config.seed, config.domain)[1]))
+        return Splits({}, {}, dict(_embedded(config.seed, config.domain).test))
     skipped: Skipped = {}
     test = _read_each(open_sources(config), lambda source: _read_test(source, config, skipped))
     return Splits({}, {}, test, skipped)
@@ -93,12 +85,16 @@ def load_splits(config: DataConfig) -> Splits:
     if config.split == "all":
         raise ValueError("data.split is all, which leaves nothing to train on; give auto, folders or classes")
     skipped: Skipped = {}
+    train: ImageSets
+    test: ImageSets
     if config.kind == "embedded":
-        train, test = (dict(sets) for sets in _embedded(config.seed, config.domain))
+        whole = _embedded(config.seed, config.domain)
+        train, test = dict(whole.train), dict(whole.test)
+        trained_on = _few_shot(starve(whole.train) if config.starved else train, config)
     else:
         both = _read_each(open_sources(config), lambda source: _read_both(source, config, skipped))
         train, test = ({name: parts[place] for name, parts in both.items()} for place in (0, 1))
-    trained_on = _few_shot(_starve(train) if config.kind == "embedded" and config.starved else dict(train), config)
+        trained_on = _few_shot(train, config)
     validation: ImageSets = {}
     if config.domain == "tuning":
         validation = test
@@ -174,30 +170,11 @@ def _read_each(sources: list[Source], read: Callable[[Source], Read]) -> dict[st
 
 
 @lru_cache(maxsize=2)
-def _embedded(seed: int, domain: Literal["benchmark", "tuning"]) -> tuple[ImageSets, ImageSets]:
-    from puma_plugin.datasets.embedded import load_embedded
-
-    benchmark = load_embedded(seed=seed, starved=False, domain=domain)
-    train, test = (_in_memory(sets) for sets in (benchmark.train, benchmark.test))
-    return train, test
+def _embedded(seed: int, domain: Domain) -> EmbeddedBenchmark:
+    return load_embedded(seed, starved=False, domain=domain)
 
 
-def _in_memory(sets: "Mapping[str, EmbeddedDistribution]") -> ImageSets:
-    return {name: ImageArray(part.images, part.targets, part.class_names) for name, part in sets.items()}
-
-
-def _starve(train: ImageSets) -> ImageSets:
-    """What `load_embedded(starved=True)` keeps: the first quarter of each class of the small distributions."""
-    from puma_plugin.datasets.embedded import DISTRIBUTIONS
-
-    specs = {name: DISTRIBUTIONS[name] for name in train}
-    return {
-        name: first_of_each_class(images, -(-specs[name].images_per_class // 4)) if specs[name].starved else images
-        for name, images in train.items()
-    }
-
-
-def _few_shot(train: ImageSets, config: DataConfig) -> ImageSets:
+def _few_shot(train: Mapping[str, ImageSet], config: DataConfig) -> ImageSets:
     """The images of the split file, or those drawn with data.seed; all of them where neither is asked for."""
     if config.few_shot is not None:
         split = read_few_shot(config.few_shot)
@@ -209,7 +186,7 @@ def _few_shot(train: ImageSets, config: DataConfig) -> ImageSets:
     elif config.shots is not None:
         split = draw_few_shot(train, config.shots, config.seed)
     else:
-        return train
+        return dict(train)
     return {name: split.apply(name, images) for name, images in train.items()}
 
 

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 
 from puma_plugin.cli.main import main
-from puma_plugin.datasets.embedded import DISTRIBUTIONS
-from puma_plugin.experiments.data.images import ImageArray
-from puma_plugin.experiments.data.splits import _starve, check_readable, load_splits, load_test
+from puma_plugin.experiments.data.splits import check_readable, load_splits, load_test
 from puma_plugin.experiments.settings.config import DataConfig
 
 FEW_CLASSES = ("StanfordOnlineProducts", "InShop")
@@ -128,18 +126,6 @@ def test_images_read_after_the_training_are_checked_before_it(write_classes, tmp
 
 def test_images_in_memory_need_no_check() -> None:
     check_readable(load_test(DataConfig(kind="embedded")))
-
-
-def test_small_distributions_keep_the_first_quarter_of_each_class() -> None:
-    train, kept = {}, {}
-    for name, spec in DISTRIBUTIONS.items():
-        targets = np.arange(2 * spec.images_per_class) % 2
-        train[name] = ImageArray(np.zeros((len(targets), 1, 1, 3), np.uint8), targets, ["a", "b"])
-        count = -(-spec.images_per_class // 4) if spec.starved else spec.images_per_class
-        kept[name] = list(range(2 * count))
-    starved = _starve(train)
-    assert {name: images.numbers.tolist() for name, images in starved.items()} == kept
-    assert {spec.starved for spec in DISTRIBUTIONS.values()} == {False, True}
 
 
 def test_report_of_verify_spares_opening_the_images(damaged: Path, tmp_path: Path) -> None:
