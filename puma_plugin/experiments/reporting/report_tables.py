@@ -6,6 +6,7 @@ from typing import Any
 
 from puma_plugin.evaluation.result import short_name
 from puma_plugin.experiments.contestants.methods import multiplier_text
+from puma_plugin.experiments.reporting.intervals import excludes_zero
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -151,7 +152,7 @@ def _difference(interval: Mapping[str, float | None]) -> str:
     text = f"{100 * value:+.1f}"
     if low is None or high is None:
         return f"<td>{text}</td>"
-    shown = f"<b>{text}</b>" if low > 0 or high < 0 else text
+    shown = f"<b>{text}</b>" if excludes_zero(interval) else text
     return f"<td>{shown}<small>{100 * low:+.1f} to {100 * high:+.1f}</small></td>"
 
 

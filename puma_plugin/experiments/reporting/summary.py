@@ -5,7 +5,7 @@ from statistics import median
 from typing import Any, Literal
 
 from puma_plugin.experiments.contestants.methods import Method
-from puma_plugin.experiments.reporting.intervals import Interval, clustered_interval, paired_interval
+from puma_plugin.experiments.reporting.intervals import clustered_interval, excludes_zero, paired_interval
 
 Record = Mapping[str, Any]
 # What intervals count as independent: data seeds, or training seeds where all runs share their images.
@@ -74,7 +74,7 @@ def _clusters(records: Iterable[Record], pick: Any, unit: Unit) -> dict[int, lis
 def _interval(records: Sequence[Record], pick: Any, unit: Unit) -> dict[str, Any] | None:
     if any(pick(record["scores"]) is None for record in records):
         return None
-    return clustered_interval(_clusters(records, pick, unit)).to_dict()
+    return clustered_interval(_clusters(records, pick, unit))
 
 
 def method_rows(records: Sequence[Record], methods: Sequence[Method], unit: Unit = "data_seed") -> list[dict[str, Any]]:
@@ -140,9 +140,7 @@ def differences(
                 (values,) = scores[method.key].values()
                 scores[method.key] = dict.fromkeys(seeds, values)
     return {
-        key: paired_interval(scores[reference], values).to_dict()
-        for key, values in scores.items()
-        if key != reference and values
+        key: paired_interval(scores[reference], values) for key, values in scores.items() if key != reference and values
     }
 
 
@@ -154,9 +152,8 @@ def _sentence(reference: str, phrase: str, interval: Mapping[str, Any]) -> str:
     text = f"{own} is {abs(mean):.1f} points {way} {phrase}"
     if interval["low"] is None:
         return f"{text} in this single run; one run does not resolve differences of a point or two."
-    whole = Interval(**interval)
     low, high = sorted((100 * interval["low"], 100 * interval["high"]))
-    verdict = "resolved" if whole.excludes_zero() else "not resolved: the interval includes zero"
+    verdict = "resolved" if excludes_zero(interval) else "not resolved: the interval includes zero"
     return f"{text} (95 % interval of the difference {low:+.1f} to {high:+.1f} points: {verdict})."
 
 
@@ -170,7 +167,7 @@ def findings(
     by_key = {row["key"]: row for row in rows}
     phrases = {method.key: method.phrase for method in methods}
     shown = {key: gap for key, gap in gaps.items() if key in by_key}
-    open_ = {key: gap for key, gap in shown.items() if gap["low"] is not None and not Interval(**gap).excludes_zero()}
+    open_ = {key: gap for key, gap in shown.items() if gap["low"] is not None and not excludes_zero(gap)}
     if len(open_) <= _MOST_SENTENCES:
         open_ = {}
     sentences = [_sentence(phrases[reference], phrases[key], gap) for key, gap in shown.items() if key not in open_]

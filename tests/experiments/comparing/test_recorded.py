@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from puma_plugin.experiments.comparing.recorded import FILE, load_recorded, record, recorded_rates
-from puma_plugin.experiments.contestants.methods import MAIN_KEYS
+from puma_plugin.experiments.contestants.methods import MAIN_KEYS, METHODS
 
 
 def test_what_is_shipped_is_a_full_comparison() -> None:
@@ -19,9 +19,10 @@ def test_what_is_shipped_is_a_full_comparison() -> None:
     assert {"linear", "puma", "adapters", "separate", "full"} <= set(recorded_rates())
     assert set(recorded_rates().values()) <= set(grid)
     for row in recorded["methods"]:
+        seeds = len(recorded["settings"]["seeds"]) if METHODS[row["key"]].trained else 1
+        assert row["runs"] == len(recorded["settings"]["data_seeds"]) * seeds
         for interval in row["per_distribution"].values():
             assert interval["low"] <= interval["mean"] <= interval["high"]
-            assert interval["data_seeds"] == len(recorded["settings"]["data_seeds"])
 
 
 def _metrics(folder: Path, rates: dict | None) -> Path:

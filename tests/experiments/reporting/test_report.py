@@ -20,7 +20,7 @@ NAMES = ["glyph", "digit"]
 
 def interval(mean: float, spread: float | None = 0.01) -> dict:
     low, high = (None, None) if spread is None else (mean - spread, mean + spread)
-    return {"mean": mean, "low": low, "high": high, "runs": 9, "data_seeds": 3}
+    return {"mean": mean, "low": low, "high": high}
 
 
 def row(key: str, label: str, mean: float, **more) -> dict:
