@@ -17,7 +17,6 @@ from puma_plugin.experiments.data.splits import load_splits
 from puma_plugin.experiments.reporting.intervals import INTERVAL_METHODS
 from puma_plugin.experiments.reporting.machine import provenance
 from puma_plugin.experiments.reporting.report import ReportPictures, write_report
-from puma_plugin.experiments.reporting.report_tables import percent
 from puma_plugin.experiments.reporting.summary import (
     EXPLANATION,
     Unit,
@@ -28,6 +27,7 @@ from puma_plugin.experiments.reporting.summary import (
     findings,
     method_rows,
 )
+from puma_plugin.experiments.reporting.tables import percent
 from puma_plugin.experiments.reporting.visuals import embedding_maps, members_of, query_rows
 from puma_plugin.experiments.settings.comparison_config import ComparisonConfig, DemoConfig
 from puma_plugin.utils import atomic_write, write_json

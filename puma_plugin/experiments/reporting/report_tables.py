@@ -7,11 +7,7 @@ from typing import Any
 from puma_plugin.evaluation.result import short_name
 from puma_plugin.experiments.contestants.methods import multiplier_text
 from puma_plugin.experiments.reporting.intervals import excludes_zero
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    """A fraction as percent, or a dash where there is none."""
-    return "-" if value is None else f"{100 * value:.{digits}f}"
+from puma_plugin.experiments.reporting.tables import COLUMNS, count, percent
 
 
 def _cell(interval: Mapping[str, Any] | None, shade: float | None = None) -> str:
@@ -35,20 +31,12 @@ def _name(row: Mapping[str, Any], notes: bool = True) -> str:
     return f"<th>{escape(row['label'])}{f'<small>{escape(note)}</small>' if note else ''}</th>"
 
 
-def count(value: int | None) -> str:
-    """A number of weights in words of four characters or so."""
-    if value is None:
-        return "-"
-    return f"{value / 1e6:.2f} M" if value >= 1e6 else f"{value / 1e3:.1f} k" if value >= 1e3 else str(value)
-
-
 def main_table(rows: Sequence[Mapping[str, Any]], accent: str) -> str:
     """The headline figures and costs of each method."""
-    columns = (("harmonic", "harmonic"), ("unified", "unified"), ("worst", "worst"), ("leak", "leak"))
-    head = "".join(f"<th>{label}</th>" for _, label in columns)
+    head = "".join(f"<th>{name}</th>" for name in COLUMNS)
     body = []
     for row in rows:
-        cells = "".join(_cell(row["scores"].get(key)) for key, _ in columns)
+        cells = "".join(_cell(row["scores"][name]) for name in COLUMNS)
         seconds = "-" if not row.get("seconds") else f"{row['seconds']:.0f}"
         body.append(
             f"<tr{_row_class(row, accent)}>{_name(row)}{cells}<td>{count(row['trainable'])}</td><td>{seconds}</td></tr>"

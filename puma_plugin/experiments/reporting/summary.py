@@ -6,13 +6,14 @@ from typing import Any, Literal
 
 from puma_plugin.experiments.contestants.methods import Method
 from puma_plugin.experiments.reporting.intervals import clustered_interval, excludes_zero, paired_interval
+from puma_plugin.experiments.reporting.tables import COLUMNS
 
 Record = Mapping[str, Any]
 # What intervals count as independent: data seeds, or training seeds where all runs share their images.
 Unit = Literal["data_seed", "seed"]
 # So many differences that are not resolved get a sentence each; more share one.
 _MOST_SENTENCES = 8
-HEADLINES = ("harmonic", "unified", "worst", "leak", "arithmetic")
+HEADLINES = (*COLUMNS, "arithmetic")
 EXPLANATION = (
     "In percent. Harmonic: harmonic mean over the distributions of R@1, each within its own gallery. Unified: R@1 of "
     "all queries in the one joint gallery, where a hit must be of the same class of the same distribution. Worst: the "

@@ -7,14 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from puma_plugin.experiments.reporting.report_tables import count, percent
-
-
-def _figure(interval: Mapping[str, Any] | None) -> str:
-    if interval is None or interval["mean"] is None:
-        return "-"
-    spread = "" if interval["low"] is None else f" ±{50 * (interval['high'] - interval['low']):.1f}"
-    return percent(interval["mean"]) + spread
+from puma_plugin.experiments.reporting.tables import COLUMNS, count, figure
 
 
 def show_table(console: Console, metrics: Mapping[str, Any]) -> None:
@@ -23,18 +16,17 @@ def show_table(console: Console, metrics: Mapping[str, Any]) -> None:
         title="R@1 on test classes, %; weights trained; seconds of training", title_justify="left", padding=(0, 0)
     )
     table.add_column("method", no_wrap=True)
-    for name in ("harmonic", "unified", "worst", "leak", "weights", "s"):
+    for name in (*COLUMNS, "weights", "s"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in metrics["methods"]:
         label = row["label"] + (" *" if row.get("recorded") else "")
         style = "bold" if row["key"] == metrics["accent"] else "dim" if row.get("recorded") else None
-        cells = [_figure(row["scores"][name]) for name in ("harmonic", "unified", "worst", "leak")]
+        cells = [figure(row["scores"][name], " ±") for name in COLUMNS]
         table.add_row(label, *cells, count(row["trainable"]), f"{row['seconds']:.0f}", style=style)
     console.print(table)
-    if metrics["interval_method"]:
-        # Its first words; all of them are in the report.
-        what = re.split(r"[,.] | \(", metrics["interval_method"])[0]
-        console.print(f"±: half the width of the {what}", highlight=False, markup=False)
+    # The method's first words; all of them are in the report.
+    what = re.split(r"[,.] | \(", metrics["interval_method"])[0]
+    console.print(f"±: half the width of the {what}", highlight=False, markup=False)
     if any(row.get("recorded") for row in metrics["methods"]):
         console.print("* from the recorded full comparison that comes with the package, over its data seeds")
     for sentence in metrics["findings"]:

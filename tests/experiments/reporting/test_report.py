@@ -12,7 +12,7 @@ from PIL import Image
 from puma_plugin.experiments.reporting.figures import _front
 from puma_plugin.experiments.reporting.pictures import Neighbour, Query, data_uri
 from puma_plugin.experiments.reporting.report import EmbeddingMap, ReportPictures, render_report, write_report
-from puma_plugin.experiments.reporting.report_tables import percent
+from puma_plugin.experiments.reporting.tables import percent
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 NAMES = ["glyph", "digit"]
@@ -243,7 +243,7 @@ def test_is_written_whole(tmp_path) -> None:
 
 
 def test_percent() -> None:
-    assert (percent(0.5678), percent(None), percent(0.5, 0)) == ("56.8", "-", "50")
+    assert (percent(0.5678), percent(None)) == ("56.8", "-")
 
 
 def test_large_pictures_are_reduced() -> None:
