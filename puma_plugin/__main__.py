@@ -3,8 +3,8 @@
 import os
 import sys
 
-from puma_plugin.cli.launcher import started_processes
 from puma_plugin.cli.main import main
+from puma_plugin.utils.launcher import started_processes
 
 if __name__ == "__main__":
     try:

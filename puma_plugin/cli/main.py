@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import ModuleType
 
 import puma_plugin
-from puma_plugin.cli.launcher import require_one_process
+from puma_plugin.utils.launcher import require_one_process
 
 COMMANDS = {
     "demo": "train and compare on eight image distributions that come with the package; no download",

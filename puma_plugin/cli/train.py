@@ -3,9 +3,9 @@
 import sys
 from collections.abc import Sequence
 
-from puma_plugin.cli.launcher import is_first_process, require_one_process
 from puma_plugin.cli.parsing import make_parser, parse
 from puma_plugin.experiments.settings.config import TrainConfig
+from puma_plugin.utils.launcher import is_first_process, require_one_process
 
 _DESCRIPTION = (
     "Trains one embedding model on several image datasets and evaluates it on their test classes. Writes checkpoint.pt "

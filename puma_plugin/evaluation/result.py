@@ -54,7 +54,7 @@ class RetrievalResult:
         harmonic, arithmetic, worst, worst_name = {}, {}, {}, {}
         for metric in self.unified:
             values = {name: metrics[metric] for name, metrics in self.per_distribution.items()}
-            harmonic[metric] = _harmonic(list(values.values()))
+            harmonic[metric] = harmonic_mean(list(values.values()))
             arithmetic[metric] = sum(values.values()) / len(values)
             # An undefined distribution makes the worst undefined too, wherever it stands.
             worst_name[metric] = min(values, key=lambda name: -math.inf if math.isnan(values[name]) else values[name])
@@ -112,7 +112,7 @@ def short_name(metric: str) -> str:
     return _SHORT.get(metric, metric.replace("recall_at_", "R@"))
 
 
-def _harmonic(values: list[float]) -> float:
+def harmonic_mean(values: list[float]) -> float:
     """Harmonic mean; NaN if any value is NaN, else 0 if any is 0."""
     if any(math.isnan(value) for value in values):
         return math.nan

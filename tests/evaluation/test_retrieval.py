@@ -13,7 +13,7 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
 from puma_plugin.evaluation import evaluate_retrieval, nearest_neighbours, scoring
 from puma_plugin.evaluation.paper_code import overlapping_classes, own_numbers, position_keys
-from puma_plugin.evaluation.result import _harmonic
+from puma_plugin.evaluation.result import harmonic_mean
 from puma_plugin.evaluation.retrieval import PROTOCOLS, Protocol
 from puma_plugin.evaluation.scoring import blocks_by_depth
 from puma_plugin.evaluation.search import CompiledSearcher, FaissSearcher, searcher_type
@@ -307,10 +307,10 @@ def test_a_hit_at_the_very_last_rank_of_a_further_k_counts(farthest: int) -> Non
 
 
 def test_a_harmonic_mean_with_an_undefined_value_is_undefined_whatever_the_others() -> None:
-    assert math.isnan(_harmonic([0.0, math.nan]))
-    assert math.isnan(_harmonic([0.5, math.nan]))
-    assert _harmonic([0.5, 0.0]) == 0
-    assert _harmonic([0.5, 0.25]) == pytest.approx(1 / 3)
+    assert math.isnan(harmonic_mean([0.0, math.nan]))
+    assert math.isnan(harmonic_mean([0.5, math.nan]))
+    assert harmonic_mean([0.5, 0.0]) == 0
+    assert harmonic_mean([0.5, 0.25]) == pytest.approx(1 / 3)
 
 
 def test_further_ks_of_one_distribution(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,7 +159,7 @@ def _run(job: Job, splits: Splits, progress: Progress) -> dict[str, Any]:
         return record
     progress({"step": run.steps, "steps": run.steps, "stage": "test"})
     embedded = run.embed(splits.test)
-    separate = job.config.model.method == "separate"
+    separate = job.config.model.is_separate
     result = embedded.evaluate().to_dict(per_class=True)
     if job.keep_model:
         _keep(job, run, splits, embedded.embeddings.numpy())

@@ -134,7 +134,7 @@ def build_model(config: ModelConfig, seed: int, image_size: int | None = None) -
     trunk = build_backbone(config, image_size)
     width = int(getattr(trunk, "num_features"))  # noqa: B009 (timm gives it; nn.Module does not declare it)
     torch.manual_seed(seed)
-    if config.method == "frozen":
+    if not config.trains:
         trunk.requires_grad_(False)
         return trunk, Normalise()
     embedder = EmbeddingHead(width, config.embedding_size)
@@ -163,7 +163,7 @@ def _prepare_trunk(trunk: nn.Module, config: ModelConfig) -> None:
             drop=0.0 if method == "adaptformer" else config.drop,
             scale=config.scale,
             trainable_scale=config.trainable_scale,
-            pool_size=config.pool_size if method == "puma" else 0,
+            pool_size=config.pool_size if config.has_pool else 0,
             prompt_length=config.prompt_length,
             init=config.init,
             blocks=config.blocks,

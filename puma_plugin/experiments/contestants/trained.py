@@ -37,7 +37,7 @@ def load_trained(folder: str | os.PathLike[str]) -> tuple[nn.Module, Callable[[I
     settings = json.loads((place / SETTINGS).read_text(encoding="utf-8"))
     config = _configuration(ModelConfig, settings, "model", place)
     data = _configuration(DataConfig, settings, "data", place)
-    if config.method == "separate":
+    if config.is_separate:
         raise ValueError(f"{place} holds one model per dataset (model.method separate), there is no one model to load")
     trunk, embedder = build_model(config, seed=0, image_size=data.image_size)
     load_weights(config, trunk, embedder, place / WEIGHTS)

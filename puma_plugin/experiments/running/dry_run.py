@@ -171,7 +171,7 @@ def dry_run(config: TrainConfig, sizes: Mapping[str, Size], source: str, console
         notes.append("fp32 in place of fp16, which is slow on a CPU")
         config = replace(config, precision="fp32")
     # One model stands for all of them: it does all their steps, with the proxies of all.
-    models = len(sizes) if config.model.method == "separate" else 1
+    models = len(sizes) if config.model.is_separate else 1
     if models > 1:
         notes.append(f"one model in the place of {models}; the counts of weights are those of all")
     side = _SIDES.get(config.data.kind, _USUAL_SIDE)

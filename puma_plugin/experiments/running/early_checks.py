@@ -6,7 +6,6 @@ from puma_plugin.datasets import read_few_shot
 from puma_plugin.experiments.contestants.build import check_backbone
 from puma_plugin.experiments.contestants.lora import require_peft
 from puma_plugin.experiments.contestants.loss import images_per_class, make_loss, make_miner
-from puma_plugin.experiments.contestants.methods import METHODS
 from puma_plugin.experiments.running.processes import Processes
 from puma_plugin.experiments.running.training import ALONE, choose_device
 from puma_plugin.experiments.settings.config import TrainConfig
@@ -33,7 +32,7 @@ def check_settings(config: TrainConfig, processes: Processes = ALONE, trains: bo
         require_peft()
     if not trains:
         return
-    if METHODS[config.model.method].trained:
+    if config.model.trains:
         make_loss(config.loss, 2, config.model.embedding_size)
         make_miner(config.loss)
         images_per_class(config.loss)

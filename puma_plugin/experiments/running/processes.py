@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from puma_plugin.experiments.data.identity import file_digest
 from puma_plugin.utils import distributed
+from puma_plugin.utils.launcher import started_processes
 
 T = TypeVar("T")
 # Seconds in which processes that fail together hear of each other, and in which the one that speaks has spoken: the
@@ -131,7 +132,7 @@ def connected(device: str, timeout: float) -> Iterator[Processes]:
         ValueError: the launcher's environment variables are incomplete, or there are more processes than GPUs.
         TimeoutError: some processes did not answer in time; names them.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if started_processes() == 1:
         yield Processes()
         return
     missing = [name for name in _VARIABLES if name not in os.environ]

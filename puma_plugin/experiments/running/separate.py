@@ -12,6 +12,7 @@ from torch import nn
 
 from puma_plugin.datasets import UnifiedDataset
 from puma_plugin.evaluation import Embedded
+from puma_plugin.evaluation.result import harmonic_mean
 from puma_plugin.experiments.contestants.weights import load_weights, save_weights
 from puma_plugin.experiments.data.splits import ImageSets, Splits
 from puma_plugin.experiments.running.processes import Processes
@@ -116,7 +117,7 @@ class SeparateRun:
     @property
     def validation(self) -> list[dict[str, Any]]:
         """Harmonic mean of each model's final R@1 on its held-out training classes; empty without such classes."""
-        last = {name: run.validation[-1]["harmonic"] for name, run in self.runs.items() if run.validation}
+        last = [run.validation[-1]["harmonic"] for run in self.runs.values() if run.validation]
         if not last:
             return []
         return [{"epoch": self.config.epochs, "harmonic": harmonic_mean(last), "unified": None}]
@@ -158,11 +159,6 @@ class SeparateRun:
         load_weights(self.config.model, *self._models(), path, {"distributions": self.splits.names})
 
 
-def harmonic_mean(values: Mapping[str, float]) -> float:
-    """The harmonic mean, 0 if any value is 0."""
-    return 0.0 if min(values.values()) == 0 else len(values) / sum(1.0 / value for value in values.values())
-
-
 def without_joint(result: Mapping[str, Any]) -> dict[str, Any]:
     """`RetrievalResult.to_dict()` without the joint figures, which compare embeddings of different models."""
     joint = ("unified", "unified_per_distribution", "leak", "leak_per_distribution")
@@ -175,7 +171,7 @@ def _with_place(progress: Progress, place: dict[str, Any], content: dict[str, An
 
 def small_distributions(config: TrainConfig, splits: Splits) -> list[str]:
     """A sentence for every distribution whose separate model gets smaller batches than `global_batch_size`."""
-    if config.model.method != "separate":
+    if not config.model.is_separate:
         return []
     return [
         f"{name}: {len(images)} training images, fewer than global_batch_size {config.global_batch_size}, so that each "
@@ -196,6 +192,6 @@ def make_run(
     minimum_steps: int = 1,
 ) -> AnyRun:
     """The run of a configuration: one model, or one per distribution."""
-    if config.model.method == "separate":
+    if config.model.is_separate:
         return SeparateRun(config, splits, checkpoint, progress, minimum_steps)
     return Run(config, splits, checkpoint, progress)

@@ -72,7 +72,7 @@ def results_folder(config: TrainConfig) -> Path:
 def can_resume(config: TrainConfig) -> bool:
     """Whether `out` holds what --resume goes on from."""
     folder = Path(config.out)
-    if not METHODS[config.model.method].trained:
+    if not config.model.trains:
         # Nothing is trained, so there is never a checkpoint; only the evaluation is left to do.
         return (folder / WEIGHTS).exists()
     return any(folder.glob(f"{Path(CHECKPOINT).stem}*"))  # several for separate models
@@ -325,7 +325,7 @@ def _finish(
 
 def _show(console: Console, config: TrainConfig, result: RetrievalResult) -> None:
     lines = result.table(*result.unified).splitlines()
-    if config.model.method == "separate":
+    if config.model.is_separate:
         # The last two, unified and leak, would compare embeddings of different models.
         lines = lines[:-2]
     for name, metrics in result.per_distribution.items():
@@ -346,7 +346,7 @@ def _metrics(
     seconds: float,
 ) -> dict[str, Any]:
     method = config.model.method
-    separate = method == "separate"
+    separate = config.model.is_separate
     kept = without_joint(result) if separate else dict(result)
     bounds = {name: interval.to_dict() for name, interval in bootstrap_intervals(kept).items()}
     record = {

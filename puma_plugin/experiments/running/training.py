@@ -292,7 +292,7 @@ class Run:
             end_of_iteration_hook=self._report_step,
             amp_dtype=AMP[config.precision],
             clip_value=config.optimizer.clip,
-            prompt_penalty_weight=1.0 if config.model.method == "puma" and config.model.pool_size else 0.0,
+            prompt_penalty_weight=1.0 if config.model.has_pool else 0.0,
             seed=config.seed,
             # Transforms of a whole batch draw for the batch of all processes instead.
             seed_items=self.inputs.train_batch is None,
@@ -310,7 +310,7 @@ class Run:
         """Images of all processes per step: the setting; for a separate model of fewer images, all of them."""
         config, world, names = self.config, self.processes.world_size, ", ".join(self.splits.train)
         size, m = config.global_batch_size, images_per_class(config.loss) or 1
-        if size > images and config.model.method != "separate":
+        if size > images and not config.model.is_separate:
             raise ValueError(
                 f"global_batch_size is {size}, but there are {images} training images ({names}); set it to "
                 f"{max(images - images % math.lcm(m, world), 1)} or less, or give more images"
@@ -394,7 +394,7 @@ class Run:
 
     def prompt_weights(self, sets: ImageSets) -> np.ndarray | None:
         """Mean weight of each prompt per distribution (distributions, M); None for a model without prompts."""
-        if self.config.model.method != "puma" or not self.config.model.pool_size:
+        if not self.config.model.has_pool:
             return None
         rows = []
         for name, images in sets.items():

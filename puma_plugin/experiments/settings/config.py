@@ -205,10 +205,25 @@ class ModelConfig:
         require(self.pool_size >= 0, f"model.pool_size is {self.pool_size}; give 0 (no pool) or more")
         require(self.lora_alpha > 0, f"model.lora_alpha is {self.lora_alpha}; it must be positive")
         require(
-            bool(self.blocks is None or self.blocks or (self.method == "puma" and self.pool_size)),
+            bool(self.blocks is None or self.blocks or self.has_pool),
             f"model.blocks is empty and method {self.method} has no prompts, so nothing would be trained; give blocks",
         )
         require(bool(self.backbone), "model.backbone is empty; give a timm model name, or embedded")
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train."""
+        return self.method != "frozen"
+
+    @property
+    def is_separate(self) -> bool:
+        """One model per distribution instead of one for all."""
+        return self.method == "separate"
+
+    @property
+    def has_pool(self) -> bool:
+        """Whether the model has a pool of prompts."""
+        return self.method == "puma" and self.pool_size > 0
 
 
 @dataclass

@@ -9,15 +9,11 @@ _PROMPTS = ("vpt_shallow", "vpt_deep")
 
 
 def _trained(config: TrainConfig) -> bool:
-    return config.model.method != "frozen"
+    return config.model.trains
 
 
 def _adapters(config: TrainConfig) -> bool:
     return config.model.method in _ADAPTERS and config.model.blocks != []
-
-
-def _pool(config: TrainConfig) -> bool:
-    return config.model.method == "puma"
 
 
 def _random_crops(config: TrainConfig) -> bool:
@@ -31,10 +27,8 @@ _USES: dict[str, Callable[[TrainConfig], bool]] = {
     "model.trainable_scale": _adapters,
     "model.init": lambda config: config.model.method in _ADAPTERS,
     "model.blocks": lambda config: config.model.method in _ADAPTERS,
-    "model.pool_size": _pool,
-    "model.prompt_length": lambda config: (
-        (_pool(config) and config.model.pool_size > 0) or config.model.method in _PROMPTS
-    ),
+    "model.pool_size": lambda config: config.model.method == "puma",
+    "model.prompt_length": lambda config: config.model.has_pool or config.model.method in _PROMPTS,
     "model.lora_rank": lambda config: config.model.method == "lora",
     "model.lora_alpha": lambda config: config.model.method == "lora",
     "model.embedding_size": _trained,

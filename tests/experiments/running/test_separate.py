@@ -8,13 +8,7 @@ import torch
 
 from puma_plugin.experiments.data.splits import Splits
 from puma_plugin.experiments.running.dry_run import RandomImages, Size
-from puma_plugin.experiments.running.separate import (
-    SeparateRun,
-    harmonic_mean,
-    make_run,
-    small_distributions,
-    without_joint,
-)
+from puma_plugin.experiments.running.separate import SeparateRun, make_run, small_distributions, without_joint
 from puma_plugin.experiments.running.training import Run
 from puma_plugin.experiments.settings.config import DataConfig, LossConfig, ModelConfig, TrainConfig
 
@@ -118,5 +112,3 @@ def test_figures_without_a_joint_space() -> None:
     assert without_joint(result)["unified"] is None
     assert without_joint(result)["leak"] is None
     assert without_joint(result)["per_distribution"] == result["per_distribution"]
-    assert harmonic_mean({"a": 0.5, "b": 0.25}) == pytest.approx(1 / 3)
-    assert harmonic_mean({"a": 0.5, "b": 0.0}) == 0.0
