@@ -28,12 +28,10 @@ def test_the_diffs_are_those_of_the_examples() -> None:
 
 
 def test_the_table_is_the_recorded_one() -> None:
-    recorded = load_recorded()
-    assert recorded is not None
     (shown,) = re.findall(
         r"<!-- python -m puma_plugin.experiments.comparing.recorded -->\n(.*?)\n<!-- end -->", README, re.DOTALL
     )
-    assert shown == markdown(recorded)
+    assert shown == markdown(load_recorded())
 
 
 def test_the_goals_are_those_of_the_recorded_benchmarks() -> None:

@@ -107,8 +107,8 @@ def build_metrics(finished: Finished) -> dict[str, Any]:
     metrics = common_metrics(finished, "puma", "data_seed")
     rows = metrics["methods"]
     metrics["explanation"] += " Every run trains on one core."
-    recorded = load_recorded()
-    if finished.rates is None and recorded is not None:
+    if finished.rates is None:
+        recorded = load_recorded()
         own = {row["key"] for row in rows}
         rows += [{**row, "recorded": True} for row in recorded["methods"] if row["key"] not in own]
         metrics["explanation"] += (

@@ -14,17 +14,14 @@ _KEPT = ("command", "date", "seconds", "machine", "versions", "commit", "setting
          "methods", "differences", "interval_method", "findings")  # fmt: skip
 
 
-def load_recorded(path: Path = FILE) -> dict[str, Any] | None:
-    """The recorded comparison, or None where the package has none."""
-    if not path.exists():
-        return None
+def load_recorded(path: Path = FILE) -> dict[str, Any]:
+    """The recorded comparison."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def recorded_rates() -> dict[str, float]:
-    """Method -> multiplier of the learning rate that the recorded comparison chose; empty where there is none."""
-    recorded = load_recorded()
-    return {} if recorded is None else dict(recorded["learning_rates"]["chosen"])
+    """Method -> multiplier of the learning rate that the recorded comparison chose."""
+    return dict(load_recorded()["learning_rates"]["chosen"])
 
 
 def record(metrics: Path, target: Path = FILE) -> dict[str, Any]:
@@ -67,5 +64,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Print the recorded comparison as a table, or record a new one.")
     parser.add_argument("metrics", type=Path, nargs="?", help="metrics.json of `puma demo --all` to keep from now on")
     given = parser.parse_args().metrics
-    shown = load_recorded() if given is None else record(given)
-    print("no comparison is recorded" if shown is None else markdown(shown))
+    print(markdown(load_recorded() if given is None else record(given)))
