@@ -22,7 +22,7 @@ from puma_plugin.datasets.image_files import (
 )
 from puma_plugin.datasets.image_folder import list_folder_split, require_distributions
 from puma_plugin.datasets.listing import Listing, SplitListing
-from puma_plugin.datasets.manifest import Manifest, list_manifest_split, read_manifest
+from puma_plugin.datasets.manifest import list_manifest_split, read_manifest
 from puma_plugin.datasets.verify_report import BadFile, DatasetReport, SplitCount, VerifyReport
 
 Progress = Callable[[str, int, int], None]
@@ -103,18 +103,10 @@ def verify_own(
 def _own_readers(path: str, root: str | os.PathLike[str] | None) -> dict[str, Callable[[Split], SplitListing]]:
     if os.path.isfile(path):
         table = read_manifest(path, root)
-        return {name: partial(_read_manifest_part, table, name) for name in table.distribution_names}
+        return {name: partial(list_manifest_split, table, name) for name in table.distribution_names}
     if not os.path.isdir(path):
         raise DatasetError(f"{path} does not exist; give a folder with one subfolder per distribution, or a manifest")
-    return {name: partial(_read_folder_part, os.path.join(path, name), name) for name in subfolders(path)}
-
-
-def _read_manifest_part(table: Manifest, name: str, split: Split) -> SplitListing:
-    return list_manifest_split(table, name, split)
-
-
-def _read_folder_part(folder: str, name: str, split: Split) -> SplitListing:
-    return list_folder_split(folder, split, name)
+    return {name: partial(list_folder_split, os.path.join(path, name), title=name) for name in subfolders(path)}
 
 
 def _verify_own(

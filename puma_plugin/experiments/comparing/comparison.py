@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from puma_plugin.experiments.running.separate import make_run, small_distributio
 from puma_plugin.experiments.running.training import choose_device
 from puma_plugin.experiments.settings.comparison_config import ComparisonConfig
 from puma_plugin.experiments.settings.config import DataConfig
-from puma_plugin.utils import atomic_write, folder_lock, json_ready, remove_unfinished
+from puma_plugin.utils import atomic_write, folder_lock, remove_unfinished
 
 
 @contextmanager
@@ -278,11 +278,6 @@ class Comparison:
         most = max(counts.values())
         fewer = [f"{self.by_key[key].label}: {count}" for key, count in counts.items() if count != most]
         return f"means of {most} seeds" + (f" ({'; '.join(fewer)})" if fewer else "")
-
-
-def comparison_settings(config: ComparisonConfig) -> dict[str, Any]:
-    """The settings as metrics.json keeps them."""
-    return json_ready(asdict(config))
 
 
 def checkpoint_files(jobs: Sequence[Job]) -> dict[str, Path]:

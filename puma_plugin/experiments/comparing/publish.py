@@ -2,14 +2,14 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from puma_plugin.experiments.comparing.comparison import checkpoint_files, comparison_settings
+from puma_plugin.experiments.comparing.comparison import checkpoint_files
 from puma_plugin.experiments.comparing.jobs import Job
 from puma_plugin.experiments.comparing.recorded import load_recorded
 from puma_plugin.experiments.contestants.methods import METHODS, Method
@@ -30,7 +30,7 @@ from puma_plugin.experiments.reporting.summary import (
 from puma_plugin.experiments.reporting.tables import percent
 from puma_plugin.experiments.reporting.visuals import embedding_maps, members_of, query_rows
 from puma_plugin.experiments.settings.comparison_config import ComparisonConfig, DemoConfig
-from puma_plugin.utils import atomic_write, write_json
+from puma_plugin.utils import atomic_write, json_ready, write_json
 
 SHOWN = ("frozen", "puma")
 """The methods whose embeddings the report shows."""
@@ -85,7 +85,7 @@ def common_metrics(finished: Finished, reference: str, unit: Unit) -> dict[str, 
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "seconds": round(finished.seconds, 1),
         **origin,
-        "settings": comparison_settings(finished.config),
+        "settings": json_ready(asdict(finished.config)),
         "learning_rates": finished.rates,
         "distributions": list(rows[0]["per_distribution"]),
         "accent": reference,

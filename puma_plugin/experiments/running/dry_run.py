@@ -22,7 +22,6 @@ from puma_plugin.experiments.settings.config import DataConfig, TrainConfig
 
 STEPS = 3
 # The embedded images are 32 pixels; others are resized from about this.
-_SIDES = {"embedded": 32}
 _USUAL_SIDE = 256
 
 
@@ -174,7 +173,7 @@ def dry_run(config: TrainConfig, sizes: Mapping[str, Size], source: str, console
     models = len(sizes) if config.model.is_separate else 1
     if models > 1:
         notes.append(f"one model in the place of {models}; the counts of weights are those of all")
-    side = _SIDES.get(config.data.kind, _USUAL_SIDE)
+    side = 32 if config.data.kind == "embedded" else _USUAL_SIDE
     train = {name: RandomImages(size, seed, side) for seed, (name, size) in enumerate(sizes.items())}
     times = [time.perf_counter()]
 

@@ -12,16 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.process import BaseProcess
-from typing import Any, Protocol
+from typing import Any
 
 Progress = Callable[[dict[str, Any]], None]
-
-
-class Task(Protocol):
-    """What a pool runs: picklable, with a name of its own."""
-
-    @property
-    def key(self) -> str: ...
 
 
 @dataclass(frozen=True)
