@@ -67,7 +67,7 @@ def load_embedded(seed: int = 0, starved: bool = True, domain: Domain = "benchma
 
     Raises:
         ValueError: if the seed is negative or the domain unknown.
-        ImportError: if matplotlib or scikit-learn is missing; the message says what to install.
+        ImportError: if matplotlib is missing; the message says what to install.
     """
     if seed < 0:
         raise ValueError(f"seed must be a non-negative integer, got {seed}")
