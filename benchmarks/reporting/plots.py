@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from benchmarks.reporting.results import OURS, Comparison, Results, Row
 from puma_plugin.utils import atomic_write
 
-# Colours that colour-blind readers can tell apart (Okabe and Ito), one per contestant everywhere.
+# Colours that colour-blind readers can tell apart (Okabe and Ito, and one more), one per contestant everywhere.
 COLOURS = {
     "ours": "#0072b2",
     "ours_compiled": "#4c4cff",
@@ -29,6 +29,7 @@ COLOURS = {
     "torch_compiled": "#56b4e9",
     "torch_branches": "#cc79a7",
     "without_adapters": "#f0e442",
+    "no_adapters": "#f0e442",  # what earlier files call it
     "full_fine_tuning": "#000000",
 }
 OTHER_COLOUR = "#999999"
@@ -87,7 +88,8 @@ def ratio_bars(results: Results) -> Figure | None:
     axes.axvline(1.0, color=COLOURS[OURS])
     axes.set_yticks([tick for tick, _ in ticks], [text for _, text in ticks], fontsize=6)
     axes.set_ylim(position - 0.5, -1.5)  # the first on top
-    axes.set_xlabel("time over ours (ours = 1), in the setting that flatters ours least (*: measured in one only)")
+    note = " (*: measured in one only)" if any(entry.of_one_setting for entry in chosen) else ""
+    axes.set_xlabel(f"time over ours (ours = 1), in the setting that flatters ours least{note}")
     axes.legend(fontsize=7)
     return figure
 

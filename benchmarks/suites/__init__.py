@@ -1,1 +1,1 @@
-"""pytest-benchmark suites, one file per subject."""
+"""pytest-benchmark suites: ceilings, the subjects, growth, memory."""

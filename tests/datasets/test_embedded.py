@@ -64,6 +64,12 @@ def test_small_distributions_keep_the_first_quarter_of_each_class() -> None:
         count = -(-spec.images_per_class // 4) if spec.starved else spec.images_per_class
         kept[name] = [str(first + place) for first in (0, spec.images_per_class) for place in range(count)]
     assert {name: images.item_keys for name, images in starve(train).items()} == kept
+    # Whatever the order; and nothing more is taken of what is left.
+    turned = {name: images.subset(np.arange(len(images))[::-1]) for name, images in train.items()}
+    assert {name: len(images) for name, images in starve(turned).items()} == {
+        name: len(keys) for name, keys in kept.items()
+    }
+    assert {name: images.item_keys for name, images in starve(starve(train)).items()} == kept
     assert {spec.starved for spec in DISTRIBUTIONS.values()} == {False, True}
 
 

@@ -3,14 +3,16 @@
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
 
 WEIGHTS = Path(__file__).with_name("backbone.safetensors")
 IMAGE_MEAN = (0.5, 0.5, 0.5)
@@ -20,8 +22,11 @@ ARCHITECTURE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def build_backbone() -> VisionTransformer:
+def build_backbone() -> "VisionTransformer":
     """The architecture with random weights: 32x32 pixels, patches of 8, width 128, 6 blocks, class token pooling."""
+    # Brings torchvision: slow to import, and the images do without.
+    from timm.models.vision_transformer import VisionTransformer
+
     model = VisionTransformer(**ARCHITECTURE)
     # What timm.data.resolve_data_config reads.
     config: Any = {"input_size": (3, 32, 32), "mean": IMAGE_MEAN, "std": IMAGE_STD, "interpolation": "bicubic"}
@@ -39,7 +44,7 @@ def fingerprint(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def load_backbone(path: str | os.PathLike[str] | None = None) -> VisionTransformer:
+def load_backbone(path: str | os.PathLike[str] | None = None) -> "VisionTransformer":
     """A plain timm VisionTransformer with the shipped weights (or those in ``path``), float32, in evaluation mode.
 
     Features are (B, 128) from images normalised by ``to_input``. How the weights were made:

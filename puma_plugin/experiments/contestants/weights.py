@@ -16,7 +16,7 @@ from puma_plugin.models import EmbeddingHead, UnifiedEmbedder, load_adapter, sav
 from puma_plugin.models.adapted_vit import AdaptedViT
 from puma_plugin.utils import atomic_write
 
-FORMAT = "puma_plugin run 1"
+FORMAT = "puma_plugin run 4"
 
 _OWN_CONFIGURATION = "give the run's own configuration, as in --config RUN/config.json"
 

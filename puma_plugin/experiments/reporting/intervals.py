@@ -71,9 +71,5 @@ def paired_interval(first: Mapping[int, Sequence[float]], second: Mapping[int, S
 
 
 def excludes_zero(interval: Mapping[str, Any]) -> bool:
-    """Whether an interval lies on one side of zero.
-
-    False without bounds, and without width: that all differ by the same amount does not say that chance has no part.
-    """
-    low, high = interval["low"], interval["high"]
-    return low is not None and low < high and (low > 0.0 or high < 0.0)
+    """Whether an interval lies on one side of zero (False without bounds)."""
+    return interval["low"] is not None and (interval["low"] > 0.0 or interval["high"] < 0.0)

@@ -53,7 +53,8 @@ class DataConfig:
         validation_fraction: share of the training classes held out of training to judge progress; 0 holds out none.
         shots: keep this many images per training class, drawn with `seed` (few-shot); null keeps all.
         few_shot: or a file of `puma datasets few-shot`, which names the images.
-        seed: the seed of the embedded images, of a shuffled class split and of the few-shot draw.
+        seed: of the embedded images, of a shuffled class split, of the classes held out and of the few-shot draw. What
+            is drawn of one distribution does not depend on the others.
         starved: embedded benchmark only: the small distributions keep a quarter of their training images.
         domain: embedded benchmark only: "benchmark", or "tuning" (other classes, to choose settings on; its test
             classes are the held-out ones).
