@@ -22,7 +22,7 @@ def main(arguments: Sequence[str]) -> int:
         "--all",
         action="store_true",
         help="also full fine-tuning, one model per dataset and adapters alone; every data seed with every training "
-        "seed; learning rates chosen anew; about 40 minutes on two cores",
+        "seed; learning rates chosen anew; about an hour and a half on two cores",
     )
     parser.add_argument("--seed", type=int, default=None, help="training seed of the short demo (default: the first)")
     parser.add_argument("--fresh", action="store_true", help="do not use what an earlier run finished")

@@ -1,12 +1,15 @@
 """The recorded full comparison that comes with the package."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from puma_plugin.cli.parsing import make_parser, packaged_config, parse
 from puma_plugin.experiments.comparing.recorded import load_recorded, record, recorded_rates
 from puma_plugin.experiments.contestants.methods import MAIN_KEYS, METHODS
+from puma_plugin.experiments.settings.comparison_config import DemoConfig
 
 
 def test_what_is_shipped_is_a_full_comparison() -> None:
@@ -15,6 +18,10 @@ def test_what_is_shipped_is_a_full_comparison() -> None:
     assert {"machine", "versions", "commit", "date", "command"} <= set(recorded)
     assert len(recorded["settings"]["data_seeds"]) >= 3
     grid = recorded["learning_rates"]["multipliers"]
+    # Of the demo as it comes with the package.
+    packaged, _ = parse(make_parser("demo", "", DemoConfig, [packaged_config("demo")]), DemoConfig, [])
+    assert grid == packaged.grid
+    assert recorded["settings"]["train"]["optimizer"] == asdict(packaged.train.optimizer)
     assert {"linear", "puma", "adapters", "separate", "full"} <= set(recorded_rates())
     assert set(recorded_rates().values()) <= set(grid)
     for row in recorded["methods"]:
