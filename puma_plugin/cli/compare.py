@@ -1,5 +1,6 @@
 """`puma compare`: methods, losses and settings against each other, from one file."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     console = Console()
     require_writable(config.out, "out", is_folder=True)
     try:
-        metrics = compare(config, " ".join(["puma", "compare", *arguments]), console, options.fresh)
+        metrics = compare(config, shlex.join(["puma", "compare", *arguments]), console, options.fresh)
     except KeyboardInterrupt:
         if not any((Path(config.out) / "jobs").glob("*")):
             raise

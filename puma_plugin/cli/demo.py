@@ -1,5 +1,6 @@
 """`puma demo`: the main job on images and weights that come with the package."""
 
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
         if options.all:
             raise ValueError("--seed is for the short demo; with --all give --seeds '[0, 1, 2]'")
         config = replace(config, seeds=[options.seed])
-    command = " ".join(["puma", "demo", *arguments])
+    command = shlex.join(["puma", "demo", *arguments])
     return run(config, everything=options.all, fresh=options.fresh, command=command)
 
 

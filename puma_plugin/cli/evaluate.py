@@ -1,5 +1,6 @@
 """`puma evaluate`: a trained model on the test classes of any datasets."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from puma_plugin.experiments.running.session import evaluate
 
-    evaluate(config, options.checkpoint, " ".join(["puma", "evaluate", *arguments]), Console(), options.baseline)
+    evaluate(config, options.checkpoint, shlex.join(["puma", "evaluate", *arguments]), Console(), options.baseline)
     return 0
 
 

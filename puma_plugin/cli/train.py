@@ -1,5 +1,6 @@
 """`puma train`: one embedding model on your datasets."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     from puma_plugin.trainers import NonFiniteLossError
 
     try:
-        train(config, options.resume, " ".join(["puma", "train", *arguments]), console)
+        train(config, options.resume, shlex.join(["puma", "train", *arguments]), console)
     except NonFiniteLossError as error:
         raise ValueError(str(error)) from error
     except KeyboardInterrupt:

@@ -1,6 +1,7 @@
 """What was trained, used again: `puma evaluate`, and `load_trained` for images that no run knows."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -158,6 +159,8 @@ def test_protocol_and_ks(
         assert main([*arguments, "--protocol", protocol, "--out", protocol]) == 0
         metrics = json.loads((data / protocol / "metrics.json").read_text())
         assert (metrics["settings"]["protocol"], metrics["settings"]["ks"]) == (protocol, [1, 2])
+        # As a shell takes it, with quotes around the folders.
+        assert shlex.split(metrics["command"]) == ["puma", *arguments, "--protocol", protocol, "--out", protocol]
         result = metrics["runs"][0]["result"]
         assert (result["protocol"], result["ks"]) == (protocol, [1, 2])
         assert list(result["unified"]) == ["recall_at_1", "recall_at_2", "map_at_r", "r_precision"]
