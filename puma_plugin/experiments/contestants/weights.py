@@ -100,16 +100,16 @@ def load_weights(
 
 
 def _check(found: Mapping[str, str], wanted: Mapping[str, str], path: Path) -> None:
-    if found.get("puma_run", FORMAT) != FORMAT:
-        raise ValueError(
-            f"{path} has the format {found['puma_run']!r}, this puma_plugin reads {FORMAT!r}: use the version it was "
-            "trained with"
-        )
     if "puma_run" not in found:
         raise ValueError(
             f"{path} is not a file of `puma train` with method {wanted['method']!r}"
             + (", it holds adapters" if "adaptation" in found else "")
             + f"; {_OWN_CONFIGURATION}"
+        )
+    if found["puma_run"] != FORMAT:
+        raise ValueError(
+            f"{path} has the format {found['puma_run']!r}, this puma_plugin reads {FORMAT!r}: use the version it was "
+            "trained with"
         )
     if any(found.get(name) != wanted[name] for name in ("method", "backbone")):
         raise ValueError(
