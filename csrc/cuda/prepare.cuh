@@ -32,7 +32,7 @@ struct PrepareArguments {
   bool gate_is_double;
   int64_t samples;
   SampleList* list;
-  int32_t* order;     // (samples,): the kept samples in ascending order, then the dropped ones in ascending order
+  int32_t* order;     // (samples,): the kept samples in ascending order, then the dropped ones in descending order
   float* factors;     // (samples,): gate * scale of each, in that order. Or null; else both end in zeros, whole units
   float scale;
   Packing packings[2];  // for the forward and the backward
@@ -95,33 +95,30 @@ PUMA_DEVICE void list_samples(const PrepareArguments& p) {
   int32_t kept = 0;
   double lowest = INFINITY, highest = -INFINITY;  // of the open gates this thread sees; NaN is in neither
   bool alike = true;
-  for (int pass = 0; pass < 2; ++pass) {
-    const int32_t all_kept = kept;  // of pass 0, which only counts
-    kept = 0;
-    for (int64_t base = 0; base < p.samples; base += kPrepareThreads) {
-      const int64_t sample = base + dev::thread();
-      const double gate = sample < p.samples ? gate_of(p, sample) : 0.0;
-      const bool open = !(gate == 0.0);  // NaN is open
-      if (open) {
-        if (gate < lowest) lowest = gate;
-        if (gate > highest) highest = gate;
-        alike = alike && gate == gate;
-      }
-      const uint32_t votes = dev::ballot(open);
-      if (dev::lane() == 0) dev::store_shared(kept_in_warp + dev::warp(), static_cast<int32_t>(dev::popcount(votes)));
-      dev::sync_block();
-      int32_t rank = kept + dev::popcount(votes & lanes_below);
-      for (int w = 0; w < kWarps; ++w) {
-        const int32_t count = dev::load_shared(kept_in_warp + w);
-        if (w < dev::warp()) rank += count;
-        kept += count;
-      }
-      dev::sync_block();
-      if (pass == 1 && sample < p.samples) {
-        const int32_t place = open ? rank : all_kept + static_cast<int32_t>(sample) - rank;
-        p.order[place] = static_cast<int32_t>(sample);
-        if (p.factors != nullptr) p.factors[place] = static_cast<float>(gate) * p.scale;
-      }
+  for (int64_t base = 0; base < p.samples; base += kPrepareThreads) {
+    const int64_t sample = base + dev::thread();
+    const double gate = sample < p.samples ? gate_of(p, sample) : 0.0;
+    const bool open = !(gate == 0.0);  // NaN is open
+    if (open) {
+      if (gate < lowest) lowest = gate;
+      if (gate > highest) highest = gate;
+      alike = alike && gate == gate;
+    }
+    const uint32_t votes = dev::ballot(open);
+    if (dev::lane() == 0) dev::store_shared(kept_in_warp + dev::warp(), static_cast<int32_t>(dev::popcount(votes)));
+    dev::sync_block();
+    int32_t rank = kept + dev::popcount(votes & lanes_below);
+    for (int w = 0; w < kWarps; ++w) {
+      const int32_t count = dev::load_shared(kept_in_warp + w);
+      if (w < dev::warp()) rank += count;
+      kept += count;
+    }
+    dev::sync_block();
+    if (sample < p.samples) {
+      // From the end, so that how many are kept need not be known.
+      const int64_t place = open ? rank : p.samples - 1 - (sample - rank);
+      p.order[place] = static_cast<int32_t>(sample);
+      if (p.factors != nullptr) p.factors[place] = static_cast<float>(gate) * p.scale;
     }
   }
 
@@ -192,8 +189,9 @@ PUMA_DEVICE void prepare(const PrepareArguments& p) {
   const int64_t units = 2 * steps * Packed::kUnitsPerStep;
   const int64_t stride = p.pack_blocks * kPrepareThreads;
   for (int64_t i = dev::block() * kPrepareThreads + dev::thread(); i < p.packing_count * units; i += stride) {
-    const Packing& packing = p.packings[i / units];
-    const int64_t unit = i % units, step = unit / Packed::kUnitsPerStep;
+    const bool second = i >= units;
+    const Packing& packing = p.packings[second ? 1 : 0];
+    const int64_t unit = second ? i - units : i, step = unit / Packed::kUnitsPerStep;
     const int index = static_cast<int>(unit % Packed::kUnitsPerStep);
     if (step < steps) {
       const PackedUnit u = packed_unit<T>(index, kWidth / 8);
