@@ -31,7 +31,8 @@ struct AdapterArguments {
   int channels;
   int padded_channels;
   int width;  // r
-  bool resident;  // all packed weights fit into shared memory
+  bool resident;      // all packed weights fit into shared memory
+  int row_stages_at;  // byte of shared memory, see StagedRows
 };
 
 inline constexpr int kTileRows = 16;  // of a warp

@@ -184,11 +184,13 @@ class FusedAdapter {
 
   template <bool kBackward, Branch kBranch, typename Launcher>
   static void run(const Launcher& launcher, AdapterArguments& a, const AdapterSizes& s) {
-    const int products = a.output != nullptr ? 2 : 1;
+    using Kernel = AdapterKernel<T, R, kWidth, kBackward, kBranch>;
     const AdapterPlan plan =
-        plan_adapter(launcher.limits(), s, Packed::kStepBytes, a.padded_channels / Packed::kStepColumns, products);
+        plan_adapter(launcher.limits(), s, Packed::kStepBytes, a.padded_channels / Packed::kStepColumns,
+                     a.output != nullptr ? 2 : 1, sizeof(T), Kernel::kThreads);
     a.resident = plan.resident;
-    launcher.template run<AdapterKernel<T, R, kWidth, kBackward, kBranch>>(plan.blocks, plan.shared_bytes, a);
+    a.row_stages_at = plan.row_stages_at;
+    launcher.template run<Kernel>(plan.blocks, plan.shared_bytes, a);
   }
 };
 

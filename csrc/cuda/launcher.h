@@ -13,7 +13,10 @@ class CudaLauncher {
  public:
   CudaLauncher(int device, cudaStream_t stream) : device_(device), stream_(stream) {}
 
-  DeviceLimits limits() const { return {attribute(cudaDevAttrMultiProcessorCount), shared_bytes_per_block()}; }
+  DeviceLimits limits() const {
+    return {attribute(cudaDevAttrMultiProcessorCount), shared_bytes_per_block(),
+            attribute(cudaDevAttrComputeCapabilityMajor) == 9};
+  }
 
   template <typename Kernel>
   void run(int64_t blocks, int shared_bytes, const typename Kernel::Arguments& arguments) const;

@@ -16,17 +16,22 @@ inline int64_t plan_pack_blocks(int64_t units) {
 
 struct AdapterPlan {
   bool resident;
+  int row_stages_at;
   int shared_bytes;
   int64_t blocks;
 };
 
-// step_bytes, steps: of one matrix; products: 1 or 2.
+// step_bytes, steps: of one matrix; products: 1 or 2; element_bytes: of T; threads: of a block.
 inline AdapterPlan plan_adapter(const DeviceLimits& device, const AdapterSizes& s, int step_bytes, int64_t steps,
-                                int products) {
+                                int products, int element_bytes, int threads) {
+  const bool staged = device.warpgroups && element_bytes == 2;  // see uses_warpgroups
+  const int row_bytes = staged ? kRowStages * kItemBytes * threads : 0;
+  const int ring_stages = staged ? kBulkRingStages : kCopiedRingStages;
   const int64_t all = kControlBytes + products * steps * step_bytes;
-  const bool resident = all <= device.shared_bytes_per_block;
+  const bool resident = all + row_bytes <= device.shared_bytes_per_block;
+  const int weights_end = static_cast<int>(resident ? all : kControlBytes + ring_stages * step_bytes);
   const int64_t tiles = s.samples * divide_up(s.tokens_per_sample, kTileRows);  // kept or dropped: at most as many
-  return {resident, static_cast<int>(resident ? all : kControlBytes + kRingStages * step_bytes),
+  return {resident, weights_end, weights_end + row_bytes,
           std::max<int64_t>(1, std::min<int64_t>(device.multiprocessors, tiles))};
 }
 

@@ -10,6 +10,7 @@ namespace puma {
 struct DeviceLimits {
   int multiprocessors;
   int shared_bytes_per_block;  // at most, opted in
+  bool warpgroups;             // whether kernels for half types multiply by warpgroups there
 };
 
 struct AdapterSizes {

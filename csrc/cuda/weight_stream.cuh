@@ -7,13 +7,13 @@
 
 namespace puma {
 
-inline constexpr int kRingStages = 6;
+inline constexpr int kCopiedRingStages = 6;
+inline constexpr int kBulkRingStages = 8;  // with kRowStages they fill a multiprocessor of Hopper
 
 // In front of the weights in shared memory: what bulk copies need.
 struct AdapterControl {
-  int32_t next_step;  // of a ring: which is fetched next, and how many are left
-  int32_t steps_left;
-  int32_t unused[2];
+  int32_t next_step;  // of a ring: which is fetched next
+  int32_t unused[3];
   dev::BulkBarrier arrived[62];  // of the step in each stage
 };
 inline constexpr int kControlBytes = 512;
@@ -27,6 +27,7 @@ class WeightRing {
  public:
   using Packed = PackedWeights<T, kWidth>;
   using Plan = Schedule<kWarpsTogether<T>>;
+  static constexpr int kRingStages = uses_warpgroups<T> ? kBulkRingStages : kCopiedRingStages;
 
   // Of one product, and of a pass.
   PUMA_DEVICE static int steps(const AdapterArguments& p) { return p.padded_channels / Packed::kStepColumns; }
@@ -61,7 +62,7 @@ class WeightRing {
 template <typename T, int kWidth>
 class CopiedWeights : public WeightRing<T, kWidth> {
   using Ring = WeightRing<T, kWidth>;
-  using Ring::threads_, Ring::use_;
+  using Ring::threads_, Ring::use_, Ring::kRingStages;
 
  public:
   using typename Ring::Plan;
@@ -129,7 +130,7 @@ class CopiedWeights : public WeightRing<T, kWidth> {
 template <typename T, int kWidth>
 class BulkWeights : public WeightRing<T, kWidth> {
   using Ring = WeightRing<T, kWidth>;
-  using Ring::threads_, Ring::use_;
+  using Ring::threads_, Ring::use_, Ring::kRingStages;
 
  public:
   using typename Ring::Plan;
@@ -142,30 +143,25 @@ class BulkWeights : public WeightRing<T, kWidth> {
       dev::bulk_barriers_are_set_up();
     }
   }
-  PUMA_DEVICE BulkWeights(const AdapterArguments& p, const Plan& schedule) : Ring(schedule) {
+  PUMA_DEVICE BulkWeights(const AdapterArguments& p, const Plan& schedule)
+      : Ring(schedule), left_(p.resident ? 0 : schedule.block_passes() * Ring::used_steps(p) - (kRingStages - 1)) {
     if (dev::thread() != 0) return;
     dev::see_ordinary_writes();
-    if (p.resident) {
-      for (int i = 0; i < Ring::used_steps(p); ++i) fetch(p, i, i);
-    } else {
-      dev::store_shared(&adapter_control()->next_step, 0);
-      dev::store_shared(&adapter_control()->steps_left, schedule.block_passes() * Ring::used_steps(p));
-      for (int i = 0; i < kRingStages - 1; ++i) issue(p, i);
-    }
+    for (int i = 0; i < (p.resident ? Ring::used_steps(p) : kRingStages - 1); ++i) fetch(p, i, i);
+    dev::store_shared(&adapter_control()->next_step, kRingStages - 1);
   }
 
   PUMA_DEVICE const Bytes16* next(const AdapterArguments& p) {
     const int index = use_++;
-    if (p.resident) {
-      if (use_ == Ring::used_steps(p)) use_ = 0;
-    } else {
+    if (left_ > 0) {
+      --left_;
       dev::sync_first_threads(threads_);  // all have left the stage filled next
-      if (dev::thread() == 0) issue(p, Ring::stage_before(index));
+      if (dev::thread() == 0) fetch_next(p, Ring::stage_before(index));
     }
     dev::bulk_wait(adapter_control()->arrived + index, parity_);
-    if (!p.resident && use_ == kRingStages) {
+    if (use_ == (p.resident ? Ring::used_steps(p) : kRingStages)) {
       use_ = 0;
-      parity_ ^= 1;
+      if (!p.resident) parity_ ^= 1;
     }
     return Ring::stage(index);
   }
@@ -180,15 +176,14 @@ class BulkWeights : public WeightRing<T, kWidth> {
                    adapter_control()->arrived + stage);
   }
   // By thread 0 alone.
-  PUMA_DEVICE static void issue(const AdapterArguments& p, int fill) {
-    AdapterControl* control = adapter_control();
-    const int left = dev::load_shared(&control->steps_left), step = dev::load_shared(&control->next_step);
-    if (left == 0) return;
-    fetch(p, fill, step);
-    dev::store_shared(&control->steps_left, left - 1);
-    dev::store_shared(&control->next_step, step + 1 == Ring::used_steps(p) ? 0 : step + 1);
+  PUMA_DEVICE static void fetch_next(const AdapterArguments& p, int stage) {
+    int32_t* next = &adapter_control()->next_step;
+    const int step = dev::load_shared(next);
+    fetch(p, stage, step);
+    dev::store_shared(next, step + 1 == Ring::used_steps(p) ? 0 : step + 1);
   }
 
+  int left_;  // of a ring: steps that are still to be fetched
   int parity_ = 0;
 };
 

@@ -91,14 +91,14 @@ def count(operations: Counter[str], prefix: str) -> int:
 
 # Threads per block, and registers per thread at most. 12 warps leave 168 registers, 8 leave 255.
 PINNED = {
-    "AdapterKernel<bf16, bf16, 64, false, none>": (384, 160),
+    "AdapterKernel<bf16, bf16, 64, false, none>": (384, 136),
     "AdapterKernel<bf16, bf16, 64, true, none>": (384, 136),
     "AdapterKernel<bf16, bf16, 128, false, none>": (384, 168),
     "AdapterKernel<bf16, bf16, 128, false, wide>": (384, 168),
     "AdapterKernel<bf16, bf16, 128, true, none>": (384, 168),
     "AdapterKernel<bf16, float, 128, false, none>": (384, 168),
     "AdapterKernel<bf16, float, 128, false, narrow>": (384, 168),
-    "AdapterKernel<bf16, float, 128, false, wide>": (256, 208),
+    "AdapterKernel<bf16, float, 128, false, wide>": (384, 168),
     "AdapterKernel<bf16, float, 128, true, none>": (384, 168),
     "AdapterKernel<f16, f16, 128, false, none>": (384, 168),
     "AdapterKernel<f16, f16, 128, true, none>": (384, 168),
@@ -142,15 +142,15 @@ def test_registers(architecture: str, name: str) -> None:
 
 
 # A step of 2 groups: 16 tiles in the first product and 8 times as many groups of r in the second, two instructions per
-# group and tile, six in TF32. Four warps together (HGMMA): one instruction per half group in the first product, in two
-# copies of its loop, and one per half group of r in the second, once per group of columns on a float stream.
+# group and tile, six in TF32. Four warps together (HGMMA): one instruction per half group in the first product, and one
+# per half group of r in the second, once per group of columns on a float stream.
 TENSOR_CORE = {
     ("sm_80", "AdapterKernel<bf16, bf16, 128, false, none>"): ("HMMA.16816.F32.BF16", 128),
     ("sm_80", "AdapterKernel<bf16, bf16, 128, true, none>"): ("HMMA.16816.F32.BF16", 128),
     ("sm_80", "AdapterKernel<f16, float, 128, false, narrow>"): ("HMMA.16816.F32", 128),
     ("sm_80", "AdapterKernel<float, float, 128, false, none>"): ("HMMA.1688.F32.TF32", 384),
-    ("sm_90a", "AdapterKernel<bf16, bf16, 128, false, none>"): ("HGMMA.64x128x16.F32.BF16", 8),
-    ("sm_90a", "AdapterKernel<bf16, bf16, 128, true, none>"): ("HGMMA.64x128x16.F32.BF16", 8),
+    ("sm_90a", "AdapterKernel<bf16, bf16, 128, false, none>"): ("HGMMA.64x128x16.F32.BF16", 4),
+    ("sm_90a", "AdapterKernel<bf16, bf16, 128, true, none>"): ("HGMMA.64x128x16.F32.BF16", 4),
     ("sm_90a", "AdapterKernel<f16, float, 128, false, narrow>"): ("HGMMA.64x32x16.F32", 16),
     ("sm_90a", "AdapterKernel<float, float, 128, false, none>"): ("HMMA.1688.F32.TF32", 384),
     ("sm_80", "WeightGradientKernel<bf16, 128>"): ("HMMA.16816.F32.BF16", 64),
@@ -172,12 +172,13 @@ def test_tensor_cores_and_wide_accesses(architecture: str, name: str) -> None:
         # One counter, of the forward's chunks of dropped samples: who takes which does not show in the result.
         taking = 0 if ", true, " in name else 2
         assert count(operations, "ATOM") == count(operations, "ATOMG.E.ADD") == taking
-        assert count(operations, "LDG.E.128") >= 8, "activations are not read 16 bytes at a time"
         assert count(operations, "STG.E.128") >= 8, "activations are not written 16 bytes at a time"
+        assert count(operations, "LDS.128") >= (4 if warpgroups else 64), "shared memory is not read 16 bytes at a time"
         if warpgroups:
             assert count(operations, "UBLKCP") >= 2, "weights do not arrive by bulk copies"
+            assert count(operations, "LDGSTS.E.BYPASS.128") >= 8, "rows do not arrive asynchronously"
         else:
-            assert count(operations, "LDS.128") >= 64, "weights are not read 16 bytes at a time"
+            assert count(operations, "LDG.E.128") >= 8, "activations are not read 16 bytes at a time"
             assert count(operations, "LDGSTS.E.BYPASS.128") >= 4, "weights do not arrive asynchronously"
     else:
         assert count(operations, "ATOM") + count(operations, "RED.") == 0, "atomics"
@@ -224,17 +225,20 @@ def plan(device: Device, tokens: str, c: int, r: int, b: int = 180, n: int = 205
         "shared_bytes": device.shared_per_block,
         "seed": 0,
     }
-    values = run(Request(words, [], {"plan": ((9,), torch.int64)}))["plan"]
+    form = "warpgroups" if device == H200 else "warps"
+    values = run(Request(words, [], {"plan": ((9,), torch.int64)}), form)["plan"]
     return Plan(*(int(value) for value in values))
 
 
 KB = 1024
 CONTROL = 512  # bytes in front of the weights
+ROWS = 96 * KB  # where products are those of four warps, rows are read through shared memory
 PLANS = [
-    # device, tokens, C, r: blocks, bytes of weights in shared memory, resident, stages of the weights' gradients
-    (H200, "bfloat16", 384, 128, 132, 192 * KB, 1, 6),
-    (H200, "bfloat16", 768, 64, 132, 192 * KB, 1, 6),
-    (H200, "bfloat16", 768, 128, 132, 96 * KB, 0, 6),
+    # device, tokens, C, r: blocks, bytes of weights and rows in shared memory, resident, stages of the weights' gradients
+    (H200, "bfloat16", 384, 128, 132, 128 * KB + ROWS, 0, 6),
+    (H200, "bfloat16", 384, 64, 132, 96 * KB + ROWS, 1, 6),
+    (H200, "bfloat16", 768, 64, 132, 64 * KB + ROWS, 0, 6),
+    (H200, "bfloat16", 768, 128, 132, 128 * KB + ROWS, 0, 6),
     (H200, "float32", 384, 128, 132, 96 * KB, 0, 6),
     (A100, "bfloat16", 384, 128, 108, 96 * KB, 0, 5),
     (A100, "bfloat16", 384, 64, 108, 96 * KB, 1, 6),
@@ -244,12 +248,12 @@ PLANS = [
 
 
 @needs_compiler
-@pytest.mark.parametrize(("device", "tokens", "c", "r", "blocks", "weights", "resident", "stages"), PLANS)
+@pytest.mark.parametrize(("device", "tokens", "c", "r", "blocks", "shared", "resident", "stages"), PLANS)
 def test_launch_plan(
-    device: Device, tokens: str, c: int, r: int, blocks: int, weights: int, resident: int, stages: int
+    device: Device, tokens: str, c: int, r: int, blocks: int, shared: int, resident: int, stages: int
 ) -> None:
     got = plan(device, tokens, c, r)
-    assert (got.blocks, got.shared_bytes - CONTROL, got.resident) == (blocks, weights, resident)
+    assert (got.blocks, got.shared_bytes - CONTROL, got.resident) == (blocks, shared, resident)
     assert got.shared_bytes <= device.shared_per_block
     size = 2 if tokens == "bfloat16" else 4
     width = 64 if r <= 64 else 128
