@@ -12,29 +12,19 @@
 
 #include "dropped.cuh"
 #include "read_ahead.cuh"
+#include "register_rows.cuh"
 #include "staged_rows.cuh"
 #include "weight_stream.cuh"
 
 namespace puma {
 
 // As many warps as the registers allow without spilling: float operands take twice the registers.
-template <typename T>
-inline constexpr int kAdapterWarps = sizeof(T) == 4 ? 8 : 12;
-
-template <typename T>
-PUMA_DEVICE void store_row_unit(T* row, int column, int width, bool aligned, const Bytes16& unit) {
-  if (aligned) {
-    if (column < width) dev::store_global16(row + column, unit);
-    return;
-  }
-#pragma unroll
-  for (int e = 0; e < kElements<T>; ++e) {
-    if (column + e < width) dev::from_arithmetic(unit_element<T>(unit, e), row[column + e]);
-  }
-}
+template <typename T, typename R, int kWidth, Branch kBranch>
+inline constexpr int kAdapterWarps =
+    sizeof(T) == 4 || (kWidth > 64 && sizeof(R) == 4 && kBranch == Branch::kWide) ? 8 : 12;
 
 template <typename T, typename R, int kWidth, bool kBackward, Branch kBranch>
-using Rows = std::conditional_t<uses_warpgroups<T>, StagedRows<T, R, kWidth, kBackward, kBranch>,
+using Rows = std::conditional_t<stages_rows<T, R>, StagedRows<T, kWidth, kBackward, kBranch>,
                                 RegisterRows<T, R, kWidth, kBackward, kBranch>>;
 
 // The activation of one tile, or its gradient: the second product's operand.
@@ -62,6 +52,7 @@ PUMA_DEVICE void first_product(const AdapterArguments& p, WeightStream<T, kWidth
                                RowsType& rows, float (&sums)[kWidth / 8][4]) {
   constexpr int kTiles = kWidth / 8;
   constexpr int kStepColumns = PackedWeights<T, kWidth>::kStepColumns;
+  constexpr int kSlots = RowsType::kInputSlots;
   const int steps = stream.steps(p);
 #pragma unroll
   for (int j = 0; j < kTiles; ++j) {
@@ -69,35 +60,40 @@ PUMA_DEVICE void first_product(const AdapterArguments& p, WeightStream<T, kWidth
     for (int i = 0; i < 4; ++i) sums[j][i] = 0.0f;
   }
 #pragma unroll 1
-  for (int step = 0; step < steps; ++step) {
-    Bytes16 operand[2][2];
-    rows.input(p, place, step, operand);
-    if constexpr (kBackward && !same_type<R, T>) {
-      if (p.narrow_input != nullptr) save_operand<T>(p, place, step * kStepColumns, operand);
-    }
-    const Bytes16* weights = stream.next(p);
-    if constexpr (uses_warpgroups<T>) {
-      dev::warpgroup_begin(sums);
+  for (int first = 0; first < steps; first += kSlots) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        constexpr int kBytes = 2 * 8 * kTiles * 16;  // of 16 rows of the weights
-        const auto a = fragment_half(operand[i / 2], i % 2);
-        dev::warpgroup_product(T{}, sums, a.word, weights, i * kBytes, kTiles, true);
+    for (int slot = 0; slot < kSlots; ++slot) {
+      const int step = first + slot;
+      if (step >= steps) break;
+      Bytes16 operand[2][2];
+      rows.input(p, place, step, slot, operand);
+      if constexpr (kBackward && !same_type<R, T>) {
+        if (p.narrow_input != nullptr) save_operand<T>(p, place, step * kStepColumns, operand);
       }
-      dev::warpgroup_commit();
-      rows.input_used(p, place);
-      dev::warpgroup_wait(sums);
-    } else {
+      const Bytes16* weights = stream.next(p);
+      if constexpr (uses_warpgroups<T>) {
+        dev::warpgroup_begin(sums);
 #pragma unroll
-      for (int j = 0; j < kTiles; ++j) {
-        if (sizeof(T) == 4 && j % 4 == 0) dev::sync_warp();  // else weights are read too far ahead
-        in_short_run<T>(sums[j], [&](float (&d)[4]) {
+        for (int i = 0; i < 4; ++i) {
+          constexpr int kBytes = 2 * 8 * kTiles * 16;  // of 16 rows of the weights
+          const auto a = fragment_half(operand[i / 2], i % 2);
+          dev::warpgroup_product(T{}, sums, a.word, weights, i * kBytes, kTiles, true);
+        }
+        dev::warpgroup_commit();
+        rows.input_used(p, place);
+        dev::warpgroup_wait(sums);
+      } else {
 #pragma unroll
-          for (int q = 0; q < 2; ++q) {
-            const Bytes16 b = dev::load_shared(weights + (q * kTiles + j) * 32 + dev::lane());
-            mma_group<T>(d, operand[q][0], operand[q][1], b);
-          }
-        });
+        for (int j = 0; j < kTiles; ++j) {
+          if (sizeof(T) == 4 && j % 4 == 0) dev::sync_warp();  // else weights are read too far ahead
+          in_short_run<T>(sums[j], [&](float (&d)[4]) {
+#pragma unroll
+            for (int q = 0; q < 2; ++q) {
+              const Bytes16 b = dev::load_shared(weights + (q * kTiles + j) * 32 + dev::lane());
+              mma_group<T>(d, operand[q][0], operand[q][1], b);
+            }
+          });
+        }
       }
     }
   }

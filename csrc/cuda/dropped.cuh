@@ -7,9 +7,9 @@
 
 namespace puma {
 
-// A chunk is what a warp moves at once: kUnroll times 32 lanes times kElements<T> elements of one sample. They are moved
-// by warps that have no rows to multiply, or none any more. (All warps moving one at first, while weights are on their
-// way, was slower on an H200.) Who moves which does not show in the result.
+// A chunk is what a warp moves at once: kUnroll times 32 lanes times kElements<T> elements of one sample. Warps move
+// them that have no rows to multiply, or none any more. (All warps moving one at first, while weights are on their way,
+// was slower on an H200.) Who moves which does not show in the result.
 //   Forward:  chunks are taken from a counter.
 //   Backward: there is nothing to wait for, so the warps without rows in the last pass share them out, or all warps if
 //             those are few. The counter, which a second backward of the same forward would find used, is left alone.

@@ -146,6 +146,11 @@ class FusedAdapter {
     return space.bytes();
   }
 
+  template <typename Kernel>
+  static constexpr AdapterShape shape() {
+    return {Kernel::kThreads, Packed::kStepBytes, sizeof(T) == 2, kRowsMayBeStaged<T, R>};
+  }
+
  private:
   using Packed = PackedWeights<T, kWidth>;
   using Gradient = GradientTile<T, kWidth>;
@@ -185,9 +190,8 @@ class FusedAdapter {
   template <bool kBackward, Branch kBranch, typename Launcher>
   static void run(const Launcher& launcher, AdapterArguments& a, const AdapterSizes& s) {
     using Kernel = AdapterKernel<T, R, kWidth, kBackward, kBranch>;
-    const AdapterPlan plan =
-        plan_adapter(launcher.limits(), s, Packed::kStepBytes, a.padded_channels / Packed::kStepColumns,
-                     a.output != nullptr ? 2 : 1, sizeof(T), Kernel::kThreads);
+    const AdapterPlan plan = plan_adapter(launcher.limits(), s, shape<Kernel>(),
+                                          a.padded_channels / Packed::kStepColumns, a.output != nullptr ? 2 : 1);
     a.resident = plan.resident;
     a.row_stages_at = plan.row_stages_at;
     launcher.template run<Kernel>(plan.blocks, plan.shared_bytes, a);

@@ -24,7 +24,7 @@ struct PrepareKernel : KernelDefaults {
 template <typename T, typename R, int kWidth, bool kBackward, Branch kBranch>
 struct AdapterKernel : KernelDefaults {
   using Arguments = AdapterArguments;
-  static constexpr int kThreads = 32 * kAdapterWarps<T>;
+  static constexpr int kThreads = 32 * kAdapterWarps<T, R, kWidth, kBranch>;
   static constexpr bool kDependent = true;
   static PUMA_DEVICE void body(const Arguments& a) { adapter<T, R, kWidth, kBackward, kBranch>(a); }
 };

@@ -21,15 +21,22 @@ struct AdapterPlan {
   int64_t blocks;
 };
 
-// step_bytes, steps: of one matrix; products: 1 or 2; element_bytes: of T; threads: of a block.
-inline AdapterPlan plan_adapter(const DeviceLimits& device, const AdapterSizes& s, int step_bytes, int64_t steps,
-                                int products, int element_bytes, int threads) {
-  const bool staged = device.warpgroups && element_bytes == 2;  // see uses_warpgroups
-  const int row_bytes = staged ? kRowStages * kItemBytes * threads : 0;
-  const int ring_stages = staged ? kBulkRingStages : kCopiedRingStages;
-  const int64_t all = kControlBytes + products * steps * step_bytes;
+// What the kernel's types say of an adapter's launch.
+struct AdapterShape {
+  int threads;      // of a block
+  int step_bytes;   // of packed weights
+  bool is_half;     // T has 16 bits: with warpgroups the weights come by bulk copies
+  bool may_stage;   // kRowsMayBeStaged
+};
+
+// steps: of one matrix; products: 1 or 2.
+inline AdapterPlan plan_adapter(const DeviceLimits& device, const AdapterSizes& s, const AdapterShape& shape,
+                                int64_t steps, int products) {
+  const int row_bytes = device.warpgroups && shape.may_stage ? kRowStages * kItemBytes * shape.threads : 0;
+  const int ring_stages = device.warpgroups && shape.is_half ? kBulkRingStages : kCopiedRingStages;
+  const int64_t all = kControlBytes + products * steps * shape.step_bytes;
   const bool resident = all + row_bytes <= device.shared_bytes_per_block;
-  const int weights_end = static_cast<int>(resident ? all : kControlBytes + ring_stages * step_bytes);
+  const int weights_end = static_cast<int>(resident ? all : kControlBytes + ring_stages * shape.step_bytes);
   const int64_t tiles = s.samples * divide_up(s.tokens_per_sample, kTileRows);  // kept or dropped: at most as many
   return {resident, weights_end, weights_end + row_bytes,
           std::max<int64_t>(1, std::min<int64_t>(device.multiprocessors, tiles))};

@@ -10,7 +10,7 @@ namespace puma {
 struct DeviceLimits {
   int multiprocessors;
   int shared_bytes_per_block;  // at most, opted in
-  bool warpgroups;             // whether kernels for half types multiply by warpgroups there
+  bool warpgroups;             // code for sm_90a runs there; code for plain sm_90, if that was built, runs as well
 };
 
 struct AdapterSizes {

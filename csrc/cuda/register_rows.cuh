@@ -1,36 +1,10 @@
-// What a warp reads of its rows, straight into registers, a step ahead of use: where products are those of one warp.
-// staged_rows.cuh is the other way, with the same functions.
+// What a warp reads of its rows, straight into registers, a step or two ahead of use. staged_rows.cuh is the other way,
+// with the same functions.
 #pragma once
 
-#include "adapter_arguments.h"
-#include "schedule.cuh"
+#include "row_units.cuh"
 
 namespace puma {
-
-// A unit of a row of `width` elements from column on; rows need not be aligned, and may have been written by the kernel
-// in front.
-template <typename T>
-PUMA_DEVICE Bytes16 load_row_unit(const T* row, int column, int width, bool aligned) {
-  if (aligned) return column < width ? dev::load_written16(row + column) : Bytes16{{0, 0, 0, 0}};
-  float v[kElements<T>];
-#pragma unroll
-  for (int e = 0; e < kElements<T>; ++e) v[e] = column + e < width ? dev::to_arithmetic(row[column + e]) : 0.0f;
-  return make_unit<T>(v);
-}
-
-// The saved activation in a group of columns; zeros behind the last row.
-template <typename T>
-PUMA_DEVICE void load_mask(const AdapterArguments& p, const LanePlace<T>& place, int group, bool rows_aligned,
-                           Bytes16 (&mask)[2]) {
-  const int column = group * kGroup<T> + dev::lane() % 4 * kElements<T>;
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    mask[h] = Bytes16{{0, 0, 0, 0}};
-    if (!place.valid(h)) continue;
-    const T* row = static_cast<const T*>(p.mask) + static_cast<int64_t>(place.compact() + 8 * h) * p.width;
-    mask[h] = load_row_unit(row, column, p.width, rows_aligned);
-  }
-}
 
 // What a lane reads of its two rows in a step: units (group q, row h). S: type in memory; kWritten: the kernel in front
 // may have written it.
@@ -64,21 +38,31 @@ class RegisterRows {
   // float's products take long enough for what is added to them to be read meanwhile; its registers do not last for the
   // branch as well.
   static constexpr bool kAddsReadAhead = sizeof(T) < 4;
+  // Groups of the mask that are read together.
+  static constexpr int kMaskGroups = uses_warpgroups<T> ? kWidth / kGroup<T> : 1;
 
  public:
+  // Steps of the input that are read ahead, each in a slot: as many as the registers allow.
+  static constexpr int kInputSlots = uses_warpgroups<T> && sizeof(In) == 2 ? 2 : 1;
+
   PUMA_DEVICE RegisterRows(const AdapterArguments& p, const LanePlace<T>& place)
       : steps_(p.padded_channels / kStepColumns) {
-    input_.read(p.input, place, 0);
+#pragma unroll
+    for (int slot = 0; slot < kInputSlots; ++slot) {
+      // There is a step 0. Asked whether there is, the compiler spills registers.
+      if (slot == 0 || slot < steps_) input_[slot].read(p.input, place, slot * kStepColumns);
+    }
   }
 
-  // The first product's operand of a step.
-  PUMA_DEVICE void input(const AdapterArguments& p, const LanePlace<T>& place, int step, Bytes16 (&operand)[2][2]) {
+  // The first product's operand of a step, whose slot is step % kInputSlots.
+  PUMA_DEVICE void input(const AdapterArguments& p, const LanePlace<T>& place, int step, int slot,
+                         Bytes16 (&operand)[2][2]) {
 #pragma unroll
     for (int q = 0; q < 2; ++q) {
 #pragma unroll
-      for (int h = 0; h < 2; ++h) operand[q][h] = input_.unit[q][h].as_operand();
+      for (int h = 0; h < 2; ++h) operand[q][h] = input_[slot].unit[q][h].as_operand();
     }
-    if (step + 1 < steps_) input_.read(p.input, place, (step + 1) * kStepColumns);
+    if (step + kInputSlots < steps_) input_[slot].read(p.input, place, (step + kInputSlots) * kStepColumns);
   }
   // Once the products of that step have begun.
   PUMA_DEVICE void input_used(const AdapterArguments&, const LanePlace<T>&) {}
@@ -86,12 +70,16 @@ class RegisterRows {
   // The saved activation in a group of columns.
   PUMA_DEVICE void mask(const AdapterArguments& p, const LanePlace<T>& place, int group, bool rows_aligned,
                         Bytes16 (&mask)[2]) {
-    load_mask<T>(p, place, group, rows_aligned, mask);
+    if (group % kMaskGroups == 0) {
+#pragma unroll
+      for (int i = 0; i < kMaskGroups; ++i) load_mask<T>(p, place, group + i, rows_aligned, mask_[i]);
+    }
+#pragma unroll
+    for (int h = 0; h < 2; ++h) mask[h] = mask_[group % kMaskGroups][h];
   }
 
   // What is added to the second product: before the first step, ...
   PUMA_DEVICE void begin_adding(const AdapterArguments& p, const LanePlace<T>& place) {
-    // There is a step 0. Asked whether there is, the compiler spills registers.
 #pragma unroll
     for (int q = 0; q < 2; ++q) {
       if (kAddsReadAhead) read_added(p, place, 0, q);
@@ -124,7 +112,8 @@ class RegisterRows {
   }
 
   int steps_;
-  RowUnits<In, T, kBackward> input_;  // the forward's kernel in front writes no input of the operator
+  RowUnits<In, T, kBackward> input_[kInputSlots];  // the forward's kernel in front writes no input of the operator
+  Bytes16 mask_[kMaskGroups][2];
   RowUnits<R, T> residual_;
   RowUnits<B, T> branch_;
 };

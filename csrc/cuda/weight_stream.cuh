@@ -8,7 +8,7 @@
 namespace puma {
 
 inline constexpr int kCopiedRingStages = 6;
-inline constexpr int kBulkRingStages = 8;  // with kRowStages they fill a multiprocessor of Hopper
+inline constexpr int kBulkRingStages = 8;  // beside staged rows as many as Hopper has room for
 
 // In front of the weights in shared memory: what bulk copies need.
 struct AdapterControl {
@@ -125,8 +125,8 @@ class CopiedWeights : public WeightRing<T, kWidth> {
   int step_ = 0;  // in a ring: which is fetched next
 };
 
-// By bulk copies, of a step each, which one thread issues. Without a ring there is no barrier among the warps: each
-// waits for the steps it uses.
+// By bulk copies, of a step each, which one thread issues. Where nothing is left to be fetched the warps meet in no
+// barrier: each waits for the steps it uses. A ring has fewer stages than a pass has steps: else all would be resident.
 template <typename T, int kWidth>
 class BulkWeights : public WeightRing<T, kWidth> {
   using Ring = WeightRing<T, kWidth>;
@@ -148,7 +148,7 @@ class BulkWeights : public WeightRing<T, kWidth> {
     if (dev::thread() != 0) return;
     dev::see_ordinary_writes();
     for (int i = 0; i < (p.resident ? Ring::used_steps(p) : kRingStages - 1); ++i) fetch(p, i, i);
-    dev::store_shared(&adapter_control()->next_step, kRingStages - 1);
+    if (!p.resident) dev::store_shared(&adapter_control()->next_step, kRingStages - 1);
   }
 
   PUMA_DEVICE const Bytes16* next(const AdapterArguments& p) {

@@ -2,8 +2,7 @@
 // until it meets a barrier or an operation of its whole warp. Beyond executing the kernels it looks for what a GPU
 // would punish silently:
 //   - a warp operation or barrier that not all threads reach (deadlock) or that lanes reach with different operations,
-//   - shared memory read or written by two threads, one of them writing, without a barrier in between, of the block or
-//     of the warp that both belong to,
+//   - shared memory read or written by two threads without a barrier in between, one of them writing,
 //   - shared memory touched while an asynchronous copy to it is under way (copies land as late as they may),
 //   - misaligned 16-byte accesses, and with the address sanitizer every access outside of a buffer.
 #pragma once
@@ -64,7 +63,6 @@ struct Words {
 
 struct Warp {
   int arrived = 0;
-  uint32_t syncs = 0;  // barriers of the warp
   const char* operation = nullptr;
   uint64_t generation = 0;
   Words in[32];
@@ -89,9 +87,7 @@ struct Group {
 // Last accesses of one 4-byte word of shared memory. Epochs count barriers, from 1.
 struct Shadow {
   int writer = -1, reader = -1;  // thread; reader -2: several
-  int reading_warp = -1;         // -2: several
   uint32_t write_epoch = 0, read_epoch = 0;
-  uint32_t write_syncs = 0, read_syncs = 0;  // barriers of its warp until then
   bool in_flight = false;
   bool published = false;  // to the hardware that reads operands from shared memory
 };
@@ -186,10 +182,6 @@ class Block {
       wait(warp.generation);
     }
     return warp.out[generation % 2][lane];
-  }
-
-  void warp_barrier() {
-    collective("barrier", Words{}, [this](const Words*, Words*) { ++warps_[current_ / 32].syncs; });
   }
 
   // Four warps meet; the first of them is a multiple of four.
@@ -295,15 +287,11 @@ class Block {
   void read(const void* address, int bytes) {
     for_words(static_cast<const char*>(address), bytes, [&](Shadow& s) {
       if (s.in_flight) fail("shared memory is read while a copy to it is under way");
-      if (s.write_epoch == epoch_ && s.writer != current_ && !behind_warp_barrier(s.writer / 32, s.write_syncs)) {
+      if (s.write_epoch == epoch_ && s.writer != current_) {
         fail("shared memory is read without a barrier after another thread's write");
       }
-      const bool first = s.read_epoch != epoch_;
-      const int warp = current_ / 32;
-      s.reader = first || s.reader == current_ ? current_ : -2;
-      s.reading_warp = first || s.reading_warp == warp ? warp : -2;
+      s.reader = s.read_epoch == epoch_ && s.reader != current_ ? -2 : current_;
       s.read_epoch = epoch_;
-      s.read_syncs = warps_[warp].syncs;
     });
   }
   void write(const void* address, int bytes) {
@@ -324,21 +312,16 @@ class Block {
     if (begin % (bytes < 16 ? bytes : 16) != 0) fail("misaligned access to shared memory");
     for (int64_t w = begin / 4; w < (begin + bytes + 3) / 4; ++w) function(shadow_[w]);
   }
-  // Whether this thread's warp has met in a barrier since `warp` had met in that many.
-  bool behind_warp_barrier(int warp, uint32_t syncs) const {
-    return warp == current_ / 32 && warps_[warp].syncs > syncs;
-  }
   void note_write(Shadow& s) {
     if (s.in_flight) fail("shared memory is written while a copy to it is under way");
-    if (s.write_epoch == epoch_ && s.writer != current_ && !behind_warp_barrier(s.writer / 32, s.write_syncs)) {
+    if (s.write_epoch == epoch_ && s.writer != current_) {
       fail("two threads write to shared memory without a barrier in between");
     }
-    if (s.read_epoch == epoch_ && s.reader != current_ && !behind_warp_barrier(s.reading_warp, s.read_syncs)) {
+    if (s.read_epoch == epoch_ && s.reader != current_) {
       fail("shared memory is written without a barrier after another thread's read");
     }
     s.writer = current_;
     s.write_epoch = epoch_;
-    s.write_syncs = warps_[current_ / 32].syncs;
     s.published = false;
     fibers_[current_]->unpublished.push_back(static_cast<size_t>(&s - shadow_.data()));
   }

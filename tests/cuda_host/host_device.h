@@ -117,7 +117,7 @@ inline uint32_t ballot(bool predicate) {
                   })
       .word[0];
 }
-inline void sync_warp() { host::block().warp_barrier(); }
+inline void sync_warp() { ballot(true); }
 inline int popcount(uint32_t bits) { return __builtin_popcount(bits); }
 
 template <typename T>

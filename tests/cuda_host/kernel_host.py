@@ -61,12 +61,13 @@ class Request:
 
 
 def run(request: Request, form: str = "warps") -> dict[str, Tensor]:
-    """Runs one case, with products of a form of `FORMS`.
+    """Runs one case, with products of a form of `FORMS`, for which it is planned unless its words say otherwise.
 
     Raises:
         RuntimeError: a kernel error, a sanitizer finding or a short answer.
     """
-    line = " ".join(f"{key} {value}" for key, value in request.words.items()) + "\n"
+    words = {"warpgroups": int(form == "warpgroups"), **request.words}
+    line = " ".join(f"{key} {value}" for key, value in words.items()) + "\n"
     data = line.encode() + b"".join(to_bytes(tensor) for tensor in request.inputs)
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0"}
     process = subprocess.run([str(build(form))], input=data, capture_output=True, env=environment, check=False)
