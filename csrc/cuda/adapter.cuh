@@ -64,7 +64,7 @@ PUMA_DEVICE void first_product(const AdapterArguments& p, WeightStream<T, kWidth
 #pragma unroll
     for (int slot = 0; slot < kSlots; ++slot) {
       const int step = first + slot;
-      if (step >= steps) break;
+      if (kSlots > 1 && step >= steps) break;
       Bytes16 operand[2][2];
       rows.input(p, place, step, slot, operand);
       if constexpr (kBackward && !same_type<R, T>) {
@@ -180,7 +180,7 @@ PUMA_DEVICE void second_product(const AdapterArguments& p, WeightStream<T, kWidt
   using Out = std::conditional_t<kBackward, T, R>;
   constexpr int kStepColumns = PackedWeights<T, kWidth>::kStepColumns;
   constexpr int kGroupTiles = kTilesPerGroup<T>;
-  constexpr int kGroupsAtOnce = uses_warpgroups<T> && sizeof(R) == sizeof(T) ? 2 : 1;  // as the registers last
+  constexpr int kGroupsAtOnce = stages_rows<T, R> ? 2 : 1;  // as the registers last
   const int steps = stream.steps(p);
   if constexpr (!kBackward) rows.begin_adding(p, place);
 #pragma unroll 1

@@ -24,7 +24,9 @@ inline constexpr int kTilesPerGroup = kGroup<T> / 8;
 // Products of four warps at once (Hopper), else of one. float needs three products in place of one and keeps to the
 // latter.
 template <typename T>
-inline constexpr bool uses_warpgroups = dev::kHasWarpgroups && sizeof(T) == 2;
+inline constexpr bool kMayUseWarpgroups = sizeof(T) == 2;
+template <typename T>
+inline constexpr bool uses_warpgroups = dev::kHasWarpgroups && kMayUseWarpgroups<T>;
 // Warps that go through their rows together.
 template <typename T>
 inline constexpr int kWarpsTogether = uses_warpgroups<T> ? 4 : 1;

@@ -148,7 +148,7 @@ class FusedAdapter {
 
   template <typename Kernel>
   static constexpr AdapterShape shape() {
-    return {Kernel::kThreads, Packed::kStepBytes, sizeof(T) == 2, kRowsMayBeStaged<T, R>};
+    return {Kernel::kThreads, Packed::kStepBytes, kMayUseWarpgroups<T>, kMayStageRows<T, R>};
   }
 
  private:

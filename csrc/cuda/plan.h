@@ -23,17 +23,17 @@ struct AdapterPlan {
 
 // What the kernel's types say of an adapter's launch.
 struct AdapterShape {
-  int threads;      // of a block
-  int step_bytes;   // of packed weights
-  bool is_half;     // T has 16 bits: with warpgroups the weights come by bulk copies
-  bool may_stage;   // kRowsMayBeStaged
+  int threads;              // of a block
+  int step_bytes;           // of packed weights
+  bool may_use_warpgroups;  // with which the weights come by bulk copies
+  bool may_stage_rows;
 };
 
 // steps: of one matrix; products: 1 or 2.
 inline AdapterPlan plan_adapter(const DeviceLimits& device, const AdapterSizes& s, const AdapterShape& shape,
                                 int64_t steps, int products) {
-  const int row_bytes = device.warpgroups && shape.may_stage ? kRowStages * kItemBytes * shape.threads : 0;
-  const int ring_stages = device.warpgroups && shape.is_half ? kBulkRingStages : kCopiedRingStages;
+  const int row_bytes = device.warpgroups && shape.may_stage_rows ? kRowStages * kItemBytes * shape.threads : 0;
+  const int ring_stages = device.warpgroups && shape.may_use_warpgroups ? kBulkRingStages : kCopiedRingStages;
   const int64_t all = kControlBytes + products * steps * shape.step_bytes;
   const bool resident = all + row_bytes <= device.shared_bytes_per_block;
   const int weights_end = static_cast<int>(resident ? all : kControlBytes + ring_stages * shape.step_bytes);

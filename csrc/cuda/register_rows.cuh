@@ -9,7 +9,7 @@ namespace puma {
 // What a lane reads of its two rows in a step: units (group q, row h). S: type in memory; kWritten: the kernel in front
 // may have written it.
 template <typename S, typename T, bool kWritten = false>
-struct RowUnits {
+struct StepUnits {
   Stored<S, T> unit[2][2];
 
   // column: that of the step. Columns behind the last one are zeros: their weights are, but not what lies there.
@@ -34,7 +34,7 @@ class RegisterRows {
   using In = std::conditional_t<kBackward, R, T>;
   using B = BranchType<T, R, kBranch>;
   static constexpr bool kHasBranch = kBranch != Branch::kNone;
-  static constexpr int kStepColumns = 2 * kGroup<T>;
+  static constexpr int kStepColumns = PackedWeights<T, kWidth>::kStepColumns;
   // float's products take long enough for what is added to them to be read meanwhile; its registers do not last for the
   // branch as well.
   static constexpr bool kAddsReadAhead = sizeof(T) < 4;
@@ -49,7 +49,7 @@ class RegisterRows {
       : steps_(p.padded_channels / kStepColumns) {
 #pragma unroll
     for (int slot = 0; slot < kInputSlots; ++slot) {
-      // There is a step 0. Asked whether there is, the compiler spills registers.
+      // There is a step 0. Asked whether there is, the compiler spills registers (for sm_80).
       if (slot == 0 || slot < steps_) input_[slot].read(p.input, place, slot * kStepColumns);
     }
   }
@@ -112,10 +112,10 @@ class RegisterRows {
   }
 
   int steps_;
-  RowUnits<In, T, kBackward> input_[kInputSlots];  // the forward's kernel in front writes no input of the operator
+  StepUnits<In, T, kBackward> input_[kInputSlots];  // the forward's kernel in front writes no input of the operator
   Bytes16 mask_[kMaskGroups][2];
-  RowUnits<R, T> residual_;
-  RowUnits<B, T> branch_;
+  StepUnits<R, T> residual_;
+  StepUnits<B, T> branch_;
 };
 
 }  // namespace puma

@@ -1,7 +1,7 @@
 // Units of rows whose width need not be whole units: of the activation and its gradient.
 #pragma once
 
-#include "adapter_arguments.h"
+#include "prepare.cuh"
 #include "schedule.cuh"
 
 namespace puma {

@@ -15,14 +15,14 @@ static_assert(kRowStages >= 2 && kRowStages <= 5);  // two are taken at once; co
 
 // A residual stream wider than T has twice the items, and on an H200 it was slower this way.
 template <typename T, typename R>
-inline constexpr bool kRowsMayBeStaged = sizeof(T) == 2 && sizeof(R) == sizeof(T);
+inline constexpr bool kMayStageRows = kMayUseWarpgroups<T> && sizeof(R) == sizeof(T);
 template <typename T, typename R>
-inline constexpr bool stages_rows = uses_warpgroups<T> && kRowsMayBeStaged<T, R>;
+inline constexpr bool stages_rows = dev::kHasWarpgroups && kMayStageRows<T, R>;
 
 template <typename T, int kWidth, bool kBackward, Branch kBranch>
 class StagedRows {
   static constexpr bool kHasBranch = kBranch != Branch::kNone;
-  static constexpr int kStepColumns = 2 * kGroup<T>;
+  static constexpr int kStepColumns = PackedWeights<T, kWidth>::kStepColumns;
   static constexpr int kMaskItems = kWidth / kStepColumns;
 
  public:
@@ -63,8 +63,8 @@ class StagedRows {
     if constexpr (kHasBranch) take(p, 1, branch_);
   }
   PUMA_DEVICE void added(const AdapterArguments& p, const LanePlace<T>& place, int, int q) {
-    if (q == 0) return;
-    refill(p, place);
+    if (q == 1) return;
+    refill(p, place);  // group 1's units are in registers
     if constexpr (kHasBranch) refill(p, place);
   }
   PUMA_DEVICE void add(int q, int h, float factor, float (&v)[kElements<T>]) const {

@@ -285,7 +285,8 @@ void prompts_case(const Case& c) {
   for (const Buffer* b : {&grad_query, &grad_keys, &grad_attention, &grad_prompts}) b->write();
 }
 
-// How the adapter would be launched, as int64: forward: blocks, bytes of shared memory, resident or not; the weights'
+// How the adapter would be launched, as int64: forward: blocks, bytes of shared memory, resident or not; whether the
+// backward's weights are, which may have one product; the weights'
 // gradients: blocks, splits, stages, bytes of shared memory; bytes of the backward's workspace, and prepared for it.
 template <typename T, typename R, int kWidth>
 void plan_case(const Case& c) {
@@ -297,6 +298,7 @@ void plan_case(const Case& c) {
   using Kernel = AdapterKernel<T, R, kWidth, false, Branch::kNone>;
   const AdapterShape shape = FusedAdapter<T, R, kWidth>::template shape<Kernel>();
   const AdapterPlan adapter = plan_adapter(launcher.limits(), s, shape, steps, 2);
+  const AdapterPlan back = plan_adapter(launcher.limits(), s, shape, steps, c.flag("need_tokens") ? 2 : 1);
   const GradientPlan gradient = plan_gradient(launcher.limits(), s, kWidth, Gradient::kRows, Gradient::kStageBytes);
   BackwardProblem backward{};
   backward.sizes = s;
@@ -304,6 +306,7 @@ void plan_case(const Case& c) {
   const int64_t values[] = {adapter.blocks,
                             adapter.shared_bytes,
                             adapter.resident,
+                            back.resident,
                             gradient.blocks,
                             gradient.splits,
                             gradient.stages,
