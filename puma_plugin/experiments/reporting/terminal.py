@@ -15,7 +15,7 @@ def show_table(console: Console, metrics: Mapping[str, Any]) -> None:
     table = Table(
         title="R@1 on test classes, %; weights trained; seconds of training", title_justify="left", padding=(0, 0)
     )
-    table.add_column("method", no_wrap=True)
+    table.add_column("method")  # the only one that may wrap: figures stay whole on 80 columns
     for name in (*COLUMNS, "weights", "s"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in metrics["methods"]:
