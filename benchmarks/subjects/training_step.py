@@ -241,7 +241,9 @@ def plans(settings: Settings) -> list[Plan]:
         modes = ("step", "graph") if settings.device == "cuda" else ("step",)
         return [Plan(StepCase("vit_tiny_patch16_224", 2, 32, 2, 8), mode, everyone) for mode in modes]
     if settings.device == "cuda":
-        return [Plan(StepCase(batch=180, precision="bfloat16"), mode, everyone) for mode in ("step", "graph")]
+        case = StepCase(batch=180, precision="bfloat16")
+        compiled = COMPILED if settings.full and settings.compiled else ()
+        return [Plan(case, "step", (*everyone, *compiled)), Plan(case, "graph", everyone)]
     if settings.full and settings.malloc == "raised" and settings.compiled:
         everyone = (*everyone, *COMPILED)
     result = [Plan(StepCase(batch=8, precision=precision), "step", everyone) for precision in ("float32", "bfloat16")]

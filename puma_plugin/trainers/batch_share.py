@@ -1,5 +1,11 @@
 """A trunk that is given its process' share of the batch, if need be in pieces."""
 
+import contextlib
+import functools
+import itertools
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -17,14 +23,17 @@ class BatchShare(nn.Module):
 
     A share of more than ``max_batch`` images goes through the trunk in pieces. Only the features of a piece are kept,
     and its activations are computed again in the backward pass (activation checkpointing), so that memory is that of
-    one piece, for one more forward pass. The loss sees the features of all pieces together. That is right for every
-    loss, while the usual accumulation of gradients, a sum of the losses of the pieces, is wrong for those that compare
-    the images of a batch with each other.
+    one piece, for one more forward pass. The pieces are as few as possible and as equal as possible. The loss sees the
+    features of all pieces together. That is right for every loss, while the usual accumulation of gradients, a sum of
+    the losses of the pieces, is wrong for those that compare the images of a batch with each other.
 
     Args:
         module: images (B, channels, H, W) to features (B, C); adapted or not.
         max_batch: largest piece; None: no pieces.
         rank, world_size: of this process.
+        compiled: training passes go through ``torch.compile``, with a graph for each size of pieces. (A module that is
+            compiled already is not right here where pieces differ in size: once torch has made a graph for any size,
+            it recomputes pieces by another graph than their first pass had, and refuses.)
 
     Other draws of the trunk in training (dropout) repeat in the second pass, but do depend on the number of processes
     and pieces.
@@ -33,7 +42,14 @@ class BatchShare(nn.Module):
         ValueError: ``max_batch`` below 1, or a rank outside of the world size.
     """
 
-    def __init__(self, module: nn.Module, max_batch: int | None = None, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        max_batch: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        compiled: bool = False,
+    ) -> None:
         super().__init__()
         if max_batch is not None and max_batch < 1:
             raise ValueError(f"max_batch must be at least 1, or None for no pieces, got {max_batch}")
@@ -42,20 +58,20 @@ class BatchShare(nn.Module):
         self.module = module
         self.max_batch = max_batch
         self.rank, self.world_size = rank, world_size
+        self.compiled = compiled
 
     def forward(self, images: Tensor) -> Tensor:
         """Features (B, C) of the share (B, channels, H, W)."""
         if not self.training:
             return self.module(images)
         gates = self._draw_gates(len(images), images.device)
-        size = self.max_batch or len(images)
-        if len(images) <= size:
+        count = math.ceil(len(images) / (self.max_batch or max(len(images), 1)))
+        if count <= 1:
             return self._run(images, gates)
         pieces = []
-        for start in range(0, len(images), size):
-            rows = slice(start, start + size)
-            own = [None if gate is None else gate[rows] for gate in gates]
-            pieces.append(checkpoint(self._run, images[rows], own, use_reentrant=False))
+        for start, end in itertools.pairwise(index * len(images) // count for index in range(count + 1)):
+            own = [None if gate is None else gate[start:end] for gate in gates]
+            pieces.append(checkpoint(self._run, images[start:end], own, use_reentrant=False))
         return torch.cat(pieces)
 
     def _draw_gates(self, samples: int, device: torch.device) -> list[Tensor | None]:
@@ -68,7 +84,16 @@ class BatchShare(nn.Module):
 
     def _run(self, images: Tensor, gates: list[Tensor | None]) -> Tensor:
         adapted = find_adapted(self.module)
-        if adapted is None:
-            return self.module(images)
-        with adapted.given_gates(gates):
-            return self.module(images)
+        call = _compiled_call() if self.compiled else _call
+        with contextlib.nullcontext() if adapted is None else adapted.given_gates(gates):
+            return call(self.module, images)
+
+
+def _call(module: nn.Module, images: Tensor) -> Tensor:
+    return module(images)
+
+
+@functools.cache
+def _compiled_call() -> Callable[[nn.Module, Tensor], Tensor]:
+    """Kept outside of the module, which could not be copied or pickled with it."""
+    return torch.compile(_call, dynamic=False)

@@ -1,5 +1,10 @@
 """A trunk on a share of the batch, in pieces: features, gradients and gates are those of one pass over the whole."""
 
+import copy
+import pickle
+from typing import Any
+from unittest.mock import Mock
+
 import pytest
 import timm
 import torch
@@ -8,7 +13,7 @@ from torch import Tensor, nn
 
 import puma_plugin
 from puma_plugin.models import AdaptedViT
-from puma_plugin.trainers import BatchShare
+from puma_plugin.trainers import BatchShare, batch_share
 
 
 def vit(drop: float = 0.5) -> AdaptedViT:
@@ -36,16 +41,50 @@ def gradients(model: nn.Module, trunk: AdaptedViT) -> tuple[Tensor, dict[str, Te
     return features.detach(), {name: p.grad.clone() for name, p in trunk.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("max_batch", [None, 12, 5, 1])
-def test_pieces_give_features_and_gradients_of_the_whole_batch(max_batch: int | None) -> None:
+def test_pieces_give_features_and_gradients_of_the_whole_batch(
+    max_batch: int | None, compiled: bool, graphs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = torch.compile(batch_share._call, dynamic=False, backend=graphs.backend)
+    monkeypatch.setattr(batch_share, "_compiled_call", lambda: call)
     trunk = vit()
     features, expected = gradients(trunk, trunk)
-    found, ours = gradients(BatchShare(trunk, max_batch), trunk)
+    found, ours = gradients(BatchShare(trunk, max_batch, compiled=compiled), trunk)
+    assert bool(graphs.operators) == compiled
     torch.testing.assert_close(found, features)
     assert any("adapter1.down" in name for name in expected)
     assert ours.keys() == expected.keys()
     for name in expected:
         torch.testing.assert_close(ours[name], expected[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("images", "max_batch", "sizes"),
+    [(12, 12, [12]), (12, 11, [6, 6]), (11, 5, [3, 4, 4]), (8, 3, [2, 3, 3]), (2, 1, [1, 1])],
+)
+def test_pieces_are_few_and_alike(images: int, max_batch: int, sizes: list[int]) -> None:
+    seen: list[int] = []
+    watched = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4))
+    watched.register_forward_hook(lambda module, arguments, output: seen.append(len(output)))
+    features = BatchShare(watched, max_batch)(IMAGES[:images])
+    assert seen == sizes
+    torch.testing.assert_close(features, watched(IMAGES[:images]))
+
+
+def test_evaluation_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_share, "_compiled_call", Mock(side_effect=AssertionError))
+    share = BatchShare(vit(), compiled=True)
+    assert share.eval()(IMAGES).shape == (12, 16)
+    with pytest.raises(AssertionError):
+        share.train()(IMAGES)
+
+
+def test_a_compiled_share_can_be_copied_and_pickled() -> None:
+    share = BatchShare(vit(), compiled=True)
+    for twin in (copy.deepcopy(share), pickle.loads(pickle.dumps(share))):
+        assert twin.compiled
+        assert twin.state_dict().keys() == share.state_dict().keys() == BatchShare(vit()).state_dict().keys()
 
 
 def test_sum_over_pieces_is_another_gradient() -> None:

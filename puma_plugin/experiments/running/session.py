@@ -42,6 +42,7 @@ _PAPER_CODE = (
 _FREE = frozenset(
     [
         *("out", "report", "device", "threads", "evaluation_batch_size", "max_batch_per_process", "process_timeout"),
+        "compile",
         # Random transforms follow from the image, not from the process that reads it.
         "data.workers",
         # If the bad images that are now left out were training images, the sampler refuses its state.

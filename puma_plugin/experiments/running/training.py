@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from pytorch_metric_learning.utils import common_functions as c_f
 from torch import nn
+from torch._dynamo import exc as dynamo_errors
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import default_collate
@@ -215,8 +216,11 @@ class Run:
         """
         self.prepare()
         if self.trainer is not None:
+            if self.config.compile:
+                # torch gives up on a function after so many graphs, those of other runs in this process among them.
+                torch.compiler.reset()
             listening = self.stop.listening() if self._can_stop() else contextlib.nullcontext()
-            with listening, self._enough_memory("max_batch_per_process", self._share()):
+            with listening, self._compilable(), self._enough_memory("max_batch_per_process", self._share()):
                 self.trainer.train(num_epochs=self.config.epochs)
             if self._is_to_stop():
                 raise KeyboardInterrupt
@@ -329,7 +333,11 @@ class Run:
         """Trunk and embedder as the trainer gets them: for this process' share, gradients averaged over all."""
         processes = self.processes
         share = BatchShare(
-            self.trunk, self.config.max_batch_per_process, rank=processes.rank, world_size=processes.world_size
+            self.trunk,
+            self.config.max_batch_per_process,
+            rank=processes.rank,
+            world_size=processes.world_size,
+            compiled=self.config.compile,
         )
         models: dict[str, nn.Module] = {"trunk": share, "embedder": self.embedder}
         if processes.world_size == 1:
@@ -363,6 +371,24 @@ class Run:
                 f"{now} images at once do not fit into the memory of {self.device} "
                 f"({text.strip().splitlines()[0][:200]}); set {setting} to {max(now // 2, 1)} or less, which "
                 "changes the time but not the result"
+            ) from error
+
+    @contextlib.contextmanager
+    def _compilable(self) -> Iterator[None]:
+        """Turns a failure of torch.compile, which comes with the first step, into advice.
+
+        Raises:
+            ValueError: naming the setting, and the cause.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if not self.config.compile or not isinstance(error, dynamo_errors.TorchDynamoException):
+                raise
+            cause = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise ValueError(
+                f"compile is true, but torch.compile could not compile the network ({cause[:300]}); install what it "
+                "lacks, or set compile to false"
             ) from error
 
     def _report_step(self, trainer: UnifiedTrainer) -> None:

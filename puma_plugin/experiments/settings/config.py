@@ -311,6 +311,9 @@ class TrainConfig:
         device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:1", ...
         precision: "fp32", "bf16" or "fp16" (autocast; fp16 with loss scaling, and slow on a CPU). In fp16 the number of
             processes may decide which early steps overflow and are left out: each sums its own images' gradients.
+        compile: train the network under torch.compile. The first step then takes up to some minutes; what the others
+            gain hangs on network and machine, and `--dry-run` tells it. The same result up to rounding. Needs a C++
+            compiler, on GPUs too. The backbone under a linear head is not compiled.
         threads: CPU threads of the training process; null leaves PyTorch's choice. Beside other busy processes fewer
             are faster, or OMP_WAIT_POLICY=passive in the environment: threads that wait for each other spin otherwise.
         validate_every: epochs between two figures on the held-out training classes.
@@ -333,6 +336,7 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
     threads: int | None = None
     validate_every: int = 1
     evaluation_batch_size: int = 256

@@ -38,6 +38,8 @@ _USES: dict[str, Callable[[TrainConfig], bool]] = {
     "epochs": _trained,
     "global_batch_size": _trained,
     "sampling": _trained,
+    # A head trained alone sees the features of a backbone in evaluation mode.
+    "compile": lambda config: _trained(config) and config.model.method != "linear",
     "data.augmentation": _trained,
     "data.flip": _random_crops,
     "data.crop_scale": _random_crops,

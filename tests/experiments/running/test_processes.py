@@ -91,13 +91,19 @@ def alone(settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("processes", "options"),
+    [
+        (2, []),
+        # Shares of 6 images each, in two pieces of 3: the loss is still that of the 24 images.
+        pytest.param(4, ["--max_batch_per_process", "4"], marks=pytest.mark.slow),
+        pytest.param(2, ["--compile", "true"], marks=pytest.mark.slow),
+    ],
+)
 def test_curve_and_figures_are_those_of_one_process(
-    settings: Path, alone: Path, tmp_path: Path, processes: int
+    settings: Path, alone: Path, tmp_path: Path, processes: int, options: list[str]
 ) -> None:
-    # Four processes of 6 images each, in pieces of 4 and 2: the loss is still that of the 24 images.
-    pieces = ["--max_batch_per_process", "4"] if processes == 4 else []
-    text = run(settings, tmp_path / "run", processes, *pieces)
+    text = run(settings, tmp_path / "run", processes, *options)
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(alone), rtol=0, atol=1e-4)
     # One process talks and writes.
     assert text.count("results in") == 1

@@ -1,7 +1,9 @@
 """What a run trains at which rate, and what it tells of its prompts."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from puma_plugin.experiments.data.splits import Splits
 from puma_plugin.experiments.running.dry_run import RandomImages, Size
 from puma_plugin.experiments.running.training import Run, _optimizers
 from puma_plugin.experiments.settings.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from puma_plugin.trainers import batch_share
 
 RATES = OptimizerConfig(lr=0.25, factor=8.0, proxy_lr=0.5, weight_decay=0.02)
 
@@ -129,3 +132,38 @@ def test_batch_size(images: int, asked: int, world: int, m: int | None, expected
     else:
         assert run._batch_size(images) == expected
         assert run._share() == expected // world
+
+
+@pytest.mark.parametrize("piece", [None, 3])
+def test_a_compiled_run_learns_the_same(piece: int | None, graphs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = torch.compile(batch_share._call, dynamic=False, backend=graphs.backend)
+    monkeypatch.setattr(batch_share, "_compiled_call", lambda: call)
+    losses, embedded = [], []
+    for compiles in (False, True):
+        settings = replace(config(method="puma"), compile=compiles, max_batch_per_process=piece, epochs=2)
+        run = Run(settings, trained_splits())
+        run.train()
+        assert any("adapter" in name for name in graphs.operators) == compiles
+        losses.append([entry["metric_loss"] for entry in run.history])
+        embedded.append(run.embed(run.splits.test).embeddings)
+    assert len(losses[0]) == 2
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    torch.testing.assert_close(embedded[1], embedded[0], rtol=1e-3, atol=1e-4)
+
+
+def test_what_cannot_be_compiled_is_said_with_the_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    run = Run(replace(config(method="adapters", blocks=[0]), compile=True), trained_splits())
+    advice = r"compile is true, but .*/nowhere/c\+\+.*; install what it lacks, or set compile to false"
+    with torch._inductor.config.patch({"cpp.cxx": (None, "/nowhere/c++")}), pytest.raises(ValueError, match=advice):
+        run.train()
+
+
+def test_a_dynamo_error_of_other_code_is_not_blamed_on_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.exc import Unsupported
+
+    run = Run(config(method="linear"), trained_splits())
+    run.prepare()
+    monkeypatch.setattr(run.trunk, "forward", Mock(side_effect=Unsupported("a compiled hook of the user's")))
+    with pytest.raises(Unsupported, match="hook of the user"):
+        run.train()

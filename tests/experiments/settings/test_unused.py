@@ -64,6 +64,8 @@ def test_settings_that_matter_with_certain_values_of_others() -> None:
     assert is_unused(puma, "optimizer.step_epochs")
     assert not is_unused(replace(puma, optimizer=OptimizerConfig(schedule="step")), "optimizer.step_epochs")
     assert not is_unused(puma, "data.flip")
+    assert not is_unused(puma, "compile")
+    assert is_unused(run_of(replace(SMALL, method="linear")), "compile")
     assert is_unused(replace(puma, data=DataConfig(kind="embedded", augmentation="none")), "data.flip")
 
 
