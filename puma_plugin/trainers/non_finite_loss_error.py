@@ -15,5 +15,8 @@ class NonFiniteLossError(RuntimeError):
     ADVICE = "Lower the learning rate, clip gradients (clip_value), or use bfloat16 instead of float16"
 
     def __init__(self, message: str, epoch: int, iteration: int, item_ids: list[int]) -> None:
-        super().__init__(message)
+        super().__init__(message, epoch, iteration, item_ids)  # all of them, or it cannot be sent between processes
         self.epoch, self.iteration, self.item_ids = epoch, iteration, item_ids
+
+    def __str__(self) -> str:
+        return str(self.args[0])

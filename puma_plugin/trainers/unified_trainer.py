@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from pytorch_metric_learning.trainers import MetricLossOnly
 from pytorch_metric_learning.utils import common_functions as c_f
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 from tqdm import tqdm
 
@@ -26,7 +27,7 @@ from puma_plugin.trainers.non_finite_loss_error import NonFiniteLossError
 from puma_plugin.trainers.recorded_batches import RecordedBatches
 from puma_plugin.trainers.seeded_items import SeededItems
 from puma_plugin.utils import require_writable
-from puma_plugin.utils.distributed import is_distributed, rank
+from puma_plugin.utils.distributed import is_distributed, rank, world_size
 from puma_plugin.utils.worker_signals import leave_signals_to_the_parent
 
 AMP_TYPES = (None, torch.bfloat16, torch.float16)
@@ -60,7 +61,8 @@ class UnifiedTrainer(MetricLossOnly):
             behind ``end_of_epoch_hook``. An epoch after which that hook ends the training is the last.
         checkpoint_every: in epochs.
         evaluate: called with the trainer after every ``evaluate_every``-th epoch and the last; a returned dict is
-            added to the epoch's entry in ``history`` (plain numbers and strings, as it goes into the checkpoint).
+            added to the epoch's entry in ``history`` (numbers, strings, lists and dicts of them, as it goes into the
+            checkpoint; of arrays and tensors those with one element).
         evaluate_every: in epochs.
         progress: show the progress bar (rank 0 only).
 
@@ -71,7 +73,8 @@ class UnifiedTrainer(MetricLossOnly):
 
     Raises:
         ValueError: settings that cannot work, found before any work: a trunk that is not adapted, a loss whose proxies
-            no optimizer has, too few proxies for the dataset, labels of one column, pml's DistributedLossWrapper.
+            no optimizer has, too few proxies for the dataset, labels of one column, pml's DistributedLossWrapper; with
+            several processes, models or proxies whose gradients nothing shares among them.
         NonFiniteLossError: while training, NaN or infinity in the loss or a gradient; names step and items.
     """
 
@@ -122,11 +125,14 @@ class UnifiedTrainer(MetricLossOnly):
         self._check_settings()
         if not isinstance(models, dict | nn.ModuleDict):
             raise TypeError(f'models must be a dict such as {{"trunk": model}}, got {type(models).__name__}')
+        if "trunk" not in models:
+            raise ValueError(f'models must have the key "trunk", and may have "embedder", got {sorted(models)}')
         if "embedder" not in models:
             models["embedder"] = nn.Identity()  # as pml does, after a warning
         super().__init__(models, optimizers, batch_size, loss_funcs, dataset, *args, **kwargs)
-        self._trained = [p for o in self.optimizers.values() for group in o.param_groups for p in group["params"]]
         self._check_parts()
+        if world_size() > 1:
+            self._check_shared()
         self.scaler = torch.amp.GradScaler(self.data_device.type, enabled=amp_dtype is torch.float16)
 
     def _check_settings(self) -> None:
@@ -142,10 +148,15 @@ class UnifiedTrainer(MetricLossOnly):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} counts epochs and must be at least 1, got {getattr(self, name)}")
 
+    @property
+    def _trained(self) -> list[nn.Parameter]:
+        """The optimizers' parameters as they are now: groups may be added between epochs."""
+        return [p for o in self.optimizers.values() for group in o.param_groups for p in group["params"]]
+
     def custom_setup(self) -> None:
         """Called by pml's constructor before it checks the keys it was given."""
         if self.prompt_penalty_weight > 0:
-            self._prompt_penalty = require_adapted(self.models["trunk"]).prompt_penalty
+            require_adapted(self.models["trunk"])
             self.loss_names.append("prompt_penalty")
             if self.loss_weights is not None:
                 self.loss_weights.setdefault("prompt_penalty", self.prompt_penalty_weight)
@@ -156,6 +167,11 @@ class UnifiedTrainer(MetricLossOnly):
         if self.sampler is None:
             self.sampler = MultiDistributionSampler(_labels(self.dataset), self.batch_size, seed=self.seed)
 
+    def modify_schema(self) -> None:
+        # Of an embedder without parameters, such as the one put in above, pml would miss the optimizer.
+        if not any(True for _ in self.models["embedder"].parameters()):
+            self.schema["optimizers"].important = ["trunk_optimizer"]
+
     def initialize_loss_weights(self) -> None:
         given = self.loss_weights is not None
         super().initialize_loss_weights()
@@ -163,7 +179,11 @@ class UnifiedTrainer(MetricLossOnly):
             self.loss_weights["prompt_penalty"] = self.prompt_penalty_weight
 
     def _check_parts(self) -> None:
-        loss = self.loss_funcs.get("metric_loss")
+        if (self.iterations_per_epoch or 0) < 0:
+            raise ValueError(
+                f"iterations_per_epoch must be at least 1, or None for one pass, got {self.iterations_per_epoch}"
+            )
+        loss = dict(self.loss_funcs.items()).get("metric_loss")
         if isinstance(loss, DistributedLossWrapper):
             raise ValueError(
                 "pml's DistributedLossWrapper multiplies the gradient of the proxies by the number of processes: "
@@ -185,6 +205,22 @@ class UnifiedTrainer(MetricLossOnly):
             raise ValueError(
                 f"the loss has {proxies} proxies, but the dataset has {classes} classes: set num_classes={classes}"
             )
+
+    def _check_shared(self) -> None:
+        """Among several processes: what each would train by its own gradients alone, and so into something else."""
+        for key, part in self.models.items():
+            if key not in self.freeze_these and _is_trained(part) and not _averages_gradients(part):
+                raise ValueError(
+                    f"models[{key!r}] is trained by {world_size()} processes, each of which would train its own: wrap "
+                    "it in torch.nn.parallel.DistributedDataParallel (or shard it with torch.distributed.fsdp)"
+                )
+        for key, part in self.loss_funcs.items():
+            gathers = isinstance(part, GatheredLoss) or _averages_gradients(part)
+            if key not in self.freeze_these and _is_trained(part) and not gathers:
+                raise ValueError(
+                    f"loss_funcs[{key!r}] has proxies or other weights, and each of {world_size()} processes would "
+                    "train its own: use puma_plugin.losses.GatheredLoss(loss), which also sees the batch of all"
+                )
 
     def train(self, start_epoch: int | None = None, num_epochs: int = 1) -> None:
         """Train up to and including epoch ``num_epochs``.
@@ -251,7 +287,7 @@ class UnifiedTrainer(MetricLossOnly):
             found = self.evaluate(self)
             if found is not None and not isinstance(found, dict):
                 raise TypeError(f"evaluate must return a dict of figures, or None, got {type(found).__name__}")
-            self.history[-1].update(found or {})
+            self.history[-1].update({name: _plain(name, value) for name, value in (found or {}).items()})
         return due
 
     def initialize_dataloader(self) -> None:
@@ -320,7 +356,7 @@ class UnifiedTrainer(MetricLossOnly):
         indices_tuple = self.maybe_mine_embeddings(embeddings, labels)
         self.losses["metric_loss"] = self.maybe_get_metric_loss(embeddings, labels, indices_tuple)
         if self.prompt_penalty_weight > 0:
-            self.losses["prompt_penalty"] = self._prompt_penalty()
+            self.losses["prompt_penalty"] = require_adapted(self.models["trunk"]).prompt_penalty()
 
     def backward(self) -> None:
         self._values = {name: float(torch.as_tensor(value).detach()) for name, value in self.losses.items()}
@@ -386,6 +422,7 @@ class UnifiedTrainer(MetricLossOnly):
             "memories": training_state.memory_places(self.loss_funcs),
             "mining_funcs": _states(self.mining_funcs),
             "optimizers": _states(self.optimizers),
+            "optimizer_classes": _classes(self.optimizers),
             "lr_schedulers": _states(self.lr_schedulers),
             "scaler": self.scaler.state_dict(),
             "sampler": sampler,
@@ -414,6 +451,12 @@ class UnifiedTrainer(MetricLossOnly):
                     f"the checkpoint has {name} {sorted(state[name])}, the trainer {sorted(own)}; build the trainer as "
                     "in the run that saved it"
                 )
+        # Checkpoints of earlier versions do not say what wrote them.
+        if (written := state.get("optimizer_classes", _classes(self.optimizers))) != _classes(self.optimizers):
+            raise ValueError(
+                f"the checkpoint was written with the optimizers {written}, the trainer has "
+                f"{_classes(self.optimizers)}; build the trainer as in the run that saved it"
+            )
         if (state["sampler"] is not None) != self._can_resume_sampler():
             raise ValueError(f"the checkpoint was written with another sampler than {type(self.sampler).__name__}")
         for name, model in self.models.items():
@@ -470,6 +513,42 @@ def _labels(dataset: Any) -> Any:
             "(and take its subset(indices) in place of torch's Subset), or pass sampler="
         )
     return labels
+
+
+def _is_trained(part: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in part.parameters())
+
+
+def _averages_gradients(part: nn.Module) -> bool:
+    """Whether a wrapper in it shares gradients among the processes."""
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel  # takes most of a second
+
+    wrappers = DistributedDataParallel, FullyShardedDataParallel, FSDPModule
+    return any(isinstance(module, wrappers) for module in part.modules())
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A figure as a checkpoint can keep it.
+
+    Raises:
+        TypeError: it is no figure; ``name`` says which.
+    """
+    if isinstance(value, Mapping):
+        return {key: _plain(f"{name}.{key}", inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(f"{name}[{index}]", inner) for index, inner in enumerate(value)]
+    if isinstance(value, np.generic | np.ndarray | Tensor) and math.prod(value.shape) == 1:
+        value = value.item()
+    if not isinstance(value, bool | int | float | str | None):
+        raise TypeError(
+            f"evaluate returned {name}, which is {type(value).__name__}: give numbers, strings, and lists and dicts of "
+            "them, as the checkpoint keeps them"
+        )
+    return value
+
+
+def _classes(parts: Mapping[str, Any]) -> dict[str, str]:
+    return {name: type(part).__name__ for name, part in parts.items()}
 
 
 def _has_gradients(optimizer: torch.optim.Optimizer) -> bool:

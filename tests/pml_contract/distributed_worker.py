@@ -135,6 +135,26 @@ def refusals() -> dict[str, str]:
     single = torch.autograd.grad(GatheredLoss(proxies)(embeddings, labels), proxies.proxies)[0]
     wrapped = torch.autograd.grad(DistributedLossWrapper(proxies)(embeddings, labels), proxies.proxies)[0]
     found["factor"] = str(round(float((wrapped / single).median()), 3))
+    dataset, model = build()
+    shared = DistributedDataParallel(model)
+    for name, trunk, metric_loss in (
+        ("bare loss", shared, loss),
+        ("bare trunk", model, GatheredLoss(loss)),
+        ("bare trunk that is frozen", model, GatheredLoss(loss)),
+        ("loss in DDP", shared, DistributedDataParallel(loss)),
+        ("loss without weights", shared, losses.MultiSimilarityLoss()),
+    ):
+        optimizers = {
+            "trunk_optimizer": torch.optim.SGD(model.trainable_parameters(), 0.1),
+            "metric_loss_optimizer": torch.optim.SGD(loss.parameters(), 0.1),
+        }
+        freeze = ["trunk"] if "frozen" in name else []
+        try:
+            UnifiedTrainer(
+                {"trunk": trunk}, optimizers, BATCH, {"metric_loss": metric_loss}, dataset, freeze_these=freeze
+            )
+        except ValueError as error:
+            found[name] = str(error)
     return found
 
 

@@ -101,6 +101,19 @@ def test_pmls_wrapper_multiplies_the_proxies_gradient_and_is_refused(run: tuple[
         assert "GatheredLoss(loss, miner=...)" in found["refusals"]["local indices"]
 
 
+def test_trainer_refuses_what_each_process_would_train_alone(run: tuple[int, Path, list[Any]]) -> None:
+    world, _, results = run
+    for found in results:
+        refusals = found["refusals"]
+        assert (
+            f"each of {world} processes would train its own: use puma_plugin.losses.GatheredLoss"
+            in (refusals["bare loss"])
+        )
+        assert f"trained by {world} processes" in refusals["bare trunk"]
+        assert "wrap it in torch.nn.parallel.DistributedDataParallel" in refusals["bare trunk"]
+        assert {"bare trunk that is frozen", "loss in DDP", "loss without weights"}.isdisjoint(refusals)
+
+
 def test_evaluation_gathers_every_item_once(worker: ModuleType, run: tuple[int, Path, list[Any]]) -> None:
     expected = worker.evaluate(1)
     for found in run[2]:

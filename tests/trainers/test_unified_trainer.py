@@ -1,6 +1,7 @@
 """UnifiedTrainer: what it adds to pml's trainer, and that a stopped run continues as if it had not stopped."""
 
 import math
+import pickle
 import random
 import time
 from pathlib import Path
@@ -597,6 +598,91 @@ def test_the_loss_scale_goes_on_where_it_was(tmp_path: Path) -> None:
     assert second.trainer.scaler.get_scale() == 8.0
 
 
+def test_a_checkpoint_of_other_optimizers_is_refused(tmp_path: Path) -> None:
+    first, second = Run(), Run()
+    first.trainer.save_checkpoint(tmp_path / "state.pt")
+    weights = second.model.trainable_parameters()
+    second.trainer.optimizers["trunk_optimizer"] = torch.optim.Adagrad(weights, 0.1)
+    with pytest.raises(ValueError, match=r"written with the optimizers .*'trunk_optimizer': 'AdamW'.*'Adagrad'"):
+        second.trainer.load_checkpoint(tmp_path / "state.pt")
+
+
+def test_a_checkpoint_from_before_the_kinds_of_optimizers_were_kept_is_read(tmp_path: Path) -> None:
+    first, second = Run(), Run()
+    first.trainer.save_checkpoint(tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    del state["optimizer_classes"]
+    torch.save(state, tmp_path / "older.pt")
+    second.trainer.load_checkpoint(tmp_path / "older.pt")
+
+
+def test_parameters_that_an_optimizer_gets_later_are_clipped_and_watched() -> None:
+    """Blocks are often let go one after the other."""
+    run = Run(clip_value=2.0**-10)
+    run.trainer.train(num_epochs=1)
+    late = run.model.trunk.blocks[0].mlp.fc1.weight.requires_grad_(True)
+    run.trainer.optimizers["trunk_optimizer"].add_param_group({"params": [late], "lr": 1e-6})
+    seen: list[float] = []
+    run.trainer.end_of_iteration_hook = lambda trainer: seen.append(float(late.grad.abs().max()))
+    run.trainer.train(num_epochs=2)
+    assert seen
+    assert 0 < max(seen) <= 2.0**-10
+    before = late.detach().clone()
+    late.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(NonFiniteLossError, match="a gradient is not finite"):
+        run.trainer.train(num_epochs=3)
+    assert torch.equal(late, before)
+
+
+def test_the_penalty_is_that_of_the_trunk_in_training_now() -> None:
+    run, other = Run(lr_schedulers={}), Run()
+    with torch.no_grad():
+        other.model.trunk.prompt_pool.prompts.mul_(100)
+    run.trainer.models["trunk"] = other.model
+    run.trainer.optimizers["trunk_optimizer"] = torch.optim.SGD(other.model.trainable_parameters(), 0.0)
+    run.trainer.train()
+    expected = other.model.prompt_penalty().item()
+    assert run.trainer.history[0]["prompt_penalty"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_evaluate_returns_becomes_plain_or_is_named(tmp_path: Path) -> None:
+    figures = {"r1": np.mean([0.25, 0.5]), "test": {"ranks": (torch.tensor(3), np.int64(4))}, "best": np.bool_(True)}
+    run = Run(evaluate=lambda trainer: figures, checkpoint_path=tmp_path / "state.pt")
+    run.trainer.train()
+    kept = torch.load(tmp_path / "state.pt", weights_only=True)["progress"]["history"][0]
+    assert (kept["r1"], kept["test"], kept["best"]) == (0.375, {"ranks": [3, 4]}, True)
+    assert type(kept["r1"]) is float
+    run = Run(evaluate=lambda trainer: {"test": {"all": torch.zeros(2)}}, checkpoint_path=tmp_path / "other.pt")
+    with pytest.raises(TypeError, match=r"evaluate returned test\.all, which is Tensor: give numbers"):
+        run.trainer.train()
+
+
+def test_losses_may_come_in_a_module_dict() -> None:
+    run = Run()
+    trainer = build(
+        models={"trunk": run.model},
+        loss_funcs=torch.nn.ModuleDict({"metric_loss": run.loss}),
+        optimizers=run.optimizers,
+    )
+    trainer.iterations_per_epoch = 1
+    trainer.train()
+
+
+def test_nothing_is_missed_where_the_trunk_is_an_embedder(caplog: pytest.LogCaptureFixture) -> None:
+    build()
+    assert "embedder_optimizer" not in caplog.text
+    models = {"trunk": puma_plugin.adapt(plain_vit(), adapter_dim=4, pool_size=3), "embedder": EmbeddingHead(16, 8)}
+    with pytest.raises(ValueError, match="no optimizer has"):
+        build(models=models)
+    assert "embedder_optimizer" in caplog.text
+
+
+def test_a_divergence_can_be_sent_between_processes() -> None:
+    error = NonFiniteLossError("diverged", 2, 5, [7, 9])
+    twin = pickle.loads(pickle.dumps(error))
+    assert (str(twin), twin.epoch, twin.iteration, twin.item_ids) == ("diverged", 2, 5, [7, 9])
+
+
 def build(**changes: Any) -> UnifiedTrainer:
     run = Run()
     arguments = {
@@ -628,6 +714,11 @@ def plain_vit() -> torch.nn.Module:
         ({"prompt_penalty_weight": -1}, "prompt_penalty_weight"),
         ({"checkpoint_every": 0}, "checkpoint_every"),
         ({"evaluate_every": 0}, "evaluate_every"),
+        ({"iterations_per_epoch": -2}, "iterations_per_epoch must be at least 1, or None for one pass, got -2"),
+        (
+            {"models": {"model": plain_vit()}},
+            r"must have the key \"trunk\", and may have \"embedder\", got \['model'\]",
+        ),
         ({"batch_size": 1000}, "larger than"),
         ({"dataset": Noisy(3, 9, 0)}, "wrap your datasets in UnifiedDataset"),
         ({"dataset": Subset(UnifiedDataset({"a": Noisy(3, 9, 0)}), range(6))}, r"subset\(indices\) in place of"),
