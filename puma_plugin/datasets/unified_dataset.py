@@ -33,12 +33,12 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
     order given. Without a transform, images become float32 tensors (3, H, W) in [0, 1], and all must have one size.
 
     Args:
-        parts: name -> dataset of (image, integer label). Images may be PIL images, arrays (H, W) or (H, W, 3) of
-            uint8, or tensors (which are passed on as they are). The labels are read without opening images: from
-            ``labels=``, else from the dataset's attribute ``targets``, ``labels`` or ``_labels`` (also through
-            ``Subset``), or from a ``TensorDataset`` or list of pairs. ``classes`` or ``class_names`` of a part, where
-            it has them, name its classes; ``query_mask`` and ``gallery_mask`` say which of its items are queries and
-            which can be found.
+        parts: name -> dataset of (image, integer label). Images may be PIL images, arrays (H, W), (H, W, 1)
+            or (H, W, 3) of uint8, or tensors (which are passed on as they are). The labels are read without opening
+            images: from ``labels=``, else from the dataset's attribute ``targets``, ``labels`` or ``_labels`` (also
+            through ``Subset``), or from a ``TensorDataset`` or list of pairs. ``classes`` or ``class_names`` of a part,
+            where it has them, name its classes; ``query_mask`` and ``gallery_mask`` say which of its items are queries
+            and which can be found.
         transform: applied to each RGB image.
         labels: name -> labels, for parts that do not tell theirs.
 
@@ -118,10 +118,13 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is out of range for {len(self)} items")
         item = self.parts[self._part_of[index]][int(self._position[index])]
-        image = _to_rgb(item[0])
+        try:
+            image = _to_rgb(_field(item, 0))
+            tensor = image if self.transform is not None else _to_tensor(image)
+        except ValueError as error:
+            raise ValueError(f"{self.describe(int(self.item_ids[index]))}: {error}") from error
         if self.transform is not None:
             return self.transform(image), self.labels[index]
-        tensor = _to_tensor(image)
         if self._shape is None:
             self._shape = tuple(tensor.shape)
         elif self._shape != tuple(tensor.shape):
@@ -290,7 +293,7 @@ def _check_parts(parts: Mapping[str, Any], given: Mapping[str, Any]) -> None:
 
 
 def _check_labels(name: str, part: Any, given: Any) -> IntArray:
-    raw = given if given is not None else _find_labels(part)
+    raw = given if given is not None else _find_labels(name, part)
     if raw is None:
         raise ValueError(
             f"distribution {name!r} ({type(part).__name__}) does not tell its labels: give it an attribute "
@@ -311,10 +314,10 @@ def _check_labels(name: str, part: Any, given: Any) -> IntArray:
     return values.astype(np.int64)
 
 
-def _find_labels(part: Any) -> Any:
+def _find_labels(name: str, part: Any) -> Any:
     """Labels of a dataset without opening its images, or None."""
     if isinstance(part, Subset):
-        inner = _find_labels(part.dataset)
+        inner = _find_labels(name, part.dataset)
         return None if inner is None else np.asarray(inner)[np.asarray(part.indices, dtype=np.int64)]
     for attribute in ("targets", "labels", "_labels"):
         found = getattr(part, attribute, None)
@@ -323,8 +326,23 @@ def _find_labels(part: Any) -> Any:
     if isinstance(part, TensorDataset) and len(part.tensors) >= 2:
         return part.tensors[1]
     if isinstance(part, list | tuple):
-        return [int(item[1]) for item in part]
+        try:
+            found = [_field(item, 1) for item in part]
+        except ValueError as error:
+            raise ValueError(f"distribution {name!r}: {error}") from error
+        return [label.item() if isinstance(label, Tensor) and label.numel() == 1 else label for label in found]
     return None
+
+
+def _field(item: Any, place: int) -> Any:
+    """Image (0) or label (1) of an item."""
+    try:
+        return item[place]
+    except (KeyError, IndexError, TypeError) as error:
+        kind = f"dict with the keys {list(item)}" if isinstance(item, Mapping) else type(item).__name__
+        raise ValueError(
+            f"items must be (image, label), got {kind}: wrap the dataset in one whose __getitem__ returns such pairs"
+        ) from error
 
 
 def _names_of_classes(part: Any, labels: IntArray) -> dict[int, str]:
@@ -363,7 +381,13 @@ def _mask(name: str, part: Any, attribute: str, size: int) -> BoolArray:
 def _to_rgb(image: Any) -> Any:
     """PIL images and arrays as RGB PIL images; tensors as they are."""
     if isinstance(image, np.ndarray):
-        image = Image.fromarray(image)
+        try:
+            image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
+        except TypeError as error:
+            raise ValueError(
+                f"arrays must be uint8 of shape (H, W), (H, W, 1) or (H, W, 3), got {image.dtype} {image.shape}: "
+                "convert it, or let the dataset return tensors, which are passed on as they are"
+            ) from error
     return as_rgb(image) if isinstance(image, Image.Image) else image
 
 

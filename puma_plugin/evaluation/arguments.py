@@ -1,7 +1,7 @@
 """Checks of what an evaluation is given."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,9 +71,14 @@ def check_block_size(block_size: int) -> None:
 
 
 def names_by_number(names: Sequence[str] | None, present: IntArray) -> dict[int, str]:
-    """Number -> name of the distributions; ValueError where a present one has no name or two have the same."""
+    """Number -> name of the distributions; ValueError where a present one has no name or two have the same.
+
+    TypeError for what is no list of strings.
+    """
     if names is None:
         return {d: f"distribution {d}" for d in present.tolist()}
+    if isinstance(names, str | Mapping) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f'distribution_names must be a list of strings such as ["birds", "cars"], got {names!r}')
     if present.max() >= len(names):
         raise ValueError(f"labels name distribution {present.max()}, but there are {len(names)} distribution_names")
     if len(set(names)) != len(names):

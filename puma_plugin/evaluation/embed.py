@@ -90,7 +90,8 @@ def embed(
         batch_size: images at once, per process.
         device: where images go; default: the device of the model's first parameter, else the CPU.
         num_workers: of the data loader.
-        amp_dtype: torch.bfloat16 or torch.float16 for autocast; None for the model's own precision.
+        amp_dtype: torch.bfloat16 or torch.float16 for autocast; None for the model's own precision, to which images are
+            cast.
         collate_fn: of the data loader.
         progress: show a progress bar (on rank 0).
 
@@ -120,10 +121,11 @@ def embed(
     if module is not None and world_size() > 1:
         _equalise_buffers(module)
     target = torch.device(device) if device is not None else _device_of(module)
+    dtype = None if amp_dtype is not None else _floating_type_of(module)
     chunks = []
     with torch.no_grad(), _eval_mode(module), _autocast(target, amp_dtype):
         for images, _ in tqdm(loader, desc="embed", disable=not progress or rank() != 0, leave=False):
-            output = model(images.to(target))
+            output = model(images.to(target, dtype if images.is_floating_point() else None))
             if output.ndim != 2:
                 raise ValueError(f"model must return embeddings (B, D), got shape {tuple(output.shape)}")
             chunks.append(output.float().cpu())
@@ -176,6 +178,11 @@ def gather_rows(rows: torch.Tensor, positions: torch.Tensor, size: int) -> torch
 def _device_of(module: torch.nn.Module | None) -> torch.device:
     parameter = next(module.parameters(), None) if module is not None else None
     return parameter.device if parameter is not None else torch.device("cpu")
+
+
+def _floating_type_of(module: torch.nn.Module | None) -> torch.dtype | None:
+    parameters = module.parameters() if module is not None else ()
+    return next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), None)
 
 
 def _equalise_buffers(module: torch.nn.Module) -> None:

@@ -22,7 +22,8 @@ class AdaptedViT(AdaptedModule):
 
     Everything that the original class offers works as before, as do ``torch.compile`` (fullgraph), ``torch.export``,
     activation checkpointing, DistributedDataParallel, pickle and deepcopy; not ``torch.jit.script`` and
-    ``torch.fx.symbolic_trace``, which timm's ``create_feature_extractor`` uses. Gates are drawn from torch's default
+    ``torch.fx.symbolic_trace``, which timm's ``create_feature_extractor`` uses; ``torch.jit.trace`` and ``torch.func``
+    inside ``puma_plugin.ops.plain_pytorch()`` only. Gates are drawn from torch's default
     random number generator (seed it differently in every process), or, if ``gate_generator`` is set to a CPU
     ``torch.Generator``, they follow from that alone. With such a generator every pass draws new gates: do not compile
     the model, spread it by ``DataParallel``, or recompute it as a whole (``checkpoint(model, images)``;
@@ -250,6 +251,19 @@ class PromptedViT(AdaptedViT):
 def find_adapted(module: nn.Module) -> AdaptedViT | None:
     """The adapted model that ``module`` is or wraps (``torch.compile``, DataParallel, ...); None if there is none."""
     return next((inner for inner in module.modules() if isinstance(inner, AdaptedViT)), None)
+
+
+def refuse_several_adapted(module: nn.Module, what: str) -> None:
+    """What is done for "the" adapted model in a module would be done for the first one only.
+
+    Raises:
+        ValueError: there are several.
+    """
+    count = sum(isinstance(inner, AdaptedViT) for inner in module.modules())
+    if count > 1:
+        raise ValueError(
+            f"{what} needs one adapted model, but {type(module).__name__} holds {count}: take each by itself"
+        )
 
 
 def optimizer_groups(

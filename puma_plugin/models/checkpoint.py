@@ -100,8 +100,13 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], ignore_head: bo
     if head is not None and metadata["head"] is None:
         raise ValueError(f"{path} holds no head: load it into the trunk, load_adapter(embedder.trunk, path)")
     if difference := compare_backbones(metadata["backbone"], describe_backbone(vit)):
-        half = any(parameter.dtype == torch.float16 for parameter in vit.parameters())
-        hint = ". float16 rounds the weights: load into the model as it was trained, then cast it" if half else ""
+        hint = ""
+        if any(parameter.dtype == torch.float16 for parameter in vit.parameters()):
+            hint = ". float16 rounds the weights: load into the model as it was trained, then cast it"
+        elif "torch.float16" in metadata["backbone"].get("types", ()):  # not in files of earlier versions
+            hint = (
+                ". It was saved from a float16 model, whose weights are rounded: load into model.half(), then cast it"
+            )
         raise ValueError(f"{path} was trained on another backbone: {difference}{hint}")
     if head is None:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}

@@ -14,7 +14,7 @@ _CLASSIFIERS = ("head", "head_dist")
 
 
 def describe_backbone(vit: nn.Module) -> dict[str, Any]:
-    """Class, timm's name if known, and a digest per frozen tensor with one over all, as plain values for JSON.
+    """Class, timm's name if known, types, and a digest per frozen tensor with one over all, as plain values for JSON.
 
     Names, shapes and contents count, the classifier does not. Contents are compared after rounding to bfloat16, so that
     a model and its float64 or bfloat16 copy are the same backbone, on any device; a float16 copy is not.
@@ -31,7 +31,14 @@ def describe_backbone(vit: nn.Module) -> dict[str, Any]:
     total = hashlib.blake2b(repr(sorted(tensors.items())).encode(), digest_size=16).hexdigest()
     config = getattr(vit, "pretrained_cfg", None) or {}
     name = ".".join(config[key] for key in ("architecture", "tag") if config.get(key))
-    return {"class": original_class(vit).__name__, "name": name, "fingerprint": total, "tensors": tensors}
+    types = sorted({str(parameter.dtype) for parameter in vit.parameters()})
+    return {
+        "class": original_class(vit).__name__,
+        "name": name,
+        "types": types,
+        "fingerprint": total,
+        "tensors": tensors,
+    }
 
 
 def _require_values(name: str, tensor: Any) -> None:

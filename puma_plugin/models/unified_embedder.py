@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from puma_plugin.models.adapted_vit import find_adapted, optimizer_groups
+from puma_plugin.models.adapted_vit import find_adapted, optimizer_groups, refuse_several_adapted
 from puma_plugin.models.embedding_head import EmbeddingHead
 
 
@@ -18,7 +18,8 @@ class UnifiedEmbedder(nn.Module):
 
     Raises:
         TypeError: one of the two is something else.
-        ValueError: the widths differ, or the trunk still has its classifier or does not pool.
+        ValueError: the widths differ, the trunk still has its classifier or does not pool, or it holds several adapted
+            models.
     """
 
     def __init__(self, trunk: nn.Module, head: EmbeddingHead) -> None:
@@ -37,6 +38,7 @@ class UnifiedEmbedder(nn.Module):
         width = getattr(trunk, "num_features", head.in_features)
         if width != head.in_features:
             raise ValueError(f"the head takes {head.in_features} features but the trunk gives {width}")
+        refuse_several_adapted(trunk, "the trunk of a UnifiedEmbedder")
         self.trunk = trunk
         self.head = head
 

@@ -1,7 +1,7 @@
 """What the operators need to know before they leave torch.library's autograd wrapper aside.
 
 That wrapper can be traced (``torch.compile``, ``torch.export``), but it is Python code under the dispatcher and costs
-more than a small call itself. Eager code goes past it; under functorch the wrapper says what it cannot do.
+more than a small call itself. Eager code goes past it.
 """
 
 from collections.abc import Callable
@@ -169,6 +169,21 @@ def refuse_tangents(name: str, *tensors: Tensor | None) -> None:
         return
     if any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
         raise NotImplementedError(f"{name} has no forward-mode derivative; {way_out(name)}")
+
+
+def refuse_transforms(name: str, *tensors: Tensor | None) -> None:
+    """Inside ``torch.func.grad`` and what is made of it: the operators' autograd cannot be transformed.
+
+    Raises:
+        NotImplementedError: one of the tensors is to be differentiated.
+    """
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return
+    functorch: Any = torch._C._functorch
+    levels = functorch.get_interpreter_stack() or ()
+    differentiates = any(level.key() == functorch.TransformType.Grad for level in levels)
+    if differentiates and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        raise NotImplementedError(f"{name} cannot be differentiated by torch.func; {way_out(name)}")
 
 
 def way_out(name: str) -> str:

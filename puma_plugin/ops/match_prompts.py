@@ -16,6 +16,7 @@ from puma_plugin.ops.eager import (
     is_plain,
     once_only,
     refuse_tangents,
+    refuse_transforms,
     register_for_compiled_code,
     way_out,
 )
@@ -46,7 +47,7 @@ def match_prompts(query: Tensor, keys: Tensor, attention: Tensor, prompts: Tenso
     Raises:
         TypeError: a dtype that does not fit.
         ValueError: a shape or device that does not fit.
-        NotImplementedError: forward-mode differentiation.
+        NotImplementedError: forward-mode differentiation, or that of ``torch.func``.
     """
     device_type = "cpu" if query.is_cpu else query.device.type
     autocast = is_autocast(device_type)
@@ -68,6 +69,7 @@ def match_prompts(query: Tensor, keys: Tensor, attention: Tensor, prompts: Tenso
     if forward_ad._current_level >= 0:
         refuse_tangents("match_prompts", *inputs)
     if not plain:
+        refuse_transforms("match_prompts", *inputs)
         return _operator(*inputs)[:2]
     try:
         if torch.is_grad_enabled() and (

@@ -6,7 +6,7 @@ import torch
 from pytorch_metric_learning.regularizers import BaseRegularizer
 from torch import Tensor
 
-from puma_plugin.models.adapted_vit import AdaptedViT, find_adapted
+from puma_plugin.models.adapted_vit import AdaptedViT, find_adapted, refuse_several_adapted
 
 
 class PromptPenalty(BaseRegularizer):
@@ -25,7 +25,7 @@ class PromptPenalty(BaseRegularizer):
         **kwargs: pml's.
 
     Raises:
-        ValueError: nothing in the model is adapted.
+        ValueError: nothing in the model is adapted, or several models in it are.
     """
 
     def __init__(self, model: torch.nn.Module, **kwargs: Any) -> None:
@@ -52,7 +52,7 @@ def require_adapted(model: torch.nn.Module) -> AdaptedViT:
     """The adapted model in ``model``, which may be inside wrappers and containers.
 
     Raises:
-        ValueError: nothing in it is adapted.
+        ValueError: nothing in it is adapted, or several models in it are.
     """
     adapted = find_adapted(model)
     if adapted is None:
@@ -60,4 +60,5 @@ def require_adapted(model: torch.nn.Module) -> AdaptedViT:
             f"{type(model).__name__} is not adapted, nothing in it has a prompt_penalty(): call puma_plugin.adapt; to "
             "train a model without adapters leave the penalty out (prompt_penalty_weight=0 in UnifiedTrainer)"
         )
+    refuse_several_adapted(model, "the prompt penalty")
     return adapted

@@ -15,9 +15,12 @@ def rates(sizes: IntArray, balance: Balance) -> FloatArray:
     """Share of each distribution: size ** (1 / T), normalised. "proportional" is T = 1, "uniform" T = infinity.
 
     Raises:
+        TypeError: neither word nor number.
         ValueError: another word, or a temperature that is not positive.
     """
     words = {"proportional": 1.0, "uniform": math.inf}
+    if not isinstance(balance, str | int | float):
+        raise TypeError(f'balance must be "proportional", "uniform" or a temperature > 0, got {balance!r}')
     temperature = words.get(balance, math.nan) if isinstance(balance, str) else float(balance)
     if not temperature > 0:
         raise ValueError(f'balance must be "proportional", "uniform" or a temperature > 0, got {balance!r}')

@@ -1,6 +1,7 @@
 """Batches over several distributions: proportional, uniform or in between; m per class; resumable; by rank."""
 
 import hashlib
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -61,7 +62,7 @@ class MultiDistributionSampler(BatchSampler):
             ``UnifiedDataset.distribution_names`` and ``class_names``; default: the numbers.
 
     Raises:
-        TypeError: a dataset in place of its labels.
+        TypeError: a dataset in place of its labels, or a setting that is no number.
         ValueError: labels of another form, a batch the settings cannot fill, a class with fewer than m items, a
             distribution of one class where classes are compared within it; each names what to change.
     """
@@ -84,6 +85,9 @@ class MultiDistributionSampler(BatchSampler):
         class_names: Sequence[str] | None = None,
     ) -> None:
         classes, distributions = _read_labels(labels)
+        batch_size, seed = _whole("batch_size", batch_size), _whole("seed", seed)
+        m = None if m is None else _whole("m", m)
+        batches_per_epoch = None if batches_per_epoch is None else _whole("batches_per_epoch", batches_per_epoch)
         super().__init__(range(len(classes)), batch_size, drop_last)
         self.m, self.balance, self.balance_by = m, balance, balance_by
         self.one_distribution_per_batch = one_distribution_per_batch
@@ -363,6 +367,13 @@ def _read_labels(labels: Any) -> tuple[IntArray, IntArray]:
             "all distributions (UnifiedDataset does this)"
         )
     return classes.astype(np.int64), distributions
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"{name} must be a whole number, got {value!r}") from error
 
 
 def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:

@@ -18,7 +18,7 @@ def nearest_classes(proxies: Any, distribution_of: IntArray, count: int, block_s
         count: how many; where a distribution has fewer others, -1 fills up.
 
     Raises:
-        ValueError: another shape, or ``count`` < 1.
+        ValueError: another shape, NaN or infinity, or ``count`` < 1.
     """
     rows = torch.as_tensor(proxies).detach().float().cpu()
     if rows.ndim != 2 or len(rows) != len(distribution_of):
@@ -26,6 +26,8 @@ def nearest_classes(proxies: Any, distribution_of: IntArray, count: int, block_s
             f"proxies must have shape ({len(distribution_of)}, D), one row per class, got {tuple(rows.shape)}; for "
             "a pml loss with W of shape (D, classes) give loss.W.t()"
         )
+    if not rows.isfinite().all():
+        raise ValueError(f"proxies must be finite, row {int((~rows.isfinite()).any(dim=1).nonzero()[0])} is not")
     if count < 1:
         raise ValueError(f"neighbours must be at least 1, got {count}")
     rows = torch.nn.functional.normalize(rows, dim=1)

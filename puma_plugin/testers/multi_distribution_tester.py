@@ -1,7 +1,7 @@
 """Evaluate over several distributions inside pml's machinery."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,7 +44,8 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
 
     Datasets are ``UnifiedDataset``s, or give labels (class, distribution); ``distribution_names``, ``item_ids``,
     ``query_mask``, ``gallery_mask``, ``recall_ks`` and ``local_classes`` are used where a dataset has them. With
-    ``splits_to_eval=[("query", ["gallery"])]`` the query split is searched in the reference splits; items of one
+    ``splits_to_eval=[("query", ["gallery"])]`` the query split is searched in the reference splits; classes and
+    distributions are the same where their names are, and the gallery may hold further classes. Items of one
     UnifiedDataset's subsets are recognised by their ids, items of different datasets count as different. Under an
     initialised torch.distributed each process embeds its share and all get the whole result.
 
@@ -116,6 +117,9 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
         dataset_dict = {split: _as_unified(dataset) for split, dataset in dataset_dict.items()}
         for dataset in dataset_dict.values():
             _entry_names(getattr(dataset, "distribution_names", ()))  # before they are embedded
+        for query, references in splits_to_eval or ():
+            for attribute in ("class_names", "distribution_names"):
+                _numbered_together(dataset_dict, [query, *references], attribute)
         self._datasets = dataset_dict
         self._epoch = epoch
         self._several = len(dataset_dict if splits_to_eval is None else splits_to_eval) > 1
@@ -138,18 +142,25 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
                     "distribution): wrap the datasets in UnifiedDataset({name: dataset, ...})"
                 )
         self.label_levels = [0]
+        columns, names = [], []
+        for column, attribute in enumerate(("class_names", "distribution_names")):
+            tables, common = _numbered_together(self._datasets, splits, attribute)
+            own = [embeddings_and_labels[split][1][:, column].cpu() for split in splits]
+            columns.append(torch.cat(own if tables is None else list(map(torch.take, tables, own))))
+            names.append(common)
+        class_names, distribution_names = names
         result = evaluate_retrieval(
             torch.cat([embeddings_and_labels[split][0] for split in splits]),
-            torch.cat([embeddings_and_labels[split][1] for split in splits]),
+            torch.stack(columns, dim=1),
             self._item_ids(splits),
-            self._distribution_names(splits),
+            distribution_names,
             self._mask(splits, [query_split_name], "query_mask"),
             self._mask(splits, reference_split_names, "gallery_mask"),
             self.ks,
             protocol=self.protocol,
             local_classes=self._local_classes(splits),
             distribution_ks=getattr(self._datasets[query_split_name], "recall_ks", None),
-            class_names=getattr(self._datasets[query_split_name], "class_names", None),
+            class_names=class_names,
         )
         self.results[query_split_name] = result
         accuracies.update(self._named(result.unified), **self._named({"leak": result.leak}))
@@ -224,16 +235,6 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
         known = [torch.as_tensor(numbers) for numbers in found if numbers is not None]
         return torch.cat(known) if len(known) == len(splits) else None
 
-    def _distribution_names(self, splits: list[str]) -> list[str] | None:
-        for attribute in ("class_names", "distribution_names"):
-            names = [getattr(self._datasets[split], attribute, None) for split in splits]
-            if any(n != names[0] for n in names):
-                raise ValueError(
-                    f"splits {splits}, which are evaluated together, must have equal {attribute}: otherwise one number "
-                    "means different things in them"
-                )
-        return names[0]
-
     def _mask(self, splits: list[str], chosen: list[str], attribute: str) -> Tensor:
         masks = []
         for split in splits:
@@ -242,6 +243,33 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
             mask = torch.ones(size, dtype=torch.bool) if own is None else torch.as_tensor(own)
             masks.append(mask if split in chosen else torch.zeros(size, dtype=torch.bool))
         return torch.cat(masks)
+
+
+def _numbered_together(
+    datasets: Mapping[str, Any], splits: Sequence[str], attribute: str
+) -> tuple[list[Tensor] | None, list[str] | None]:
+    """Where splits number their classes (or distributions) differently, a table from own to common numbers for each.
+
+    Args:
+        attribute: "class_names" or "distribution_names"; what has the same name is the same.
+
+    Returns:
+        The tables, None where all number alike; and the names in the order of the common numbers.
+
+    Raises:
+        ValueError: the names differ and do not tell all apart.
+    """
+    names: list[Any] = [getattr(datasets[split], attribute, None) for split in splits]
+    if all(own == names[0] for own in names):
+        return None, names[0]
+    if any(own is None or len(set(own)) < len(own) for own in names):
+        raise ValueError(
+            f"splits {list(splits)}, which are evaluated together, must have equal {attribute}, or all have some and "
+            "each name once: otherwise one number means different things in them"
+        )
+    common = list(dict.fromkeys(name for own in names for name in own))
+    number = {name: index for index, name in enumerate(common)}
+    return [torch.tensor([number[name] for name in own]) for own in names], common
 
 
 def _entry_names(names: Iterable[str]) -> dict[str, str]:

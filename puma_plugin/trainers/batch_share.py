@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from puma_plugin.models.adapted_vit import find_adapted
+from puma_plugin.models.adapted_vit import find_adapted, refuse_several_adapted
 
 
 class BatchShare(nn.Module):
@@ -39,7 +39,7 @@ class BatchShare(nn.Module):
     and pieces.
 
     Raises:
-        ValueError: ``max_batch`` below 1, or a rank outside of the world size.
+        ValueError: ``max_batch`` below 1, a rank outside of the world size, or several adapted models.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class BatchShare(nn.Module):
             raise ValueError(f"max_batch must be at least 1, or None for no pieces, got {max_batch}")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must lie in 0..world_size - 1, got rank {rank} of {world_size}")
+        refuse_several_adapted(module, "BatchShare")
         self.module = module
         self.max_batch = max_batch
         self.rank, self.world_size = rank, world_size

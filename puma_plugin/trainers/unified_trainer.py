@@ -20,6 +20,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from tqdm import tqdm
 
 from puma_plugin.losses import GatheredLoss
+from puma_plugin.models.adapted_vit import find_adapted
 from puma_plugin.regularizers.prompt_penalty import require_adapted
 from puma_plugin.samplers import MultiDistributionSampler
 from puma_plugin.trainers import training_state
@@ -356,7 +357,8 @@ class UnifiedTrainer(MetricLossOnly):
         indices_tuple = self.maybe_mine_embeddings(embeddings, labels)
         self.losses["metric_loss"] = self.maybe_get_metric_loss(embeddings, labels, indices_tuple)
         if self.prompt_penalty_weight > 0:
-            self.losses["prompt_penalty"] = require_adapted(self.models["trunk"]).prompt_penalty()
+            adapted = find_adapted(self.models["trunk"])
+            self.losses["prompt_penalty"] = adapted.prompt_penalty()  # type: ignore[union-attr]  # see custom_setup
 
     def backward(self) -> None:
         self._values = {name: float(torch.as_tensor(value).detach()) for name, value in self.losses.items()}

@@ -289,3 +289,43 @@ def test_wrong_labels() -> None:
         UnifiedDataset({"a": Pictures([0, 1])}, labels={"b": [0, 1]})
     with pytest.raises(IndexError, match="index 2 is out of range for 2 items"):
         UnifiedDataset({"a": Pictures([0, 1])})[2]
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ([(0, 0.2), (0, 0.9)], r"labels of distribution 'a' must be 2 integers, got float64"),
+        ([(0, "cat"), (0, "dog")], r"labels of distribution 'a' must be 2 integers, got <U3"),
+        (
+            [{"image": 0, "label": 1}],
+            r"'a': items must be \(image, label\), got dict with the keys \['image', 'label'\]: wr",
+        ),
+        ([(0,), (0,)], r"'a': items must be \(image, label\), got tuple: wrap"),
+    ],
+)
+def test_items_that_are_no_pairs_of_image_and_integer(part: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        UnifiedDataset({"a": part})
+
+
+def test_items_that_turn_out_to_be_no_pairs_are_named() -> None:
+    parts = {"a": [{"image": 0}, {"image": 1}]}
+    with pytest.raises(ValueError, match=r"a\[1\]: items must be \(image, label\), got dict with the keys \['image'\]"):
+        UnifiedDataset(parts, labels={"a": [0, 1]})[1]
+
+
+def test_labels_may_be_tensors_and_arrays_may_have_one_channel() -> None:
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4, 1)
+    dataset = UnifiedDataset({"a": [(grey, torch.tensor(5)), (grey[..., 0], torch.tensor([2]))]})
+    assert dataset.labels.tolist() == [[1, 0], [0, 0]]
+    assert torch.equal(dataset[0][0], dataset[1][0])
+    assert dataset[0][0].shape == (3, 3, 4)
+
+
+@pytest.mark.parametrize("transform", [None, lambda image: image])
+def test_arrays_that_are_no_images_are_named(transform: Any) -> None:
+    wrong = np.zeros((3, 4, 3), dtype=np.float64), np.zeros((3, 4, 7), dtype=np.uint8)
+    dataset = UnifiedDataset({"a": [(wrong[0], 0), (wrong[1], 1)]}, transform)
+    for index, what in enumerate((r"float64 \(3, 4, 3\)", r"uint8 \(3, 4, 7\)")):
+        with pytest.raises(ValueError, match=rf"a\[{index}\]: arrays must be uint8 of shape .* got {what}: convert"):
+            dataset[index]

@@ -59,3 +59,11 @@ def test_every_distribution_has_a_name_of_its_own() -> None:
         names_by_number(["a", "b"], np.array([0, 2]))
     with pytest.raises(ValueError, match="must be distinct"):
         names_by_number(["a", "a"], np.array([0, 1]))
+
+
+@pytest.mark.parametrize("names", ["cub", {0: "cub", 1: "cars"}, ["cub", 1]])
+def test_distribution_names_are_a_list_of_strings(names: Any) -> None:
+    with pytest.raises(
+        TypeError, match=r'distribution_names must be a list of strings such as \["birds", "cars"\], got'
+    ):
+        names_by_number(names, np.array([0, 1]))

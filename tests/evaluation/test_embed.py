@@ -127,3 +127,19 @@ def test_refused_datasets(labels: Any, count: int, message: str) -> None:
 def test_a_model_that_gives_no_rows_is_refused() -> None:
     with pytest.raises(ValueError, match=r"must return embeddings \(B, D\), got shape \(24, 5, 1\)"):
         embed(nn.Unflatten(1, (5, 1)), Vectors())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_images_are_cast_to_the_models_own_type(dtype: torch.dtype) -> None:
+    dataset, model = Vectors(), nn.Linear(5, 3).to(dtype)
+    found = embed(model, dataset).embeddings
+    torch.testing.assert_close(found, model(dataset.rows.to(dtype)).float().detach())
+    # Autocast casts by itself.
+    mixed = embed(model.float(), dataset, amp_dtype=torch.bfloat16).embeddings
+    torch.testing.assert_close(mixed, found, rtol=0.05, atol=0.05)
+
+
+def test_integers_are_left_as_they_are() -> None:
+    dataset, model = Vectors(), nn.EmbeddingBag(7, 3)
+    dataset.rows = dataset.rows.argsort(dim=1)
+    assert torch.equal(embed(model, dataset).embeddings, model(dataset.rows).detach())

@@ -165,6 +165,14 @@ def test_another_backbone_is_refused_with_what_differs(
         load_adapter(make_vit("eva02_tiny_patch14_224", img_size=28), path)
 
 
+def test_a_file_saved_from_a_float16_model_says_so(backbone: Callable[[], nn.Module], tmp_path: Path) -> None:
+    half = adapt(backbone()).half()
+    save_adapter(half, tmp_path / "half.safetensors")
+    load_adapter(backbone().half(), tmp_path / "half.safetensors")
+    with pytest.raises(ValueError, match=r"saved from a float16 model.*: load into model\.half\(\), then cast it"):
+        load_adapter(backbone(), tmp_path / "half.safetensors")
+
+
 def test_backbone_counts_without_its_classifier_and_in_other_precisions(
     path: Path, trained: nn.Module, backbone: Callable[[], nn.Module], images: Tensor
 ) -> None:

@@ -12,6 +12,7 @@ import puma_plugin
 from puma_plugin.losses import CurricularFaceLoss
 from puma_plugin.models import EmbeddingHead, UnifiedEmbedder
 from puma_plugin.regularizers import OrthogonalityRegularizer, PromptPenalty
+from puma_plugin.trainers import BatchShare
 
 
 def by_hand(rows: list[list[float]]) -> float:
@@ -141,3 +142,11 @@ def test_prompt_penalty_needs_an_adapted_model() -> None:
     with pytest.raises(ValueError, match="prompt_penalty_weight=0"):
         PromptPenalty(UnifiedEmbedder(vit, EmbeddingHead(16, 8)))
     PromptPenalty(torch.nn.Sequential(puma_plugin.adapt(vit), EmbeddingHead(16, 8)))
+
+
+def test_of_two_adapted_models_neither_is_the_one() -> None:
+    vits = [timm.create_model("vit_tiny_patch16_224", img_size=16, depth=1, num_classes=0) for _ in range(2)]
+    both = torch.nn.ModuleList(puma_plugin.adapt(vit) for vit in vits)
+    for make in (PromptPenalty, BatchShare, lambda trunk: UnifiedEmbedder(trunk, EmbeddingHead(192, 8))):
+        with pytest.raises(ValueError, match="needs one adapted model, but ModuleList holds 2: take each by itself"):
+            make(both)

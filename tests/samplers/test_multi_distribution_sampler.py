@@ -435,3 +435,15 @@ def test_errors_name_the_distribution_where_its_name_is_known() -> None:
         MultiDistributionSampler(labels, 24, balance="uniform", distribution_names=names)
     with pytest.raises(ValueError, match="there are 1 distribution_names"):
         MultiDistributionSampler(labels, 4, balance="uniform", distribution_names=names[:1])
+
+
+def test_settings_may_be_numpys_integers_and_must_be_numbers() -> None:
+    labels = make_labels([[3, 3, 4], [5, 6]])
+    plain = MultiDistributionSampler(labels, 6, m=2, seed=4, batches_per_epoch=3)
+    given = {"m": np.int64(2), "seed": np.int32(4), "batches_per_epoch": np.uint8(3)}
+    assert list(MultiDistributionSampler(labels, np.int64(6), **given)) == list(plain)  # type: ignore[arg-type]
+    for name, value in (("m", 2.0), ("batches_per_epoch", 2.5), ("seed", None), ("batch_size", "6")):
+        with pytest.raises(TypeError, match=re.escape(f"{name} must be a whole number, got {value!r}")):
+            MultiDistributionSampler(labels, **{"batch_size": 6, name: value})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match='balance must be "proportional", "uniform" or a temperature > 0, got None'):
+        MultiDistributionSampler(labels, 6, balance=None)  # type: ignore[arg-type]

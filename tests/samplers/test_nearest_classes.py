@@ -29,3 +29,10 @@ def test_refusals() -> None:
             nearest_classes(wrong, HOMES, 2)
     with pytest.raises(ValueError, match="neighbours must be at least 1, got 0"):
         nearest_classes(torch.randn(10, 5), HOMES, 0)
+
+
+def test_proxies_that_are_not_finite_are_refused() -> None:
+    proxies = torch.randn(4, 3)
+    proxies[2, 1] = torch.nan
+    with pytest.raises(ValueError, match="proxies must be finite, row 2 is not"):
+        nearest_classes(proxies, np.array([0, 0, 1, 1]), 1)

@@ -222,6 +222,40 @@ def test_errors_at_the_door(dataset: UnifiedDataset) -> None:
         make().test({"val": dataset}, 1, torch.nn.Identity(), splits_to_eval=[("val", ["val", "train"])])
     with pytest.raises(RuntimeError, match="call test"):
         make().result  # noqa: B018
-    query, other = dataset.select(["birds"]), dataset.select(["cars"])
-    with pytest.raises(ValueError, match="equal class_names"):
-        make().test({"query": query, "other": other}, 1, torch.nn.Identity(), splits_to_eval=[("query", ["other"])])
+    nameless, named = dataset.subset(range(20)), dataset.subset(range(40))
+    del nameless.class_names
+    with pytest.raises(ValueError, match=r"equal class_names, or all have some and each name once"):
+        make().test({"query": nameless, "gallery": named}, 1, Unused(), splits_to_eval=[("query", ["gallery"])])
+
+
+class Unused(torch.nn.Module):
+    """A model that nothing may be embedded with."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        raise AssertionError
+
+
+def test_a_gallery_may_hold_classes_that_are_not_asked_for(dataset: UnifiedDataset) -> None:
+    """Distractors. Subsets number what they hold anew, so that the same class has other numbers in them."""
+    asked = (dataset.labels[:, 0] % 2 == 1).numpy() & (dataset.item_ids // 7 % 2 == 0).numpy()
+    query, gallery = dataset.subset(asked), dataset.subset(~asked)
+    assert query.class_names[0] != gallery.class_names[0]
+    tester = make()
+    found = tester.test(
+        {"query": query, "gallery": gallery}, 1, torch.nn.Identity(), splits_to_eval=[("query", ["gallery"])]
+    )
+    expected = evaluate_retrieval(
+        stacked(dataset),
+        dataset.labels,
+        dataset.item_ids,
+        dataset.distribution_names,
+        query_mask=torch.from_numpy(asked),
+        gallery_mask=torch.from_numpy(~asked),
+        class_names=dataset.class_names,
+    )
+    assert tester.result.unified == pytest.approx(expected.unified)
+    assert tester.result.leak == pytest.approx(expected.leak)
+    assert tester.result.per_distribution.keys() == expected.per_distribution.keys() == set(SIZES)
+    for name, metrics in expected.per_distribution.items():
+        assert tester.result.per_distribution[name] == pytest.approx(metrics)
+    assert found["query"]["precision_at_1_level0"] == pytest.approx(expected.unified["recall_at_1"])

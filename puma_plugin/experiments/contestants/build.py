@@ -7,6 +7,7 @@ from pathlib import Path
 import timm
 import torch
 from timm.data import resolve_model_data_config
+from timm.layers import PatchEmbed
 from timm.models import load_checkpoint
 from torch import nn
 from torch.nn import functional
@@ -66,20 +67,36 @@ def build_backbone(config: ModelConfig, image_size: int | None = None) -> nn.Mod
     check_backbone(config)
     if config.weights == "pretrained":
         try:
-            return _create(config.backbone, True, image_size)
+            model = _create(config.backbone, True, image_size)
         except Exception as error:
             cause = (str(error) or type(error).__name__).splitlines()[0]
             raise ValueError(
                 f"the pretrained weights of {config.backbone} could not be had ({cause}); set model.weights to a local "
                 "file, or to none for random weights"
             ) from error
-    try:
-        model = _create(config.backbone, False, image_size)
-    except (TypeError, AssertionError) as error:
-        raise ValueError(f"{config.backbone} cannot be built for data.image_size {image_size} ({error})") from error
-    if config.weights != "none":
-        _load_file(model, _weight_file(config))
+    else:
+        try:
+            model = _create(config.backbone, False, image_size)
+        except (TypeError, AssertionError) as error:
+            raise ValueError(f"{config.backbone} cannot be built for data.image_size {image_size} ({error})") from error
+        if config.weights != "none":
+            _load_file(model, _weight_file(config))
+    _check_size(model, config.backbone, image_size)
     return model
+
+
+def _check_size(model: nn.Module, name: str, image_size: int | None) -> None:
+    """Refuse a size that patches do not fill: depending on the model, timm cuts the rest off, or stops in training."""
+    patches = getattr(model, "patch_embed", None)
+    if image_size is None or not isinstance(patches, PatchEmbed) or patches.dynamic_img_pad:
+        return
+    side = max(patches.patch_size)
+    if rest := image_size % side:
+        fitting = [size for size in (image_size - rest, image_size - rest + side) if size]
+        raise ValueError(
+            f"data.image_size is {image_size}, but {name} has patches of {side} pixels; give "
+            f"{' or '.join(map(str, fitting))}"
+        )
 
 
 def _create(name: str, pretrained: bool, image_size: int | None) -> nn.Module:

@@ -126,6 +126,11 @@ class DataConfig:
         require(0.0 < self.crop_scale <= 1.0, f"data.crop_scale is {self.crop_scale}; it must be in (0, 1]")
         require(0.0 < self.crop_fraction <= 1.0, f"data.crop_fraction is {self.crop_fraction}; it must be in (0, 1]")
         require(self.workers >= 0, f"data.workers is {self.workers}; give 0 or more")
+        require(
+            self.image_size is None or self.image_size >= 1,
+            f"data.image_size is {self.image_size}; give 1 or more, or null for the network's own",
+        )
+        require(self.std is None or min(self.std, default=0) > 0, f"data.std is {self.std}; it must be positive")
         for name, values in (("mean", self.mean), ("std", self.std)):
             require(values is None or len(values) == 3, f"data.{name} is {values}; give three numbers, one per channel")
 

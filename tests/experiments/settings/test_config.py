@@ -36,6 +36,8 @@ FOLDERS = {"a": "/data/a"}
         (lambda: DataConfig(folders=FOLDERS, shots=0), "data.shots is 0"),
         (lambda: DataConfig(folders=FOLDERS, crop_scale=0.0), "data.crop_scale"),
         (lambda: DataConfig(folders=FOLDERS, mean=[0.5]), "data.mean is [0.5]"),
+        (lambda: DataConfig(folders=FOLDERS, std=[0.5, 0.0, 1.0]), "data.std is [0.5, 0.0, 1.0]; it must be positive"),
+        (lambda: DataConfig(folders=FOLDERS, image_size=0), "data.image_size is 0; give 1 or more, or null"),
         (lambda: DataConfig(folders=FOLDERS, workers=-1), "data.workers"),
         (lambda: ModelConfig(drop=1.0), "model.drop is 1.0"),
         (lambda: ModelConfig(adapter_dim=0), "model.adapter_dim is 0"),
