@@ -1,4 +1,4 @@
-"""README shows what the repository holds: its diff, its table and its names."""
+"""README and benchmarks/README show what the repository holds: its diffs, its table, its figures and its names."""
 
 import difflib
 import importlib
@@ -47,7 +47,7 @@ def test_the_goals_are_those_of_the_recorded_benchmarks() -> None:
         reached.append((sum(verdicts), len(verdicts)))
     speed, evaluation, xeon, h200 = reached
     epyc = speed[0] + evaluation[0], speed[1] + evaluation[1]
-    for name, (some, all_of_them) in (("EPYC reaches", epyc), ("Xeon", xeon), ("GOALS.md):", h200)):
+    for name, (some, all_of_them) in (("EPYC reaches", epyc), ("Xeon", xeon), ("H200", h200)):
         assert f"{name} {some} of {all_of_them}" in README
 
 
@@ -60,15 +60,29 @@ def test_every_recorded_run_is_in_its_folders_list() -> None:
         assert [path.name for path in folder.glob("*.json") if path.with_suffix(".md").name not in listed] == []
 
 
-def test_links_lead_somewhere() -> None:
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
-    assert links
-    # As GitHub names a heading's place in the page.
-    headings = [
-        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", README, re.M)
-    ]
-    places = {f"#{heading}" for heading in headings}
-    assert [link for link in links if link not in places and not (ROOT / link.split("#")[0]).exists()] == []
+@pytest.mark.parametrize(
+    "page", ["README.md", *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("benchmarks/**/*.md")))]
+)
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("http")]
+    assert links or page not in ("README.md", "benchmarks/README.md")
+    broken = []
+    for link in links:
+        file, _, place = link.partition("#")
+        target = (ROOT / page).parent / file if file else ROOT / page
+        # As GitHub names a heading's place in the page.
+        if not target.exists() or (place and place not in map(slug, headings(target))):
+            broken.append(link)
+    assert broken == []
+
+
+def headings(page: Path) -> list[str]:
+    return re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
+
+
+def slug(heading: str) -> str:
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"`(\w+\.\w+)[`(]", README))))
