@@ -81,7 +81,10 @@ class BatchShare(nn.Module):
             return []
         mine = slice(self.rank * samples, (self.rank + 1) * samples)
         drawn = adapted.draw_gates(samples * self.world_size)
-        return [None if gate is None else gate[mine].to(device) for gate in drawn]
+        kept = [gate[mine] for gate in drawn if gate is not None]
+        # Together: each copy to a GPU would wait for all that it has to do.
+        moved = iter(torch.stack(kept).to(device).unbind() if kept else ())
+        return [None if gate is None else next(moved) for gate in drawn]
 
     def _run(self, images: Tensor, gates: list[Tensor | None]) -> Tensor:
         adapted = find_adapted(self.module)
