@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 
 try:
     import pybind11
+    import setuptools
     import torch
 except ModuleNotFoundError as error:  # without isolation nobody has installed what pyproject.toml asks for
     sys.exit(
@@ -25,6 +27,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError
 
+for name, found, wanted in (("torch", torch.__version__, "2.10"), ("setuptools", setuptools.__version__, "77")):
+    if [int(part) for part in re.findall(r"\d+", found)[:2]] < [int(part) for part in wanted.split(".")]:
+        sys.exit(f"puma_plugin: the build needs {name} >= {wanted}, got {found}: pip install '{name}>={wanted}'")
 if sys.platform == "win32":
     raise SystemExit("puma_plugin: its operators are built on Linux and macOS; on Windows install it inside WSL 2")
 
@@ -34,12 +39,15 @@ toolkit = importlib.util.module_from_spec(spec)
 sys.modules[spec.name] = toolkit
 spec.loader.exec_module(toolkit)
 
-decision = toolkit.decide(
-    os.environ.get("PUMA_CUDA", "auto"),
-    torch.__version__,
-    torch.version.cuda,
-    toolkit.find_toolkits(toolkit.candidate_homes(os.environ)),
-)
+try:
+    decision = toolkit.decide(
+        os.environ.get("PUMA_CUDA", "auto"),
+        torch.__version__,
+        torch.version.cuda,
+        toolkit.find_toolkits(toolkit.candidate_homes(os.environ)),
+    )
+except (ValueError, toolkit.CudaNotBuildableError) as error:
+    sys.exit(f"puma_plugin: {error}")
 if decision.toolkit:
     # torch.utils.cpp_extension reads both when it is imported or runs, and would ask for a GPU without them.
     os.environ["CUDA_HOME"] = decision.toolkit.home

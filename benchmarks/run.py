@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     missing = [name for name, module in NEEDED.items() if find_spec(module) is None]
     if missing:
         parser.error(f"{' and '.join(missing)} must be installed: pip install {' '.join(missing)}")
+    require_compiled(parser)
     try:
         device = choose_device(given.device)
         if given.out is not None:  # now, not when everything has been measured
@@ -88,11 +89,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 130 if 130 in codes else int(any(codes))
 
 
+def require_compiled(parser: argparse.ArgumentParser) -> None:
+    """Without there is nothing of our own to measure. Python sees the sources here, not what may be installed."""
+    from puma_plugin.ops import loader  # imports torch, which `--help` need not wait for
+
+    if not loader.CPU_LIBRARY.loaded:
+        parser.error(f"the operators are not loaded: {loader.CPU_LIBRARY.reason}. To compile: {loader.REBUILD}")
+
+
 def warn_if_busy() -> None:
     """Say so if other processes use this machine: the figures would be theirs as much as ours."""
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load > BUSY * cores:
-        print(f"the machine is busy (load {load:.1f}, {cores} cores): figures will be unreliable", file=sys.stderr)
+        print(
+            f"the machine is busy (load {load:.1f}, {cores} cores): figures will be unreliable. Best "
+            "wait; OMP_WAIT_POLICY=passive at least keeps waiting threads from spinning",
+            file=sys.stderr,
+        )
 
 
 def warn_if_stale() -> None:

@@ -11,6 +11,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from puma_plugin import datasets as datasets
+    from puma_plugin import evaluation as evaluation
+    from puma_plugin import losses as losses
+    from puma_plugin import models as models
+    from puma_plugin import ops as ops
+    from puma_plugin import regularizers as regularizers
+    from puma_plugin import samplers as samplers
+    from puma_plugin import testers as testers
+    from puma_plugin import trainers as trainers
     from puma_plugin.experiments.contestants.trained import load_trained
     from puma_plugin.models import (
         EmbeddingHead,
@@ -71,12 +80,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
-    if name in _FOLDERS:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker would take any name to be there
+
+    def __getattr__(name: str) -> Any:
+        if name in _HOME:
+            return getattr(importlib.import_module(_HOME[name]), name)
+        if name in _FOLDERS:
+            return importlib.import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

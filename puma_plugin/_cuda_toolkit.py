@@ -67,7 +67,10 @@ def find_toolkits(homes: Sequence[str]) -> list[Toolkit]:
         headers = [Path(home) / "include", *Path(home).glob("targets/*/include")]
         if not os.access(nvcc, os.X_OK) or not any((folder / "cuda_runtime.h").exists() for folder in headers):
             continue
-        answer = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False)
+        try:
+            answer = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False)
+        except OSError:  # of another machine's format
+            continue
         version = parse_nvcc_version(answer.stdout)
         if version:
             toolkits.append(Toolkit(home, version))

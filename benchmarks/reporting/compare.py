@@ -166,7 +166,8 @@ def comparison_text(comparison: Comparison, *, everything: bool = False) -> str:
     for change in changes if everything else outside:
         row = change.new
         lines.append(
-            f"{change.verdict:<13} {change.change:+7.1%} (noise {change.noise:.1%})  "
+            f"{change.verdict:<13} {change.change:+7.1%} (noise {math.expm1(-change.noise):+.1%} to "
+            f"{math.expm1(change.noise):+.1%})  "
             f"{change.old.median * 1e3:.4g} -> {row.median * 1e3:.4g} ms  "
             f"{row.subject} {row.case_id} {row.mode} {row.setting} {row.contestant}"
         )

@@ -48,17 +48,29 @@ class Facts:
 def collect() -> Facts:
     """The facts of this machine and this process."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    # First: which GPUs there are decides about the CUDA library.
+    gpus = tuple((torch.cuda.get_device_name(i), torch.cuda.get_device_capability(i)) for i in range(count))
     return Facts(
         python=f"{platform.python_version()} on {platform.platform()}",
         versions={**package_versions(), "torch": torch.__version__},
         torch_cuda=torch.version.cuda,
         cpu=loader.CPU_LIBRARY,
         cuda=loader.CUDA_LIBRARY,
-        build=json.loads(BUILD_FACTS.read_text()) if BUILD_FACTS.exists() else None,
+        build=_read_build_facts(),
         capability=loader.CPU_MODULE.cpu_capability() if loader.CPU_MODULE else None,
-        gpus=tuple((torch.cuda.get_device_name(i), torch.cuda.get_device_capability(i)) for i in range(count)),
+        gpus=gpus,
         toolkits=tuple(_cuda_toolkit.find_toolkits(_cuda_toolkit.candidate_homes(os.environ))),
     )
+
+
+def _read_build_facts() -> dict[str, Any] | None:
+    """None where the file is missing or is not what setup.py writes."""
+    try:
+        facts = json.loads(BUILD_FACTS.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    known = isinstance(facts, dict) and {"python", "torch", "compiler", "flags", "cuda"} <= facts.keys()
+    return facts if known and {"built", "reason"} <= dict(facts["cuda"]).keys() else None
 
 
 def covers(architectures: str, capability: tuple[int, int]) -> bool:
@@ -89,6 +101,11 @@ def problems(facts: Facts) -> list[str]:
         fix = f"install a CUDA build of torch, then {loader.REBUILD}"
         return [f"CUDA operators not loaded: torch {torch_version} is a CPU-only build. Fix, if there is a GPU: {fix}"]
 
+    if too_old_gpus := list(filter(None, (loader.gpu_too_old(*gpu) for gpu in facts.gpus))):
+        return [
+            f"{too_old_gpus[0]}, so plain PyTorch computes there. Fix: leave it out (CUDA_VISIBLE_DEVICES), or compute "
+            "on the CPU (--device cpu)"
+        ]
     built = facts.build["cuda"] if facts.build else {}
     if not facts.cuda.loaded:
         # What the build said of the fix is said again, for the place it is in now.
@@ -119,6 +136,21 @@ def problems(facts: Facts) -> list[str]:
     return found
 
 
+def missing_packages(versions: Mapping[str, str | None]) -> list[str]:
+    """One line per package that is not installed and that most users want, with its fix."""
+    found = [
+        f"{name} is not installed, which {what}. Fix: pip install '{requirement}'"
+        for name, what, requirement in (
+            ("timm", "the models need", "timm>=1.0.31"),
+            ("pytorch-metric-learning", "training and evaluation need", "pytorch-metric-learning>=2.9,<3"),
+        )
+        if not versions.get(name)
+    ]
+    if not versions.get("faiss-cpu") and not versions.get("faiss-gpu"):
+        found.append("faiss is not installed, which evaluation needs. Fix: pip install faiss-cpu, or faiss-gpu")
+    return found
+
+
 def _cuda_fix(facts: Facts) -> str:
     """What to do for CUDA operators that match the running torch, given what is on this machine now."""
     cuda = str(facts.torch_cuda)
@@ -139,7 +171,8 @@ def report(facts: Facts) -> str:
     rows += [("nvcc", f"{t.version_text} in {t.home}") for t in facts.toolkits] or [("nvcc", "not found")]
     rows.append(("", ""))
     if facts.build is None:
-        rows.append(("build", "no build facts: the operators were never compiled in this installation"))
+        why = f"{BUILD_FACTS.name} is damaged" if BUILD_FACTS.exists() else "nothing was compiled in this installation"
+        rows.append(("build", f"not known: {BUILD_FACTS.name} is missing" if facts.cpu.loaded else why))
     else:
         cuda = facts.build["cuda"]
         rows.append(("built with", f"torch {facts.build['torch']}, Python {facts.build['python']}"))
@@ -149,7 +182,8 @@ def report(facts: Facts) -> str:
     rows.append(("CPU operators", _state(facts.cpu, f"kernels run on {facts.capability}")))
     rows.append(("CUDA operators", _state(facts.cuda, "")))
     lines = [f"{name:<25} {value}".rstrip() for name, value in rows]
-    return "\n".join([*lines, "", *(problems(facts) or ["Everything that was asked for is compiled and loaded."])])
+    found = [*problems(facts), *missing_packages(facts.versions)]
+    return "\n".join([*lines, "", *(found or ["Everything that was asked for is compiled and loaded."])])
 
 
 def _state(library: loader.LibraryState, detail: str) -> str:

@@ -13,16 +13,29 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 import torch
 from packaging.version import Version
 
 OLDEST_TORCH = "2.10"
+# The kernels use asynchronous copies and bfloat16 of compute capability 8.0 (Ampere).
+OLDEST_GPU = (8, 0)
 # The operators' schemas that these Python files call; `_C.schemas` says which ones the library has.
 SCHEMAS = 9
+MISSING = "the library is missing: it was not compiled for this Python"
 OTHER_SOURCES = "the library was compiled from other sources than these Python files"
-REBUILD = "pip install --no-build-isolation . (in the source folder, after pip install 'setuptools>=77' ninja pybind11)"
+_FOLDER = Path(__file__).resolve().parents[2]
+# A source folder hides what is installed from a Python that is started in it.
+IN_SOURCES = (_FOLDER / "setup.py").is_file() and (_FOLDER / "csrc").is_dir()
+REBUILD = (
+    f"pip install --no-build-isolation {'-e' if IN_SOURCES else ''} . (in the source folder, after pip install "
+    "'setuptools>=77' ninja pybind11)"
+).replace("  ", " ")
+
+if IN_SOURCES:
+    MISSING += f". These are the sources in {_FOLDER}; what pip may have installed elsewhere is seen from other folders"
 
 
 @dataclass(frozen=True)
@@ -62,7 +75,7 @@ def load_cpu_library() -> tuple[LibraryState, ModuleType | None]:
     if reason:
         return LibraryState("_C", False, reason), None
     if importlib.util.find_spec("puma_plugin._C") is None:
-        return LibraryState("_C", False, "the library is missing: it was not compiled for this Python"), None
+        return LibraryState("_C", False, MISSING), None
     try:
         module = importlib.import_module("puma_plugin._C")
     except (ImportError, OSError, RuntimeError) as error:
@@ -84,7 +97,7 @@ def load_cuda_library(cpu: LibraryState) -> LibraryState:
     try:
         torch.ops.load_library(spec.origin)
         schemas = ctypes.CDLL(spec.origin).puma_cuda_schemas()
-    except (ImportError, OSError, RuntimeError) as error:
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:  # the last: another library of that name
         return LibraryState("_C_cuda", False, true_cause(error), error)
     if schemas != SCHEMAS:
         return LibraryState("_C_cuda", False, OTHER_SOURCES)
@@ -98,6 +111,30 @@ CUDA_LIBRARY = load_cuda_library(CPU_LIBRARY)
 _DEVICES = frozenset((["cpu", "meta"] if CPU_LIBRARY.loaded else []) + (["cuda"] if CUDA_LIBRARY.loaded else []))
 KERNEL_DEVICES = _DEVICES
 _warned: set[str] = set()
+
+
+def gpu_too_old(name: str, capability: tuple[int, int]) -> str:
+    """One sentence if this GPU cannot run the kernels, however they are compiled, else an empty string."""
+    if capability >= OLDEST_GPU:
+        return ""
+    number, needed = (".".join(map(str, version)) for version in (capability, OLDEST_GPU))
+    return f"{name} has compute capability {number}, the CUDA operators need {needed}"
+
+
+def leave_out_older_gpus() -> None:
+    """Without kernels for one of the visible GPUs, all compute the plain-PyTorch definition."""
+    global CUDA_LIBRARY, KERNEL_DEVICES, _DEVICES
+    for index in range(torch.cuda.device_count()):
+        if reason := gpu_too_old(torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)):
+            CUDA_LIBRARY = LibraryState("_C_cuda", False, reason)
+            _DEVICES -= {"cuda"}
+            KERNEL_DEVICES -= {"cuda"}
+            return
+
+
+if CUDA_LIBRARY.loaded:
+    # When somebody first uses a GPU: looking now would already take memory of it.
+    torch.cuda._lazy_call(leave_out_older_gpus)
 
 _plain_lock = threading.Lock()
 _plain_contexts = 0

@@ -94,7 +94,9 @@ def test_folders_without_a_working_toolkit_are_passed_over(tmp_path: Path) -> No
     target = make_toolkit(tmp_path / "target", "13.0", header=False)
     (target / "targets" / "x86_64-linux" / "include").mkdir(parents=True)
     (target / "targets" / "x86_64-linux" / "include" / "cuda_runtime.h").touch()
-    homes = [str(home) for home in (tmp_path / "absent", wrapper, silent, target)]
+    foreign = make_toolkit(tmp_path / "foreign", "13.0")
+    (foreign / "bin" / "nvcc").write_bytes(b"\x00of another machine")
+    homes = [str(home) for home in (tmp_path / "absent", wrapper, silent, foreign, target)]
     assert find_toolkits(homes) == [Toolkit(str(target), (13, 0))]
 
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -17,7 +18,7 @@ from puma_plugin.ops.loader import LibraryState
 
 LOADED_CPU, LOADED_CUDA = LibraryState("_C", True), LibraryState("_C_cuda", True)
 NOT_LOADED_CUDA = LibraryState("_C_cuda", False, "the library is missing: it was not compiled")
-BUILD = {
+BUILD: dict[str, Any] = {
     "python": "3.11.7",
     "torch": "2.14.1",
     "compiler": "c++ 12",
@@ -32,7 +33,13 @@ BUILD = {
 }
 GOOD = info.Facts(
     python="3.11.7 on Linux",
-    versions={"torch": "2.14.1+cu130", "timm": "1.0.31", "faiss-gpu": None},
+    versions={
+        "torch": "2.14.1+cu130",
+        "timm": "1.0.31",
+        "pytorch-metric-learning": "2.9.0",
+        "faiss-cpu": "1.15.1",
+        "faiss-gpu": None,
+    },
     torch_cuda="13.0",
     cpu=LOADED_CPU,
     cuda=LOADED_CUDA,
@@ -42,7 +49,7 @@ GOOD = info.Facts(
 )
 
 
-def not_built(reason: str) -> dict[str, object]:
+def not_built(reason: str) -> dict[str, Any]:
     return {**BUILD, "cuda": {"built": False, "reason": reason}}
 
 
@@ -94,8 +101,14 @@ CASES = {
         ["CUDA operators not loaded: OSError: undefined symbol: xyz", "Fix:"],
     ),
     "GPU not covered": (
-        replace(GOOD, gpus=(("Tesla T4", (7, 5)),)),
-        ["Tesla T4 has compute capability 7.5", "8.0;9.0;12.0+PTX", "TORCH_CUDA_ARCH_LIST=7.5"],
+        replace(
+            GOOD, gpus=(("NVIDIA B200", (10, 0)),), build={**BUILD, "cuda": {**BUILD["cuda"], "architectures": "9.0a"}}
+        ),
+        ["NVIDIA B200 has compute capability 10.0", "compiled for 9.0a", "TORCH_CUDA_ARCH_LIST=10.0"],
+    ),
+    "GPU too old for the kernels": (
+        replace(GOOD, gpus=(("NVIDIA H200", (9, 0)), ("Tesla T4", (7, 5)))),
+        ["Tesla T4 has compute capability 7.5, the CUDA operators need 8.0", "plain PyTorch", "CUDA_VISIBLE_DEVICES"],
     ),
 }
 
@@ -108,7 +121,7 @@ def test_each_case_is_one_clear_line(case: str) -> None:
     assert "\n" not in found[0]
     assert all(part in found[0] for part in expected), found[0]
     assert "Fix" in found[0]
-    assert info.report(facts).endswith(found[0])
+    assert found[0] in info.report(facts).splitlines()
 
 
 def test_no_problem_where_there_is_none() -> None:
@@ -117,6 +130,8 @@ def test_no_problem_where_there_is_none() -> None:
         "python                    3.11.7 on Linux",
         "torch                     2.14.1+cu130",
         "timm                      1.0.31",
+        "pytorch-metric-learning   2.9.0",
+        "faiss-cpu                 1.15.1",
         "faiss-gpu                 not installed",
         "torch's CUDA              13.0",
         "GPU                       NVIDIA H200, compute capability 9.0",
@@ -132,8 +147,28 @@ def test_no_problem_where_there_is_none() -> None:
     ]
 
 
-def test_report_where_there_is_nothing_but_torch() -> None:
+@pytest.mark.parametrize(
+    ("missing", "starts", "fix"),
+    [
+        ("timm", "timm is not installed, which the models need", "'timm>=1.0.31'"),
+        ("pytorch-metric-learning", "pytorch-metric-learning is not", "'pytorch-metric-learning>=2.9,<3'"),
+        ("faiss-cpu", "faiss is not installed, which evaluation needs", "faiss-cpu, or faiss-gpu"),
+    ],
+)
+def test_packages_that_most_users_want_are_missed_with_a_fix(missing: str, starts: str, fix: str) -> None:
+    (line,) = info.missing_packages({**GOOD.versions, missing: None})
+    assert line.startswith(starts)
+    assert line.endswith(f"Fix: pip install {fix}")
+    assert info.report(replace(GOOD, versions={**GOOD.versions, missing: None})).endswith(line)
+
+
+def test_either_faiss_will_do() -> None:
+    assert info.missing_packages({**GOOD.versions, "faiss-cpu": None, "faiss-gpu": "1.15.1"}) == []
+
+
+def test_report_where_there_is_nothing_but_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cpu, cuda = LibraryState("_C", False, "not compiled"), LibraryState("_C_cuda", False, "torch is a CPU-only build")
+    monkeypatch.setattr(info, "BUILD_FACTS", tmp_path / "facts.json")
     bare = info.Facts("3.11.7 on Linux", {"torch": "2.14.1+cpu"}, None, cpu, cuda, build=None)
     text = info.report(bare)
     assert text.splitlines()[2:9] == [
@@ -141,12 +176,15 @@ def test_report_where_there_is_nothing_but_torch() -> None:
         "GPU                       none visible",
         "nvcc                      not found",
         "",
-        "build                     no build facts: the operators were never compiled in this installation",
+        "build                     nothing was compiled in this installation",
         "CPU operators             _C not loaded: not compiled",
         "CUDA operators            _C_cuda not loaded: torch is a CPU-only build",
     ]
     built = info.report(replace(bare, cpu=LOADED_CPU, build=not_built("torch 2.14.1+cpu is a CPU-only build")))
     assert "CUDA compiler             not used: torch 2.14.1+cpu is a CPU-only build" in built
+    assert "build                     not known: facts.json is missing" in info.report(replace(bare, cpu=LOADED_CPU))
+    info.BUILD_FACTS.touch()
+    assert "build                     facts.json is damaged" in info.report(bare)
 
 
 def test_what_the_build_did_not_record_is_no_problem() -> None:
@@ -211,6 +249,9 @@ def test_facts_of_the_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     info.BUILD_FACTS.write_text(json.dumps(BUILD))
     assert info.collect().build == BUILD
     assert info.collect().capability == loader.CPU_MODULE.cpu_capability()
+    for damaged in ("", "{", "[]", "{}", json.dumps({**BUILD, "cuda": {}})):
+        info.BUILD_FACTS.write_text(damaged)
+        assert info.collect().build is None
     monkeypatch.setattr(loader, "CPU_MODULE", None)
     assert info.collect().capability is None
 

@@ -7,6 +7,8 @@ import sys
 import tarfile
 from pathlib import Path
 
+import pytest
+
 import puma_plugin
 
 ROOT = Path(puma_plugin.__file__).resolve().parents[1]
@@ -44,6 +46,30 @@ def test_a_package_that_the_build_needs_is_named() -> None:
     assert done.stderr.startswith(
         "puma_plugin: the build needs pybind11, which is not in this environment: pip install"
     )
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "code", "sentence"),
+    [
+        ("yes", "", "puma_plugin: PUMA_CUDA must be auto, 0 or 1, got 'yes'"),
+        ("1", "import torch; torch.version.cuda = None", "puma_plugin: PUMA_CUDA=1, but the CUDA operators cannot be "),
+        (
+            "0",
+            "import torch; torch.__version__ = '2.9.1+cu128'",
+            "puma_plugin: the build needs torch >= 2.10, got 2.9.1",
+        ),
+        (
+            "0",
+            "import setuptools; setuptools.__version__ = '65.5.0'",
+            "puma_plugin: the build needs setuptools >= 77, got",
+        ),
+    ],
+)
+def test_what_cannot_be_built_is_said_in_one_line(mode: str, code: str, sentence: str) -> None:
+    done = setup(["--version"], code=code, PUMA_CUDA=mode)
+    assert done.returncode == 1
+    assert done.stderr.startswith(sentence)
     assert len(done.stderr.splitlines()) == 1
 
 

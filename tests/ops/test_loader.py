@@ -175,6 +175,46 @@ def test_a_broken_cuda_library_shows_the_linkers_words(cuda_library: Path) -> No
     assert state.error is not None
 
 
+def test_another_library_of_that_name_is_no_reason_to_fail(monkeypatch: pytest.MonkeyPatch, cuda_library: Path) -> None:
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
+    monkeypatch.setattr(ctypes, "CDLL", lambda path: ctypes.pythonapi)
+    state = loader.load_cuda_library(loader.LibraryState("_C", True))
+    assert not state.loaded
+    assert state.reason.startswith("AttributeError: ")
+    assert "undefined symbol: puma_cuda_schemas" in state.reason
+
+
+@pytest.mark.parametrize(
+    ("gpus", "reason"),
+    [
+        ([("NVIDIA A100", (8, 0)), ("NVIDIA H200", (9, 0))], ""),
+        (
+            [("NVIDIA H200", (9, 0)), ("Tesla T4", (7, 5))],
+            "Tesla T4 has compute capability 7.5, the CUDA operators need 8.0",
+        ),
+    ],
+)
+def test_gpus_that_the_kernels_do_not_run_on(
+    monkeypatch: pytest.MonkeyPatch, gpus: list[tuple[str, tuple[int, int]]], reason: str
+) -> None:
+    monkeypatch.setattr(loader, "CUDA_LIBRARY", loader.LibraryState("_C_cuda", True))
+    for name in ("_DEVICES", "KERNEL_DEVICES"):
+        monkeypatch.setattr(loader, name, frozenset(["cpu", "meta", "cuda"]))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: gpus[index][0])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: gpus[index][1])
+    loader.leave_out_older_gpus()
+    assert loader.LibraryState("_C_cuda", not reason, reason) == loader.CUDA_LIBRARY
+    assert ("cuda" in loader.KERNEL_DEVICES) == (not reason)
+    monkeypatch.setattr(loader, "_warned", set())
+    if reason:
+        with pytest.warns(RuntimeWarning, match=reason):
+            loader.report_fallback("cuda")
+    with loader.plain_pytorch():  # which puts the devices back behind it
+        assert not loader.KERNEL_DEVICES
+    assert ("cuda" in loader.KERNEL_DEVICES) == (not reason)
+
+
 @pytest.mark.parametrize(("schemas", "loaded"), [(loader.SCHEMAS, True), (loader.SCHEMAS - 1, False)])
 def test_a_cuda_library_must_have_the_same_schemas(
     monkeypatch: pytest.MonkeyPatch, cuda_library: Path, schemas: int, loaded: bool
@@ -288,7 +328,17 @@ def load_copy(folder: Path, library: bytes | None) -> list[str]:
 def test_missing_library_says_so(tmp_path: Path) -> None:
     cpu, cuda, reason = load_copy(tmp_path / "copy", None)
     assert (cpu, cuda) == ("False", "False")
-    assert "not compiled for this Python" in reason
+    assert reason == "the library is missing: it was not compiled for this Python"
+
+
+def test_sources_that_are_not_compiled_say_so(tmp_path: Path) -> None:
+    """A Python that is started in a source folder sees what is there, not what pip has installed."""
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "setup.py").touch()
+    *_, reason = load_copy(tmp_path / "puma_plugin", None)
+    assert reason.endswith(
+        f"These are the sources in {tmp_path}; what pip may have installed elsewhere is seen from other folders"
+    )
 
 
 def test_broken_library_shows_the_linkers_words(tmp_path: Path) -> None:

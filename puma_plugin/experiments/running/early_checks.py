@@ -3,6 +3,7 @@
 import importlib
 
 from puma_plugin.datasets import read_few_shot
+from puma_plugin.evaluation.search import load_faiss
 from puma_plugin.experiments.contestants.build import check_backbone
 from puma_plugin.experiments.contestants.lora import require_peft
 from puma_plugin.experiments.contestants.loss import images_per_class, make_loss, make_miner
@@ -26,6 +27,7 @@ def check_settings(config: TrainConfig, processes: Processes = ALONE, trains: bo
     """
     choose_device(config.device, processes)
     check_backbone(config.model)
+    load_faiss()  # which the evaluation behind the training needs
     if config.report:  # its charts need matplotlib
         importlib.import_module("puma_plugin.experiments.reporting.figures")
     if config.model.method == "lora":
