@@ -90,7 +90,7 @@ CASES = {
     ),
     "library missing": (
         replace(GOOD, cpu=LibraryState("_C", False, "the library is missing"), cuda=NOT_LOADED_CUDA, build=None),
-        ["CPU operators not loaded: the library is missing", "pip install --no-build-isolation ."],
+        ["CPU operators not loaded: the library is missing", "pip install --no-build-isolation -e ."],
     ),
     "CUDA library missing": (
         replace(GOOD, cuda=NOT_LOADED_CUDA),
