@@ -65,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             require_one_process(f"puma {command}", _ALONE[command])
         with _warnings_in_words(f"puma {command}"):
             code = _run(importlib.import_module(f"puma_plugin.cli.{command}"), command, rest)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it was closed from the start
+            sys.stdout.flush()
         return code
     except KeyboardInterrupt:
         print(f"\npuma {command}: interrupted", file=sys.stderr)

@@ -3,10 +3,10 @@
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
@@ -83,6 +83,7 @@ _WORDS = {
     "bool": "true or false",
     "str": "text",
     "NoneType": "null",
+    "list[str]": """a list of texts, numbers in quotes ('["2019", "birds"]')""",
 }
 
 
@@ -104,6 +105,25 @@ def in_words(message: str, parser: ArgumentParser) -> str:
     return message
 
 
+def _refuse_empty(config_class: type, options: Any, within: str = "") -> None:
+    """Settings without a value in a file, of which the parser takes every one to be null.
+
+    Raises:
+        ValueError: naming the setting, where null is no value of it.
+    """
+    for name, kind in get_type_hints(config_class).items():
+        value = options.get(name, None)
+        if is_dataclass(kind):
+            if not isinstance(value, Namespace):
+                raise ValueError(
+                    f"{within}{name} is {'empty' if value is None else repr(value)}; put its settings below it, "
+                    "indented, or leave it out"
+                )
+            _refuse_empty(kind, value, f"{within}{name}.")  # type: ignore[arg-type]
+        elif value is None and type(None) not in get_args(kind):
+            raise ValueError(f"{within}{name} is empty (null); give a value, or leave it out")
+
+
 def parse(parser: ArgumentParser, config_class: type[T], arguments: Sequence[str]) -> tuple[T, Namespace]:
     """The checked configuration, and the parsed options.
 
@@ -112,7 +132,10 @@ def parse(parser: ArgumentParser, config_class: type[T], arguments: Sequence[str
     """
     try:
         options = parser.parse_args(_find_configs(arguments))
+        _refuse_empty(config_class, options)
         built = parser.instantiate(options)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the configuration file is no UTF-8 ({error}); save it as such") from error
     except ArgumentError as error:
         raise ValueError(f"{in_words(str(error), parser)} (see `{parser.prog} --help`)") from error
     values: dict[str, Any] = {field.name: built[field.name] for field in fields(config_class)}  # type: ignore[arg-type]

@@ -42,7 +42,15 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 
 def subfolders(folder: str) -> list[str]:
     """Names of the folders directly in ``folder``, sorted, without hidden ones."""
-    return [entry.name for entry in _entries(folder) if not entry.name.startswith(".") and entry.is_dir()]
+    return [entry.name for entry in _entries(folder) if not entry.name.startswith(".") and _is_folder(entry)]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is one, or a link to one; False for a link that leads to itself."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def scan_images(
@@ -61,7 +69,7 @@ def scan_images(
     """
     for entry in _entries(folder):
         name = entry.name
-        if entry.is_dir():
+        if _is_folder(entry):
             if name.startswith("."):
                 continue
             trail = _above
@@ -72,8 +80,11 @@ def scan_images(
                     continue
             yield from scan_images(entry.path, f"{prefix}{name}/", accept, links, trail)
         elif accept(name):
-            if links is not None and entry.is_symlink():
-                links.append(prefix + name)
+            if entry.is_symlink():
+                if links is not None:
+                    links.append(prefix + name)
+            elif not entry.is_file():  # a pipe or a device, which opening would wait for
+                continue
             yield prefix + name
 
 
@@ -89,6 +100,11 @@ def left_aside(folder: str, used: Collection[str] | None) -> dict[str, int]:
         if not is_used:
             found[os.path.splitext(key)[1].lower()] += 1
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+
+def files_directly_in(folder: str) -> list[str]:
+    """Names of the images that lie in ``folder`` itself."""
+    return [entry.name for entry in _entries(folder) if is_image_name(entry.name) and not _is_folder(entry)]
 
 
 def _is_not_hidden(name: str) -> bool:
@@ -175,7 +191,7 @@ def read_image(path: str, dataset: str) -> Image.Image:
     except _DECODE_ERRORS as error:
         raise DatasetError(
             f"{dataset}: {path} cannot be read as an image ({error}); replace the file, or pass bad_images='skip' "
-            "(--data.bad_images skip) to leave such images out"
+            "(--data.bad_images skip) to leave such images out; `puma datasets verify --open-images` finds them all"
         ) from error
 
 

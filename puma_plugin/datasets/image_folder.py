@@ -22,6 +22,10 @@ from puma_plugin.datasets.image_files import EXTENSIONS, scan_images, subfolders
 from puma_plugin.datasets.listing import Listing, SplitListing, join, merge_query_gallery
 from puma_plugin.datasets.string_table import StringTable
 
+# As people call the folders of splits. There may well be a single distribution of galleries.
+_SURELY = frozenset(("train", "training", "test", "testing"))
+_ALIKE = _SURELY | {"val", "valid", "validation", "query", "gallery"}
+
 
 class ImageFolder(DistributionDataset):
     """Images sorted into one folder per class.
@@ -105,13 +109,25 @@ def require_distributions(root: str, names: Sequence[str]) -> None:
     """Look whether a folder of distributions was not taken for one of its distributions.
 
     Raises:
-        DatasetError: none of the folders in it holds a folder.
+        DatasetError: its folders are called as splits, or none of them holds a folder.
     """
+    if splits := _like_splits(names):
+        raise DatasetError(
+            f"{root} holds {' and '.join(map(repr, splits))}, so it looks like a single distribution with its splits, "
+            f"not a folder of distributions; name it yourself (--data.folders.NAME {root}), or move such folders into "
+            "that of their distribution (NAME/train/CLASS)"
+        )
     if not any(subfolders(os.path.join(root, name)) for name in names):
         raise DatasetError(
             f"{root} holds no folder with class folders in it, so it looks like a single distribution, whose folders "
             f"are its classes; give the folder above, {os.path.dirname(root)}"
         )
+
+
+def _like_splits(names: Sequence[str]) -> list[str]:
+    """Those names that would be taken for splits by a reader, if there are enough to be sure."""
+    alike = [name for name in names if name.lower() in _ALIKE]
+    return alike if len(alike) > 1 or any(name.lower() in _SURELY for name in alike) else []
 
 
 def has_split_folders(folder: str) -> bool:
@@ -125,6 +141,7 @@ def list_folder_split(folder: str, split: Split, title: str, test_fraction: floa
     dataset = f"{title} ({split})"
     present = {part for part in SPLITS if os.path.isdir(os.path.join(folder, part))}
     if not has_split_folders(folder):
+        _refuse_other_spelling(folder, dataset)
         divide = partial(split_by_class, test_fraction=test_fraction, train=split == "train", dataset=dataset)
         return SplitListing(list_image_folder(folder, dataset), divide)
     _require_only_splits(folder, present, dataset)
@@ -158,9 +175,24 @@ def list_whole_folder(folder: str | os.PathLike[str], dataset: str) -> Listing:
     """
     root = os.path.abspath(os.path.expanduser(os.fspath(folder)))
     if not has_split_folders(root) or _beside_splits(root):
+        _refuse_other_spelling(root, dataset)
         return list_image_folder(root, dataset)
     parts = [part for part in SPLITS if os.path.isdir(os.path.join(root, part))]
     return join([list_image_folder(os.path.join(root, part), dataset, base=root) for part in parts])
+
+
+def _refuse_other_spelling(folder: str, dataset: str) -> None:
+    """Folders that are nothing but splits in another spelling would become classes.
+
+    Raises:
+        DatasetError: all are called so (a class of trains may be called Train).
+    """
+    names = subfolders(folder) if os.path.isdir(folder) else []
+    if names and _like_splits(names) == names and not set(names) <= set(SPLITS):
+        raise DatasetError(
+            f"{dataset}: {folder} holds {', '.join(map(repr, names))}, which look like splits but would become "
+            f"classes; call them {', '.join(SPLITS)} (or, if these are classes, add another one or rename them)"
+        )
 
 
 def _beside_splits(folder: str) -> list[str]:

@@ -6,8 +6,10 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -262,17 +264,18 @@ def _in_order(labels: Iterable[str]) -> list[str]:
 
 
 def _require_one_spelling(table: Manifest) -> None:
-    """DatasetError where a distribution has a whole number with and without .0, which would be two classes."""
-    place = {name: number for number, name in enumerate(table.label_names)}
-    for name in table.label_names:
-        plain = re.sub(r"\.0+$", "", name)
-        if plain == name or plain not in place:
-            continue
-        with_point, without = (set(table.distributions[table.labels == place[text]].tolist()) for text in (name, plain))
-        for distribution in with_point & without:
+    """DatasetError where a distribution writes a whole number in two ways (7, 07, 7.0), which would be two classes."""
+    spellings: dict[int, list[int]] = {}
+    for place, name in enumerate(table.label_names):
+        with suppress(ValueError):
+            spellings.setdefault(_whole(name), []).append(place)
+    for one, other in (pair for places in spellings.values() for pair in combinations(places, 2)):
+        homes = (set(table.distributions[table.labels == place].tolist()) for place in (one, other))
+        for distribution in set.intersection(*homes):
+            first, second = sorted((table.label_names[one], table.label_names[other]), key=len)
             raise DatasetError(
-                f"{table.distribution_names[distribution]}: manifest {table.path} has the labels {plain!r} and "
-                f"{name!r}, which would be two classes; write numbers in one way"
+                f"{table.distribution_names[distribution]}: manifest {table.path} has the labels {first!r} and "
+                f"{second!r}, which would be two classes; write numbers in one way"
             )
 
 

@@ -13,6 +13,7 @@ from puma_plugin.datasets.class_split import shared_classes
 from puma_plugin.datasets.distribution_dataset import SmallClasses, Split
 from puma_plugin.datasets.errors import DatasetError, DatasetNotFoundError
 from puma_plugin.datasets.image_files import (
+    files_directly_in,
     find_defects,
     find_missing,
     is_image_name,
@@ -97,7 +98,8 @@ def verify_own(
         _verify_own(path, name, read, min_images, small_classes, open_images, workers, progress)
         for name, read in readers.items()
     ]
-    return VerifyReport(path, reports)
+    loose = len(files_directly_in(path)) if os.path.isdir(path) else 0
+    return VerifyReport(path, reports, loose=loose)
 
 
 def _own_readers(path: str, root: str | os.PathLike[str] | None) -> dict[str, Callable[[Split], SplitListing]]:

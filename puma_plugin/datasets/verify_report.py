@@ -77,11 +77,13 @@ class VerifyReport:
         root: the folder.
         datasets: a report for each dataset looked for.
         required: names of the datasets that must be there; empty: at least one.
+        loose: of one's own folders, how many images lie in ``root`` itself, outside of every distribution.
     """
 
     root: str
     datasets: list[DatasetReport]
     required: tuple[str, ...] = ()
+    loose: int = 0
 
     @property
     def ok(self) -> bool:
@@ -92,7 +94,8 @@ class VerifyReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; ``known_bad=`` of the datasets reads it."""
         datasets = [{**asdict(report), "ok": report.ok} for report in self.datasets]
-        return {"root": self.root, "ok": self.ok, "required": list(self.required), "datasets": datasets}
+        facts = {"root": self.root, "ok": self.ok, "required": list(self.required), "loose": self.loose}
+        return {**facts, "datasets": datasets}
 
     def text(self, most: int = 5) -> str:
         """The report for people.
@@ -101,6 +104,9 @@ class VerifyReport:
             most: files shown of each kind.
         """
         lines = [f"datasets in {self.root}", ""]
+        if self.loose:
+            images = "1 image lies" if self.loose == 1 else f"{self.loose:,} images lie"
+            lines += [f"  {images} directly in {self.root}, outside of every distribution, and would not be used", ""]
         for report in self.datasets:
             lines += [*_dataset_lines(report, most, report.name in self.required), ""]
         used = [report.name for report in self.datasets if report.ok]

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _LITTLE = 1 << 20  # bytes that are free on a full disk, at most
+_TORCHS_WRITER = "inline_container"
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # as mkstemp names them below
 
 
@@ -43,12 +44,13 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             size = temporary.stat().st_size
             free = shutil.disk_usage(target.parent).free
             temporary.unlink()
-            # torch says it with a RuntimeError of its own.
-            if getattr(error, "errno", None) == errno.ENOSPC or (isinstance(error, RuntimeError) and free < _LITTLE):
+            # torch says it with a RuntimeError of its own, as it says that a quota or a limit of sizes was reached.
+            refused = isinstance(error, RuntimeError) and (_TORCHS_WRITER in str(error) or free < _LITTLE)
+            if getattr(error, "errno", None) == errno.ENOSPC or refused:
+                what = "a quota or limit was reached by" if refused and free >= _LITTLE else "no space is left for"
                 raise OSError(
                     errno.ENOSPC,
-                    f"no space is left for {target} ({size / 2**20:.1f} MiB of it were written); make room, or write "
-                    "elsewhere",
+                    f"{what} {target} ({size / 2**20:.1f} MiB of it were written); make room, or write elsewhere",
                 ) from error
         raise
 

@@ -17,6 +17,21 @@ def json_ready(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read what :func:`write_json` wrote.
+
+    Raises:
+        ValueError: no such file, or a damaged one.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError as error:
+        raise ValueError(f"{os.fspath(path)} is missing; without it the folder cannot be used") from error
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)} is damaged and cannot be read as JSON ({error})") from error
+
+
 def write_json(path: str | os.PathLike[str], content: Any, indent: int | None = 1) -> None:
     """Write ``content`` as strict JSON, whole or not at all; undefined numbers become null (:func:`json_ready`).
 

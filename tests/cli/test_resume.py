@@ -133,22 +133,32 @@ def test_an_earlier_run_is_not_overwritten(
     assert "does not exist; start without it" in capsys.readouterr().err
 
 
-def test_paths_are_compared_by_where_they_lead(
+def test_a_run_goes_on_where_its_data_lie_now(
     relative_run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """As on a cluster whose jobs get folders of their own. Which images and weights they are is looked at itself."""
     run = tmp_path / "run"
     shutil.copytree(relative_run, run)
     again = ["train", "--config", str(data / "relative.yaml"), "--out", str(run), "--resume", "--report", "false"]
     monkeypatch.chdir(data)
     assert main(again) == 0
-    # Elsewhere the same words mean other folders.
-    monkeypatch.chdir(tmp_path)
-    assert main(again) == 2
-    text = f"different: data.folders.upright was '{data}/upright' and is '{tmp_path}/upright'; data.folders.lying was"
-    assert text in capsys.readouterr().err
+    shutil.copytree(data, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved")
+    assert main(again) == 0
+    kept = json.loads((run / "config.json").read_text())
+    assert kept["data"]["folders"]["lying"] == f"{tmp_path}/moved/lying"
+    assert kept["model"]["weights"] == f"{tmp_path}/moved/backbone.safetensors"
     absolute = {name: str(data / name) for name in ("upright", "lying")}
     absolute_again = [*again, "--data.folders", json.dumps(absolute), "--model.weights", f"{data}/backbone.safetensors"]
     assert main(absolute_again) == 0
+    # Which distributions there are must not change, nor the images of one.
+    del absolute["lying"]
+    assert main([*again, "--data.folders", json.dumps(absolute)]) == 2
+    assert f"different: data.folders.lying was '{data}/lying' and is None" in capsys.readouterr().err
+    first = sorted((tmp_path / "moved" / "lying" / "train").iterdir())[0]
+    shutil.rmtree(first)
+    assert main(again) == 2
+    assert "lying: the training images are not those that" in capsys.readouterr().err
 
 
 def test_a_run_does_not_go_on_with_other_images(

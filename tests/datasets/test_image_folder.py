@@ -8,7 +8,7 @@ import torchvision
 from PIL import Image
 
 from puma_plugin.datasets.errors import DatasetError
-from puma_plugin.datasets.image_folder import ImageFolder, list_image_folder
+from puma_plugin.datasets.image_folder import ImageFolder, list_image_folder, list_whole_folder
 from puma_plugin.datasets.unified_dataset import UnifiedDataset
 
 
@@ -178,3 +178,26 @@ def test_unreadable_image(tmp_path, trees):
         ImageFolder(tmp_path, "train")[1]
     with pytest.warns(UserWarning, match="1 of 3"):
         assert len(ImageFolder(tmp_path, "train", bad_images="skip")) == 2
+
+
+def test_splits_in_another_spelling_are_no_classes(tmp_path, trees):
+    for name in ("Train", "Val"):
+        _make(trees, tmp_path, ["a", "b"], prefix=name)
+    for read in (lambda: ImageFolder(tmp_path), lambda: list_whole_folder(tmp_path, "mine")):
+        with pytest.raises(DatasetError, match=r"holds 'Train', 'Val', which look like splits .* call them train"):
+            read()
+    # Among others Train may be a class, such as one of vehicles.
+    _make(trees, tmp_path, ["c"], prefix="Ship")
+    assert ImageFolder(tmp_path, "test").class_names == ["Train", "Val"]
+
+
+def test_what_is_no_file_is_no_image(tmp_path, trees):
+    _make(trees, tmp_path, ["a", "b"])
+    expected = list(ImageFolder(tmp_path).paths)
+    os.mkfifo(tmp_path / "a" / "pipe.jpg")  # opening it would wait for a writer
+    (tmp_path / "a" / "loop").symlink_to("loop")
+    (tmp_path / "loop").symlink_to("loop")
+    assert list(ImageFolder(tmp_path).paths) == expected
+    (tmp_path / "a" / "lost.jpg").symlink_to("nowhere.jpg")
+    with pytest.raises(DatasetError, match=r"lost\.jpg"):
+        ImageFolder(tmp_path)

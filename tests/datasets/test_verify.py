@@ -442,6 +442,29 @@ def test_own_files_left_aside_are_counted(own, trees, capsys):
     assert (good["left_aside"], split["left_aside"]) == ({".heic": 2, "": 1, ".txt": 1}, {".jpg": 1})
 
 
+def test_own_images_outside_of_every_distribution_are_counted(own, trees, capsys):
+    for name in ("cover.jpg", "map.png"):
+        trees.write_jpeg(own / name, 1)
+    (own / "notes.txt").touch()
+    assert main(["verify", str(own), "--own", "--report", str(own / "r.json")]) == 0
+    assert f"  2 images lie directly in {own}, outside of every distribution, and would not be used" in (
+        capsys.readouterr().out
+    )
+    assert json.loads((own / "r.json").read_text())["loose"] == 2
+
+
+def test_a_root_of_splits_is_no_folder_of_distributions(own):
+    """It would be trained as two distributions, called train and test, with test images among those trained on."""
+    (own / "good").rename(own / "Test")
+    with pytest.raises(DatasetError, match=f"{own} holds 'Test', so it .* single distribution with its splits.*NAME"):
+        main(["verify", str(own), "--own"])
+    (own / "Test").rename(own / "gallery")  # of paintings, perhaps
+    assert main(["verify", str(own), "--own"]) == 0
+    (own / "split").rename(own / "query")
+    with pytest.raises(DatasetError, match="holds 'gallery' and 'query', so it"):
+        main(["verify", str(own), "--own"])
+
+
 def test_own_files_left_aside_explain_an_empty_class(own, capsys):
     (own / "good" / "z").mkdir()
     (own / "good" / "z" / "1.heic").touch()

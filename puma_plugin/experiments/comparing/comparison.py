@@ -21,6 +21,7 @@ from puma_plugin.experiments.running.separate import make_run, small_distributio
 from puma_plugin.experiments.running.training import choose_device
 from puma_plugin.experiments.settings.comparison_config import ComparisonConfig
 from puma_plugin.experiments.settings.config import DataConfig
+from puma_plugin.experiments.settings.results import require_no_run
 from puma_plugin.utils import atomic_write, folder_lock, remove_unfinished
 
 
@@ -196,9 +197,10 @@ class Comparison:
 
         Raises:
             ValueError: a row that a training run would refuse, before any training; or another comparison is at work in
-                the folder.
+                the folder, or it is that of a training.
             TaskError: a job failed; says which, and where its traceback lies. Finished ones are kept.
         """
+        require_no_run(Path(self.config.out))
         tried = self.rate_jobs() if try_rates else []
         planned = [*tried, *self.test_jobs(rates, data_seeds, seeds, keep_models)]
         self.check(planned)

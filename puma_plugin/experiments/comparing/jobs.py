@@ -19,6 +19,7 @@ from puma_plugin.experiments.reporting.summary import flat_scores
 from puma_plugin.experiments.running.pool import Progress
 from puma_plugin.experiments.running.separate import AnyRun, make_run, without_joint
 from puma_plugin.experiments.settings.config import TrainConfig
+from puma_plugin.experiments.settings.results import JOBS
 from puma_plugin.trainers import NonFiniteLossError
 from puma_plugin.utils import atomic_write, json_ready, write_json
 
@@ -62,7 +63,7 @@ class Job:
 
     def path(self, suffix: str = ".json") -> Path:
         """Where the job's file with this suffix lies."""
-        return Path(self.folder) / "jobs" / f"{self.key}{suffix}"
+        return Path(self.folder) / JOBS / f"{self.key}{suffix}"
 
     @property
     def checkpoint(self) -> Path:

@@ -78,6 +78,8 @@ def _folders(config: DataConfig) -> list[Source]:
 def _manifest(config: DataConfig) -> list[Source]:
     assert config.manifest is not None
     table = read_manifest(config.manifest, config.root)
+    if not table.distribution_names:
+        raise ValueError(f"manifest {table.path} has no rows; add images, or give another data.manifest")
     sources = []
     for name in _chosen(config, table.distribution_names):
         read_whole = partial(_whole, partial(list_manifest_distribution, table, name), name, config)

@@ -1,5 +1,6 @@
 """From a data configuration to training, held-out and test images of every distribution."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -217,9 +218,8 @@ def _read_test(source: Source, config: DataConfig, skipped: Skipped) -> ImageSet
 
 def _uses_own_split(source: Source, config: DataConfig) -> bool:
     if config.split == "folders" and not source.has_split:
-        raise ValueError(
-            f"data.split is folders, but {source.place} does not hold train/ and test/; set data.split to classes"
-        )
+        lacks = "does not hold train/ and test/" if os.path.isdir(source.place) else "has no column split"
+        raise ValueError(f"data.split is folders, but {source.place} {lacks}; set data.split to classes")
     return source.read_whole is None or (config.split in ("auto", "folders") and source.has_split)
 
 

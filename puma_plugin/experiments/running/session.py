@@ -1,6 +1,5 @@
 """One run of `puma train` or `puma evaluate`: from configuration to files."""
 
-import json
 import sys
 import time
 from collections.abc import Collection, Mapping
@@ -32,7 +31,8 @@ from puma_plugin.experiments.running.separate import AnyRun, make_run, small_dis
 from puma_plugin.experiments.running.trained_classes import classes_of, require_unchanged
 from puma_plugin.experiments.settings.config import CHECKPOINT, CLASSES, SETTINGS, WEIGHTS, EvaluateConfig, TrainConfig
 from puma_plugin.experiments.settings.places import absolute_places
-from puma_plugin.utils import folder_lock, json_ready, remove_unfinished, require_writable, write_json
+from puma_plugin.experiments.settings.results import METRICS, holds_run, require_no_other_results
+from puma_plugin.utils import folder_lock, json_ready, read_json, remove_unfinished, require_writable, write_json
 
 _PAPER_CODE = (
     " Counted as the authors' published code does (protocol paper-code): classes of different distributions may share "
@@ -43,6 +43,8 @@ _FREE = frozenset(
     [
         *("out", "report", "device", "threads", "evaluation_batch_size", "max_batch_per_process", "process_timeout"),
         "compile",
+        # Whether images and weights are the same where they lie now, is looked at itself.
+        *("data.root", "data.manifest", "data.folders.*", "model.weights"),
         # Random transforms follow from the image, not from the process that reads it.
         "data.workers",
         # If the bad images that are now left out were training images, the sampler refuses its state.
@@ -82,11 +84,16 @@ def can_resume(config: TrainConfig) -> bool:
 def _differences(
     before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str], within: str = ""
 ) -> list[tuple[str, Any, Any]]:
-    """The settings that may not differ and do, by dotted name; those in which nothing differs would hide them."""
+    """The settings that may not differ and do, by dotted name; those in which nothing differs would hide them.
+
+    Args:
+        free: those that may; of a part `name.*` its values, but not which there are.
+    """
     found = []
     for name in dict.fromkeys((*now, *before)):
         place, old, new = f"{within}{name}", before.get(name), now.get(name)
-        if place in free or old == new:
+        moved = f"{within}*" in free and old is not None and new is not None
+        if place in free or moved or old == new:
             continue
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += _differences(old, new, free, f"{place}.")
@@ -113,16 +120,16 @@ def _require_same_settings(config: TrainConfig, processes: Processes, **options:
 
 
 def _check_resume(config: TrainConfig, folder: Path, resume: bool) -> None:
-    started = any(folder.glob(f"{Path(CHECKPOINT).stem}*")) or (folder / WEIGHTS).exists()
-    if started and not resume:
+    if holds_run(folder) and not resume:
         raise ValueError(f"out is {config.out!r}, which holds an earlier run; give --resume to go on, or another --out")
     if not resume:
+        require_no_other_results(folder)
         require_writable(folder, "out", is_folder=True)
         return
     if not can_resume(config):
         raise ValueError(f"--resume was given, but {folder / CHECKPOINT} does not exist; start without it")
     now = settings_of(config)
-    before = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    before = read_json(folder / SETTINGS)
     if odd := _differences(before, now, _FREE):
         different = "; ".join(f"{name} was {old!r} and is {new!r}" for name, old, new in odd)
         raise ValueError(
@@ -162,7 +169,11 @@ def train(config: TrainConfig, resume: bool, command: str, console: Console) -> 
             # In the first process: the others may not see its folder.
             processes.from_first(lambda: require_unchanged(trained, folder))
         notes = _describe(splits, trained, shown)
-        if splits.validation and (without := [name for name in splits.train if name not in splits.validation]):
+        if (
+            config.data.validation_fraction
+            and config.data.domain != "tuning"
+            and (without := [name for name in splits.train if name not in splits.validation])
+        ):
             shown.print(
                 f"no class is held out of {', '.join(without)}: data.validation_fraction "
                 f"{config.data.validation_fraction:g} of their training classes leaves less than two of either kind, "
@@ -305,7 +316,7 @@ def _finish(
     comparison = None if other is None else compare_results(metrics["runs"][0]["result"], other)
     if comparison is not None:
         metrics["baseline"] = {"path": str(baseline), **comparison.to_dict()}
-    write_json(folder / "metrics.json", metrics)
+    write_json(folder / METRICS, metrics)
     _show(console, config, result)
     if comparison is not None:
         console.print(comparison.text(), highlight=False, soft_wrap=True)

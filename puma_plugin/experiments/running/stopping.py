@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, taken where a run can be continued from."""
+"""Ctrl-C, SIGTERM and SIGHUP, taken where a run can be continued from."""
 
 import signal
 import sys
@@ -46,11 +46,17 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle Ctrl-C (SIGINT) and SIGTERM inside, patiently; in threads other than the main one do nothing."""
+        """Handle Ctrl-C, SIGTERM and SIGHUP inside, patiently; in threads other than the main one do nothing.
+
+        SIGHUP, which comes when a terminal is closed, stays ignored where it is (``nohup``).
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self.take) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        before = {number: signal.signal(number, self.take) for number in numbers}
         self.patient = True
         try:
             yield

@@ -1,10 +1,10 @@
 """The classes that a run was trained on, kept beside its weights: what an evaluation and a resumed run look at."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from puma_plugin.experiments.settings.config import CLASSES, WEIGHTS
+from puma_plugin.utils import read_json
 
 
 def require_unchanged(now: Mapping[str, Mapping[str, int]], folder: Path) -> None:
@@ -25,4 +25,4 @@ def require_unchanged(now: Mapping[str, Mapping[str, int]], folder: Path) -> Non
 def classes_of(weights: Path) -> dict[str, dict[str, int]]:
     """The classes that a run was trained on with their images, by distribution; empty where its folder does not say."""
     file = weights.parent / CLASSES
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return read_json(file) if file.is_file() else {}

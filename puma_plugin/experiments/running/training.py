@@ -41,6 +41,10 @@ Progress = Callable[[dict[str, Any]], None]
 _NO_MEMORY = ("allocate memory", "aoti_torch_empty")
 
 
+# A process of the data loader that was killed, or found no room for a batch.
+_NO_LOADER = ("DataLoader worker", "unable to allocate shared memory", "unable to write to file </torch_")
+
+
 class Collate:
     """Stacks (image, label) items and applies a batch transform to the images; it can be sent to worker processes."""
 
@@ -353,7 +357,7 @@ class Run:
 
     @contextlib.contextmanager
     def _enough_memory(self, setting: str, images: int) -> Iterator[None]:
-        """Turns an allocation that failed into advice.
+        """Turns an allocation that failed, here or in a process that reads images, into advice.
 
         Raises:
             ValueError: naming the setting to lower.
@@ -362,6 +366,12 @@ class Run:
             yield
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             text = str(error)
+            if any(sign in text for sign in _NO_LOADER):
+                raise ValueError(
+                    f"a process that reads images ended ({text.strip().splitlines()[0][:200]}); if memory was short, "
+                    "set data.workers to fewer, or to 0; processes pass images on through /dev/shm, which is small in "
+                    "containers (docker run --shm-size 8g)"
+                ) from error
             if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not any(
                 sign in text for sign in _NO_MEMORY
             ):

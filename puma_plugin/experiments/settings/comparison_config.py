@@ -116,6 +116,7 @@ class CompareConfig(ComparisonConfig):
             not self.reference or self.reference in self.methods,
             f"reference is {self.reference!r}; give one of the methods {self.methods}, or leave it out",
         )
+        require(bool(self.out), "out is empty; give a folder")
         fixed = {"model.method", "loss.name", "seed", "data.seed", "out"}
         for name in (*self.combine, *self.ablate):
             require(name not in fixed, f"{name} is no setting to vary here; use methods, losses, seeds and data_seeds")

@@ -98,6 +98,7 @@ class DataConfig:
     workers: int = 2
 
     def __post_init__(self) -> None:
+        self.folders = {str(name): folder for name, folder in self.folders.items()}  # a year is a number to YAML
         self._check_kind()
         require(
             self.kind == "embedded" or self.domain == "benchmark",
@@ -358,6 +359,7 @@ class TrainConfig:
             f"max_batch_per_process is {self.max_batch_per_process}; give 1 or more, or null for the whole share",
         )
         require(self.threads is None or self.threads >= 1, f"threads is {self.threads}; give 1 or more, or null")
+        require(bool(self.out), "out is empty; give a folder")
         require(
             self.process_timeout > 0, f"process_timeout is {self.process_timeout}; give a positive number of seconds"
         )

@@ -165,7 +165,9 @@ def test_manifest_of_several_distributions(tmp_path: Path, write_classes) -> Non
     assert splits.test["dogs"][0][0].size == (10, 12)
     assert load_splits(DataConfig(names=["dogs"], validation_fraction=0.0, **settings)).names == ["dogs"]
     assert load_test(DataConfig(split="all", **settings)).test["cats"].class_names == list("abcdef")
-    with pytest.raises(ValueError, match=r"data.split is folders, but .*lists.csv does not hold"):
+    with pytest.raises(
+        ValueError, match=r"data.split is folders, but .*lists.csv has no column split; set data.split to classes"
+    ):
         load_splits(DataConfig(split="folders", **settings))
     (tmp_path / "images" / "cats" / "b" / "01.png").unlink()
     with pytest.raises(ValueError, match=r"cats: 1 of 12 files are missing, the first is .*cats/b/01.png"):

@@ -55,3 +55,20 @@ def test_of_several_processes_a_signal_that_comes_twice_is_one(
         monkeypatch.setattr(time, "monotonic", lambda: now + 25.0)
         signal.raise_signal(signal.SIGINT)
     assert capsys.readouterr().err == ""
+
+
+def test_a_closed_terminal_is_a_signal_unless_it_is_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        stop = Stop(speaks=False)
+        with stop.listening():
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.asked
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+        stop = Stop(speaks=False)
+        with stop.listening():
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.asked
+    finally:
+        signal.signal(signal.SIGHUP, before)

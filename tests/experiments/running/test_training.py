@@ -167,3 +167,19 @@ def test_a_dynamo_error_of_other_code_is_not_blamed_on_the_setting(monkeypatch: 
     monkeypatch.setattr(run.trunk, "forward", Mock(side_effect=Unsupported("a compiled hook of the user's")))
     with pytest.raises(Unsupported, match="hook of the user"):
         run.train()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)",
+        "DataLoader worker (pid 26395) is killed by signal: Killed. ",
+    ],
+)
+def test_processes_that_read_images_and_end_are_told_with_the_setting(text: str) -> None:
+    run = Run(config(method="linear"), trained_splits())
+    with (
+        pytest.raises(ValueError, match=r"a process that reads images ended \(.*set data.workers to fewer.*shm-size"),
+        run._enough_memory("evaluation_batch_size", 4),
+    ):
+        raise RuntimeError(text)
