@@ -1,6 +1,7 @@
 """Everything a training run needs to continue as if it had never stopped."""
 
 import hashlib
+import math
 import os
 import random
 from collections.abc import Mapping
@@ -164,6 +165,26 @@ def set_random_state(states: list[dict[str, Any]], models: Mapping[str, nn.Modul
     for name, generator in _gate_generators(models).items():
         if name in state["gates"]:
             generator.set_state(state["gates"][name])
+
+
+def plain_figure(name: str, value: Any) -> Any:
+    """A figure as a checkpoint can keep it.
+
+    Raises:
+        TypeError: it is no figure; ``name`` says which.
+    """
+    if isinstance(value, Mapping):
+        return {key: plain_figure(f"{name}.{key}", inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_figure(f"{name}[{index}]", inner) for index, inner in enumerate(value)]
+    if isinstance(value, np.generic | np.ndarray | torch.Tensor) and math.prod(value.shape) == 1:
+        value = value.item()
+    if not isinstance(value, bool | int | float | str | None):
+        raise TypeError(
+            f"evaluate returned {name}, which is {type(value).__name__}: give numbers, strings, and lists and dicts of "
+            "them, as the checkpoint keeps them"
+        )
+    return value
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -13,18 +13,16 @@ import torch.distributed as dist
 from pytorch_metric_learning.samplers import HierarchicalSampler
 from pytorch_metric_learning.trainers import MetricLossOnly
 from pytorch_metric_learning.utils import common_functions as c_f
-from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 from tqdm import tqdm
 
-from puma_plugin.losses import GatheredLoss
 from puma_plugin.models.adapted_vit import find_adapted
 from puma_plugin.regularizers.prompt_penalty import require_adapted
 from puma_plugin.samplers import MultiDistributionSampler
 from puma_plugin.trainers import training_state
 from puma_plugin.trainers.non_finite_loss_error import NonFiniteLossError
+from puma_plugin.trainers.parts import check_parts, check_proxies, check_shared
 from puma_plugin.trainers.recorded_batches import RecordedBatches
 from puma_plugin.trainers.seeded_items import SeededItems
 from puma_plugin.utils import require_writable
@@ -132,8 +130,6 @@ class UnifiedTrainer(MetricLossOnly):
             models["embedder"] = nn.Identity()  # as pml does, after a warning
         super().__init__(models, optimizers, batch_size, loss_funcs, dataset, *args, **kwargs)
         self._check_parts()
-        if world_size() > 1:
-            self._check_shared()
         self.scaler = torch.amp.GradScaler(self.data_device.type, enabled=amp_dtype is torch.float16)
 
     def _check_settings(self) -> None:
@@ -184,44 +180,10 @@ class UnifiedTrainer(MetricLossOnly):
             raise ValueError(
                 f"iterations_per_epoch must be at least 1, or None for one pass, got {self.iterations_per_epoch}"
             )
-        loss = dict(self.loss_funcs.items()).get("metric_loss")
-        if isinstance(loss, DistributedLossWrapper):
-            raise ValueError(
-                "pml's DistributedLossWrapper multiplies the gradient of the proxies by the number of processes: "
-                "use puma_plugin.losses.GatheredLoss(loss) instead, whose gradients equal those of one process"
-            )
-        known = {id(p) for p in self._trained}
-        for kind, parts in (("models", self.models), ("loss_funcs", self.loss_funcs)):
-            for key, part in parts.items():
-                forgotten = [n for n, p in part.named_parameters() if p.requires_grad and id(p) not in known]
-                if forgotten and key not in self.freeze_these:
-                    raise ValueError(
-                        f"{kind}[{key!r}] has trainable parameters that no optimizer has, and would never learn: "
-                        f"{forgotten[:3]}; pass optimizers={{'{key}_optimizer': ...}}, or set requires_grad=False"
-                    )
-        inner = loss.loss if isinstance(loss, GatheredLoss) else loss
-        classes, proxies = getattr(self.dataset, "num_classes", None), getattr(inner, "num_classes", None)
-        # Some losses of pml (NormalizedSoftmaxLoss, ProxyNCALoss) do not keep the number, for which pml then records 0.
-        if isinstance(classes, int) and isinstance(proxies, int) and 0 < proxies < classes:
-            raise ValueError(
-                f"the loss has {proxies} proxies, but the dataset has {classes} classes: set num_classes={classes}"
-            )
-
-    def _check_shared(self) -> None:
-        """Among several processes: what each would train by its own gradients alone, and so into something else."""
-        for key, part in self.models.items():
-            if key not in self.freeze_these and _is_trained(part) and not _averages_gradients(part):
-                raise ValueError(
-                    f"models[{key!r}] is trained by {world_size()} processes, each of which would train its own: wrap "
-                    "it in torch.nn.parallel.DistributedDataParallel (or shard it with torch.distributed.fsdp)"
-                )
-        for key, part in self.loss_funcs.items():
-            gathers = isinstance(part, GatheredLoss) or _averages_gradients(part)
-            if key not in self.freeze_these and _is_trained(part) and not gathers:
-                raise ValueError(
-                    f"loss_funcs[{key!r}] has proxies or other weights, and each of {world_size()} processes would "
-                    "train its own: use puma_plugin.losses.GatheredLoss(loss), which also sees the batch of all"
-                )
+        check_parts(self.models, self.loss_funcs, self._trained, self.freeze_these)
+        check_proxies(dict(self.loss_funcs.items()).get("metric_loss"), self.dataset)
+        if world_size() > 1:
+            check_shared(self.models, self.loss_funcs, self.freeze_these, world_size())
 
     def train(self, start_epoch: int | None = None, num_epochs: int = 1) -> None:
         """Train up to and including epoch ``num_epochs``.
@@ -288,7 +250,9 @@ class UnifiedTrainer(MetricLossOnly):
             found = self.evaluate(self)
             if found is not None and not isinstance(found, dict):
                 raise TypeError(f"evaluate must return a dict of figures, or None, got {type(found).__name__}")
-            self.history[-1].update({name: _plain(name, value) for name, value in (found or {}).items()})
+            self.history[-1].update(
+                {name: training_state.plain_figure(name, value) for name, value in (found or {}).items()}
+            )
         return due
 
     def initialize_dataloader(self) -> None:
@@ -515,38 +479,6 @@ def _labels(dataset: Any) -> Any:
             "(and take its subset(indices) in place of torch's Subset), or pass sampler="
         )
     return labels
-
-
-def _is_trained(part: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in part.parameters())
-
-
-def _averages_gradients(part: nn.Module) -> bool:
-    """Whether a wrapper in it shares gradients among the processes."""
-    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel  # takes most of a second
-
-    wrappers = DistributedDataParallel, FullyShardedDataParallel, FSDPModule
-    return any(isinstance(module, wrappers) for module in part.modules())
-
-
-def _plain(name: str, value: Any) -> Any:
-    """A figure as a checkpoint can keep it.
-
-    Raises:
-        TypeError: it is no figure; ``name`` says which.
-    """
-    if isinstance(value, Mapping):
-        return {key: _plain(f"{name}.{key}", inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(f"{name}[{index}]", inner) for index, inner in enumerate(value)]
-    if isinstance(value, np.generic | np.ndarray | Tensor) and math.prod(value.shape) == 1:
-        value = value.item()
-    if not isinstance(value, bool | int | float | str | None):
-        raise TypeError(
-            f"evaluate returned {name}, which is {type(value).__name__}: give numbers, strings, and lists and dicts of "
-            "them, as the checkpoint keeps them"
-        )
-    return value
 
 
 def _classes(parts: Mapping[str, Any]) -> dict[str, str]:

@@ -137,16 +137,20 @@ def refusals() -> dict[str, str]:
     found["factor"] = str(round(float((wrapped / single).median()), 3))
     dataset, model = build()
     shared = DistributedDataParallel(model)
+    plain, several = GatheredLoss(loss), losses.MultipleLosses
     for name, trunk, metric_loss in (
         ("bare loss", shared, loss),
-        ("bare trunk", model, GatheredLoss(loss)),
-        ("bare trunk that is frozen", model, GatheredLoss(loss)),
+        ("bare loss beside a gathered one", shared, several([plain, proxies])),
+        ("gathered loss among several", shared, several([plain, losses.MultiSimilarityLoss()])),
+        ("bare trunk", model, plain),
+        ("bare trunk that is frozen", model, plain),
+        ("bare head", nn.Sequential(DistributedDataParallel(model.trunk), model.head), plain),
         ("loss in DDP", shared, DistributedDataParallel(loss)),
         ("loss without weights", shared, losses.MultiSimilarityLoss()),
     ):
         optimizers = {
             "trunk_optimizer": torch.optim.SGD(model.trainable_parameters(), 0.1),
-            "metric_loss_optimizer": torch.optim.SGD(loss.parameters(), 0.1),
+            "metric_loss_optimizer": torch.optim.SGD([*loss.parameters(), *proxies.parameters()], 0.1),
         }
         freeze = ["trunk"] if "frozen" in name else []
         try:

@@ -105,13 +105,14 @@ def test_trainer_refuses_what_each_process_would_train_alone(run: tuple[int, Pat
     world, _, results = run
     for found in results:
         refusals = found["refusals"]
-        assert (
-            f"each of {world} processes would train its own: use puma_plugin.losses.GatheredLoss"
-            in (refusals["bare loss"])
-        )
-        assert f"trained by {world} processes" in refusals["bare trunk"]
-        assert "wrap it in torch.nn.parallel.DistributedDataParallel" in refusals["bare trunk"]
-        assert {"bare trunk that is frozen", "loss in DDP", "loss without weights"}.isdisjoint(refusals)
+        for name in ("bare loss", "bare loss beside a gathered one"):
+            assert f"each of {world} processes would train its own" in refusals[name]
+            assert ": use puma_plugin.losses.GatheredLoss(loss)" in refusals[name]
+        for name, weight in (("bare trunk", "blocks.0.adapter1.down"), ("bare head", "1.linear.weight")):
+            assert f"trained by {world} processes, each of which would train its own" in refusals[name]
+            assert f"{weight}: wrap it in torch.nn.parallel.DistributedDataParallel" in refusals[name]
+        right = {"bare trunk that is frozen", "loss in DDP", "loss without weights", "gathered loss among several"}
+        assert right.isdisjoint(refusals)
 
 
 def test_evaluation_gathers_every_item_once(worker: ModuleType, run: tuple[int, Path, list[Any]]) -> None:

@@ -1,0 +1,79 @@
+"""Whether the models, losses and optimizers that a trainer is given can learn together."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from puma_plugin.losses import GatheredLoss
+
+Parts = Mapping[str, nn.Module]
+
+
+def check_parts(models: Parts, loss_funcs: Parts, trained: Collection[nn.Parameter], frozen: Collection[str]) -> None:
+    """Look for what would never learn, or wrongly.
+
+    Args:
+        models, loss_funcs: by name.
+        trained: the optimizers' parameters.
+        frozen: names of parts that are not to learn.
+
+    Raises:
+        ValueError: pml's wrapper of distributed losses, or parameters that take a gradient and are in no optimizer.
+    """
+    if isinstance(dict(loss_funcs.items()).get("metric_loss"), DistributedLossWrapper):
+        raise ValueError(
+            "pml's DistributedLossWrapper multiplies the gradient of the proxies by the number of processes: "
+            "use puma_plugin.losses.GatheredLoss(loss) instead, whose gradients equal those of one process"
+        )
+    known = {id(p) for p in trained}
+    for kind, parts in (("models", models), ("loss_funcs", loss_funcs)):
+        for key, part in parts.items():
+            forgotten = [n for n, p in part.named_parameters() if p.requires_grad and id(p) not in known]
+            if forgotten and key not in frozen:
+                raise ValueError(
+                    f"{kind}[{key!r}] has trainable parameters that no optimizer has, and would never learn: "
+                    f"{forgotten[:3]}; pass optimizers={{'{key}_optimizer': ...}}, or set requires_grad=False"
+                )
+
+
+def check_proxies(loss: nn.Module | None, dataset: Any) -> None:
+    """ValueError for a loss with fewer proxies than the dataset has classes."""
+    inner = loss.loss if isinstance(loss, GatheredLoss) else loss
+    classes, proxies = getattr(dataset, "num_classes", None), getattr(inner, "num_classes", None)
+    # Some losses of pml (NormalizedSoftmaxLoss, ProxyNCALoss) do not keep the number, for which pml then records 0.
+    if isinstance(classes, int) and isinstance(proxies, int) and 0 < proxies < classes:
+        raise ValueError(
+            f"the loss has {proxies} proxies, but the dataset has {classes} classes: set num_classes={classes}"
+        )
+
+
+def check_shared(models: Parts, loss_funcs: Parts, frozen: Collection[str], world_size: int) -> None:
+    """Among several processes, look for what each would train by its own gradients, and so into something else.
+
+    Raises:
+        ValueError: naming the part and the wrapper that it lacks.
+    """
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel  # takes most of a second
+
+    averaging = DistributedDataParallel, FullyShardedDataParallel, FSDPModule
+    for key, part in models.items():
+        if key not in frozen and (alone := _outside(part, averaging)):
+            raise ValueError(
+                f"models[{key!r}] is trained by {world_size} processes, each of which would train its own {alone}: "
+                "wrap it in torch.nn.parallel.DistributedDataParallel (or shard it with torch.distributed.fsdp)"
+            )
+    for key, part in loss_funcs.items():
+        if key not in frozen and (alone := _outside(part, (*averaging, GatheredLoss))):
+            raise ValueError(
+                f"loss_funcs[{key!r}] has proxies or other weights, and each of {world_size} processes would train its "
+                f"own {alone}: use puma_plugin.losses.GatheredLoss(loss), which also sees the batch of all"
+            )
+
+
+def _outside(part: nn.Module, wrappers: tuple[type, ...]) -> str:
+    """Name of the first parameter that takes a gradient and is in no such wrapper, or an empty string."""
+    inside = {id(p) for module in part.modules() if isinstance(module, wrappers) for p in module.parameters()}
+    return next((name for name, p in part.named_parameters() if p.requires_grad and id(p) not in inside), "")
