@@ -6,6 +6,7 @@ import platform
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ def _read_build_facts() -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     known = isinstance(facts, dict) and {"python", "torch", "compiler", "flags", "cuda"} <= facts.keys()
-    return facts if known and {"built", "reason"} <= dict(facts["cuda"]).keys() else None
+    known = known and isinstance(facts["cuda"], dict) and {"built", "reason"} <= facts["cuda"].keys()
+    return facts if known else None
 
 
 def covers(architectures: str, capability: tuple[int, int]) -> bool:
@@ -146,7 +148,7 @@ def missing_packages(versions: Mapping[str, str | None]) -> list[str]:
         )
         if not versions.get(name)
     ]
-    if not versions.get("faiss-cpu") and not versions.get("faiss-gpu"):
+    if find_spec("faiss") is None:  # of which there are packages of several names
         found.append("faiss is not installed, which evaluation needs. Fix: pip install faiss-cpu, or faiss-gpu")
     return found
 

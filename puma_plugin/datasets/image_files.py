@@ -1,5 +1,6 @@
 """Finding image files quickly, and reading them with errors that say what to do."""
 
+import errno
 import os
 import struct
 import zlib
@@ -49,7 +50,9 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     """Whether it is one, or a link to one; False for a link that leads to itself."""
     try:
         return entry.is_dir()
-    except OSError:
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
         return False
 
 

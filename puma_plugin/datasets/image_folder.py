@@ -114,8 +114,8 @@ def require_distributions(root: str, names: Sequence[str]) -> None:
     if splits := _like_splits(names):
         raise DatasetError(
             f"{root} holds {' and '.join(map(repr, splits))}, so it looks like a single distribution with its splits, "
-            f"not a folder of distributions; name it yourself (--data.folders.NAME {root}), or move such folders into "
-            "that of their distribution (NAME/train/CLASS)"
+            f"not a folder of distributions; train on it by a name of its own (--data.folders.NAME {root}), move such "
+            "folders into that of their distribution (NAME/train/CLASS), or choose others (--data.names)"
         )
     if not any(subfolders(os.path.join(root, name)) for name in names):
         raise DatasetError(

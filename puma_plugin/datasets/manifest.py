@@ -252,7 +252,9 @@ def _whole(label: str) -> int:
     Raises:
         ValueError: it is none, or not whole.
     """
-    return int(re.sub(r"\.0+$", "", label))
+    if not re.fullmatch(r"-?[0-9]+(\.0+)?", label):  # int() would take 1_0 for 10
+        raise ValueError(label)
+    return int(label.partition(".")[0])
 
 
 def _in_order(labels: Iterable[str]) -> list[str]:
@@ -275,7 +277,7 @@ def _require_one_spelling(table: Manifest) -> None:
             first, second = sorted((table.label_names[one], table.label_names[other]), key=len)
             raise DatasetError(
                 f"{table.distribution_names[distribution]}: manifest {table.path} has the labels {first!r} and "
-                f"{second!r}, which would be two classes; write numbers in one way"
+                f"{second!r}, which would be two classes; write numbers in one way, or let codes begin with a letter"
             )
 
 

@@ -73,12 +73,12 @@ def check_block_size(block_size: int) -> None:
 def names_by_number(names: Sequence[str] | None, present: IntArray) -> dict[int, str]:
     """Number -> name of the distributions; ValueError where a present one has no name or two have the same.
 
-    TypeError for what is no list of strings.
+    TypeError for a single string or a mapping.
     """
     if names is None:
         return {d: f"distribution {d}" for d in present.tolist()}
-    if isinstance(names, str | Mapping) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f'distribution_names must be a list of strings such as ["birds", "cars"], got {names!r}')
+    if isinstance(names, str | Mapping):  # which have a length, and items that are no names
+        raise TypeError(f'distribution_names must be a list of names such as ["birds", "cars"], got {names!r}')
     if present.max() >= len(names):
         raise ValueError(f"labels name distribution {present.max()}, but there are {len(names)} distribution_names")
     if len(set(names)) != len(names):

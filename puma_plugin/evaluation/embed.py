@@ -16,6 +16,8 @@ from puma_plugin.evaluation.retrieval import Protocol, evaluate_retrieval
 from puma_plugin.utils.distributed import rank, world_size
 from puma_plugin.utils.worker_signals import leave_signals_to_the_parent
 
+_FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
 
 @dataclass
 class Embedded:
@@ -125,7 +127,7 @@ def embed(
     chunks = []
     with torch.no_grad(), _eval_mode(module), _autocast(target, amp_dtype):
         for images, _ in tqdm(loader, desc="embed", disable=not progress or rank() != 0, leave=False):
-            output = model(images.to(target, dtype if images.is_floating_point() else None))
+            output = model(_moved(images, target, dtype))
             if output.ndim != 2:
                 raise ValueError(f"model must return embeddings (B, D), got shape {tuple(output.shape)}")
             chunks.append(output.float().cpu())
@@ -182,7 +184,13 @@ def _device_of(module: torch.nn.Module | None) -> torch.device:
 
 def _floating_type_of(module: torch.nn.Module | None) -> torch.dtype | None:
     parameters = module.parameters() if module is not None else ()
-    return next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), None)
+    return next((parameter.dtype for parameter in parameters if parameter.dtype in _FLOATING), None)
+
+
+def _moved(images: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
+    """A batch on the device; what ``collate_fn`` gives may be no tensor, if it has a method ``to``."""
+    is_cast = dtype is not None and isinstance(images, torch.Tensor) and images.is_floating_point()
+    return images.to(device, dtype) if is_cast else images.to(device)
 
 
 def _equalise_buffers(module: torch.nn.Module) -> None:

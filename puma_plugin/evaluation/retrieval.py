@@ -72,7 +72,7 @@ def evaluate_retrieval(
     Raises:
         ValueError: wrong shapes, labels of one column, a class in two distributions, empty queries or gallery,
             ids that are no integers, too few names.
-        TypeError: ks that are no integers, or distribution_names that are no list of strings.
+        TypeError: ks that are no integers, or distribution_names that are no list.
         ImportError: faiss is not installed (names the extra to install).
     """
     if protocol not in PROTOCOLS:

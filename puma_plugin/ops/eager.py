@@ -182,7 +182,9 @@ def refuse_transforms(name: str, *tensors: Tensor | None) -> None:
     functorch: Any = torch._C._functorch
     levels = functorch.get_interpreter_stack() or ()
     differentiates = any(level.key() == functorch.TransformType.Grad for level in levels)
-    if differentiates and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+    # Parameters that merely take a gradient are not what it differentiates by.
+    wrapped = [t for t in tensors if t is not None and functorch.is_functorch_wrapped_tensor(t)]
+    if differentiates and any(tensor.requires_grad for tensor in wrapped):
         raise NotImplementedError(f"{name} cannot be differentiated by torch.func; {way_out(name)}")
 
 

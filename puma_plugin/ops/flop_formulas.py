@@ -4,11 +4,12 @@ As for torch's own operators these are dense counts, which follow from shapes al
 kernels skip are counted like the others.
 """
 
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 Shape = tuple[int, ...]
 
@@ -61,9 +62,15 @@ def _prompts_backward(
 
 
 def register() -> None:
-    """Tell torch, once, where the operators are compiled."""
+    """Tell torch where the operators are compiled; once more does nothing."""
     operators = torch.ops.puma
-    register_flop_formula([operators.stochastic_adapter, operators.stochastic_adapter_inference])(_adapter)
-    register_flop_formula(operators.stochastic_adapter_backward)(_adapter_backward)
-    register_flop_formula(operators.match_prompts)(_prompts)
-    register_flop_formula(operators.match_prompts_backward)(_prompts_backward)
+    formulas: dict[Any, Callable[..., int]] = {
+        operators.stochastic_adapter: _adapter,
+        operators.stochastic_adapter_inference: _adapter,
+        operators.stochastic_adapter_backward: _adapter_backward,
+        operators.match_prompts: _prompts,
+        operators.match_prompts_backward: _prompts_backward,
+    }
+    for operator, formula in formulas.items():
+        if operator not in flop_registry:  # where the package is loaded anew
+            register_flop_formula(operator)(formula)

@@ -19,9 +19,10 @@ def rates(sizes: IntArray, balance: Balance) -> FloatArray:
         ValueError: another word, or a temperature that is not positive.
     """
     words = {"proportional": 1.0, "uniform": math.inf}
-    if not isinstance(balance, str | int | float):
-        raise TypeError(f'balance must be "proportional", "uniform" or a temperature > 0, got {balance!r}')
-    temperature = words.get(balance, math.nan) if isinstance(balance, str) else float(balance)
+    try:
+        temperature = words.get(balance, math.nan) if isinstance(balance, str) else float(balance)
+    except TypeError as error:
+        raise TypeError(f'balance must be "proportional", "uniform" or a temperature > 0, got {balance!r}') from error
     if not temperature > 0:
         raise ValueError(f'balance must be "proportional", "uniform" or a temperature > 0, got {balance!r}')
     # Relative to the largest, so that a small temperature does not overflow.

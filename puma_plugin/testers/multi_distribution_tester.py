@@ -120,6 +120,14 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
         for query, references in splits_to_eval or ():
             for attribute in ("class_names", "distribution_names"):
                 _numbered_together(dataset_dict, [query, *references], attribute)
+            asked = getattr(dataset_dict[query], "distribution_names", None)
+            for split in references:
+                found = getattr(dataset_dict[split], "distribution_names", None)
+                if surplus := sorted(set(found or ()) - set(asked or ())) if asked is not None else []:
+                    raise ValueError(
+                        f"split {split!r} holds the distributions {surplus}, of which {query!r} has no query: leave "
+                        "them out (UnifiedDataset.select)"
+                    )
         self._datasets = dataset_dict
         self._epoch = epoch
         self._several = len(dataset_dict if splits_to_eval is None else splits_to_eval) > 1

@@ -63,7 +63,8 @@ def check_shared(models: Parts, loss_funcs: Parts, frozen: Collection[str], worl
         if key not in frozen and (alone := _outside(part, averaging)):
             raise ValueError(
                 f"models[{key!r}] is trained by {world_size} processes, each of which would train its own {alone}: "
-                "wrap it in torch.nn.parallel.DistributedDataParallel (or shard it with torch.distributed.fsdp)"
+                "wrap it in torch.nn.parallel.DistributedDataParallel (or shard it with torch.distributed.fsdp, or "
+                "average gradients in hooks of the parameters)"
             )
     for key, part in loss_funcs.items():
         if key not in frozen and (alone := _outside(part, (*averaging, GatheredLoss))):
@@ -74,6 +75,16 @@ def check_shared(models: Parts, loss_funcs: Parts, frozen: Collection[str], worl
 
 
 def _outside(part: nn.Module, wrappers: tuple[type, ...]) -> str:
-    """Name of the first parameter that takes a gradient and is in no such wrapper, or an empty string."""
+    """Name of the first parameter that takes a gradient and is in no such wrapper, or an empty string.
+
+    One with a hook on its gradient is left to whoever put it there.
+    """
     inside = {id(p) for module in part.modules() if isinstance(module, wrappers) for p in module.parameters()}
-    return next((name for name, p in part.named_parameters() if p.requires_grad and id(p) not in inside), "")
+    return next(
+        (
+            name
+            for name, p in part.named_parameters()
+            if p.requires_grad and id(p) not in inside and not (p._post_accumulate_grad_hooks or p._backward_hooks)
+        ),
+        "",
+    )

@@ -173,18 +173,25 @@ def plain_figure(name: str, value: Any) -> Any:
     Raises:
         TypeError: it is no figure; ``name`` says which.
     """
+    if isinstance(value, np.generic | np.ndarray | torch.Tensor):
+        value = value.item() if math.prod(value.shape) == 1 else value.tolist()
     if isinstance(value, Mapping):
-        return {key: plain_figure(f"{name}.{key}", inner) for key, inner in value.items()}
+        return {_plain_key(name, key): plain_figure(f"{name}.{key}", inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [plain_figure(f"{name}[{index}]", inner) for index, inner in enumerate(value)]
-    if isinstance(value, np.generic | np.ndarray | torch.Tensor) and math.prod(value.shape) == 1:
-        value = value.item()
     if not isinstance(value, bool | int | float | str | None):
         raise TypeError(
-            f"evaluate returned {name}, which is {type(value).__name__}: give numbers, strings, and lists and dicts of "
-            "them, as the checkpoint keeps them"
+            f"evaluate returned {name}, which is {type(value).__name__}: give numbers, strings, arrays, and lists and "
+            "dicts of them, as the checkpoint keeps them"
         )
     return value
+
+
+def _plain_key(name: str, key: Any) -> Any:
+    plain = key.item() if isinstance(key, np.generic) else key
+    if not isinstance(plain, str | int | float):
+        raise TypeError(f"evaluate returned {name} with the key {key!r}: give strings or numbers as keys")
+    return plain
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -61,7 +61,7 @@ class UnifiedTrainer(MetricLossOnly):
         checkpoint_every: in epochs.
         evaluate: called with the trainer after every ``evaluate_every``-th epoch and the last; a returned dict is
             added to the epoch's entry in ``history`` (numbers, strings, lists and dicts of them, as it goes into the
-            checkpoint; of arrays and tensors those with one element).
+            checkpoint; arrays and tensors become lists, those with one element numbers).
         evaluate_every: in epochs.
         progress: show the progress bar (rank 0 only).
 
@@ -482,7 +482,7 @@ def _labels(dataset: Any) -> Any:
 
 
 def _classes(parts: Mapping[str, Any]) -> dict[str, str]:
-    return {name: type(part).__name__ for name, part in parts.items()}
+    return {name: f"{type(part).__module__}.{type(part).__qualname__}" for name, part in parts.items()}
 
 
 def _has_gradients(optimizer: torch.optim.Optimizer) -> bool:

@@ -47,7 +47,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             # torch says it with a RuntimeError of its own, as it says that a quota or a limit of sizes was reached.
             refused = isinstance(error, RuntimeError) and (_TORCHS_WRITER in str(error) or free < _LITTLE)
             if getattr(error, "errno", None) == errno.ENOSPC or refused:
-                what = "a quota or limit was reached by" if refused and free >= _LITTLE else "no space is left for"
+                what = (
+                    "no space is left for" if free < _LITTLE or not refused else "a quota, a limit or the disk refused"
+                )
                 raise OSError(
                     errno.ENOSPC,
                     f"{what} {target} ({size / 2**20:.1f} MiB of it were written); make room, or write elsewhere",

@@ -6,13 +6,14 @@ import threading
 
 
 def leave_signals_to_the_parent(worker: int = 0) -> None:
-    """``worker_init_fn`` of a data loader: Ctrl-C and SIGTERM are for the process that it belongs to.
+    """``worker_init_fn`` of a data loader: Ctrl-C, SIGTERM and SIGHUP are for the process that it belongs to.
 
-    Both may reach all processes of a terminal or of a scheduler's job; a worker that ended would break the step that
+    They may reach all processes of a terminal or of a scheduler's job; a worker that ended would break the step that
     its parent wants to finish. What the parent itself sends ends the worker. (Where Python cannot tell who sent a
     signal, as on macOS, SIGTERM is left as it is.)
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

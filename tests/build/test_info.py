@@ -155,15 +155,20 @@ def test_no_problem_where_there_is_none() -> None:
         ("faiss-cpu", "faiss is not installed, which evaluation needs", "faiss-cpu, or faiss-gpu"),
     ],
 )
-def test_packages_that_most_users_want_are_missed_with_a_fix(missing: str, starts: str, fix: str) -> None:
+def test_packages_that_most_users_want_are_missed_with_a_fix(
+    monkeypatch: pytest.MonkeyPatch, missing: str, starts: str, fix: str
+) -> None:
+    if missing == "faiss-cpu":
+        monkeypatch.setattr(info, "find_spec", lambda name: None)
     (line,) = info.missing_packages({**GOOD.versions, missing: None})
     assert line.startswith(starts)
     assert line.endswith(f"Fix: pip install {fix}")
     assert info.report(replace(GOOD, versions={**GOOD.versions, missing: None})).endswith(line)
 
 
-def test_either_faiss_will_do() -> None:
-    assert info.missing_packages({**GOOD.versions, "faiss-cpu": None, "faiss-gpu": "1.15.1"}) == []
+def test_any_package_of_faiss_will_do() -> None:
+    """There are others than those whose versions are shown, such as conda's."""
+    assert info.missing_packages({**GOOD.versions, "faiss-cpu": None, "faiss-gpu": None}) == []
 
 
 def test_report_where_there_is_nothing_but_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -249,7 +254,7 @@ def test_facts_of_the_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     info.BUILD_FACTS.write_text(json.dumps(BUILD))
     assert info.collect().build == BUILD
     assert info.collect().capability == loader.CPU_MODULE.cpu_capability()
-    for damaged in ("", "{", "[]", "{}", json.dumps({**BUILD, "cuda": {}})):
+    for damaged in ("", "{", "[]", "{}", json.dumps({**BUILD, "cuda": {}}), json.dumps({**BUILD, "cuda": None})):
         info.BUILD_FACTS.write_text(damaged)
         assert info.collect().build is None
     monkeypatch.setattr(loader, "CPU_MODULE", None)

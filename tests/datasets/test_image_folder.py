@@ -1,13 +1,17 @@
 """Folders of class folders: splits, queries and galleries, errors, scale."""
 
+import errno
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torchvision
 from PIL import Image
 
+from puma_plugin.datasets import image_files
 from puma_plugin.datasets.errors import DatasetError
+from puma_plugin.datasets.image_files import subfolders
 from puma_plugin.datasets.image_folder import ImageFolder, list_image_folder, list_whole_folder
 from puma_plugin.datasets.unified_dataset import UnifiedDataset
 
@@ -201,3 +205,17 @@ def test_what_is_no_file_is_no_image(tmp_path, trees):
     (tmp_path / "a" / "lost.jpg").symlink_to("nowhere.jpg")
     with pytest.raises(DatasetError, match=r"lost\.jpg"):
         ImageFolder(tmp_path)
+
+
+def test_a_link_that_cannot_be_followed_for_another_reason_is_an_error(tmp_path, trees, monkeypatch):
+    """Without a word there would be a class less."""
+    _make(trees, tmp_path, ["a", "b", "c"])
+    (tmp_path / "d").symlink_to("c")
+
+    def stale(self):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    (link,) = (entry for entry in os.scandir(tmp_path) if entry.name == "d")
+    monkeypatch.setattr(image_files, "_entries", lambda folder: [SimpleNamespace(name="d", is_dir=lambda: stale(link))])
+    with pytest.raises(OSError, match="Stale file handle"):
+        subfolders(tmp_path)

@@ -84,6 +84,8 @@ def test_a_number_written_in_two_ways_is_no_two_classes(images):
         rows[-3:] = [(path, written, distribution) for path, _, distribution in rows[-3:]]
         with pytest.raises(DatasetError, match=rf"has the labels '1' and '{written}', which would be two"):
             read_manifest(_write(images / "m.csv", "path,label,distribution", rows))
+    rows[-3:] = [(path, "1_0", distribution) for path, _, distribution in rows[-3:]]  # what Python takes for 10
+    assert read_manifest(_write(images / "m.csv", "path,label,distribution", rows)).label_names == ["1", "1_0", "2"]
     rows[-3:] = [(path, "1.0", distribution) for path, _, distribution in rows[-3:]]
     # Another distribution has classes of its own.
     rows[-3:] = [(path, label, "b") for path, label, _ in rows[-3:]]

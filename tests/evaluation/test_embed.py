@@ -143,3 +143,23 @@ def test_integers_are_left_as_they_are() -> None:
     dataset, model = Vectors(), nn.EmbeddingBag(7, 3)
     dataset.rows = dataset.rows.argsort(dim=1)
     assert torch.equal(embed(model, dataset).embeddings, model(dataset.rows).detach())
+
+
+class Batch:
+    """What a collate function may make: it can be moved, but is no tensor."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(self.rows.to(device))
+
+
+def test_batches_that_are_no_tensors_are_moved_only() -> None:
+    dataset = Vectors()
+    found = embed(
+        lambda batch: batch.rows,  # type: ignore[arg-type, return-value]
+        dataset,
+        collate_fn=lambda items: (Batch(torch.stack([row for row, _ in items])), None),
+    )
+    assert torch.equal(found.embeddings, dataset.rows)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import puma_plugin
-from puma_plugin.ops import match_prompts, plain_pytorch, stochastic_adapter
+from puma_plugin.ops import flop_formulas, match_prompts, plain_pytorch, stochastic_adapter
 
 
 def counted(work: Callable[[], Tensor], plain: bool = False) -> int:
@@ -63,3 +63,7 @@ def test_a_whole_model(train: bool) -> None:
     with torch.set_grad_enabled(train):
         found, definition = (counted(lambda: vit(images).sum(), plain) for plain in (False, True))
     assert found == definition > 1.2 * bare
+
+
+def test_loading_the_package_anew_registers_nothing_twice() -> None:
+    flop_formulas.register()

@@ -187,6 +187,14 @@ def prompt_of(weight: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("operator", [adapter_of, prompt_of])
+def test_functorch_differentiates_what_stands_behind(device: str, operator: Callable[[Tensor], Tensor]) -> None:
+    """As the gradient of a head: the operator's own weights merely require one."""
+    weight, head = torch.randn(8, 4, device=device, requires_grad=True), torch.randn(8, device=device)
+    found = torch.func.grad(lambda h: (operator(weight) @ h).sum())(head)
+    torch.testing.assert_close(found, operator(weight).flatten(0, -2).sum(dim=0))
+
+
+@pytest.mark.parametrize("operator", [adapter_of, prompt_of])
 def test_functorch_maps_but_does_not_differentiate(device: str, operator: Callable[[Tensor], Tensor]) -> None:
     weights = torch.randn(5, 8, 4, device=device)
     mapped = torch.func.vmap(operator)(weights)

@@ -445,5 +445,9 @@ def test_settings_may_be_numpys_integers_and_must_be_numbers() -> None:
     for name, value in (("m", 2.0), ("batches_per_epoch", 2.5), ("seed", None), ("batch_size", "6")):
         with pytest.raises(TypeError, match=re.escape(f"{name} must be a whole number, got {value!r}")):
             MultiDistributionSampler(labels, **{"batch_size": 6, name: value})  # type: ignore[arg-type]
+    for balance in (np.int64(2), np.float32(2), torch.tensor(2.0)):
+        assert list(MultiDistributionSampler(labels, 6, balance=balance)) == (  # type: ignore[arg-type]
+            list(MultiDistributionSampler(labels, 6, balance=2.0))
+        )
     with pytest.raises(TypeError, match='balance must be "proportional", "uniform" or a temperature > 0, got None'):
         MultiDistributionSampler(labels, 6, balance=None)  # type: ignore[arg-type]

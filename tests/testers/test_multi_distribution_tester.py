@@ -259,3 +259,11 @@ def test_a_gallery_may_hold_classes_that_are_not_asked_for(dataset: UnifiedDatas
     for name, metrics in expected.per_distribution.items():
         assert tester.result.per_distribution[name] == pytest.approx(metrics)
     assert found["query"]["precision_at_1_level0"] == pytest.approx(expected.unified["recall_at_1"])
+
+
+def test_a_gallery_with_a_further_distribution_is_refused_before_anything_is_embedded(dataset: UnifiedDataset) -> None:
+    splits = {"query": dataset.select(["birds"]), "gallery": dataset}
+    with pytest.raises(
+        ValueError, match=r"'gallery' holds the distributions \['cars', 'dogs'\], of which 'query' has no"
+    ):
+        make().test(splits, 1, Unused(), splits_to_eval=[("query", ["gallery"])])

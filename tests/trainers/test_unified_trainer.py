@@ -1,5 +1,6 @@
 """UnifiedTrainer: what it adds to pml's trainer, and that a stopped run continues as if it had not stopped."""
 
+import logging
 import math
 import pickle
 import random
@@ -13,6 +14,7 @@ import timm
 import torch
 from pytorch_metric_learning import losses, miners, trainers
 from pytorch_metric_learning.samplers import HierarchicalSampler, MPerClassSampler
+from pytorch_metric_learning.utils import common_functions as c_f
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from torch.utils.data import Dataset, Subset
 
@@ -603,7 +605,9 @@ def test_a_checkpoint_of_other_optimizers_is_refused(tmp_path: Path) -> None:
     first.trainer.save_checkpoint(tmp_path / "state.pt")
     weights = second.model.trainable_parameters()
     second.trainer.optimizers["trunk_optimizer"] = torch.optim.Adagrad(weights, 0.1)
-    with pytest.raises(ValueError, match=r"written with the optimizers .*'trunk_optimizer': 'AdamW'.*'Adagrad'"):
+    with pytest.raises(
+        ValueError, match=r"written with the optimizers .*'trunk_optimizer': 'torch.optim.adamw.AdamW'.*Adagrad'"
+    ):
         second.trainer.load_checkpoint(tmp_path / "state.pt")
 
 
@@ -646,15 +650,23 @@ def test_the_penalty_is_that_of_the_trunk_in_training_now() -> None:
 
 
 def test_what_evaluate_returns_becomes_plain_or_is_named(tmp_path: Path) -> None:
-    figures = {"r1": np.mean([0.25, 0.5]), "test": {"ranks": (torch.tensor(3), np.int64(4))}, "best": np.bool_(True)}
+    figures = {
+        "r1": np.mean([0.25, 0.5]),
+        "test": {"ranks": (torch.tensor(3), np.int64(4)), np.int64(7): np.arange(3.0)},
+        "best": np.bool_(True),
+    }
     run = Run(evaluate=lambda trainer: figures, checkpoint_path=tmp_path / "state.pt")
     run.trainer.train()
     kept = torch.load(tmp_path / "state.pt", weights_only=True)["progress"]["history"][0]
-    assert (kept["r1"], kept["test"], kept["best"]) == (0.375, {"ranks": [3, 4]}, True)
+    assert (kept["r1"], kept["test"], kept["best"]) == (0.375, {"ranks": [3, 4], 7: [0.0, 1.0, 2.0]}, True)
     assert type(kept["r1"]) is float
-    run = Run(evaluate=lambda trainer: {"test": {"all": torch.zeros(2)}}, checkpoint_path=tmp_path / "other.pt")
-    with pytest.raises(TypeError, match=r"evaluate returned test\.all, which is Tensor: give numbers"):
-        run.trainer.train()
+    for wrong, message in (
+        ({"all": {1, 2}}, r"test\.all, which is set: give num"),
+        ({(1, 2): 3}, r"test with the key \(1, 2\)"),
+    ):
+        run = Run(evaluate=lambda trainer, wrong=wrong: {"test": wrong}, checkpoint_path=tmp_path / "other.pt")
+        with pytest.raises(TypeError, match=f"evaluate returned {message}"):
+            run.trainer.train()
 
 
 def test_losses_may_come_in_a_module_dict() -> None:
@@ -669,6 +681,7 @@ def test_losses_may_come_in_a_module_dict() -> None:
 
 
 def test_nothing_is_missed_where_the_trunk_is_an_embedder(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, c_f.LOGGER_NAME)
     build()
     assert "embedder_optimizer" not in caplog.text
     models = {"trunk": puma_plugin.adapt(plain_vit(), adapter_dim=4, pool_size=3), "embedder": EmbeddingHead(16, 8)}

@@ -36,7 +36,7 @@ def test_a_full_disk_is_named_with_the_path(tmp_path: Path, monkeypatch: pytest.
         with expected, atomic_write(path):
             raise RuntimeError("unexpected pos 64 vs 0")
     # Its writer says so of quotas and limits, too, while there is space on the disk.
-    expected = pytest.raises(OSError, match=r"a quota or limit was reached by .*state\.pt")
+    expected = pytest.raises(OSError, match=r"a quota, a limit or the disk refused .*state\.pt")
     with expected, atomic_write(path):
         raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 607552 vs 607440")
     assert path.read_text() == "old"

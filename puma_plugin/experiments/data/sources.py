@@ -64,7 +64,7 @@ def _folders(config: DataConfig) -> list[Source]:
         names = subfolders(root)
         if not names:
             raise ValueError(f"data.root {root} holds no folder; give one that holds a folder per distribution")
-        require_distributions(root, names)
+        require_distributions(root, _chosen(config, names))
         folders = {name: os.path.join(root, name) for name in names}
     sources = []
     for name in _chosen(config, list(folders)):

@@ -43,7 +43,7 @@ _FREE = frozenset(
     [
         *("out", "report", "device", "threads", "evaluation_batch_size", "max_batch_per_process", "process_timeout"),
         "compile",
-        # Whether images and weights are the same where they lie now, is looked at itself.
+        # Frozen weights are compared themselves; of images, wherever they lie now, classes and counts.
         *("data.root", "data.manifest", "data.folders.*", "model.weights"),
         # Random transforms follow from the image, not from the process that reads it.
         "data.workers",
@@ -119,13 +119,14 @@ def _require_same_settings(config: TrainConfig, processes: Processes, **options:
             )
 
 
-def _check_resume(config: TrainConfig, folder: Path, resume: bool) -> None:
+def _check_resume(config: TrainConfig, folder: Path, resume: bool) -> list[str]:
+    """Whether the run may begin, or go on; with sentences about what is elsewhere now."""
     if holds_run(folder) and not resume:
         raise ValueError(f"out is {config.out!r}, which holds an earlier run; give --resume to go on, or another --out")
     if not resume:
         require_no_other_results(folder)
         require_writable(folder, "out", is_folder=True)
-        return
+        return []
     if not can_resume(config):
         raise ValueError(f"--resume was given, but {folder / CHECKPOINT} does not exist; start without it")
     now = settings_of(config)
@@ -136,6 +137,12 @@ def _check_resume(config: TrainConfig, folder: Path, resume: bool) -> None:
             f"--resume needs the settings that {folder} was started with; different: {different}; give those, or start "
             "without --resume in another --out"
         )
+    return [
+        f"{name} was {old!r} and is {new!r}: taken to be the same images, of which only the training classes and their "
+        "counts are compared"
+        for name, old, new in _differences(before, now, ())
+        if name in ("data.root", "data.manifest") or name.startswith("data.folders.")
+    ]
 
 
 def train(config: TrainConfig, resume: bool, command: str, console: Console) -> dict[str, Any]:
@@ -159,7 +166,9 @@ def train(config: TrainConfig, resume: bool, command: str, console: Console) -> 
     with connected(config.device, config.process_timeout) as processes, ExitStack() as held:
         shown = console if processes.first else Console(quiet=True)
         _require_same_settings(config, processes, resume=resume)
-        processes.from_first(lambda: _check_resume(config, folder, resume))
+        moved = processes.from_first(lambda: _check_resume(config, folder, resume))
+        for sentence in moved:
+            shown.print(sentence, highlight=False, markup=False, soft_wrap=True)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         processes.from_first(lambda: check_settings(config, processes))

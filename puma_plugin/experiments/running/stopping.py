@@ -1,11 +1,13 @@
 """Ctrl-C, SIGTERM and SIGHUP, taken where a run can be continued from."""
 
+import os
 import signal
+import stat
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 # Seconds in which launchers of several processes may send a signal once more that each process has got already. (After
@@ -35,6 +37,11 @@ class Stop:
     def take(self, number: int, frame: FrameType | None = None) -> None:
         """The signals' handler."""
         now = time.monotonic()
+        if number == signal.SIGHUP:
+            _leave_terminal()
+            if self.patient:  # what would say something, or come once more, is gone
+                self.asked = True
+                return
         if not self.patient or (self.asked and now - self._since >= self._impatient_after):
             raise KeyboardInterrupt
         if self.asked:
@@ -64,3 +71,13 @@ class Stop:
             self.patient = False
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _leave_terminal() -> None:
+    """Output that went to a terminal goes nowhere from now on: where it is closed, writing is an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                os.dup2(nowhere, descriptor)
+    os.close(nowhere)

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ _NO_MEMORY = ("allocate memory", "aoti_torch_empty")
 
 
 # A process of the data loader that was killed, or found no room for a batch.
-_NO_LOADER = ("DataLoader worker", "unable to allocate shared memory", "unable to write to file </torch_")
+_NO_LOADER = re.compile(r"DataLoader worker \(pid|unable to allocate shared memory|unable to write to file </torch_")
 
 
 class Collate:
@@ -366,9 +367,9 @@ class Run:
             yield
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             text = str(error)
-            if any(sign in text for sign in _NO_LOADER):
+            if ended := next((line.strip() for line in text.splitlines() if _NO_LOADER.search(line)), ""):
                 raise ValueError(
-                    f"a process that reads images ended ({text.strip().splitlines()[0][:200]}); if memory was short, "
+                    f"a process that reads images ended ({ended[:200]}); if memory was short, "
                     "set data.workers to fewer, or to 0; processes pass images on through /dev/shm, which is small in "
                     "containers (docker run --shm-size 8g)"
                 ) from error

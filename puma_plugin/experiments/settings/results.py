@@ -21,8 +21,9 @@ def require_no_other_results(folder: Path) -> None:
     Raises:
         ValueError: a comparison or an evaluation has its results there.
     """
-    if (folder / JOBS).is_dir() or (folder / METRICS).exists():
-        what = "a comparison" if (folder / JOBS).is_dir() else "an evaluation or a comparison"
+    compared = any((folder / JOBS).glob("*.json"))
+    if compared or (folder / METRICS).exists():
+        what = "a comparison" if compared else "an evaluation or a comparison"
         raise ValueError(f"out is {str(folder)!r}, which holds the results of {what}; give another --out")
 
 

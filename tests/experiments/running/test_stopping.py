@@ -1,8 +1,12 @@
 """Signals that ask a run to stop; that it then goes on from there is tested with the command."""
 
+import os
+import pty
 import signal
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -57,12 +61,13 @@ def test_of_several_processes_a_signal_that_comes_twice_is_one(
     assert capsys.readouterr().err == ""
 
 
-def test_a_closed_terminal_is_a_signal_unless_it_is_ignored() -> None:
+def test_a_hangup_is_a_signal_unless_it_is_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
         stop = Stop(speaks=False)
         with stop.listening():
-            signal.raise_signal(signal.SIGHUP)
+            for _ in range(2):  # a shell and the system may both send one
+                signal.raise_signal(signal.SIGHUP)
             assert stop.asked
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
@@ -72,3 +77,32 @@ def test_a_closed_terminal_is_a_signal_unless_it_is_ignored() -> None:
             assert not stop.asked
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+IN_A_TERMINAL = """
+import sys, time
+from pathlib import Path
+from puma_plugin.experiments.running.stopping import Stop
+stop = Stop()
+with stop.listening():
+    print("ready", flush=True)
+    while not stop.asked:
+        time.sleep(0.01)
+    print("nobody reads this", flush=True)
+    print("nor this", file=sys.stderr, flush=True)
+Path(sys.argv[1]).write_text("went on to its end")
+"""
+
+
+def test_a_closed_terminal_lets_the_work_go_on_to_a_place_to_stop_at(tmp_path: Path) -> None:
+    """Without a terminal every word is an error; a step and its checkpoint must not be lost for that."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-c", IN_A_TERMINAL, str(tmp_path / "end")])
+    said = b""
+    while b"ready" not in said:
+        said += os.read(terminal, 100)
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert (tmp_path / "end").read_text() == "went on to its end"

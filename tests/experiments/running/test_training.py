@@ -183,3 +183,12 @@ def test_processes_that_read_images_and_end_are_told_with_the_setting(text: str)
         run._enough_memory("evaluation_batch_size", 4),
     ):
         raise RuntimeError(text)
+
+
+def test_what_else_a_process_that_reads_images_raises_is_left_as_it_is() -> None:
+    text = (
+        "Caught RuntimeError in DataLoader worker process 0.\nRuntimeError: stack expects each tensor to be equal size"
+    )
+    run = Run(config(method="linear"), trained_splits())
+    with pytest.raises(RuntimeError, match="stack expects"), run._enough_memory("evaluation_batch_size", 4):
+        raise RuntimeError(text)

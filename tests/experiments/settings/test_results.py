@@ -30,5 +30,13 @@ def test_others_results(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the results of an evaluation or a comparison; give another --out"):
         require_no_other_results(tmp_path)
     (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "puma.json").touch()
+    (tmp_path / "metrics.json").unlink()
     with pytest.raises(ValueError, match="the results of a comparison; give another --out"):
         require_no_other_results(tmp_path)
+
+
+def test_a_folder_that_is_only_called_like_one(tmp_path: Path) -> None:
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "train.sbatch").touch()
+    require_no_other_results(tmp_path)
