@@ -58,6 +58,7 @@ memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 os.environ.setdefault("MAX_JOBS", str(toolkit.default_jobs(cores, memory)))
 
+from torch.utils import cpp_extension  # noqa: E402  (needs CUDA_HOME)
 from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension  # noqa: E402  (needs CUDA_HOME)
 
 TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # torch 2.10
@@ -117,6 +118,15 @@ def compiler_version() -> str:
         ) from error
 
 
+def require_known_architectures() -> None:
+    """CompileError for a TORCH_CUDA_ARCH_LIST that torch would refuse later, with a traceback."""
+    try:
+        cpp_extension._get_cuda_arch_flags()
+    except ValueError as error:
+        wrong = os.environ["TORCH_CUDA_ARCH_LIST"]
+        raise CompileError(f"TORCH_CUDA_ARCH_LIST is {wrong!r} ({error}); give such as '8.0+PTX;9.0a'") from error
+
+
 def build_facts() -> dict[str, object]:
     """What `puma info` tells about this build."""
     cuda: dict[str, object] = {"built": decision.toolkit is not None, "reason": decision.reason}
@@ -144,6 +154,8 @@ class BuildModules(build_py):
 class Build(BuildExtension):
     def run(self) -> None:
         facts = build_facts()  # first, as without a compiler there is nothing to do
+        if decision.toolkit:
+            require_known_architectures()
         target = Path(self.get_ext_fullpath("puma_plugin._C")).parent
         if decision.toolkit is None:  # what an earlier build left behind must not be shipped with this one
             for folder in (target, Path(self.build_lib) / "puma_plugin"):

@@ -24,18 +24,16 @@ OLDEST_TORCH = "2.10"
 OLDEST_GPU = (8, 0)
 # The operators' schemas that these Python files call; `_C.schemas` says which ones the library has.
 SCHEMAS = 9
-MISSING = "the library is missing: it was not compiled for this Python"
 OTHER_SOURCES = "the library was compiled from other sources than these Python files"
 _FOLDER = Path(__file__).resolve().parents[2]
 # A source folder hides what is installed from a Python that is started in it.
-IN_SOURCES = (_FOLDER / "setup.py").is_file() and (_FOLDER / "csrc").is_dir()
+_IN_SOURCES = (_FOLDER / "setup.py").is_file() and (_FOLDER / "csrc").is_dir()
+_HIDDEN = f". These are the sources in {_FOLDER}; what pip may have installed elsewhere is seen from other folders"
+MISSING = f"the library is missing: it was not compiled for this Python{_HIDDEN if _IN_SOURCES else ''}"
 REBUILD = (
-    f"pip install --no-build-isolation {'-e' if IN_SOURCES else ''} . (in the source folder, after pip install "
+    f"pip install --no-build-isolation {'-e .' if _IN_SOURCES else '.'} (in the source folder, after pip install "
     "'setuptools>=77' ninja pybind11)"
-).replace("  ", " ")
-
-if IN_SOURCES:
-    MISSING += f". These are the sources in {_FOLDER}; what pip may have installed elsewhere is seen from other folders"
+)
 
 
 @dataclass(frozen=True)
@@ -47,12 +45,14 @@ class LibraryState:
         loaded: whether its operators are registered.
         reason: empty if loaded, else one sentence with the true cause.
         error: the exception behind the reason, if there was one.
+        can_be_compiled: whether compiling once more, rightly, would help.
     """
 
     name: str
     loaded: bool
     reason: str = ""
     error: BaseException | None = None
+    can_be_compiled: bool = True
 
 
 def true_cause(error: BaseException) -> str:
@@ -126,7 +126,7 @@ def leave_out_older_gpus() -> None:
     global CUDA_LIBRARY, KERNEL_DEVICES, _DEVICES
     for index in range(torch.cuda.device_count()):
         if reason := gpu_too_old(torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)):
-            CUDA_LIBRARY = LibraryState("_C_cuda", False, reason)
+            CUDA_LIBRARY = LibraryState("_C_cuda", False, reason, can_be_compiled=False)
             _DEVICES -= {"cuda"}
             KERNEL_DEVICES -= {"cuda"}
             return
@@ -184,8 +184,9 @@ def report_fallback(device_type: str) -> None:
     if torch.compiler.is_compiling():  # which cannot trace a warning
         return
     _warned.add(device_type)
+    fix = f"; to fix it: {REBUILD}" if library and library.can_be_compiled else ""
     warnings.warn(
-        f"{message} Running the slower plain-PyTorch definition instead. `puma info` tells more; to fix it: {REBUILD}.",
+        f"{message} Running the slower plain-PyTorch definition instead. `puma info` tells more{fix}.",
         RuntimeWarning,
         stacklevel=3,
     )

@@ -118,16 +118,7 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
         for dataset in dataset_dict.values():
             _entry_names(getattr(dataset, "distribution_names", ()))  # before they are embedded
         for query, references in splits_to_eval or ():
-            for attribute in ("class_names", "distribution_names"):
-                _numbered_together(dataset_dict, [query, *references], attribute)
-            asked = getattr(dataset_dict[query], "distribution_names", None)
-            for split in references:
-                found = getattr(dataset_dict[split], "distribution_names", None)
-                if surplus := sorted(set(found or ()) - set(asked or ())) if asked is not None else []:
-                    raise ValueError(
-                        f"split {split!r} holds the distributions {surplus}, of which {query!r} has no query: leave "
-                        "them out (UnifiedDataset.select)"
-                    )
+            _check_together(dataset_dict, query, references)
         self._datasets = dataset_dict
         self._epoch = epoch
         self._several = len(dataset_dict if splits_to_eval is None else splits_to_eval) > 1
@@ -278,6 +269,20 @@ def _numbered_together(
     common = list(dict.fromkeys(name for own in names for name in own))
     number = {name: index for index, name in enumerate(common)}
     return [torch.tensor([number[name] for name in own]) for own in names], common
+
+
+def _check_together(datasets: Mapping[str, Any], query: str, references: Sequence[str]) -> None:
+    """ValueError for splits that cannot be searched together, before they are embedded."""
+    for attribute in ("class_names", "distribution_names"):
+        _numbered_together(datasets, [query, *references], attribute)
+    asked = getattr(datasets[query], "distribution_names", None) or ()
+    for split in references:
+        surplus = sorted(set(getattr(datasets[split], "distribution_names", None) or ()) - set(asked))
+        if surplus:
+            raise ValueError(
+                f"split {split!r} holds the distributions {surplus}, of which {query!r} has no query: leave them out "
+                "(UnifiedDataset.select)"
+            )
 
 
 def _entry_names(names: Iterable[str]) -> dict[str, str]:

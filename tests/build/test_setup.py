@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import puma_plugin
+from puma_plugin._cuda_toolkit import candidate_homes, find_toolkits
 
 ROOT = Path(puma_plugin.__file__).resolve().parents[1]
 
@@ -37,6 +38,16 @@ def test_a_missing_compiler_is_said_in_one_line(tmp_path: Path) -> None:
         assert last.startswith(f"error: puma_plugin needs a C++17 compiler, and {compiler} --version does not work (")
         assert last.endswith("or set CXX to it")
         assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not find_toolkits(candidate_homes(os.environ)), reason="needs an nvcc")
+def test_an_unknown_architecture_is_said_in_one_line(tmp_path: Path) -> None:
+    arguments = ["build_ext", "--build-lib", str(tmp_path), "--build-temp", str(tmp_path)]
+    done = setup(arguments, PUMA_CUDA="auto", TORCH_CUDA_ARCH_LIST="Ampera")
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("error: TORCH_CUDA_ARCH_LIST is 'Ampera' (Unknown CUDA arch")
+    assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -204,12 +204,13 @@ def test_gpus_that_the_kernels_do_not_run_on(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: gpus[index][0])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: gpus[index][1])
     loader.leave_out_older_gpus()
-    assert loader.LibraryState("_C_cuda", not reason, reason) == loader.CUDA_LIBRARY
+    assert loader.LibraryState("_C_cuda", not reason, reason, can_be_compiled=not reason) == loader.CUDA_LIBRARY
     assert ("cuda" in loader.KERNEL_DEVICES) == (not reason)
     monkeypatch.setattr(loader, "_warned", set())
     if reason:
-        with pytest.warns(RuntimeWarning, match=reason):
+        with pytest.warns(RuntimeWarning, match=reason) as warned:
             loader.report_fallback("cuda")
+        assert "to fix it" not in str(warned[0].message)  # compiling again would not help
     with loader.plain_pytorch():  # which puts the devices back behind it
         assert not loader.KERNEL_DEVICES
     assert ("cuda" in loader.KERNEL_DEVICES) == (not reason)

@@ -39,8 +39,8 @@ class Stop:
         now = time.monotonic()
         if number == signal.SIGHUP:
             _leave_terminal()
-            if self.patient:  # what would say something, or come once more, is gone
-                self.asked = True
+            if self.patient:  # who would say something, or press once more, is gone
+                self.asked, self._since = True, now
                 return
         if not self.patient or (self.asked and now - self._since >= self._impatient_after):
             raise KeyboardInterrupt

@@ -61,6 +61,18 @@ def test_of_several_processes_a_signal_that_comes_twice_is_one(
     assert capsys.readouterr().err == ""
 
 
+def test_of_several_processes_a_launcher_may_send_another_signal_behind_a_hangup() -> None:
+    stop = Stop(several=True, speaks=False)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with stop.listening():
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGTERM)
+            assert stop.asked
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_hangup_is_a_signal_unless_it_is_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:

@@ -1,0 +1,7 @@
+"""What the tests of the trainer share."""
+
+import sys
+from pathlib import Path
+
+# Makes small_run importable: pytest's importlib mode adds no folder to the path.
+sys.path.insert(0, str(Path(__file__).resolve().parent))

@@ -1,0 +1,266 @@
+"""What a checkpoint of UnifiedTrainer holds and refuses, and that a stopped run continues as if it had not stopped."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pytorch_metric_learning import losses, miners
+from small_run import Run, assert_equal, without_seconds
+
+from puma_plugin.models import EmbeddingHead
+from puma_plugin.samplers import MultiDistributionSampler
+from puma_plugin.trainers import UnifiedTrainer
+
+
+@pytest.mark.parametrize("own_gates", [False, True])
+def test_resume_between_epochs_is_exact(tmp_path: Path, own_gates: bool) -> None:
+    whole = Run(own_gates=own_gates)
+    whole.trainer.train(num_epochs=4)
+    path = tmp_path / "run" / "state.pt"
+    first = Run(own_gates=own_gates, checkpoint_path=path)
+    first.trainer.train(num_epochs=2)
+    second = Run(own_gates=own_gates, checkpoint_path=path)
+    second.trainer.load_checkpoint(path)
+    torch.randn(100)  # what happens before train() does not matter
+    second.trainer.train(num_epochs=4)
+    assert_equal(second.state(), whole.state())
+    assert without_seconds(second.trainer.history) == without_seconds(whole.trainer.history)
+    assert second.trainer.global_step == 20
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+@pytest.mark.parametrize("at", [1, 7, 9, 10])
+def test_resume_within_an_epoch_is_exact(tmp_path: Path, at: int) -> None:
+    whole = Run(amp_dtype=torch.float16)
+    whole.trainer.train(num_epochs=3)
+    path = tmp_path / "state.pt"
+
+    def stop(trainer: UnifiedTrainer) -> None:
+        if trainer.global_step == at:
+            trainer.save_checkpoint(path)
+            raise KeyboardInterrupt
+
+    first = Run(amp_dtype=torch.float16, end_of_iteration_hook=stop)
+    with pytest.raises(KeyboardInterrupt):
+        first.trainer.train(num_epochs=3)
+    second = Run(amp_dtype=torch.float16)
+    second.trainer.load_checkpoint(path)
+    second.trainer.train(num_epochs=3)
+    assert_equal(second.state(), whole.state())
+    assert without_seconds(second.trainer.history) == without_seconds(whole.trainer.history)
+
+
+def test_checkpoint_holds_no_frozen_weights_and_refuses_what_differs(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    run = Run()
+    run.trainer.train()
+    run.trainer.save_checkpoint(path)
+    state = torch.load(path, weights_only=True)
+    assert not any("patch_embed" in name for name in state["models"]["trunk"]["tensors"])
+    assert set(state["loss_funcs"]["metric_loss"]) == {"W", "t"}
+
+    with pytest.raises(FileNotFoundError):
+        Run().trainer.load_checkpoint(tmp_path / "other.pt")
+    damaged = tmp_path / "damaged.pt"
+    damaged.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="damaged"):
+        Run().trainer.load_checkpoint(damaged)
+    torch.save({"something": 1}, damaged)
+    with pytest.raises(ValueError, match="no checkpoint of UnifiedTrainer"):
+        Run().trainer.load_checkpoint(damaged)
+
+    other = Run()
+    with torch.no_grad():
+        other.model.trunk.patch_embed.proj.weight.add_(1)
+    with pytest.raises(ValueError, match="frozen weights"):
+        other.trainer.load_checkpoint(path)
+    other = Run()
+    other.trainer.models["trunk"].head = EmbeddingHead(16, 4)
+    with pytest.raises(ValueError, match=r"other shape .*\(8, 16\) instead of \(4, 16\)"):
+        other.trainer.load_checkpoint(path)
+    other = Run(lr_schedulers={})
+    with pytest.raises(ValueError, match="lr_schedulers"):
+        other.trainer.load_checkpoint(path)
+    other = Run(sampler=MultiDistributionSampler(run.dataset.labels, 6, seed=1))
+    with pytest.raises(ValueError, match="other labels or settings"):
+        other.trainer.load_checkpoint(path)
+
+
+def test_what_cannot_be_loaded_safely_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    run = Run()
+    run.trainer.history.append({"epoch": 0, "path": tmp_path})
+    with pytest.raises(TypeError, match="weights_only"):
+        run.trainer.save_checkpoint(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+class Wrapped(torch.nn.Module):
+    """A user's own net, whose parts happen to have the names that wrappers give them."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = inner
+        self.projection = torch.nn.Linear(8, 8)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.projection(self.module(images))
+
+
+def test_a_part_called_module_is_not_taken_for_the_whole(tmp_path: Path) -> None:
+    def make() -> tuple[UnifiedTrainer, Wrapped]:
+        run = Run()
+        net = Wrapped(run.model)
+        run.optimizers["trunk_optimizer"].add_param_group({"params": list(net.projection.parameters())})
+        trainer = UnifiedTrainer(
+            {"trunk": net}, run.optimizers, 6, {"metric_loss": run.loss}, run.dataset,
+            prompt_penalty_weight=0.0, dataloader_num_workers=0, progress=False,
+        )  # fmt: skip
+        return trainer, net
+
+    first, trained = make()
+    first.train()
+    first.save_checkpoint(tmp_path / "state.pt")
+    second, loaded = make()
+    second.load_checkpoint(tmp_path / "state.pt")
+    assert_equal(loaded.state_dict(), trained.state_dict())
+
+
+def test_what_the_end_of_an_epoch_does_is_in_its_checkpoint(tmp_path: Path) -> None:
+    """A scheduler stepped by hand, and random numbers drawn, as pml's testers in hooks do."""
+
+    def run(**arguments: Any) -> Run:
+        made = Run(**arguments)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            made.optimizers["trunk_optimizer"], mode="max", factor=0.5, patience=0
+        )
+        made.trainer.lr_schedulers = {"trunk_scheduler_by_plateau": plateau}
+
+        def hook(trainer: UnifiedTrainer) -> None:
+            torch.randn(7)
+            trainer.step_lr_plateau_schedulers(1.0)
+
+        made.trainer.end_of_epoch_hook = hook
+        return made
+
+    whole = run()
+    whole.trainer.train(num_epochs=3)
+    path = tmp_path / "state.pt"
+    run(checkpoint_path=path).trainer.train(num_epochs=1)
+    second = run(checkpoint_path=path)
+    second.trainer.load_checkpoint(path)
+    second.trainer.train(num_epochs=3)
+    assert_equal(second.state(), whole.state())
+    rates = [made.optimizers["trunk_optimizer"].param_groups[0]["lr"] for made in (second, whole)]
+    assert rates[0] == rates[1]
+
+
+def test_an_epoch_after_which_the_hook_stops_is_the_last(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    run = Run(
+        checkpoint_path=path, checkpoint_every=5, evaluate_every=5, evaluate=lambda trainer: {"score": 1.0},
+        end_of_epoch_hook=lambda trainer: trainer.epoch < 2,
+    )  # fmt: skip
+    run.trainer.train(num_epochs=9)
+    assert [entry.get("score") for entry in run.trainer.history] == [None, 1.0]
+    assert torch.load(path, weights_only=True)["progress"]["epoch"] == 3
+    # An epoch that is evaluated anyway is not evaluated again because it is the last.
+    called = []
+    run = Run(evaluate=lambda trainer: called.append(trainer.epoch), end_of_epoch_hook=lambda trainer: False)
+    run.trainer.train(num_epochs=3)
+    assert called == [1]
+
+
+def test_a_memory_of_former_batches_goes_on_where_it_was(tmp_path: Path) -> None:
+    def run(**arguments: Any) -> Run:
+        made = Run(prompt_penalty_weight=1.0, **arguments)
+        memory = losses.CrossBatchMemory(losses.ContrastiveLoss(), 8, memory_size=40)
+        made.loss = memory
+        made.trainer.loss_funcs = {"metric_loss": memory}
+        made.trainer.optimizers.pop("metric_loss_optimizer")
+        made.trainer.lr_schedulers.pop("metric_loss_scheduler_by_epoch")
+        return made
+
+    whole = run()
+    whole.trainer.train(num_epochs=3)
+    path = tmp_path / "state.pt"
+    first = run(checkpoint_path=path)
+    first.trainer.train(num_epochs=1)
+    assert first.loss.queue_idx == 30
+    second = run(checkpoint_path=path)
+    second.trainer.load_checkpoint(path)
+    assert (second.loss.queue_idx, second.loss.has_been_filled) == (30, False)
+    second.trainer.train(num_epochs=3)
+    assert second.loss.has_been_filled
+    assert_equal(second.state(), whole.state())
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+def test_a_trunk_that_the_trainer_freezes_is_no_other_before_training(tmp_path: Path) -> None:
+    """pml takes the gradients of ``freeze_these`` away in train() only."""
+    path = tmp_path / "state.pt"
+    first = Run(freeze_these=("trunk",), prompt_penalty_weight=0.0, checkpoint_path=path)
+    first.trainer.train()
+    assert torch.load(path, weights_only=True)["models"]["trunk"]["tensors"] == {}
+    second = Run(freeze_these=("trunk",), prompt_penalty_weight=0.0)
+    second.trainer.load_checkpoint(path)
+    assert_equal(second.state(), first.state())
+
+
+def test_a_miner_that_the_checkpoint_does_not_know_is_refused(tmp_path: Path) -> None:
+    first = Run()
+    first.trainer.save_checkpoint(tmp_path / "state.pt")
+    second = Run(mining_funcs={"tuple_miner": miners.MultiSimilarityMiner()})
+    with pytest.raises(ValueError, match=r"has mining_funcs \[\], the trainer \['tuple_miner'\]; build"):
+        second.trainer.load_checkpoint(tmp_path / "state.pt")
+
+
+def test_the_loss_scale_goes_on_where_it_was(tmp_path: Path) -> None:
+    first, second = Run(amp_dtype=torch.float16), Run(amp_dtype=torch.float16)
+    first.trainer.scaler.load_state_dict({**first.trainer.scaler.state_dict(), "scale": 8.0, "_growth_tracker": 3})
+    first.trainer.save_checkpoint(tmp_path / "state.pt")
+    second.trainer.load_checkpoint(tmp_path / "state.pt")
+    assert second.trainer.scaler.state_dict() == first.trainer.scaler.state_dict()
+    assert second.trainer.scaler.get_scale() == 8.0
+
+
+def test_a_checkpoint_of_other_optimizers_is_refused(tmp_path: Path) -> None:
+    first, second = Run(), Run()
+    first.trainer.save_checkpoint(tmp_path / "state.pt")
+    weights = second.model.trainable_parameters()
+    second.trainer.optimizers["trunk_optimizer"] = torch.optim.Adagrad(weights, 0.1)
+    with pytest.raises(
+        ValueError, match=r"written with the optimizers .*'trunk_optimizer': 'torch.optim.adamw.AdamW'.*Adagrad'"
+    ):
+        second.trainer.load_checkpoint(tmp_path / "state.pt")
+
+
+def test_a_checkpoint_from_before_the_kinds_of_optimizers_were_kept_is_read(tmp_path: Path) -> None:
+    first, second = Run(), Run()
+    first.trainer.save_checkpoint(tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    del state["optimizer_classes"]
+    torch.save(state, tmp_path / "older.pt")
+    second.trainer.load_checkpoint(tmp_path / "older.pt")
+
+
+def test_what_evaluate_returns_becomes_plain_or_is_named(tmp_path: Path) -> None:
+    figures = {
+        "r1": np.mean([0.25, 0.5]),
+        "test": {"ranks": (torch.tensor(3), np.int64(4)), np.int64(7): np.arange(3.0)},
+        "best": np.bool_(True),
+    }
+    run = Run(evaluate=lambda trainer: figures, checkpoint_path=tmp_path / "state.pt")
+    run.trainer.train()
+    kept = torch.load(tmp_path / "state.pt", weights_only=True)["progress"]["history"][0]
+    assert (kept["r1"], kept["test"], kept["best"]) == (0.375, {"ranks": [3, 4], 7: [0.0, 1.0, 2.0]}, True)
+    assert type(kept["r1"]) is float
+    for wrong, message in (
+        ({"all": {1, 2}}, r"test\.all, which is set: give num"),
+        ({(1, 2): 3}, r"test with the key \(1, 2\)"),
+    ):
+        run = Run(evaluate=lambda trainer, wrong=wrong: {"test": wrong}, checkpoint_path=tmp_path / "other.pt")
+        with pytest.raises(TypeError, match=f"evaluate returned {message}"):
+            run.trainer.train()

@@ -1,0 +1,125 @@
+"""Which models, losses, optimizers and datasets UnifiedTrainer takes, and what it says of others."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from pytorch_metric_learning import losses, trainers
+from pytorch_metric_learning.utils import common_functions as c_f
+from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
+from small_run import Noisy, Run, build, plain_vit
+from torch.utils.data import Subset
+
+import puma_plugin
+from puma_plugin.datasets import UnifiedDataset
+from puma_plugin.losses import CurricularFaceLoss
+from puma_plugin.models import EmbeddingHead
+from puma_plugin.trainers import UnifiedTrainer
+
+
+def test_losses_may_come_in_a_module_dict() -> None:
+    run = Run()
+    trainer = build(
+        models={"trunk": run.model},
+        loss_funcs=torch.nn.ModuleDict({"metric_loss": run.loss}),
+        optimizers=run.optimizers,
+    )
+    trainer.iterations_per_epoch = 1
+    trainer.train()
+
+
+def test_nothing_is_missed_where_the_trunk_is_an_embedder(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, c_f.LOGGER_NAME)
+    build()
+    assert "embedder_optimizer" not in caplog.text
+    models = {"trunk": puma_plugin.adapt(plain_vit(), adapter_dim=4, pool_size=3), "embedder": EmbeddingHead(16, 8)}
+    with pytest.raises(ValueError, match="no optimizer has"):
+        build(models=models)
+    assert "embedder_optimizer" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"models": {"trunk": plain_vit()}}, "not adapted"),
+        ({"loss_funcs": {"metric_loss": DistributedLossWrapper(losses.ContrastiveLoss())}}, "GatheredLoss"),
+        ({"loss_funcs": {"metric_loss": CurricularFaceLoss(7, 8)}}, "no optimizer has"),
+        ({"loss_funcs": {"metric_loss": CurricularFaceLoss(5, 8)}, "freeze_these": ["metric_loss"]}, "num_classes=7"),
+        ({"amp_dtype": torch.float64}, "amp_dtype"),
+        ({"clip_value": 0}, "clip_value"),
+        ({"prompt_penalty_weight": -1}, "prompt_penalty_weight"),
+        ({"checkpoint_every": 0}, "checkpoint_every"),
+        ({"evaluate_every": 0}, "evaluate_every"),
+        ({"iterations_per_epoch": -2}, "iterations_per_epoch must be at least 1, or None for one pass, got -2"),
+        (
+            {"models": {"model": plain_vit()}},
+            r"must have the key \"trunk\", and may have \"embedder\", got \['model'\]",
+        ),
+        ({"batch_size": 1000}, "larger than"),
+        ({"dataset": Noisy(3, 9, 0)}, "wrap your datasets in UnifiedDataset"),
+        ({"dataset": Subset(UnifiedDataset({"a": Noisy(3, 9, 0)}), range(6))}, r"subset\(indices\) in place of"),
+    ],
+)
+def test_errors_at_the_door(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(**changes)
+
+
+@pytest.mark.parametrize("name", ["NormalizedSoftmaxLoss", "ProxyNCALoss", "SoftTripleLoss"])
+def test_proxy_losses_of_pml_train_whether_or_not_they_keep_the_number_of_classes(name: str) -> None:
+    run = Run()
+    loss = getattr(losses, name)(run.dataset.num_classes, 8)
+    before = [parameter.clone() for parameter in loss.parameters()]
+    optimizers = {**run.optimizers, "metric_loss_optimizer": torch.optim.SGD(loss.parameters(), 0.1)}
+    build(models={"trunk": run.model}, optimizers=optimizers, loss_funcs={"metric_loss": loss}, progress=False).train()
+    assert not any(torch.equal(old, new) for old, new in zip(before, loss.parameters(), strict=True))
+
+
+def test_an_embedder_of_ones_own_is_trained() -> None:
+    vit = puma_plugin.adapt(plain_vit(), adapter_dim=4, pool_size=3)
+    head = EmbeddingHead(16, 8)
+    run = Run()
+    optimizers = {
+        "trunk_optimizer": torch.optim.SGD(vit.trainable_parameters(), 0.1),
+        "embedder_optimizer": torch.optim.SGD(head.parameters(), 0.1),
+        "metric_loss_optimizer": run.optimizers["metric_loss_optimizer"],
+    }
+    before = head.linear.weight.clone()
+    models = {"trunk": vit, "embedder": head}
+    trainer = UnifiedTrainer(
+        models, optimizers, 6, {"metric_loss": run.loss}, run.dataset, dataloader_num_workers=0, progress=False
+    )
+    trainer.iterations_per_epoch = 1
+    trainer.train()
+    assert trainer.models["embedder"] is head
+    assert not torch.equal(head.linear.weight, before)
+
+
+def test_one_column_labels_are_refused_where_two_are_needed() -> None:
+    dataset = Noisy(3, 12, 0)
+    dataset.labels = torch.tensor(dataset.targets)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"\(N, 2\)"):
+        build(dataset=dataset)
+
+
+def test_a_model_without_adapters_trains_with_the_penalty_off() -> None:
+    vit = plain_vit()
+    run = Run()
+    loss = losses.ProxyAnchorLoss(run.dataset.num_classes, 16)
+    trainer = UnifiedTrainer(
+        {"trunk": vit},
+        {
+            "trunk_optimizer": torch.optim.SGD(vit.parameters(), 0.01),
+            "metric_loss_optimizer": torch.optim.SGD(loss.parameters(), 0.01),
+        },
+        6,
+        {"metric_loss": loss},
+        run.dataset,
+        prompt_penalty_weight=0,
+        dataloader_num_workers=0,
+        progress=False,
+    )
+    trainer.train()
+    assert set(trainer.history[0]) == {"epoch", "metric_loss", "total_loss", "seconds"}
+    assert isinstance(trainer, trainers.MetricLossOnly)
