@@ -34,9 +34,9 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError("--classes and --images are for --dry-run; give it too, or leave them out")
     if options.dry_run:
         require_one_process("puma train --dry-run", "a dry run is of one")
-    from rich.console import Console
+    from puma_plugin.experiments.running.display import TrainingConsole
 
-    console = Console()
+    console = TrainingConsole()
     if options.dry_run:
         from puma_plugin.experiments.running.dry_run import dry_run, training_sizes
         from puma_plugin.experiments.running.early_checks import check_settings

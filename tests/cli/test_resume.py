@@ -46,6 +46,37 @@ def test_a_signal_to_all_processes_leaves_the_step_to_be_finished(data: Path, tm
     assert torch.load(out / "checkpoint.pt", weights_only=True)["progress"]["global_step"] > 0
 
 
+_TALKATIVE = """
+import sys
+from puma_plugin.cli.main import main
+from puma_plugin.experiments.running.display import JobDisplay
+
+JobDisplay.__init__.__defaults__ = (0, 0.01)  # seconds between two lines
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_training_whose_output_nobody_reads_any_more_leaves_a_checkpoint(data: Path, tmp_path: Path) -> None:
+    """As in `puma train ... | head`."""
+    out = tmp_path / "out"
+    arguments = ["train", "--config", str(data / "run.yaml"), "--out", str(out), "--epochs", "5000"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", _TALKATIVE, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    for _ in process.stdout:
+        if (out / "checkpoint.pt").exists():
+            break
+    process.stdout.close()
+    text = process.stderr.read()
+    assert process.wait(timeout=60) == 130, text
+    assert "nobody reads the output any more\n\nstopping after this step" in text
+    assert "the same command with --resume goes on from there" in text
+    assert "Error" not in text
+    assert torch.load(out / "checkpoint.pt", weights_only=True)["progress"]["global_step"] > 0
+
+
 @pytest.mark.parametrize("how", [None, signal.SIGINT, signal.SIGTERM])
 def test_resumed_run_equals_the_uninterrupted(
     trained: Path, data: Path, tmp_path: Path, how: signal.Signals | None, capsys: pytest.CaptureFixture[str]

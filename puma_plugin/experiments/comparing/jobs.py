@@ -90,7 +90,7 @@ class Job:
     def settings(self) -> dict[str, Any]:
         """Everything the result depends on; a kept result is used only if this is unchanged."""
         config = asdict(self.config)
-        del config["out"]
+        del config["out"], config["checkpoint_minutes"]
         model = self.config.model
         weights = WEIGHTS if model.backbone == "embedded" else Path(model.weights).expanduser()
         return {

@@ -1,5 +1,8 @@
 """Progress on the terminal: one bar per running job and one for all of them; lines where there is no terminal."""
 
+import os
+import signal
+import sys
 import time
 from datetime import timedelta
 from types import TracebackType
@@ -18,6 +21,17 @@ from rich.progress import (
 from puma_plugin.experiments.running.pool import Event
 
 _LEGEND = "R@1: held-out classes"
+
+
+class TrainingConsole(Console):
+    """Where a training writes. If nobody reads it any more, as behind `head`, the run ends as by Ctrl-C."""
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich, whose own method ends the process at once, without a word or a checkpoint."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print("\nnobody reads the output any more", file=sys.stderr, flush=True)
+        signal.raise_signal(signal.SIGINT)
 
 
 class JobDisplay:

@@ -53,13 +53,13 @@ class Processes:
         """Whether this is the process that writes files and talks."""
         return self.rank == 0
 
-    def any(self, own: bool) -> bool:
-        """Whether it is so in any of the processes; all must ask."""
+    def any(self, *own: bool) -> list[bool]:
+        """Of each, whether it is so in any of the processes; all must ask."""
         if self.world_size == 1:
-            return own
+            return list(own)
         found = torch.tensor(own, dtype=torch.uint8)  # on the CPU: a GPU would be waited for
         dist.all_reduce(found, dist.ReduceOp.MAX)
-        return bool(found)
+        return found.bool().tolist()
 
     def gather(self, own: T) -> list[T]:
         """What each process has, by rank; all must give theirs."""

@@ -42,7 +42,7 @@ _PAPER_CODE = (
 _FREE = frozenset(
     [
         *("out", "report", "device", "threads", "evaluation_batch_size", "max_batch_per_process", "process_timeout"),
-        "compile",
+        *("compile", "checkpoint_minutes"),
         # Frozen weights are compared themselves; of images, wherever they lie now, classes and counts.
         *("data.root", "data.manifest", "data.folders.*", "model.weights"),
         # Random transforms follow from the image, not from the process that reads it.

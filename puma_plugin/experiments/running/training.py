@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,8 +160,8 @@ class Run:
     Args:
         config: the settings.
         splits: the images; `validation` may be empty.
-        checkpoint: file for the full state after every epoch (None: no checkpoints). If it exists, the run goes on
-            from it.
+        checkpoint: file for the full state after every epoch and every `checkpoint_minutes` (None: no checkpoints). If
+            it exists, the run goes on from it.
         progress: called with `step`, `steps`, after an evaluation `validation` (harmonic R@1) and, once the checkpoint
             was loaded, `resumed`.
 
@@ -186,6 +187,7 @@ class Run:
         self.history: list[dict[str, Any]] = []
         self.trainer: UnifiedTrainer | None = None
         self.steps = 0
+        self._kept_at = 0.0  # when the last checkpoint was written, by the clock of time.monotonic
         self.trunk.to(self.device)
         self.embedder.to(self.device)
 
@@ -226,8 +228,9 @@ class Run:
                 torch.compiler.reset()
             listening = self.stop.listening() if self._can_stop() else contextlib.nullcontext()
             with listening, self._compilable(), self._enough_memory("max_batch_per_process", self._share()):
+                self._kept_at = time.monotonic()
                 self.trainer.train(num_epochs=self.config.epochs)
-            if self._is_to_stop():
+            if any(self.processes.any(self._is_to_stop())):
                 raise KeyboardInterrupt
             self.history = self.trainer.history
 
@@ -235,8 +238,12 @@ class Run:
         return self.stops_on_signals and self.checkpoint is not None
 
     def _is_to_stop(self) -> bool:
-        """The same in all processes, which a signal may reach in different steps, or only one of them."""
-        return self._can_stop() and self.processes.any(self.stop.asked)
+        """In this process: a signal may reach the others in different steps, or only one of them."""
+        return self._can_stop() and self.stop.asked
+
+    def _is_checkpoint_due(self) -> bool:
+        minutes = self.config.checkpoint_minutes
+        return minutes is not None and time.monotonic() - self._kept_at >= 60.0 * minutes
 
     def prepare(self) -> None:
         """Make the trainer and load the checkpoint, so that what cannot work is known before anything is written."""
@@ -404,8 +411,15 @@ class Run:
 
     def _report_step(self, trainer: UnifiedTrainer) -> None:
         self.progress({"step": trainer.global_step, "steps": self.steps})
-        if self.checkpoint is not None and self._is_to_stop():
+        if self.checkpoint is None:
+            return
+        if trainer.iteration == 0:  # behind the checkpoint of the epoch before
+            self._kept_at = time.monotonic()
+        stops, is_due = self.processes.any(self._is_to_stop(), self._is_checkpoint_due())
+        if stops or is_due:
             trainer.save_checkpoint(self.checkpoint)
+            self._kept_at = time.monotonic()
+        if stops:
             raise KeyboardInterrupt
 
     def _report_epoch(self, trainer: UnifiedTrainer) -> dict[str, float]:

@@ -323,6 +323,8 @@ class TrainConfig:
         threads: CPU threads of the training process; null leaves PyTorch's choice. Beside other busy processes fewer
             are faster, or OMP_WAIT_POLICY=passive in the environment: threads that wait for each other spin otherwise.
         validate_every: epochs between two figures on the held-out training classes.
+        checkpoint_minutes: checkpoint.pt is written after every epoch, and within an epoch when the last one is so many
+            minutes old, so that a run that is killed loses no more; null: after epochs only.
         evaluation_batch_size: images per forward pass of each process when embedding.
         process_timeout: seconds that one of several processes waits for the others before it gives up; a process that
             died is noticed at once. The longest wait is for the first process, while it opens the images
@@ -345,6 +347,7 @@ class TrainConfig:
     compile: bool = False
     threads: int | None = None
     validate_every: int = 1
+    checkpoint_minutes: float | None = 10.0
     evaluation_batch_size: int = 256
     process_timeout: float = 1800.0
     out: str = "runs/train"
@@ -359,6 +362,10 @@ class TrainConfig:
             f"max_batch_per_process is {self.max_batch_per_process}; give 1 or more, or null for the whole share",
         )
         require(self.threads is None or self.threads >= 1, f"threads is {self.threads}; give 1 or more, or null")
+        require(
+            self.checkpoint_minutes is None or self.checkpoint_minutes >= 0,
+            f"checkpoint_minutes is {self.checkpoint_minutes}; give 0 (every step) or more, or null (after epochs)",
+        )
         require(bool(self.out), "out is empty; give a folder")
         require(
             self.process_timeout > 0, f"process_timeout is {self.process_timeout}; give a positive number of seconds"

@@ -203,9 +203,9 @@ def workers_after_a_checkpoint(running: subprocess.Popen[str], out: Path) -> dic
 
 @pytest.fixture
 def killed(settings: Path, tmp_path: Path) -> Iterator[Path]:
-    """The folder of a run of two processes of which one was killed after its first checkpoint."""
+    """The folder of a run of two processes of which one was killed after a checkpoint, of which every step has one."""
     out = tmp_path / "killed"
-    running = start(settings, out, 2)
+    running = start(settings, out, 2, "--checkpoint_minutes", "0")
     try:
         workers = workers_after_a_checkpoint(running, out)
         os.kill(workers["1"], signal.SIGKILL)

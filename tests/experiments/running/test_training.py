@@ -192,3 +192,49 @@ def test_what_else_a_process_that_reads_images_raises_is_left_as_it_is() -> None
     run = Run(config(method="linear"), trained_splits())
     with pytest.raises(RuntimeError, match="stack expects"), run._enough_memory("evaluation_batch_size", 4):
         raise RuntimeError(text)
+
+
+class Killed(Exception):
+    """Stands for a signal that cannot be handled."""
+
+
+@pytest.mark.parametrize(("minutes", "kept"), [(0.0, 4), (10.0, 3), (None, 3)])
+def test_a_killed_run_goes_on_from_its_last_checkpoint(minutes: float | None, kept: int, tmp_path: Path) -> None:
+    """Epochs of three steps; death comes in the fifth step, the second of its epoch, before it is kept."""
+    settings = replace(config(method="puma"), epochs=3, checkpoint_minutes=minutes)
+    whole = Run(settings, trained_splits())
+    whole.train()
+
+    def die(content: dict[str, Any]) -> None:
+        if content["step"] == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        Run(settings, trained_splits(), tmp_path / "checkpoint.pt", die).train()
+    told: list[dict[str, Any]] = []
+    run = Run(settings, trained_splits(), tmp_path / "checkpoint.pt", told.append)
+    run.train()
+    assert told[0] == {"step": kept, "steps": 9, "resumed": True}
+    assert [entry["metric_loss"] for entry in run.history] == [entry["metric_loss"] for entry in whole.history]
+    torch.testing.assert_close(run.embed(run.splits.test).embeddings, whole.embed(run.splits.test).embeddings)
+
+
+def test_a_checkpoint_within_an_epoch_is_written_when_the_last_one_is_old(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On a clock by which every step takes a minute: an epoch's own checkpoint counts as well."""
+    clock = Mock()
+    clock.monotonic.return_value = 0.0
+    monkeypatch.setattr("puma_plugin.experiments.running.training.time", clock)
+
+    def tick(content: dict[str, Any]) -> None:
+        clock.monotonic.return_value += 60.0
+
+    settings = replace(config(method="linear"), epochs=2, global_batch_size=3, checkpoint_minutes=4.0)  # 8 steps each
+    run = Run(settings, trained_splits(), tmp_path / "checkpoint.pt", tick)
+    run.prepare()
+    trainer, steps = run.trainer, []
+    assert trainer is not None
+    monkeypatch.setattr(trainer, "save_checkpoint", lambda path: steps.append(trainer.global_step))
+    run.train()
+    assert steps == [5, 8, 13, 16]

@@ -49,6 +49,7 @@ FOLDERS = {"a": "/data/a"}
         (lambda: OptimizerConfig(warmup_epochs=-0.5), "optimizer.warmup_epochs is -0.5"),
         (lambda: TrainConfig(DataConfig(folders=FOLDERS), epochs=0), "epochs is 0"),
         (lambda: TrainConfig(DataConfig(folders=FOLDERS), threads=0), "threads is 0"),
+        (lambda: TrainConfig(DataConfig(folders=FOLDERS), checkpoint_minutes=-1), "checkpoint_minutes is -1"),
         (
             lambda: TrainConfig(DataConfig(kind="embedded"), ModelConfig(backbone="embedded", weights="x.pth")),
             "model.weights is 'x.pth'",
