@@ -7,6 +7,7 @@ compare OLD NEW         what is outside noise; exit code 1 if ours got slower
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit code."""
     given = _parser().parse_args(arguments)
     try:
-        return int(given.run(given))
+        code = int(given.run(given))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # its reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (OSError, ValueError) as error:
         print(f"python -m benchmarks.report: error: {error}", file=sys.stderr)
     except ModuleNotFoundError as error:

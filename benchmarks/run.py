@@ -94,7 +94,8 @@ def require_compiled(parser: argparse.ArgumentParser) -> None:
     from puma_plugin.ops import loader  # imports torch, which `--help` need not wait for
 
     if not loader.CPU_LIBRARY.loaded:
-        parser.error(f"the operators are not loaded: {loader.CPU_LIBRARY.reason}. To compile: {loader.REBUILD}")
+        fix = f". To compile: {loader.REBUILD}" if loader.CPU_LIBRARY.can_be_compiled else ""
+        parser.error(f"the operators are not loaded: {loader.CPU_LIBRARY.reason}{fix}")
 
 
 def warn_if_busy() -> None:

@@ -19,6 +19,7 @@ SIGMAS = 3.0
 SMALLEST_CHANGE = 0.02  # smaller changes are never called outside noise
 MACHINE_FIELDS = ("cpu", "cpu_model", "cores", "gpu", "device", "threads", "cpu_capability", "puma_cpu_capability")
 LATER_FIELDS = ("cpu_model", "puma_cpu_capability")  # older files do not know them
+LARGEST_DRIFT = 0.5  # a machine that changes by more was not the same, or not alone
 MIN_PEERS = 5  # fewer rows tell nothing about the drift of a whole file
 
 
@@ -58,6 +59,7 @@ class Comparison:
         drift: by how much the whole machine changed; None if too few contestants tell.
         scatter: standard deviation of single rows around the drift of their comparison.
         only_old, only_new: keys of the rows that one file has.
+        loads: load averages when the two runs began.
     """
 
     changes: list[Change]
@@ -65,6 +67,7 @@ class Comparison:
     scatter: float
     only_old: list[tuple[str, ...]]
     only_new: list[tuple[str, ...]]
+    loads: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
 
 
 def compare(old: Results, new: Results, *, other_machine: bool = False) -> Comparison:
@@ -90,7 +93,8 @@ def compare(old: Results, new: Results, *, other_machine: bool = False) -> Compa
             f"the files are of different machines or packages (old, new): {differing}; --other-machine compares anyway"
         )
     before, after = ({row.key: row for row in results.rows} for results in (old, new))
-    shared = [key for key in before if key in after]
+    # A quick look (smoke) copies and multiplies less than a run does.
+    shared = [key for key in before if key in after and _same_work(before[key], after[key])]
     if not shared:
         raise ValueError(f"{old.path} and {new.path} have no row in common")
     pairs = [(before[key], after[key]) for key in shared]
@@ -101,7 +105,12 @@ def compare(old: Results, new: Results, *, other_machine: bool = False) -> Compa
         drift.scatter,
         [key for key in before if key not in after],
         [key for key in after if key not in before],
+        (old.loads, new.loads),
     )
+
+
+def _same_work(old: Row, new: Row) -> bool:
+    return old.work == new.work or None in (old.work, new.work)
 
 
 class Drift:
@@ -163,6 +172,12 @@ def comparison_text(comparison: Comparison, *, everything: bool = False) -> str:
             f"turns), rows scatter by {comparison.scatter:.1%} around that."
         )
     ]
+    if comparison.drift is not None and abs(math.log1p(comparison.drift)) > math.log1p(LARGEST_DRIFT):
+        before, after = (", ".join(f"{load:.1f}" for load in loads) or "unknown" for loads in comparison.loads)
+        lines.append(
+            f"A machine that changes by so much was not alone in one of the runs, or is another one (load when they "
+            f"began: {before}; {after}): what follows means little. Measure again on an idle machine."
+        )
     for change in changes if everything else outside:
         row = change.new
         lines.append(

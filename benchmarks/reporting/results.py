@@ -26,6 +26,7 @@ class Row:
         case: sizes and dtypes.
         samples: seconds per call, one per round.
         limit: seconds, share, bound, flops and bytes of the limit, or None.
+        work: of a ceiling, bytes or FLOP of one call; None of what else is timed, and in older files.
     """
 
     subject: str
@@ -36,6 +37,7 @@ class Row:
     case: dict[str, Any] = field(hash=False)
     samples: tuple[float, ...] = field(hash=False)
     limit: dict[str, Any] | None = field(default=None, hash=False)
+    work: float | None = None
 
     @property
     def key(self) -> tuple[str, str, str, str, str]:
@@ -108,6 +110,7 @@ class Results:
 
     Attributes:
         path, machine, date: of the run.
+        loads: load averages of the machine when each process of the run began; empty in older files.
         rows: what was timed.
         memory, ceilings: as in the file.
         failures: what was to be measured and could not be or disagreed ("test" and "error").
@@ -120,6 +123,7 @@ class Results:
     memory: list[dict[str, Any]]
     ceilings: list[dict[str, Any]]
     failures: list[dict[str, str]]
+    loads: tuple[float, ...] = ()
 
     def comparisons(self, subject: str | None = None) -> Iterator[Comparison]:
         """Comparisons in the order of the file, of one subject or of all but the ceilings."""
@@ -149,6 +153,7 @@ def load_results(path: Path) -> Results:
             content["memory"],
             content["ceilings"],
             content.get("failures", []),  # older files do not tell
+            tuple(entry["load_average_before"] for entry in content["settings"] if "load_average_before" in entry),
         )
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a result file of `puma bench` ({type(error).__name__}: {error})") from error
@@ -165,4 +170,5 @@ def _row(entry: dict[str, Any]) -> Row:
         info["case"],
         tuple(entry["stats"]["data"]),
         info.get("limit"),
+        info.get("work"),
     )

@@ -39,13 +39,20 @@ def machine_text(results: Results) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return (
         f"{', '.join(hardware)}; {machine['threads']} threads, {capability}. {versions}. "
-        f"Commit {machine.get('commit') or 'unknown'}, {results.date[:16].replace('T', ' ')} UTC.\n\n"
+        f"Commit {machine.get('commit') or 'unknown'}, {results.date[:16].replace('T', ' ')} UTC{_load(results)}.\n\n"
         "Times are medians ± half the interquartile range; all contestants of a row were timed in turns. "
         "`2.0x` means: takes 2.0 times as long as ours, in the setting (allocator thresholds) that flatters us least; "
         "cases with a * were measured in one setting only. "
         "Limit: the share of the machine's limit that ours reaches, from copy bandwidth and matrix product rate "
         "measured in the same run (training step: from the step without adapters)."
     )
+
+
+def _load(results: Results) -> str:
+    """How busy the machine was: figures of a busy one are those of other processes as well."""
+    if not results.loads:
+        return ""
+    return f", load of the minute before {' and '.join(f'{load:.1f}' for load in results.loads)}"
 
 
 def failures_text(results: Results) -> str:

@@ -1,7 +1,7 @@
 """Options, fixtures and the extra fields of the result file; see `benchmarks.run` for the command."""
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -68,7 +68,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     session = metafunc.config.stash[SESSION]
     if "subject" in metafunc.fixturenames:
         chosen = metafunc.config.getoption("--subject") or SUBJECTS
-        rows = [row for subject in chosen for row in _rows(subject, session.settings)]
+        by_subject = {subject: _rows(subject, session.settings) for subject in chosen}
+        _say_what_is_empty(by_subject, session.settings)
+        rows = [row for found in by_subject.values() for row in found]
         metafunc.parametrize(("subject", "plan", "contestant"), rows)
     if "ceiling" in metafunc.fixturenames:
         metafunc.parametrize("ceiling", ceiling_names(session.settings.device, session.dtypes))
@@ -76,10 +78,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         from benchmarks.growth import growth_plans  # needs pml; a suite that is broken does not stop the others
 
         growing = growth_plans(session.settings)
+        _say_what_is_empty({"growth": growing}, session.settings)
         metafunc.parametrize("growth_plan", growing, ids=[f"{case.id}-{name}" for case, name in growing])
     if "memory_plan" in metafunc.fixturenames:
         plans = memory_plans(session.settings)
+        _say_what_is_empty({"memory": plans}, session.settings)
         metafunc.parametrize("memory_plan", plans, ids=[plan.id for plan in plans])
+
+
+def _say_what_is_empty(found: Mapping[str, Sequence[Any]], settings: Settings) -> None:
+    """A suite that somebody asked for should not be missed in silence."""
+    for name, rows in found.items():
+        if not rows:
+            print(f"{name}: nothing to measure with effort {settings.effort.name} on {settings.device}", flush=True)
 
 
 def _rows(subject: str, settings: Settings) -> list[Any]:

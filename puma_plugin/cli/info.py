@@ -98,7 +98,8 @@ def problems(facts: Facts) -> list[str]:
     if too_old:
         return [f"{too_old}. Fix: pip install 'torch>={loader.OLDEST_TORCH}'"]
     if not facts.cpu.loaded:
-        return [f"CPU operators not loaded: {facts.cpu.reason}. Fix: {loader.REBUILD}"]
+        fix = loader.REBUILD if facts.cpu.can_be_compiled else loader.UNSET_CAPABILITY
+        return [f"CPU operators not loaded: {facts.cpu.reason}. Fix: {fix}"]
     if facts.torch_cuda is None:
         fix = f"install a CUDA build of torch, then {loader.REBUILD}"
         return [f"CUDA operators not loaded: torch {torch_version} is a CPU-only build. Fix, if there is a GPU: {fix}"]

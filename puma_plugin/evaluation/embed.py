@@ -14,6 +14,7 @@ from tqdm import tqdm
 from puma_plugin.evaluation.result import RetrievalResult
 from puma_plugin.evaluation.retrieval import Protocol, evaluate_retrieval
 from puma_plugin.utils.distributed import rank, world_size
+from puma_plugin.utils.evaluation_mode import evaluation_mode
 from puma_plugin.utils.worker_signals import leave_signals_to_the_parent
 
 _FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -98,7 +99,8 @@ def embed(
         progress: show a progress bar (on rank 0).
 
     Raises:
-        ValueError: the dataset has no (N, 2) labels or no items, or the model does not return (B, D).
+        ValueError: the dataset has no (N, 2) labels or no items, its items are no pairs, or the model does not return
+            (B, D).
     """
     labels = getattr(dataset, "labels", None)
     if labels is None or getattr(labels, "ndim", 0) != 2 or labels.shape[1] != 2:
@@ -125,11 +127,11 @@ def embed(
     target = torch.device(device) if device is not None else _device_of(module)
     dtype = None if amp_dtype is not None else _floating_type_of(module)
     chunks = []
-    with torch.no_grad(), _eval_mode(module), _autocast(target, amp_dtype):
-        for images, _ in tqdm(loader, desc="embed", disable=not progress or rank() != 0, leave=False):
+    with torch.no_grad(), evaluation_mode(module), _autocast(target, amp_dtype):
+        for batch in tqdm(loader, desc="embed", disable=not progress or rank() != 0, leave=False):
+            images = _images_of(batch)
             output = model(_moved(images, target, dtype))
-            if output.ndim != 2:
-                raise ValueError(f"model must return embeddings (B, D), got shape {tuple(output.shape)}")
+            _require_embeddings(output, images)
             chunks.append(output.float().cpu())
     # A rank may have no item at all; its width is settled by the others.
     part = torch.cat(chunks) if chunks else torch.empty(0, 0)
@@ -187,6 +189,24 @@ def _floating_type_of(module: torch.nn.Module | None) -> torch.dtype | None:
     return next((parameter.dtype for parameter in parameters if parameter.dtype in _FLOATING), None)
 
 
+def _images_of(batch: Any) -> Any:
+    if not isinstance(batch, list | tuple) or len(batch) != 2:
+        what = f"{len(batch)} values" if isinstance(batch, list | tuple) else f"a {type(batch).__name__}"
+        raise ValueError(
+            f"a batch must be a pair (images, labels), got {what}; give a dataset of (image, label), or a collate_fn "
+            "that makes such pairs"
+        )
+    return batch[0]
+
+
+def _require_embeddings(output: Any, images: Any) -> None:
+    if not isinstance(output, torch.Tensor) or output.ndim != 2:
+        got = f"shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"
+        raise ValueError(f"model must return embeddings (B, D), got {got}")
+    if isinstance(images, torch.Tensor) and len(output) != len(images):
+        raise ValueError(f"model must return one embedding per image, got {len(output)} for {len(images)} images")
+
+
 def _moved(images: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
     """A batch on the device; what ``collate_fn`` gives may be no tensor, if it has a method ``to``."""
     is_cast = dtype is not None and isinstance(images, torch.Tensor) and images.is_floating_point()
@@ -200,19 +220,6 @@ def _equalise_buffers(module: torch.nn.Module) -> None:
     dist.broadcast_object_list(first, src=0)
     for name, value in first[0].items():
         own[name].copy_(value)
-
-
-@contextlib.contextmanager
-def _eval_mode(module: torch.nn.Module | None) -> Any:
-    """Evaluation mode inside, every submodule's own mode restored after."""
-    modes = [(m, m.training) for m in module.modules()] if module is not None else []
-    if module is not None:
-        module.eval()
-    try:
-        yield
-    finally:
-        for m, training in modes:
-            m.training = training
 
 
 def _autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:

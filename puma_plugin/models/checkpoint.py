@@ -5,18 +5,17 @@ import os
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from puma_plugin.models.adapted_vit import AdaptedViT, find_adapted
 from puma_plugin.models.arguments import require_int
 from puma_plugin.models.config import AdaptationConfig
 from puma_plugin.models.embedding_head import EmbeddingHead
+from puma_plugin.models.example_output import compare_outputs, example_output, require_example
 from puma_plugin.models.fingerprint import check_description, compare_backbones, describe_backbone
 from puma_plugin.models.unified_embedder import UnifiedEmbedder
 from puma_plugin.models.vit import adapt, eject, inner_hint
-from puma_plugin.utils import atomic_write
+from puma_plugin.utils.tensor_files import read_metadata, read_tensors, write_tensors
 
 FORMAT_VERSION = 1
 # What the outputs depend on. How a run drops samples or starts is its own business.
@@ -26,9 +25,9 @@ _STRUCTURE = ("adapter_dim", "blocks", "scale", "trainable_scale", "pool_size", 
 def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write adapters, prompts and, of a :class:`UnifiedEmbedder`, the head to one safetensors file.
 
-    The file also holds the arguments of :func:`adapt` and a description of the backbone (see
-    :func:`~puma_plugin.models.fingerprint.describe_backbone`), but none of the backbone's weights. It appears whole or
-    not at all.
+    The file also holds the arguments of :func:`adapt`, a description of the backbone (see
+    :func:`~puma_plugin.models.fingerprint.describe_backbone`) and the model's output for one image, but none of the
+    backbone's weights. It appears whole or not at all.
 
     Args:
         model: an adapted timm model, or a UnifiedEmbedder around one.
@@ -38,7 +37,7 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> None:
         TypeError: the model is neither.
         ValueError: parameters take a gradient that would not be in the file, or adapters are no longer as
             :func:`adapt` made them (wrapped, shared, pruned, another ``scale``), so that the file would give another
-            model.
+            model; a value is not finite; or ``path`` is a folder.
     """
     vit, head = _parts(model)
     if not isinstance(vit, AdaptedViT):
@@ -57,19 +56,17 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> None:
             f"{', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}. Save model.state_dict() instead, or freeze them."
         )
     metadata = {
-        "format": "pt",
         "puma_format_version": str(FORMAT_VERSION),
         "adaptation": json.dumps(vit.adaptation.to_dict()),
         "backbone": json.dumps(describe_backbone(vit)),
         "head": json.dumps(head and {"in_features": head.in_features, "embedding_size": head.embedding_size}),
+        "example_output": json.dumps(example_output(vit)),
     }
-    values = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    with atomic_write(path) as temporary:
-        save_file(values, temporary, metadata)
+    write_tensors(path, tensors, metadata)
 
 
 def load_adapter(model: nn.Module, path: str | os.PathLike[str], ignore_head: bool = False) -> Any:
-    """Load what :func:`save_adapter` wrote. Everything is checked before the model is changed.
+    """Load what :func:`save_adapter` wrote. If anything does not fit, the model stays as it was.
 
     Args:
         model: a timm model, which is adapted as the file says; or one that is adapted already in the same way; or a
@@ -84,8 +81,8 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], ignore_head: bo
     Raises:
         FileNotFoundError: there is no such file.
         TypeError: ``model`` is not a module.
-        ValueError: the file is truncated, no adapter file or of a newer format, or the backbone, a dimension or the
-            head differs; the message says what.
+        ValueError: the file is damaged, no adapter file or of a newer format; or the backbone's weights, what it
+            computes with them, a dimension or the head differs; the message says what.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"load_adapter() needs a timm model or a UnifiedEmbedder, got {type(model).__name__}")
@@ -114,12 +111,20 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], ignore_head: bo
     if isinstance(vit, AdaptedViT):
         _check_config(config, vit.adaptation, path)
         _require_as_adapted(vit)
-        _copy(tensors, _own_tensors(vit, head), path)
+        own = _own_tensors(vit, head)
+        before = {name: tensor.detach().clone() for name, tensor in own.items()}
+        _copy(tensors, own, path)
+        try:
+            _check_output(vit, metadata, path)
+        except ValueError:
+            _copy(before, own, path)
+            raise
         return model
     # A generator of its own: the start is overwritten, so the caller's random numbers need not move.
     adapted = adapt(vit, **config.to_dict(), generator=torch.Generator())
     try:
         _copy(tensors, _own_tensors(adapted, head), path)
+        _check_output(adapted, metadata, path)
     except ValueError:
         eject(adapted)
         raise
@@ -144,7 +149,9 @@ def load_embedder(vit: nn.Module, path: str | os.PathLike[str]) -> UnifiedEmbedd
 
 
 def read_adapter_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What an adapter file says about itself: ``adaptation``, ``backbone`` and ``head`` (None without).
+    """What an adapter file says about itself: ``adaptation``, ``backbone``, ``head`` and ``example_output``.
+
+    The last two may be None: without a head, and in files of earlier versions.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -179,7 +186,8 @@ def _require_as_adapted(vit: AdaptedViT) -> None:
         where = "missing" if odd[0] in wanted else "not where adapt() puts one"
         raise ValueError(
             f"{odd[0]} is {where} ({len(odd)} such): take wrappers off the blocks (torch.compile, checkpointing, "
-            "parametrizations), do not share or remove adapters; or save model.state_dict() instead"
+            "parametrizations), do not share or remove adapters, and prune blocks before adapt(); or save "
+            "model.state_dict() instead"
         )
     scales = {float(adapter.scale) for adapter in vit.adapters()} if not config.trainable_scale else {config.scale}
     if scales - {config.scale}:
@@ -192,12 +200,7 @@ def _require_as_adapted(vit: AdaptedViT) -> None:
 def _read(path: str | os.PathLike[str], with_tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no adapter file at {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            raw = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()} if with_tensors else {}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
+    raw = read_metadata(path)
     version = raw.get("puma_format_version", "")
     if not version.isdigit():
         raise ValueError(f"{path} is a safetensors file, but save_adapter() did not write it (no format version)")
@@ -207,13 +210,15 @@ def _read(path: str | os.PathLike[str], with_tensors: bool = True) -> tuple[dict
         )
     try:
         metadata = {key: json.loads(raw[key]) for key in ("adaptation", "backbone", "head")}
+        metadata["example_output"] = json.loads(raw.get("example_output", "null"))
         check_description(metadata["backbone"])
+        require_example(metadata["example_output"])
         if metadata["head"] is not None:
             for size in ("in_features", "embedding_size"):
                 require_int(f"{size} of the head", metadata["head"][size], 1)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the metadata of {path} are damaged: {error!r}") from error
-    return metadata, tensors
+    return metadata, read_tensors(path)[1] if with_tensors else {}
 
 
 def _config(metadata: dict[str, Any], path: str | os.PathLike[str]) -> AdaptationConfig:
@@ -236,6 +241,15 @@ def _check_config(saved: AdaptationConfig, own: AdaptationConfig, path: str | os
         )
 
 
+def _check_output(vit: AdaptedViT, metadata: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    if difference := compare_outputs(metadata["example_output"], example_output(vit)):
+        raise ValueError(
+            f"{path} was trained on a backbone that computes something else with the same weights: for one image "
+            f"{difference}. Build it with the arguments that it had (number of heads, activation, pooling and others); "
+            f"it was {metadata['backbone']['class']} {metadata['backbone']['name']}".rstrip()
+        )
+
+
 @torch.no_grad()
 def _copy(source: dict[str, Tensor], target: dict[str, Tensor], path: str | os.PathLike[str]) -> None:
     problems = [f"{name} is missing" for name in target if name not in source]
@@ -244,6 +258,11 @@ def _copy(source: dict[str, Tensor], target: dict[str, Tensor], path: str | os.P
         f"{name} has shape {tuple(source[name].shape)} instead of {tuple(tensor.shape)}"
         for name, tensor in target.items()
         if name in source and source[name].shape != tensor.shape
+    ]
+    problems += [
+        f"{name} has the type {source[name].dtype} instead of {tensor.dtype}"
+        for name, tensor in target.items()
+        if name in source and source[name].is_floating_point() != tensor.is_floating_point()
     ]
     if problems:
         raise ValueError(f"{path} does not fit: {'; '.join(problems[:5])}{'; ...' if len(problems) > 5 else ''}")

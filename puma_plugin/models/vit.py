@@ -134,7 +134,7 @@ def _check_model(vit: Any) -> Support:
 
 def inner_hint(module: nn.Module) -> str:
     """A hint if ``module`` merely holds the model that was meant."""
-    for name in ("trunk", "model", "module", "_orig_mod"):
+    for name in ("trunk", "model", "module", "_orig_mod", "timm_model"):
         if isinstance(getattr(module, name, None), nn.Module):
             return f"; did you mean its .{name}?"
     if isinstance(module, nn.Sequential) and len(module):

@@ -34,6 +34,8 @@ REBUILD = (
     f"pip install --no-build-isolation {'-e .' if _IN_SOURCES else '.'} (in the source folder, after pip install "
     "'setuptools>=77' ninja pybind11)"
 )
+CAPABILITY = "PUMA_CPU_CAPABILITY"
+UNSET_CAPABILITY = f"take {CAPABILITY} out of the environment, or give one that this machine has"
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ def load_cpu_library() -> tuple[LibraryState, ModuleType | None]:
     try:
         module = importlib.import_module("puma_plugin._C")
     except (ImportError, OSError, RuntimeError) as error:
-        return LibraryState("_C", False, true_cause(error), error), None
+        cause = true_cause(error)
+        return LibraryState("_C", False, cause, error, can_be_compiled=CAPABILITY not in cause), None
     if module.schemas != SCHEMAS:
         return LibraryState("_C", False, OTHER_SOURCES), None
     return LibraryState("_C", True), module

@@ -1,5 +1,6 @@
 """What the comparison of two files says is outside noise."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -248,3 +249,30 @@ def test_exit_code_says_whether_ours_got_slower(files: Any, capsys: pytest.Captu
     printed = capsys.readouterr().out
     assert "faster" in printed
     assert printed.count("within noise") == len(PEERS)
+
+
+def test_a_machine_that_was_busy_in_one_run_is_said(files: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    old, new = write(files, "old", 1.0), write(files, "new", 1.0, drift=1.6)
+    for path, load in ((old, 0.2), (new, 3.75)):
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({**content, "settings": [{"load_average_before": load}]}))
+    assert main(["compare", str(old), str(new)]) == 0
+    assert "(load when they began: 0.2; 3.8): what follows means little" in capsys.readouterr().out
+    assert main(["tables", str(new)]) == 0
+    assert "UTC, load of the minute before 3.8." in capsys.readouterr().out
+    assert main(["compare", str(old), str(write(files, "newer", 1.0, drift=1.4))]) == 0
+    assert "means little" not in capsys.readouterr().out
+
+
+def test_ceilings_of_other_sizes_are_not_compared(files: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """As those of a look whether everything runs, which are tiny."""
+
+    def ceiling(name: str, seconds: float, work: float) -> Path:
+        entry = files.entry("copy", [seconds] * 9, subject="ceilings", case={}, case_id="copy", work=work)
+        return files.write(name, [entry])
+
+    old = ceiling("old", 1e-3, 1e9)
+    assert main(["compare", str(old), str(ceiling("new", 1e-3, 1e9))]) == 0
+    assert "1 rows in both files" in capsys.readouterr().out
+    assert main(["compare", str(old), str(ceiling("smoke", 1e-6, 1e6))]) == 2
+    assert "have no row in common" in capsys.readouterr().err

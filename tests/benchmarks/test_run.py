@@ -64,6 +64,16 @@ def test_every_process_has_a_timing_as_pytest_benchmark_writes_no_file_without(
     assert sorted(files) == ["bench_ceilings.py", "bench_memory.py"]
 
 
+def test_a_suite_without_cases_is_said(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Host overhead is not measured with quick effort."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    code, result = run.measure(["overhead"], "quick", "cpu", "default", no_compiled=True)
+    assert code == 0
+    assert result is not None
+    assert {entry["extra_info"]["subject"] for entry in result["benchmarks"]} == {"ceilings"}
+    assert "overhead: nothing to measure with effort quick on cpu\n" in capfd.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_failure_is_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiled contestant has no compiler."""

@@ -92,6 +92,14 @@ CASES = {
         replace(GOOD, cpu=LibraryState("_C", False, "the library is missing"), cuda=NOT_LOADED_CUDA, build=None),
         ["CPU operators not loaded: the library is missing", "pip install --no-build-isolation -e ."],
     ),
+    "wrong instruction set asked for": (
+        replace(
+            GOOD,
+            cpu=LibraryState("_C", False, "ImportError: PUMA_CPU_CAPABILITY must be ...", can_be_compiled=False),
+            cuda=NOT_LOADED_CUDA,
+        ),
+        ["CPU operators not loaded: ImportError: PUMA_CPU_CAPABILITY", "Fix: take PUMA_CPU_CAPABILITY out of the"],
+    ),
     "CUDA library missing": (
         replace(GOOD, cuda=NOT_LOADED_CUDA),
         ["CUDA operators not loaded: the library is missing", "PUMA_CUDA=1 pip install"],

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from puma_plugin.cli.main import main
 from puma_plugin.evaluation import evaluate_retrieval
@@ -54,6 +55,31 @@ def test_a_run_with_relative_paths_is_evaluated_from_elsewhere(
     assert after["runs"][0]["result"] == before["runs"][0]["result"]
     assert [path.name for path in tmp_path.iterdir()] == ["moved"]
     load_trained("moved")
+
+
+def test_a_run_is_loaded_where_its_backbone_lies_elsewhere(trained: Path, data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(trained / "model.safetensors", run)
+    settings = json.loads((trained / "config.json").read_text())
+    settings["model"]["weights"] = "/nowhere/backbone.safetensors"
+    (run / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(
+        ValueError, match=r"were in /nowhere/backbone\.safetensors, which is no file here; give their pl"
+    ):
+        load_trained(run)
+    torch.manual_seed(5)
+    model, _ = load_trained(run, weights=data / "backbone.safetensors")
+    drawn = torch.rand(3)  # the caller's random numbers are left alone
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(3), drawn)
+    for found, expected in zip(model.parameters(), load_trained(trained)[0].parameters(), strict=True):
+        assert torch.equal(found, expected)
+    other = load_file(data / "backbone.safetensors")
+    other["cls_token"] += 1.0
+    save_file(other, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"was trained on another backbone: .*other values in 1 of .* cls_token"):
+        load_trained(run, weights=tmp_path / "other.safetensors")
 
 
 def test_the_trained_model_embeds_images_outside_of_its_run(trained: Path, data: Path) -> None:

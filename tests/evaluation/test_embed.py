@@ -129,6 +129,31 @@ def test_a_model_that_gives_no_rows_is_refused() -> None:
         embed(nn.Unflatten(1, (5, 1)), Vectors())
 
 
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda rows: (rows, rows), r"must return embeddings \(B, D\), got a tuple"),
+        (lambda rows: rows[:3], "must return one embedding per image, got 3 for 24 images"),
+        (lambda rows: rows.repeat(2, 1), "must return one embedding per image, got 48 for 24 images"),
+    ],
+)
+def test_other_outputs_are_refused(model: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        embed(model, Vectors())
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({"image": torch.ones(2, 5), "label": torch.ones(2)}, "got a dict; give a dataset of"),
+        ((torch.ones(2, 5), torch.ones(2), torch.arange(2)), "got 3 values; give a dataset of .*, or a collate_fn"),
+    ],
+)
+def test_batches_that_are_no_pairs_are_refused(batch: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"a batch must be a pair \(images, labels\), {message}"):
+        embed(nn.Identity(), Vectors(), collate_fn=lambda items: batch)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_images_are_cast_to_the_models_own_type(dtype: torch.dtype) -> None:
     dataset, model = Vectors(), nn.Linear(5, 3).to(dtype)

@@ -52,9 +52,10 @@ def path(tmp_path: Path, trained: nn.Module) -> Path:
 
 
 def rewrite(path: Path, tensors: dict[str, Tensor] | None = None, **metadata: str) -> None:
-    """Change tensors or metadata of an adapter file."""
+    """Change tensors or metadata of an adapter file; as a file of earlier versions, it has no digest then."""
     with safe_open(path, "pt") as file:
         kept = file.metadata()
+    kept.pop("digest", None)
     save_file(load_file(path) if tensors is None else tensors, path, {**kept, **metadata})
 
 
@@ -163,6 +164,49 @@ def test_another_backbone_is_refused_with_what_differs(
         load_adapter(make_vit(depth=3), path)
     with pytest.raises(ValueError, match=r"expected VisionTransformer vit_tiny\S+, found Eva eva02.*missing: "):
         load_adapter(make_vit("eva02_tiny_patch14_224", img_size=28), path)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize(
+    ("arguments", "difference"),
+    [
+        ({"num_heads": 6}, r"its output is off by [\d.]+%"),
+        ({"act_layer": "relu"}, r"its output is off by [\d.]+%"),
+        ({"global_pool": "", "class_token": True}, r"its output has the shape \[1, 5, 192\] instead of \[1, 192\]"),
+    ],
+)
+def test_a_backbone_that_computes_something_else_with_the_same_weights_is_refused(
+    path: Path,
+    backbone: Callable[[], nn.Module],
+    make_vit: Callable[..., nn.Module],
+    arguments: dict[str, Any],
+    difference: str,
+    adapted: bool,
+) -> None:
+    vit = make_vit(**arguments)
+    vit.load_state_dict(backbone().state_dict())
+    if adapted:
+        adapt(vit, **SMALL)
+    before = {name: tensor.clone() for name, tensor in vit.state_dict().items()}
+    kind = type(vit)
+    with pytest.raises(ValueError, match=f"something else with the same weights: for one image {difference}"):
+        load_adapter(vit, path)
+    assert type(vit) is kind
+    assert vit.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in vit.state_dict().items())
+    rewrite(path, example_output="null")  # as in files of earlier versions
+    load_adapter(vit, path)
+
+
+def test_the_output_is_taken_in_evaluation_mode_and_the_modes_stay(path: Path, trained: nn.Module) -> None:
+    example = read_adapter_metadata(path)["example_output"]
+    assert example["shape"] == [1, 192]
+    assert (example["dtype"], len(example["values"])) == ("torch.float32", 192)
+    trained.train()
+    modes = [module.training for module in trained.modules()]
+    save_adapter(trained, path)
+    assert [module.training for module in trained.modules()] == modes
+    assert read_adapter_metadata(path)["example_output"] == example
 
 
 def test_a_file_saved_from_a_float16_model_says_so(backbone: Callable[[], nn.Module], tmp_path: Path) -> None:
@@ -276,6 +320,8 @@ def test_damaged_contents_are_refused_and_the_model_is_left_alone(
         ({"backbone": json.dumps([])}, "damaged: .*class, name, fingerprint"),
         ({"head": json.dumps({"in_features": 8})}, "damaged: .*embedding_size"),
         ({"head": json.dumps({"in_features": 8, "embedding_size": 0})}, "damaged: .*embedding_size"),
+        ({"example_output": json.dumps([1])}, "damaged: .*dtype, shape and values"),
+        ({"example_output": json.dumps({"dtype": "x", "shape": [1], "values": ["a"]})}, "damaged: .*dtype, shape and"),
         ({"adaptation": json.dumps({**good, "blocks": [0, 9]})}, "blocks must be different indices from 0 to 1"),
         ({"adaptation": json.dumps({**good, "adapter_dim": 5})}, r"down has shape \(192, 4\) instead of \(192, 5\)"),
     ):
@@ -283,6 +329,9 @@ def test_damaged_contents_are_refused_and_the_model_is_left_alone(
         with pytest.raises(ValueError, match=message):
             load_adapter(vit, path)
         assert type(vit) is timm.models.VisionTransformer
+    rewrite(path, {**tensors, "prompt_pool.keys": tensors["prompt_pool.keys"].int()}, **undamaged)
+    with pytest.raises(ValueError, match=r"prompt_pool\.keys has the type torch\.int32 instead of torch\.float32"):
+        load_adapter(vit, path)
     renamed = {name.replace("keys", "locks"): tensor for name, tensor in tensors.items()}
     rewrite(path, renamed, **undamaged)
     with pytest.raises(ValueError, match=r"prompt_pool\.keys is missing; prompt_pool\.locks is not expected"):
@@ -343,7 +392,7 @@ def test_an_interrupted_write_leaves_the_old_file(
         raise OSError("no space left on device")
 
     before = path.read_bytes()
-    monkeypatch.setattr("puma_plugin.models.checkpoint.save_file", fail)
+    monkeypatch.setattr("puma_plugin.utils.tensor_files.save_file", fail)
     with pytest.raises(OSError, match="no space left"):
         save_adapter(trained, path)
     assert path.read_bytes() == before

@@ -104,8 +104,10 @@ print([tensor.shape for tensor in results])
 
 
 def test_an_unknown_instruction_set_is_refused_with_the_known_ones() -> None:
-    found = run("import puma_plugin.ops.loader as l; print(l.CPU_LIBRARY.reason)", PUMA_CPU_CAPABILITY="sse9")
+    script = "import puma_plugin.ops.loader as l; print(l.CPU_LIBRARY.reason, l.CPU_LIBRARY.can_be_compiled)"
+    found = run(script, PUMA_CPU_CAPABILITY="sse9")
     assert "PUMA_CPU_CAPABILITY must be default, avx2, avx512, avx512_vnni, avx512_bf16 or amx" in found.stdout
+    assert found.stdout.endswith("got sse9 False\n")
 
 
 @pytest.mark.parametrize(

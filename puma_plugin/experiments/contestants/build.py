@@ -16,6 +16,12 @@ from puma_plugin.experiments.contestants.lora import add_lora
 from puma_plugin.experiments.contestants.vpt import add_visual_prompts
 from puma_plugin.experiments.settings.config import DataConfig, ModelConfig
 from puma_plugin.models import EmbeddingHead, adapt
+from puma_plugin.models.support import find_support
+
+_CLASSIFIERS = ("head", "head_dist", "fc", "classifier")
+_TOKENS = ("cls_token", "dist_token", "reg_token", "pos_embed")
+# What files of earlier versions of timm hold, and later versions compute.
+_DERIVED = ("relative_position_index", "num_batches_tracked", "k_bias")
 
 
 class Normalise(nn.Module):
@@ -122,15 +128,29 @@ def _load_file(model: nn.Module, path: Path) -> None:
     try:
         outcome = load_checkpoint(model, str(path), strict=False, filter_fn=filter_fn, weights_only=True)
     except Exception as error:
-        cause = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise ValueError(f"model.weights: {path} could not be loaded into the backbone ({cause})") from error
-    # Without a classifier its weights are left over; anything missing would silently stay random.
-    missing = list(getattr(outcome, "missing_keys", []))
-    if missing:
+        # Of several lines the first says that there is something, and the second what.
+        cause = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
         raise ValueError(
-            f"model.weights: {path} lacks {len(missing)} weights of the backbone, {missing[0]!r} first; give the file "
-            "of this very model"
+            f"model.weights: {path} could not be loaded into the backbone ({type(error).__name__}: {cause[:300]}); "
+            "give a .safetensors file, or a state dict as torch.save writes it (.pth), of this very model"
+        ) from error
+    # Anything missing would silently stay random, and what is left over would silently not be computed.
+    missing = list(getattr(outcome, "missing_keys", []))
+    left = [name for name in getattr(outcome, "unexpected_keys", []) if _is_computed(name, model)]
+    if missing or left:
+        names = missing or left
+        what = "lacks weights of the backbone" if missing else "has weights that the backbone has not"
+        raise ValueError(
+            f"model.weights: {path} {what}: {len(names)}, {names[0]!r} first; give the file of this very model"
         )
+
+
+def _is_computed(name: str, model: nn.Module) -> bool:
+    """Whether the model would have to compute with this weight of a file, unlike that of a classifier or a decoder."""
+    part, *_, leaf = name.split(".")
+    if part in _CLASSIFIERS or leaf in _DERIVED:
+        return False
+    return part in _TOKENS or getattr(model, part, None) is not None
 
 
 def input_properties(backbone: nn.Module, config: DataConfig) -> tuple[int, list[float], list[float]]:
@@ -171,6 +191,11 @@ def _prepare_trunk(trunk: nn.Module, config: ModelConfig) -> None:
     elif method in ("vpt_shallow", "vpt_deep"):
         add_visual_prompts(trunk, config.prompt_length, deep=method == "vpt_deep")
     else:
+        if config.has_pool and not find_support(trunk).prompts:
+            raise ValueError(
+                f"model.backbone {config.backbone} can carry adapters but no prompts; set model.pool_size to 0, or "
+                "model.method to adapters"
+            )
         # AdaptFormer (Chen et al., NeurIPS 2022) differs from these adapters in that it has one per block, beside the
         # MLP, fed with the tokens before the norm, with biases and dropout; its width is 64 and its scale 0.1. Both
         # start with W_up = 0.

@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from puma_plugin.experiments.settings.config import ModelConfig
 from puma_plugin.models import EmbeddingHead, UnifiedEmbedder, load_adapter, save_adapter
 from puma_plugin.models.adapted_vit import AdaptedViT
-from puma_plugin.utils import atomic_write
+from puma_plugin.utils.tensor_files import DamagedFileError, read_tensors, write_tensors
 
 FORMAT = "puma_plugin run 4"
 
@@ -61,10 +59,8 @@ def save_weights(
     if isinstance(trunk, AdaptedViT):
         save_adapter(UnifiedEmbedder(trunk, cast(EmbeddingHead, embedder)), path)
         return
-    tensors = {name: weight.detach().cpu().contiguous() for name, weight in _tensors(trunk, embedder).items()}
-    metadata = {"format": "pt", "puma_run": FORMAT, **_description(config, trunk, extra or {})}
-    with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata)
+    metadata = {"puma_run": FORMAT, **_description(config, trunk, extra or {})}
+    write_tensors(path, _tensors(trunk, embedder), metadata)
 
 
 def load_weights(
@@ -80,18 +76,19 @@ def load_weights(
     if isinstance(trunk, AdaptedViT):
         try:
             load_adapter(UnifiedEmbedder(trunk, cast(EmbeddingHead, embedder)), path)
+        except DamagedFileError:
+            raise
         except ValueError as error:
             raise ValueError(f"{error}; {_OWN_CONFIGURATION}") from error
         return
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or not a safetensors file ({error})") from error
+    metadata, tensors = read_tensors(path)
     _check(metadata, _description(config, trunk, extra or {}), path)
     own = _tensors(trunk, embedder)
-    odd = sorted(set(own) ^ set(tensors)) or sorted(name for name in own if own[name].shape != tensors[name].shape)
+    odd = sorted(set(own) ^ set(tensors)) or sorted(
+        name
+        for name in own
+        if own[name].shape != tensors[name].shape or own[name].is_floating_point() != tensors[name].is_floating_point()
+    )
     if odd:
         raise ValueError(f"{path} does not fit the configured model: {odd[0]} differs ({len(odd)} such tensors)")
     with torch.no_grad():

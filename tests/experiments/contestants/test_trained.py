@@ -30,3 +30,21 @@ def test_settings_of_another_version_are_refused_by_name(tmp_path: Path) -> None
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match=r"config\.json has the setting model\.depth_scale, which this version"):
         load_trained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"config\.json is damaged and cannot be read as JSON"),
+        ("[]", r"config\.json is damaged: it has no settings model"),
+        ("{}", r"config\.json is damaged: it has no settings model"),
+        ('{"model": 3}', r"config\.json is damaged: it has no settings model"),
+        ('{"model": {"adapter_dim": "a"}}', r"config\.json cannot be used \(.*not supported between"),
+        ('{"model": {"method": "linear"}}', r"config\.json is damaged: it has no settings data"),
+    ],
+)
+def test_damaged_settings_are_a_sentence(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=message):
+        load_trained(tmp_path)
