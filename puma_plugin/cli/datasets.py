@@ -67,14 +67,15 @@ def _parser() -> ArgumentParser:
         metavar="FILE",
         help="with --bad-images skip: a report of verify --open-images, so that no image need be opened",
     )
-    few_shot.add_argument(
-        "--check-counts",
-        "--data.check_counts",
-        dest="check_counts",
-        choices=["true", "false"],
-        default="true",
-        help="false: for a reduced copy (default: true)",
-    )
+    for command in (verify, few_shot):
+        command.add_argument(
+            "--check-counts",
+            "--data.check_counts",
+            dest="check_counts",
+            choices=["true", "false"],
+            default="true",
+            help="of the classes, against the published ones; false: for a reduced copy (default: true)",
+        )
     few_shot.set_defaults(run=_few_shot)
     return parser
 
@@ -122,12 +123,17 @@ def _verify(options: Namespace) -> int:
             "--min-images, --small-classes and --image-root go with --own; datasets of the benchmark have rules of "
             "their own"
         )
+    check_counts = options.check_counts == "true"
+    if options.own and not check_counts:
+        raise ValueError(
+            "--check-counts is for datasets of the benchmark; of your own no counts are published, leave it out"
+        )
     if options.report:
         require_writable(options.report, "--report")
     if options.own:
         report = verify_own(options.root, **how, **own)
     else:
-        report = verify_datasets(options.root, options.datasets, **how)
+        report = verify_datasets(options.root, options.datasets, **how, check_counts=check_counts)
     if shown is not None:
         print(file=sys.stderr)
     print(report.text())

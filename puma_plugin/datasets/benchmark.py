@@ -63,5 +63,6 @@ def load_benchmark(
         except DatasetError as error:
             faults.append(str(error))
     if faults:
-        raise DatasetError(told_together(faults, f"see `puma datasets verify {os.fspath(root)}`"))
+        how = "" if check_counts else " --check-counts false"
+        raise DatasetError(told_together(faults, f"see `puma datasets verify {os.fspath(root)}{how}`"))
     return loaded

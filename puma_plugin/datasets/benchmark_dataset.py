@@ -14,6 +14,7 @@ from PIL import Image
 from puma_plugin.datasets.catalogue import Facts
 from puma_plugin.datasets.distribution_dataset import BadImages, DistributionDataset, Split, check_split
 from puma_plugin.datasets.errors import DatasetError, DatasetNotFoundError
+from puma_plugin.datasets.image_files import lost_link
 from puma_plugin.datasets.listing import Listing
 from puma_plugin.datasets.whereabouts import whereabouts
 
@@ -130,7 +131,7 @@ class BenchmarkDataset(DistributionDataset):
 
         Raises:
             DatasetNotFoundError: saying what was looked for.
-            DatasetError: its folder is there and lacks something.
+            DatasetError: its folder is there and lacks something, or is a link to one that does not exist.
         """
         root = os.path.abspath(os.path.expanduser(os.fspath(root)))
         places = list(cls._places(root))
@@ -140,6 +141,9 @@ class BenchmarkDataset(DistributionDataset):
         title = cls.facts.name
         if not os.path.isdir(root):
             raise DatasetNotFoundError(f"{title}: {root} is no folder; give the folder that holds the datasets")
+        named = (os.path.join(root, name) for layout in cls.layouts for name in layout.folders)
+        if lost := next(filter(None, map(lost_link, named)), None):
+            raise DatasetError(f"{title}: {lost}")
         cls._refuse_unclear(root)
         hint = whereabouts(root, cls.layouts, cls.facts.source, cls._is_foreign)
         meant = [

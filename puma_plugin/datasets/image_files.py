@@ -29,6 +29,13 @@ _DECODE_ERRORS = (
 )
 
 _BITS_PER_SAMPLE = 258  # a TIFF's tag
+# What systems leave beside pictures: macOS in its zip files, Synology's index of thumbnails.
+_LEFT_BEHIND = frozenset({"__MACOSX", "@eaDir"})
+# A link to nothing is taken for one to a folder unless its name ends so. Names of classes may hold dots.
+_FILES = EXTENSIONS | {
+    *(".avif", ".csv", ".gz", ".heic", ".html", ".json", ".log", ".mat", ".md", ".mp4", ".npy", ".npz", ".parquet"),
+    *(".pdf", ".pkl", ".pt", ".pth", ".py", ".svg", ".tar", ".tgz", ".tsv", ".txt", ".xml", ".yaml", ".yml", ".zip"),
+}
 
 
 def is_image_name(name: str) -> bool:
@@ -36,14 +43,55 @@ def is_image_name(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
+def lost_link(path: str) -> str | None:
+    """What to say of a link whose target does not exist; None for anything else, also a link that leads to itself."""
+    if not os.path.islink(path):
+        return None
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        target = os.path.realpath(path)
+        return f"{path} is a link to {target}, which does not exist; mount its disk, or mend or remove the link"
+    except OSError:
+        pass
+    return None
+
+
+def _lost_folder(entry: os.DirEntry[str]) -> str | None:
+    """What `lost_link` says, of links that seem to be meant as folders."""
+    name = entry.name
+    if not entry.is_symlink() or _is_passed_over(name) or os.path.splitext(name)[1].lower() in _FILES:
+        return None
+    return lost_link(entry.path)
+
+
+def _is_passed_over(folder_name: str) -> bool:
+    return folder_name.startswith(".") or folder_name in _LEFT_BEHIND
+
+
 def _entries(folder: str) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        return sorted(entries, key=lambda entry: entry.name)
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except FileNotFoundError as error:
+        if lost := lost_link(folder):
+            raise DatasetError(lost) from error
+        raise
 
 
 def subfolders(folder: str) -> list[str]:
-    """Names of the folders directly in ``folder``, sorted, without hidden ones."""
-    return [entry.name for entry in _entries(folder) if not entry.name.startswith(".") and _is_folder(entry)]
+    """Names of the folders directly in ``folder``, sorted, without hidden ones and those that systems leave behind.
+
+    Links to folders that do not exist are among them: whoever reads these is told, and no class is lost in silence.
+
+    Raises:
+        DatasetError: ``folder`` is such a link.
+    """
+    return [
+        entry.name
+        for entry in _entries(folder)
+        if not _is_passed_over(entry.name) and (_is_folder(entry) or _lost_folder(entry))
+    ]
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -61,19 +109,25 @@ def scan_images(
     prefix: str = "",
     accept: Callable[[str], bool] = is_image_name,
     links: list[str] | None = None,
+    strict: bool = False,
     _above: tuple[str, ...] = (),
 ) -> Iterator[str]:
-    """Yield the images anywhere below ``folder`` as ``prefix`` + relative path, sorted, hidden folders left out.
+    """Yield the images anywhere below ``folder`` as ``prefix`` + relative path, sorted.
 
-    Links to folders are followed; a link that leads back to a folder above itself is not.
+    Folders that are hidden or left behind by systems are left out. Links to folders are followed; a link that leads
+    back to a folder above itself is not.
 
     Args:
         links: takes those that are links to files, which need not exist.
+        strict: links to folders that do not exist are errors; otherwise they are passed over.
+
+    Raises:
+        DatasetError: ``folder`` is a link to a folder that does not exist; with ``strict`` any below it, too.
     """
     for entry in _entries(folder):
         name = entry.name
         if _is_folder(entry):
-            if name.startswith("."):
+            if _is_passed_over(name):
                 continue
             trail = _above
             if entry.is_symlink():
@@ -81,7 +135,10 @@ def scan_images(
                 target = os.path.realpath(entry.path)
                 if any(place == target or place.startswith(target + os.sep) for place in trail):
                     continue
-            yield from scan_images(entry.path, f"{prefix}{name}/", accept, links, trail)
+            yield from scan_images(entry.path, f"{prefix}{name}/", accept, links, strict, trail)
+        elif lost := _lost_folder(entry):
+            if strict:
+                raise DatasetError(lost)
         elif accept(name):
             if entry.is_symlink():
                 if links is not None:

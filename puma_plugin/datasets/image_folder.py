@@ -18,7 +18,7 @@ from puma_plugin.datasets.distribution_dataset import (
     check_split,
 )
 from puma_plugin.datasets.errors import DatasetError
-from puma_plugin.datasets.image_files import EXTENSIONS, scan_images, subfolders
+from puma_plugin.datasets.image_files import EXTENSIONS, lost_link, scan_images, subfolders
 from puma_plugin.datasets.listing import Listing, SplitListing, join, merge_query_gallery
 from puma_plugin.datasets.string_table import StringTable
 
@@ -33,7 +33,8 @@ class ImageFolder(DistributionDataset):
     Args:
         root: a folder with one subfolder per class (images anywhere below it), which is split by classes; or one with
             ``train`` and ``test`` folders of such subfolders; or with ``query`` and ``gallery`` folders in place of
-            ``test``. Hidden files and folders do not count. Beside such folders no other (``val``) may hold images.
+            ``test``. Hidden files and folders do not count, nor do __MACOSX and @eaDir. Beside such folders no other
+            (``val``) may hold images.
         split: "train", "test", "query" or "gallery". The last two equal "test" where there are no such folders.
         transform, bad_images, known_bad: see :class:`DistributionDataset`.
         name: the distribution's name; None: the name of the folder.
@@ -45,7 +46,8 @@ class ImageFolder(DistributionDataset):
 
     Raises:
         DatasetError: no such folder, no class folders, a class without images or with fewer than ``min_images``, a
-            query class that is not in the gallery, a missing split, images in a folder beside those of the splits.
+            query class that is not in the gallery, a missing split, images in a folder beside those of the splits, a
+            link to a folder that does not exist.
 
     Listing a million files takes seconds and about 50 MB.
     """
@@ -80,11 +82,12 @@ def list_image_folder(folder: str | os.PathLike[str], dataset: str, base: str | 
         base: folder above ``folder`` that the keys shall be relative to; None: ``folder``.
 
     Raises:
-        DatasetError: no such folder, no subfolders, or a class without images.
+        DatasetError: no such folder, no subfolders, a class without images, or a link to a folder that does not exist.
     """
     root = os.path.abspath(os.path.expanduser(os.fspath(folder)))
     if not os.path.isdir(root):
-        raise DatasetError(f"{dataset}: {root} is no folder; give one that holds a subfolder per class")
+        fault = lost_link(root) or f"{root} is no folder; give one that holds a subfolder per class"
+        raise DatasetError(f"{dataset}: {fault}")
     above = root if base is None else base
     prefix = "" if above == root else os.path.relpath(root, above).replace(os.sep, "/") + "/"
     classes = subfolders(root)
@@ -95,7 +98,7 @@ def list_image_folder(folder: str | os.PathLike[str], dataset: str, base: str | 
     links: list[str] = []
     for name in classes:
         before = len(keys)
-        keys.extend(scan_images(os.path.join(root, name), f"{prefix}{name}/", links=links))
+        keys.extend(scan_images(os.path.join(root, name), f"{prefix}{name}/", links=links, strict=True))
         counts.append(len(keys) - before)
         if counts[-1] == 0:
             raise DatasetError(
@@ -117,7 +120,9 @@ def require_distributions(root: str, names: Sequence[str]) -> None:
             f"not a folder of distributions; train on it by a name of its own (--data.folders.NAME {root}), move such "
             "folders into that of their distribution (NAME/train/CLASS), or choose others (--data.names)"
         )
-    if not any(subfolders(os.path.join(root, name)) for name in names):
+    folders = [os.path.join(root, name) for name in names]
+    # What a link that leads nowhere holds is not known; whoever reads it is told.
+    if not any(lost_link(folder) or subfolders(folder) for folder in folders):
         raise DatasetError(
             f"{root} holds no folder with class folders in it, so it looks like a single distribution, whose folders "
             f"are its classes; give the folder above, {os.path.dirname(root)}"
@@ -132,14 +137,20 @@ def _like_splits(names: Sequence[str]) -> list[str]:
 
 def has_split_folders(folder: str) -> bool:
     """Whether the folder holds splits (train or test, or both query and gallery) and not classes to be split."""
-    present = {part for part in SPLITS if os.path.isdir(os.path.join(folder, part))}
+    present = _split_folders(folder)
     return bool(present & {"train", "test"}) or {"query", "gallery"} <= present
+
+
+def _split_folders(folder: str) -> set[str]:
+    """The splits that have a folder here, or a link to one that does not exist, which whoever reads it is told."""
+    places = {part: os.path.join(folder, part) for part in SPLITS}
+    return {part for part, place in places.items() if os.path.isdir(place) or lost_link(place)}
 
 
 def list_folder_split(folder: str, split: Split, title: str, test_fraction: float = 0.5) -> SplitListing:
     """The images of a split by the rules of :class:`ImageFolder`, without looking at the number per class."""
     dataset = f"{title} ({split})"
-    present = {part for part in SPLITS if os.path.isdir(os.path.join(folder, part))}
+    present = _split_folders(folder)
     if not has_split_folders(folder):
         _refuse_other_spelling(folder, dataset)
         divide = partial(split_by_class, test_fraction=test_fraction, train=split == "train", dataset=dataset)
@@ -177,7 +188,8 @@ def list_whole_folder(folder: str | os.PathLike[str], dataset: str) -> Listing:
     if not has_split_folders(root) or _beside_splits(root):
         _refuse_other_spelling(root, dataset)
         return list_image_folder(root, dataset)
-    parts = [part for part in SPLITS if os.path.isdir(os.path.join(root, part))]
+    present = _split_folders(root)
+    parts = [part for part in SPLITS if part in present]
     return join([list_image_folder(os.path.join(root, part), dataset, base=root) for part in parts])
 
 

@@ -156,10 +156,23 @@ def _csv_rows(file: str) -> Iterator[Row]:
                     )
                 if row:
                     yield tuple(value.strip() for value in row)
-        except (csv.Error, UnicodeDecodeError) as error:
+        except csv.Error as error:
             raise DatasetError(
-                f"line {reader.line_num + 1} of manifest {file} cannot be read ({error}); save it as CSV in UTF-8"
+                f"line {reader.line_num} of manifest {file} cannot be read ({error}); save it as CSV in UTF-8"
             ) from error
+        except UnicodeDecodeError as error:
+            # It is decoded in blocks, far ahead of the line that the reader is at.
+            line, byte = _first_of_another_encoding(file)
+            raise DatasetError(
+                f"line {line} of manifest {file} cannot be read (byte {byte:#04x} is no UTF-8); save it as CSV in UTF-8"
+            ) from error
+
+
+def _first_of_another_encoding(file: str) -> tuple[int, int]:
+    """The first line that is not UTF-8, counted from 1, and its first byte that is not."""
+    with open(file, newline="", encoding="utf-8", errors="surrogateescape") as lines:
+        found = ((number, re.search(r"[\udc80-\udcff]", line)) for number, line in enumerate(lines, 1))
+        return next((number, ord(mark[0]) - 0xDC00) for number, mark in found if mark)
 
 
 def _parquet_rows(file: str) -> Iterator[Row]:

@@ -32,6 +32,7 @@ _OWN_LAYOUTS = (
     "  and gallery may stand for test); a manifest has the columns path, label and, split and distribution if wanted;\n"
     "  paths are relative to its folder or to --image-root, with / between folders"
 )
+_NOT_COMPARABLE = "figures of a run could not be compared with others'; if they shall be, unpack the archive again"
 
 
 def verify_datasets(
@@ -40,6 +41,7 @@ def verify_datasets(
     open_images: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
+    check_counts: bool = True,
 ) -> VerifyReport:
     """Look for the benchmark's datasets below ``root`` and compare them with what is published.
 
@@ -49,6 +51,8 @@ def verify_datasets(
         open_images: decode every image.
         workers: threads that decode.
         progress: called with (dataset, images decoded, images of it).
+        check_counts: as in the settings of the training to come. False: for reduced copies, whose class counts are
+            noted only, as image counts always are.
 
     Raises:
         ValueError: an unknown name.
@@ -57,7 +61,10 @@ def verify_datasets(
     folder = os.path.abspath(os.path.expanduser(os.fspath(root)))
     if not os.path.isdir(folder):
         raise DatasetError(f"{folder} is no folder; give the folder that holds the datasets")
-    reports = [_verify(BENCHMARK[name], folder, open_images, workers, progress) for name in benchmark_names(names)]
+    reports = [
+        _verify(BENCHMARK[name], folder, open_images, workers, progress, check_counts)
+        for name in benchmark_names(names)
+    ]
     return VerifyReport(folder, reports, tuple(names or ()))
 
 
@@ -142,9 +149,7 @@ def _verify_own(
             faults.setdefault(str(error).removeprefix(f"{name} ({split}): "), []).append(split)
             continue
         report.splits[split] = SplitCount(len(listing.class_names), len(listing), None, None)
-        if len(listing.class_names) < 2:
-            only = f"one class only, {listing.class_names[0]!r}" if len(listing) else "no class is left"
-            report.problems.append(f"{split}: {only}; add classes, two are needed")
+        _require_two_classes(split, listing, report)
         short = listing.short_classes(min_images)
         if len(short):
             report.problems.append(
@@ -165,13 +170,24 @@ def _verify_own(
     return report
 
 
+def _require_two_classes(split: str, listing: Listing, report: DatasetReport) -> None:
+    if len(listing.class_names) < 2:
+        only = f"one class only, {listing.class_names[0]!r}" if len(listing) else "no class is left"
+        report.problems.append(f"{split}: {only}; add classes, two are needed")
+
+
 def _small(listing: Listing, short: NDArray[np.int64], min_images: int) -> str:
     have = "classes have" if len(short) > 1 else "class has"
     return f"{len(short):,} {have} fewer than {min_images} images, the first is {listing.class_names[short[0]]!r}"
 
 
 def _verify(
-    dataset: type[BenchmarkDataset], root: str, open_images: bool, workers: int | None, progress: Progress | None
+    dataset: type[BenchmarkDataset],
+    root: str,
+    open_images: bool,
+    workers: int | None,
+    progress: Progress | None,
+    check_counts: bool,
 ) -> DatasetReport:
     report = DatasetReport(dataset.facts.name, dataset.facts.title, dataset.facts.how_to_get())
     try:
@@ -191,38 +207,43 @@ def _verify(
         except DatasetError as error:
             report.problems.append(str(error))
             return report
-    _compare(dataset, listings, report)
+    _compare(dataset, listings, report, check_counts)
+    for split in ("train", "test"):
+        listing = listings[split] if split in listings else dataset.list_images(location, split)
+        _require_two_classes(split, listing, report)
     _find_lone(listings, report)
     _check_files(listings, report, open_images, workers, progress)
     report.surplus = _find_surplus(location, listings)
     return report
 
 
-def _compare(dataset: type[BenchmarkDataset], listings: dict[str, Listing], report: DatasetReport) -> None:
+def _compare(
+    dataset: type[BenchmarkDataset], listings: dict[str, Listing], report: DatasetReport, check_counts: bool
+) -> None:
+    """A run is stopped by another number of classes, unless that is not looked at; of images it takes what there is."""
     for split, listing in listings.items():
         published = dataset.facts.splits[split]
         report.splits[split] = SplitCount(len(listing.class_names), len(listing), published.classes, published.images)
         classes = len(listing.class_names)
         if classes != published.classes:
             text = f"{split}: {classes:,} classes are listed, {published.classes:,} are published"
-            if published.certain:
+            if not published.certain:
+                report.notes.append(text)
+            elif check_counts:
                 advice = "unpack the archive again, or train a reduced copy with --data.check_counts false"
                 report.problems.append(f"{text}; {advice}")
             else:
-                report.notes.append(text)
+                report.notes.append(f"{text}; {_NOT_COMPARABLE}")
         if published.images is not None and len(listing) != published.images:
-            report.problems.append(_other_images(f"{split}: {len(listing):,}", published.images))
+            report.notes.append(_other_images(f"{split}: {len(listing):,}", published.images))
     total = sum(map(len, listings.values()))
     # Said once: with a split that differs the sum does too.
     if total != dataset.facts.total and all(published.images is None for published in dataset.facts.splits.values()):
-        report.problems.append(_other_images(f"{total:,}", dataset.facts.total, " in all"))
+        report.notes.append(_other_images(f"{total:,}", dataset.facts.total, " in all"))
 
 
 def _other_images(found: str, published: int, where: str = "") -> str:
-    return (
-        f"{found} images are listed{where}, {published:,} are published; figures of a run could not be compared with "
-        "others', so unpack the archive again"
-    )
+    return f"{found} images are listed{where}, {published:,} are published; {_NOT_COMPARABLE}"
 
 
 def _lone(split: str, listing: Listing, lone: NDArray[np.int64]) -> str:
@@ -239,12 +260,15 @@ def _find_lone(listings: dict[str, Listing], report: DatasetReport) -> None:
         if len(lone):
             report.notes.append(f"{_lone(split, listing, lone)}; nothing can be retrieved for it")
     if "query" in listings:
+        if not len(listings["query"]):
+            report.problems.append(
+                "query: no image is listed, so nothing would be searched for; unpack the archive again"
+            )
         without = sorted(set(listings["query"].class_names) - set(listings["gallery"].class_names))
         if without:
             report.notes.append(f"query: {len(without):,} classes are not in the gallery, the first is {without[0]!r}")
-        both = sorted(set(listings["train"].class_names) & set(listings["query"].class_names))
-        if both:
-            report.problems.append(f"{len(both):,} classes both train and test, the first is {both[0]!r}")
+        shared = shared_classes(listings["train"].class_names, listings["query"].class_names)
+        report.notes += [shared] if shared else []
 
 
 def _check_files(

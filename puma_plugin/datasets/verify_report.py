@@ -36,8 +36,8 @@ class DatasetReport:
         found: whether its folder is there.
         folder, layout: where, and in which of its layouts.
         splits: counts by split.
-        problems: what would make a run fail, or its numbers incomparable.
-        notes: what is unusual but harms no run.
+        problems: what would make a run fail.
+        notes: what is unusual but stops no run, such as counts that make its figures incomparable.
         missing: listed images that are not there.
         unreadable: images that cannot be decoded (only looked for on request).
         surplus: images below the dataset's image folders that are in no list (they are never used).

@@ -6,6 +6,7 @@ from contextlib import suppress
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from puma_plugin.datasets.errors import DatasetError
 from puma_plugin.datasets.image_files import subfolders
 
 if TYPE_CHECKING:
@@ -37,9 +38,13 @@ def whereabouts(root: str, layouts: Sequence["Layout"], source: str, foreign: Ca
             if called:
                 return f"{root} is a part of it; give {os.path.dirname(folder)}, the folder that holds the datasets"
             continue
+        place = os.path.join(root, _name(folder) if called else layout.folders[0])
+        if folder.startswith(place + os.sep):  # its archive was unpacked into a folder of that name
+            return f"it seems to be in {folder}; move what is in there up into {place}"
+        replacing = f", in place of the {_name(place)} there" if os.path.lexists(place) else ""
         if called:
-            return f"it seems to be in {folder}; give {os.path.dirname(folder)}, or move it to {root}"
-        return f"it seems to be in {folder}; move it to {os.path.join(root, layout.folders[0])}"
+            return f"it seems to be in {folder}; give {os.path.dirname(folder)}, or move it to {root}{replacing}"
+        return f"it seems to be in {folder}; move it to {place}{replacing}"
     named = [os.path.join(root, name) for layout in layouts for name in layout.folders]
     packed = [path for place in dict.fromkeys([root, *named]) for path in _archives(place) if _name(path) in source]
     return f"not unpacked yet: {', '.join(packed)}" if packed else ""
@@ -68,5 +73,5 @@ def _archives(place: str) -> Iterator[str]:
 def _subfolders(folder: str) -> list[str]:
     try:
         return subfolders(folder)
-    except OSError:  # not there, or not for us
+    except (OSError, DatasetError):  # not there, or not for us
         return []

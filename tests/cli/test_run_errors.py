@@ -79,6 +79,17 @@ def test_many_absent_datasets_are_named_without_their_layouts(tmp_path: Path, sa
     assert line.count("see `puma") == 1
 
 
+def test_folders_on_a_disk_that_is_not_mounted(data: Path, tmp_path: Path, say: Say) -> None:
+    """Without a word the rest would be trained on. What is not asked for may be away."""
+    told = f"is a link to {tmp_path}/unmounted, which does not exist; mount its disk, or mend or remove the link"
+    (data / "set2").symlink_to(tmp_path / "unmounted")
+    assert f"set2: {data}/set2 {told}" in say()
+    (data / "set1" / "class9").symlink_to(tmp_path / "unmounted")
+    line = say("--data.names", '["set0", "set1"]')
+    assert line.endswith(f"{data}/set1/class9 {told}")
+    assert "set2" not in line
+
+
 def test_misspelt_backbone(say: Say) -> None:
     line = say("--model", '{"backbone": "vit_smal_patch16_224", "weights": "none"}')
     assert "model.backbone is 'vit_smal_patch16_224', which timm" in line

@@ -14,6 +14,7 @@ import torchvision
 from puma_plugin.datasets.benchmark import BENCHMARK, benchmark_names, load_benchmark
 from puma_plugin.datasets.cars196 import Cars196
 from puma_plugin.datasets.cub import CUB
+from puma_plugin.datasets.errors import DatasetError
 from puma_plugin.datasets.fgvc_aircraft import FGVCAircraft
 from puma_plugin.datasets.flowers102 import Flowers102
 from puma_plugin.datasets.in_shop import InShop
@@ -371,8 +372,13 @@ def test_load_benchmark_names_every_fault(benchmark_tree):
     message = str(caught.value)
     assert "StanfordOnlineProducts (train): 6 classes" in message
     assert "InShop (train): 3 classes" in message
-    assert "puma datasets verify" in message
+    assert message.endswith(f"see `puma datasets verify {benchmark_tree.root}`")
     assert "CUB" not in message
+
+
+def test_of_reduced_copies_what_is_advised_passes_over_counts_too(tmp_path):
+    with pytest.raises(DatasetError, match=rf"see `puma datasets verify {tmp_path} --check-counts false`$"):
+        load_benchmark(tmp_path, check_counts=False)
 
 
 def test_benchmark_names():
@@ -436,6 +442,27 @@ def test_missing_annotation_file(tmp_path, trees, name, file):
         ValueError, match=f"{name}: .* lacks .*{Path(file).name}; get what the archive does not hold, or"
     ):
         BENCHMARK[name](tmp_path, "train", check_counts=False)
+
+
+def test_a_link_to_a_dataset_that_does_not_exist(tmp_path, trees):
+    """No trace of it would be found otherwise. The others are read as ever."""
+    trees.dogs(tmp_path, lists=False)
+    (tmp_path / "nabirds").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(
+        DatasetError,
+        match=f"^NABirds: {tmp_path}/nabirds is a link to {tmp_path}/unmounted, which does not exist; mount",
+    ):
+        NABirds(tmp_path)
+    assert len(StanfordDogs(tmp_path).class_names) == 60
+    (tmp_path / "dogs" / "Images" / "n03000000-Poodle").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(DatasetError, match=f"Poodle is a link to {tmp_path}/unmounted, which does not exist"):
+        StanfordDogs(tmp_path)
+
+
+def test_what_systems_leave_beside_pictures_is_no_breed(tmp_path, trees):
+    trees.dogs(tmp_path, lists=False)
+    trees.write_jpeg(tmp_path / "dogs" / "Images" / "@eaDir" / "0.jpg", 1)
+    assert len(StanfordDogs(tmp_path, "test").class_names) == 60
 
 
 def test_no_folder(tmp_path):

@@ -9,7 +9,16 @@ import pytest
 from PIL import Image
 
 from puma_plugin.datasets.errors import DatasetError
-from puma_plugin.datasets.image_files import as_rgb, find_defects, find_missing, is_image_name, read_image, scan_images
+from puma_plugin.datasets.image_files import (
+    as_rgb,
+    find_defects,
+    find_missing,
+    is_image_name,
+    left_aside,
+    read_image,
+    scan_images,
+    subfolders,
+)
 from puma_plugin.datasets.image_folder import ImageFolder
 
 
@@ -32,6 +41,35 @@ def test_scanning_order_hidden_files_and_links(tmp_path):
     expected = ["B/q.tif", "a/deep/er/x.webp", "b/1.png", "b/2.JPG", "c/1.png", "c/2.JPG", "z.jpeg"]
     assert found == ["pre/" + key for key in expected]
     assert not is_image_name("jpg")
+
+
+def test_what_systems_leave_beside_pictures_is_passed_over(tmp_path, trees):
+    """Of macOS in a zip file, and Synology's thumbnails."""
+    trees.write_jpeg(tmp_path / "a" / "1.jpg", 1)
+    for folder in ("__MACOSX/a", "a/__MACOSX", "@eaDir/a", "a/@eaDir/1.jpg"):
+        trees.write_jpeg(tmp_path / folder / "thumb.jpg", 1)
+        (tmp_path / folder / "notes").touch()
+    assert subfolders(str(tmp_path)) == ["a"]
+    assert list(scan_images(str(tmp_path))) == ["a/1.jpg"]
+    assert left_aside(str(tmp_path), {"a/1.jpg"}) == {}
+
+
+def test_links_to_folders_that_do_not_exist(tmp_path, trees):
+    """Listed, so that whoever reads them is told; what is called as a file and what is hidden is not."""
+    trees.write_jpeg(tmp_path / "a" / "1.jpg", 1)
+    gone = tmp_path / "unmounted"
+    for name in ("b", "003.Auk", "Mr.Bean", "a/more", "notes.txt", "1.JPG", ".cache", "@eaDir"):
+        (tmp_path / name).symlink_to(gone)
+    told = rf"^{tmp_path}/%s is a link to {gone}, which does not exist; mount its disk, or mend or remove the link$"
+    assert subfolders(str(tmp_path)) == ["003.Auk", "Mr.Bean", "a", "b"]
+    for read in (subfolders, lambda folder: list(scan_images(folder))):
+        with pytest.raises(DatasetError, match=told % "b"):
+            read(str(tmp_path / "b"))
+    assert list(scan_images(str(tmp_path / "a"))) == ["1.jpg"]
+    with pytest.raises(DatasetError, match=told % "a/more"):
+        list(scan_images(str(tmp_path / "a"), strict=True))
+    gone.mkdir()
+    assert list(scan_images(str(tmp_path / "a"), strict=True)) == ["1.jpg"]
 
 
 def test_links_to_nothing_are_missing(tmp_path, trees):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -205,6 +206,44 @@ def test_what_is_no_file_is_no_image(tmp_path, trees):
     (tmp_path / "a" / "lost.jpg").symlink_to("nowhere.jpg")
     with pytest.raises(DatasetError, match=r"lost\.jpg"):
         ImageFolder(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["train", "test", "train/c", "train/a/more", "val"])
+def test_a_link_to_a_folder_that_does_not_exist_is_an_error(tmp_path, trees, place):
+    """Such as one on a disk that is not mounted: without a word, what is there would be taken for everything."""
+    for part in ("train", "test"):
+        _make(trees, tmp_path / "own", ["a", "b"], prefix=part)
+    if place in ("train", "test"):
+        (tmp_path / "own" / place).rename(tmp_path / "elsewhere")
+    (tmp_path / "own" / place).symlink_to(tmp_path / "unmounted")
+    told = f"{tmp_path}/own/{place} is a link to {tmp_path}/unmounted, which does not exist; mount its disk"
+    with pytest.raises(DatasetError, match=told):
+        ImageFolder(tmp_path / "own", "test" if place == "test" else "train")
+    with pytest.raises(DatasetError, match=told):
+        list_whole_folder(tmp_path / "own", "mine")
+
+
+def test_a_distribution_that_is_a_link_to_nothing(tmp_path):
+    (tmp_path / "own").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(
+        DatasetError, match=rf"^mine \(train\): {tmp_path}/own is a link to {tmp_path}/unmounted, which"
+    ):
+        ImageFolder(tmp_path / "own", name="mine")
+
+
+def test_what_systems_leave_beside_pictures_is_no_class(tmp_path, trees):
+    _make(trees, tmp_path, ["a", "b"])
+    (tmp_path / "__MACOSX" / "a").mkdir(parents=True)
+    (tmp_path / "__MACOSX" / "a" / "._0.jpg").touch()
+    _make(trees, tmp_path, ["a/0.jpg"], prefix="@eaDir")
+    parts = [ImageFolder(tmp_path, split).class_names for split in ("train", "test")]
+    assert parts == [["a"], ["b"]]
+    # Beside folders of splits such folders are no others whose images would not be used.
+    for part in ("train", "test"):
+        _make(trees, tmp_path, ["a", "b"], prefix=part)
+    for name in ("a", "b"):
+        shutil.rmtree(tmp_path / name)
+    assert ImageFolder(tmp_path, "train").class_names == ["a", "b"]
 
 
 def test_a_link_that_cannot_be_followed_for_another_reason_is_an_error(tmp_path, trees, monkeypatch):

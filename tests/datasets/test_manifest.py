@@ -244,8 +244,26 @@ def test_no_file_and_wrong_encoding(images):
     with pytest.raises(DatasetError, match=r"manifest .*none.csv does not exist; give a CSV or Parquet file"):
         ManifestDataset(images / "none.csv")
     (images / "m.csv").write_bytes("path,label\nimg/ü.jpg,x\n".encode("latin-1"))
-    with pytest.raises(DatasetError, match=r"manifest .*m.csv cannot be read .*save it as CSV in UTF-8"):
+    with pytest.raises(
+        DatasetError, match=r"^line 2 of .*m.csv cannot be read \(byte 0xfc is no UTF-8\); save it as CSV in UTF-8"
+    ):
         ManifestDataset(images / "m.csv")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_the_line_of_another_encoding(images, end):
+    """Text is decoded in blocks of many lines: which of them is wrong has to be looked for."""
+    lines = ["path,label", *(f"img/{number}.jpg,x" for number in range(2, 30_001))]
+    lines[19_999], lines[20_001] = "img/k\xe4tzchen.jpg,x", "img/\xfc.jpg,x"
+    (images / "m.csv").write_bytes(end.join(lines).encode("latin-1"))
+    with pytest.raises(DatasetError, match=r"^line 20000 of .*m.csv cannot be read \(byte 0xe4 is no UTF-8\)"):
+        read_manifest(images / "m.csv")
+
+
+def test_the_line_of_a_value_without_end(images):
+    (images / "m.csv").write_text("path,label\na.jpg,x\nb.jpg," + 200_000 * "x" + "\n")
+    with pytest.raises(DatasetError, match=r"^line 3 of .*m.csv cannot be read \(field larger than field limit"):
+        read_manifest(images / "m.csv")
 
 
 def test_skip_drops_rows(images):
