@@ -4,14 +4,13 @@ import os
 import sys
 
 from puma_plugin.cli.main import main
-from puma_plugin.utils.launcher import started_processes
 
 if __name__ == "__main__":
     try:
         code = main()
     except SystemExit as end:  # of a process that leaves the message to another
         code = int(end.code or 0)
-    if started_processes() > 1:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         # A thread of torch.distributed that asks for the interpreter while it shuts down aborts the process, after all
         # the work is done (github.com/pytorch/pytorch/pull/179291); so the interpreter is left without a shutdown.
         sys.stdout.flush()

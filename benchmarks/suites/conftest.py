@@ -90,7 +90,7 @@ def _say_what_is_empty(found: Mapping[str, Sequence[Any]], settings: Settings) -
     """A suite that somebody asked for should not be missed in silence."""
     for name, rows in found.items():
         if not rows:
-            print(f"{name}: nothing to measure with effort {settings.effort.name} on {settings.device}", flush=True)
+            print(f"{name}: nothing to measure with effort {settings.effort.name} ({settings.label})", flush=True)
 
 
 def _rows(subject: str, settings: Settings) -> list[Any]:

@@ -20,7 +20,14 @@ _DESCRIPTION = (
 def main(arguments: Sequence[str]) -> int:
     """Run the command."""
     parser = make_parser("train", _DESCRIPTION, TrainConfig)
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="yes",
+        choices=["yes", "auto"],
+        help="go on from the checkpoint in --out; --resume auto: if there is one, else begin (for schedulers and "
+        "torchrun --max-restarts, which give the same command again)",
+    )
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -48,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     from puma_plugin.trainers import NonFiniteLossError
 
     try:
-        train(config, options.resume, shlex.join(["puma", "train", *arguments]), console)
+        train(config, options.resume or "no", shlex.join(["puma", "train", *arguments]), console)
     except NonFiniteLossError as error:
         raise ValueError(str(error)) from error
     except KeyboardInterrupt:

@@ -9,6 +9,7 @@ from pytorch_metric_learning.miners import BaseMiner
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from torch import Tensor
 
+from puma_plugin.losses.common_draws import drawn_from, state_digest
 from puma_plugin.losses.whole_batch import whole_batch
 from puma_plugin.utils.distributed import world_size
 
@@ -25,7 +26,8 @@ class GatheredLoss(torch.nn.Module):
     (pml's DistributedLossWrapper multiplies the loss itself, and with it the proxies' gradient.)
 
     The batch is the concatenation in the order of the ranks. Local batches may differ in size. Proxies and buffers are
-    set to those of rank 0 before the first batch. In one process it is the loss itself.
+    set to those of rank 0 before the first batch. Losses and miners that draw at random draw the same in every process,
+    however their generators were seeded. In one process it is the loss itself.
 
     Args:
         loss: a pml loss of embeddings and labels, CrossBatchMemory around one, or MultipleLosses of such.
@@ -54,6 +56,7 @@ class GatheredLoss(torch.nn.Module):
         self.loss = loss
         self.miner = miner
         self._synchronised = False
+        self._calls = 0
 
     def forward(
         self,
@@ -73,9 +76,17 @@ class GatheredLoss(torch.nn.Module):
                     "items: give the miner to GatheredLoss(loss, miner=...) instead of to the trainer"
                 )
             self._synchronise()
-            sizes = _gather_sizes(len(embeddings), embeddings.device)
+            sizes, draws = _gather_facts(len(embeddings), embeddings.device)
+            self._calls += 1
             labels = _gather(labels.to(embeddings.device), sizes)
             embeddings = _Gather.apply(embeddings, sizes)
+            if len(set(draws)) > 1:
+                # The number of the call, as nothing else need move rank 0's generators.
+                with drawn_from(draws[0] + self._calls, embeddings.device):
+                    return self._whole_loss(embeddings, labels, indices_tuple)
+        return self._whole_loss(embeddings, labels, indices_tuple)
+
+    def _whole_loss(self, embeddings: Tensor, labels: Tensor, indices_tuple: tuple[Tensor, ...] | None) -> Tensor:
         if self.miner is not None:
             if indices_tuple is not None:
                 raise ValueError("give either a miner to GatheredLoss or indices_tuple, not both")
@@ -110,11 +121,13 @@ class _Gather(torch.autograd.Function):
         return gradient.split(ctx.sizes)[dist.get_rank()] * len(ctx.sizes), None
 
 
-def _gather_sizes(size: int, device: torch.device) -> list[int]:
-    mine = torch.tensor([size], device=device)
-    sizes = [torch.empty_like(mine) for _ in range(world_size())]
-    dist.all_gather(sizes, mine)
-    return [int(s) for s in sizes]
+def _gather_facts(size: int, device: torch.device) -> tuple[list[int], list[int]]:
+    """Of every process: the size of its batch, and the digest of its generators' states."""
+    mine = torch.tensor([size, state_digest(device)], device=device)
+    facts = [torch.empty_like(mine) for _ in range(world_size())]
+    dist.all_gather(facts, mine)
+    sizes, digests = torch.stack(facts).t().tolist()
+    return sizes, digests
 
 
 def _gather(values: Tensor, sizes: list[int]) -> Tensor:

@@ -4,8 +4,27 @@ import os
 
 
 def started_processes() -> int:
-    """How many processes the launcher started, on all machines; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many processes the launcher started, on all machines; 1 without a launcher.
+
+    Raises:
+        ValueError: the environment says something else than a number.
+    """
+    return number_from_environment("WORLD_SIZE", 1, least=1)
+
+
+def number_from_environment(name: str, default: int, least: int = 0) -> int:
+    """One of the launcher's variables; ``default`` where it is not set.
+
+    Raises:
+        ValueError: it is no whole number of at least ``least``.
+    """
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal() or int(text) < least:
+        raise ValueError(
+            f"{name} is {text!r} in the environment, where a launcher such as torchrun puts a whole number from "
+            f"{least}; start with torchrun, or take it out"
+        )
+    return int(text)
 
 
 def is_first_process() -> bool:

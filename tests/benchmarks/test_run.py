@@ -65,13 +65,13 @@ def test_every_process_has_a_timing_as_pytest_benchmark_writes_no_file_without(
 
 
 def test_a_suite_without_cases_is_said(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Host overhead is not measured with quick effort."""
+    """Host overhead does not depend on the allocator's thresholds and is measured with one setting of them."""
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
-    code, result = run.measure(["overhead"], "quick", "cpu", "default", no_compiled=True)
+    code, result = run.measure(["overhead"], "smoke", "cpu", "raised", no_compiled=True)
     assert code == 0
     assert result is not None
     assert {entry["extra_info"]["subject"] for entry in result["benchmarks"]} == {"ceilings"}
-    assert "overhead: nothing to measure with effort quick on cpu\n" in capfd.readouterr().out
+    assert "overhead: nothing to measure with effort smoke (malloc_raised)\n" in capfd.readouterr().out
 
 
 @pytest.mark.slow

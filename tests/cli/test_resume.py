@@ -145,6 +145,23 @@ def test_an_interrupted_training_says_how_to_go_on(
     assert not unfinished.exists()
 
 
+def test_resume_auto_begins_goes_on_and_looks_at_the_settings(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One command for schedulers that give it again."""
+    out = tmp_path / "out"
+    arguments = ["train", "--config", str(data / "run.yaml"), "--model.method", "linear", "--report", "false"]
+    arguments += ["--out", str(out), "--resume", "auto"]
+    assert main(arguments) == 0
+    assert "goes on from" not in capsys.readouterr().out
+    assert main(arguments) == 0
+    assert "goes on from step 9 of 9" in capsys.readouterr().out
+    assert main([*arguments, "--epochs", "4"]) == 2
+    assert "different: epochs was 3 and is 4" in capsys.readouterr().err
+    assert main([*arguments[:-1], "maybe"]) == 2
+    assert "argument --resume: invalid choice: 'maybe'" in capsys.readouterr().err
+
+
 def test_an_earlier_run_is_not_overwritten(
     trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

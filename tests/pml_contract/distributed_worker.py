@@ -114,6 +114,29 @@ def uneven(rank: int, world: int) -> dict[str, Tensor]:
     return {"value": value.detach(), "model": model.weight.grad, "proxies": loss.proxies.grad}
 
 
+def random_draws(rank: int, same_seeds: bool) -> dict[str, Any]:
+    """A loss and a miner that draw at random, in processes that were seeded alike or, as is usual, differently."""
+    torch.manual_seed(11)
+    inputs = torch.randn(24, WIDTH)
+    labels = torch.arange(24) % CLASSES
+    margin = losses.MarginLoss(num_classes=CLASSES, learn_beta=True)
+    mined = GatheredLoss(margin, miners.DistanceWeightedMiner(cutoff=0.1, nonzero_loss_cutoff=3.0))
+    triplets = GatheredLoss(losses.TripletMarginLoss(triplets_per_anchor=1))
+    size = 24 // distributed.get_world_size()
+    mine = slice(rank * size, rank * size + size)
+    torch.manual_seed(0 if same_seeds else rank)
+    before = torch.get_rng_state()
+    values = []
+    for _ in range(4):
+        for loss in (mined, triplets):
+            value = loss(inputs[mine], labels[mine])
+            if value.requires_grad:
+                value.backward()
+            values.append(value.detach())
+    moved = not torch.equal(before, torch.get_rng_state())
+    return {"values": torch.stack(values), "beta": margin.beta.grad, "moved": moved}
+
+
 def refusals() -> dict[str, str]:
     """What goes wrong with pml's own wrapper, and what ours refuses."""
     found = {}
@@ -210,6 +233,7 @@ def main(folder: Path, rank: int, world: int) -> None:
     results["ddp loss"] = {
         name: train(name, rank, world, on_local_batches=True) for name in ("curricular per class", "ProxyAnchor")
     }
+    results["random draws"] = {"same": random_draws(rank, True), "different": random_draws(rank, False)}
     results["uneven"] = uneven(rank, world)
     results["refusals"] = refusals()
     results["evaluate"] = evaluate(world)

@@ -92,6 +92,18 @@ def test_local_batches_may_differ_in_size(worker: ModuleType, run: tuple[int, Pa
         close(found["uneven"], expected)
 
 
+@pytest.mark.parametrize("seeds", ["same", "different"])
+def test_random_draws_are_the_same_in_every_process(run: tuple[int, Path, list[Any]], seeds: str) -> None:
+    first, *others = (found["random draws"][seeds] for found in run[2])
+    for other in others:
+        assert torch.equal(other["values"], first["values"])
+        assert torch.equal(other["beta"], first["beta"])
+    # New ones in every step.
+    assert len(first["values"][1::2].unique()) > 1
+    # Generators in the same state are drawn from, as in one process; others are left alone.
+    assert [found["random draws"][seeds]["moved"] for found in run[2]] == [seeds == "same"] * run[0]
+
+
 def test_pmls_wrapper_multiplies_the_proxies_gradient_and_is_refused(run: tuple[int, Path, list[Any]]) -> None:
     world, _, results = run
     for found in results:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from puma_plugin.experiments.data.identity import file_digest
 from puma_plugin.utils import distributed
-from puma_plugin.utils.launcher import started_processes
+from puma_plugin.utils.launcher import number_from_environment, started_processes
 
 T = TypeVar("T")
 # Seconds in which processes that fail together hear of each other, and in which the one that speaks has spoken: the
@@ -46,7 +46,7 @@ class Processes:
         """As torch.distributed is initialised; one process where it is not."""
         if not distributed.is_distributed():
             return cls()
-        return cls(distributed.rank(), distributed.world_size(), int(os.environ.get("LOCAL_RANK", "0")))
+        return cls(distributed.rank(), distributed.world_size(), number_from_environment("LOCAL_RANK", 0))
 
     @property
     def first(self) -> bool:
@@ -129,7 +129,8 @@ def connected(device: str, timeout: float) -> Iterator[Processes]:
         timeout: seconds that a process waits for the others, before it gives up.
 
     Raises:
-        ValueError: the launcher's environment variables are incomplete, or there are more processes than GPUs.
+        ValueError: the launcher's environment variables are incomplete or no numbers, or there are more processes than
+            GPUs.
         TimeoutError: some processes did not answer in time; names them.
     """
     if started_processes() == 1:
@@ -141,23 +142,32 @@ def connected(device: str, timeout: float) -> Iterator[Processes]:
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(missing)} is not set; start several processes "
             "with `torchrun --nproc-per-node=N -m puma_plugin train ...`"
         )
-    target = process_device(device, int(os.environ["LOCAL_RANK"]))
+    numbers = {name: number_from_environment(name, 0) for name in _VARIABLES if name != "MASTER_ADDR"}
+    target = process_device(device, numbers["LOCAL_RANK"])
     if target.type == "cuda":
         torch.cuda.set_device(target)
     patience = timedelta(seconds=timeout)
     try:
         store, rank, world_size = next(dist.rendezvous("env://", timeout=patience))
         backend = "cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo"
-        group_store = dist.PrefixStore("group", store)
+        # Of processes that a launcher has started again the store still holds what the earlier ones left there, such as
+        # the addresses at which nobody listens any more.
+        attempt = dist.PrefixStore(f"attempt {number_from_environment('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        group_store = dist.PrefixStore("group", attempt)
         dist.init_process_group(backend, store=group_store, rank=rank, world_size=world_size, timeout=patience)
-    except dist.DistError as error:
+    except RuntimeError as error:  # gloo's own, or one of torch.distributed
+        cause = str(error).strip().splitlines()[0]
+        advice = (
+            f"look whether all have started, and whether {os.environ['MASTER_ADDR']} can be reached from every machine"
+        )
+        if "EADDRINUSE" in cause:
+            advice = f"another program uses port {numbers['MASTER_PORT']}: give another one, torchrun --master-port"
         raise TimeoutError(
-            f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} could not join the others within "
-            f"process_timeout, {timeout:g} seconds ({str(error).strip().splitlines()[0]}); look whether all have "
-            f"started, and whether {os.environ['MASTER_ADDR']} can be reached from every machine"
+            f"process {numbers['RANK']} of {numbers['WORLD_SIZE']} could not join the others within process_timeout, "
+            f"{timeout:g} seconds ({cause[:500]}); {advice}"
         ) from error
     processes = Processes.current()
-    board = _Board(dist.PrefixStore("board", store), processes, timeout)
+    board = _Board(dist.PrefixStore("board", attempt), processes, timeout)
     try:
         yield processes
     except Exception as error:

@@ -1,5 +1,6 @@
 """One run of `puma train` or `puma evaluate`: from configuration to files."""
 
+import hashlib
 import sys
 import time
 from collections.abc import Collection, Mapping
@@ -8,11 +9,12 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
 
+import puma_plugin
 from puma_plugin.datasets.class_split import shared_classes
 from puma_plugin.evaluation import Embedded, RetrievalResult, bootstrap_intervals, compare_results
 from puma_plugin.evaluation.result import short_name
@@ -20,7 +22,7 @@ from puma_plugin.experiments.contestants.methods import METHODS
 from puma_plugin.experiments.data.images import images_of_classes
 from puma_plugin.experiments.data.splits import Splits, check_readable, load_splits, load_test
 from puma_plugin.experiments.reporting.intervals import INTERVAL_METHODS
-from puma_plugin.experiments.reporting.machine import provenance
+from puma_plugin.experiments.reporting.machine import package_versions, provenance
 from puma_plugin.experiments.reporting.summary import EXPLANATION, bootstrapped, curves, flat_scores, method_rows
 from puma_plugin.experiments.running.baseline import read_baseline
 from puma_plugin.experiments.running.display import JobDisplay
@@ -33,6 +35,8 @@ from puma_plugin.experiments.settings.config import CHECKPOINT, CLASSES, SETTING
 from puma_plugin.experiments.settings.places import absolute_places
 from puma_plugin.experiments.settings.results import METRICS, holds_run, require_no_other_results
 from puma_plugin.utils import folder_lock, json_ready, read_json, remove_unfinished, require_writable, write_json
+
+Resume = Literal["no", "yes", "auto"]
 
 _PAPER_CODE = (
     " Counted as the authors' published code does (protocol paper-code): classes of different distributions may share "
@@ -55,6 +59,9 @@ _FREE = frozenset(
 
 _OWN = frozenset(["out", "threads", "evaluation_batch_size", "process_timeout", "data.workers"])
 """Settings that each of several processes may have of its own."""
+
+_LEARNING = ("torch", "torchvision", "timm", "pytorch-metric-learning")
+"""Packages that several processes must have in the same version."""
 
 
 def settings_of(config: TrainConfig) -> dict[str, Any]:
@@ -109,14 +116,29 @@ def _require_same_settings(config: TrainConfig, processes: Processes, **options:
         options: of the command line, next to the settings.
     """
     # As they were given: machines may have their files in folders of their own.
-    given = json_ready(asdict(config))
-    all_settings = processes.gather({**given, **{f"--{name}": options[name] for name in options}})
+    given = {**json_ready(asdict(config)), **{f"--{name}": options[name] for name in options}}
+    if processes.world_size == 1:
+        return
+    # Other code learns otherwise, and the average of both is nobody's.
+    found = package_versions()
+    versions = {"sources of puma_plugin": _source_digest(), **{name: found.get(name) for name in _LEARNING}}
+    all_settings = processes.gather({**given, "versions": versions})
     for rank, settings in enumerate(all_settings):
         if odd := _differences(all_settings[0], settings, _OWN):
             raise ValueError(
-                f"process {rank} was started with other settings than the first one: "
+                f"process {rank} was started with other settings or versions than the first one: "
                 f"{'; '.join(f'{name} {theirs!r}, not {firsts!r}' for name, firsts, theirs in odd)}; give all the same"
             )
+
+
+def _source_digest() -> str:
+    """Of this package's Python files, by name and content."""
+    total = hashlib.sha256()
+    folder = Path(puma_plugin.__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        total.update(f"{path.relative_to(folder)}\0".encode())
+        total.update(path.read_bytes())
+    return total.hexdigest()[:12]
 
 
 def _check_resume(config: TrainConfig, folder: Path, resume: bool) -> list[str]:
@@ -145,13 +167,13 @@ def _check_resume(config: TrainConfig, folder: Path, resume: bool) -> list[str]:
     ]
 
 
-def train(config: TrainConfig, resume: bool, command: str, console: Console) -> dict[str, Any]:
+def train(config: TrainConfig, resume: Resume, command: str, console: Console) -> dict[str, Any]:
     """Train, evaluate once on the test, and write checkpoint.pt, model.safetensors, metrics.json and report.html.
 
     Started by torchrun, the processes train together; the first one reads the lists of images, searches and writes.
 
     Args:
-        resume: go on from `out`/checkpoint.pt.
+        resume: "yes": go on from `out`/checkpoint.pt; "auto": if there is one, else begin.
         command: kept in metrics.json.
 
     Returns:
@@ -166,7 +188,8 @@ def train(config: TrainConfig, resume: bool, command: str, console: Console) -> 
     with connected(config.device, config.process_timeout) as processes, ExitStack() as held:
         shown = console if processes.first else Console(quiet=True)
         _require_same_settings(config, processes, resume=resume)
-        moved = processes.from_first(lambda: _check_resume(config, folder, resume))
+        goes_on = processes.from_first(lambda: can_resume(config) if resume == "auto" else resume == "yes")
+        moved = processes.from_first(lambda: _check_resume(config, folder, goes_on))
         for sentence in moved:
             shown.print(sentence, highlight=False, markup=False, soft_wrap=True)
         if config.threads is not None:
@@ -174,7 +197,7 @@ def train(config: TrainConfig, resume: bool, command: str, console: Console) -> 
         processes.from_first(lambda: check_settings(config, processes))
         splits = processes.from_first(lambda: load_splits(config.data))
         trained = {name: images_of_classes(images) for name, images in splits.train.items()}
-        if resume:
+        if goes_on:
             # In the first process: the others may not see its folder.
             processes.from_first(lambda: require_unchanged(trained, folder))
         notes = _describe(splits, trained, shown)
@@ -202,9 +225,9 @@ def train(config: TrainConfig, resume: bool, command: str, console: Console) -> 
                 progress=lambda content: display(Event("progress", "run", content)),
             )
             run.prepare()
-            if config.data.bad_images == "raise" and not resume:
+            if config.data.bad_images == "raise" and not goes_on:
                 processes.from_first(lambda: check_readable(splits, partial(_show_opening, display)))
-            processes.from_first(lambda: _take(held, config, folder, resume))
+            processes.from_first(lambda: _take(held, config, folder, goes_on))
             if processes.first:
                 write_json(folder / SETTINGS, settings_of(config))
                 if config.data.kind != "embedded":  # whose names mean other classes with another seed

@@ -51,7 +51,7 @@ def test_they_are_refused_before_images_are_looked_for(tmp_path: Path) -> None:
     config = replace(GOOD, data=data, loss=LossConfig("NoSuchLoss"), out=str(tmp_path / "out"))
     quiet = Console(quiet=True)
     with pytest.raises(ValueError, match="NoSuchLoss"):
-        train(config, False, "a test", quiet)
+        train(config, "no", "a test", quiet)
     with pytest.raises(ValueError, match=r"PUMA: loss\.name is 'NoSuchLoss'"):
         Comparison(ComparisonConfig(train=config), [METHODS["puma"]], quiet).rate_jobs()
     assert not (tmp_path / "out").exists()

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -324,8 +324,14 @@ def test_process_that_never_joins(settings: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def on_two_machines(settings: Path, *more: list[str], command: str = "train") -> list[str]:
-    """What the two say that are started with these arguments, each on a machine of its own, and fail together."""
+def on_two_machines(
+    settings: Path, *more: list[str], command: str = "train", paths: Sequence[Path] = (ROOT, ROOT)
+) -> list[str]:
+    """What the two say that are started with these arguments, each on a machine of its own, and fail together.
+
+    Args:
+        paths: where each finds the package.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -334,8 +340,8 @@ def on_two_machines(settings: Path, *more: list[str], command: str = "train") ->
             [sys.executable, "-m", "puma_plugin", command, "--config", str(settings), *arguments],
             stderr=subprocess.PIPE,
             text=True,
-            cwd=ROOT,
-            env={**os.environ, **place(rank, port)},
+            cwd=paths[rank],
+            env={**os.environ, **place(rank, port), "PYTHONPATH": str(paths[rank])},
         )
         for rank, arguments in enumerate(more)
     ]
@@ -369,10 +375,87 @@ def test_machines_that_were_given_different_commands(settings: Path, tmp_path: P
     out = ["--out", str(tmp_path / "run")]
     first, second = on_two_machines(settings, [*out, "--seed", "3"], [*out, "--resume", "--threads", "1"])
     assert (
-        "process 1 was started with other settings than the first one: seed 0, not 3; --resume True, not False" in first
+        "process 1 was started with other settings or versions than the first one: seed 0, not 3; --resume 'yes', not "
+        "'no'" in first
     )
     assert "Traceback" not in first + second
     assert not (tmp_path / "run").exists()
+
+
+def test_machines_with_different_code(settings: Path, tmp_path: Path) -> None:
+    """The second has a loss of its own."""
+    package = tmp_path / "other" / "puma_plugin"
+    shutil.copytree(ROOT / "puma_plugin", package, ignore=shutil.ignore_patterns("__pycache__"))
+    file = package / "losses" / "curricular_face_loss.py"
+    file.write_text(file.read_text() + "\n")
+    out = ["--out", str(tmp_path / "run")]
+    first, second = on_two_machines(settings, out, out, paths=[ROOT, tmp_path / "other"])
+    different = r"with other settings or versions than the first one: versions\.sources of puma_plugin '\w+', not '\w+'"
+    assert re.search(different, first)
+    assert "Traceback" not in first + second
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two' in the environment, where a launcher such as torchrun puts"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0' in the environment, .* a whole number from 1; start with torchrun"),
+        ({"RANK": "x"}, "RANK is 'x' in the environment"),
+        ({"MASTER_PORT": "abc"}, "MASTER_PORT is 'abc' in the environment"),
+    ],
+)
+def test_variables_that_no_launcher_gives(changes: dict[str, str], message: str, tmp_path: Path) -> None:
+    finished = subprocess.run(
+        [sys.executable, "-m", "puma_plugin", "train", "--data.kind", "embedded", "--out", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **place(0), **changes},
+        timeout=120,
+        check=False,
+    )
+    assert finished.returncode == 2
+    assert re.search(f"puma train: error: {message}", finished.stderr)
+    assert "Traceback" not in finished.stderr
+
+
+def test_a_port_that_another_program_uses(settings: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        finished = subprocess.run(
+            [sys.executable, "-m", "puma_plugin", "train", "--config", str(settings), "--out", str(tmp_path / "run")],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, **place(0, port)},
+            timeout=120,
+            check=False,
+        )
+    assert finished.returncode == 2
+    assert f"another program uses port {port}: give another one, torchrun --master-port" in finished.stderr
+
+
+def test_a_launcher_that_starts_again_goes_on(settings: Path, alone: Path, tmp_path: Path) -> None:
+    """torchrun --max-restarts gives the same command again, and its store still has the addresses of the dead."""
+    out = tmp_path / "again"
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2"]
+    arguments = ["--config", str(settings), "--out", str(out), "--resume", "auto", "--checkpoint_minutes", "0"]
+    running = subprocess.Popen(
+        [sys.executable, "-m", *launcher, "-m", "puma_plugin", "train", *arguments, "--process_timeout", "60"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    os.kill(workers_after_a_checkpoint(running, out)["1"], signal.SIGKILL)
+    text = running.communicate(timeout=200)[0]
+    assert running.returncode == 0, text
+    assert "goes on from step" in text
+    np.testing.assert_allclose(losses(out), losses(alone), rtol=0, atol=1e-4)
 
 
 @pytest.fixture
