@@ -103,8 +103,8 @@ def compare(old: Results, new: Results, *, other_machine: bool = False) -> Compa
         [_change(pair, drift) for pair in pairs],
         None if drift.whole is None else math.expm1(drift.whole),
         drift.scatter,
-        [key for key in before if key not in after],
-        [key for key in after if key not in before],
+        [key for key in before if key not in shared],
+        [key for key in after if key not in shared],
         (old.loads, new.loads),
     )
 

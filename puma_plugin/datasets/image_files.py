@@ -1,6 +1,7 @@
 """Finding image files quickly, and reading them with errors that say what to do."""
 
 import errno
+import mimetypes
 import os
 import struct
 import zlib
@@ -31,11 +32,31 @@ _DECODE_ERRORS = (
 _BITS_PER_SAMPLE = 258  # a TIFF's tag
 # What systems leave beside pictures: macOS in its zip files, Synology's index of thumbnails.
 _LEFT_BEHIND = frozenset({"__MACOSX", "@eaDir"})
-# A link to nothing is taken for one to a folder unless its name ends so. Names of classes may hold dots.
-_FILES = EXTENSIONS | {
-    *(".avif", ".csv", ".gz", ".heic", ".html", ".json", ".log", ".mat", ".md", ".mp4", ".npy", ".npz", ".parquet"),
-    *(".pdf", ".pkl", ".pt", ".pth", ".py", ".svg", ".tar", ".tgz", ".tsv", ".txt", ".xml", ".yaml", ".yml", ".zip"),
+# What tells that a link to nothing was one to a file, beside the endings that Python's mimetypes knows. Names of
+# classes hold dots, too (029.Crow).
+_FILE_ENDINGS = EXTENSIONS | {
+    *(
+        ".avif",
+        ".bib",
+        ".cfg",
+        ".db",
+        ".heic",
+        ".ini",
+        ".lock",
+        ".log",
+        ".mat",
+        ".md",
+        ".md5",
+        ".npy",
+        ".npz",
+        ".parquet",
+    ),
+    *(".part", ".pkl", ".pt", ".pth", ".sha256", ".toml", ".yaml", ".yml"),
 }
+_FILE_NAMES = frozenset(
+    {"authors", "changelog", "citation", "copying", "licence", "license", "makefile", "notice", "readme"}
+)
+_ANNEXED = os.path.join(".git", "annex", "objects")
 
 
 def is_image_name(name: str) -> bool:
@@ -59,10 +80,16 @@ def lost_link(path: str) -> str | None:
 
 def _lost_folder(entry: os.DirEntry[str]) -> str | None:
     """What `lost_link` says, of links that seem to be meant as folders."""
-    name = entry.name
-    if not entry.is_symlink() or _is_passed_over(name) or os.path.splitext(name)[1].lower() in _FILES:
+    if not entry.is_symlink() or _is_passed_over(entry.name) or _is_like_a_file(entry):
         return None
     return lost_link(entry.path)
+
+
+def _is_like_a_file(link: os.DirEntry[str]) -> bool:
+    name = link.name.lower()
+    known = name in _FILE_NAMES or os.path.splitext(name)[1] in _FILE_ENDINGS
+    # Of a clone by git-annex or DataLad, files that were not fetched are links to nothing.
+    return known or any(mimetypes.guess_type(name, strict=False)) or _ANNEXED in os.readlink(link.path)
 
 
 def _is_passed_over(folder_name: str) -> bool:
@@ -109,7 +136,6 @@ def scan_images(
     prefix: str = "",
     accept: Callable[[str], bool] = is_image_name,
     links: list[str] | None = None,
-    strict: bool = False,
     _above: tuple[str, ...] = (),
 ) -> Iterator[str]:
     """Yield the images anywhere below ``folder`` as ``prefix`` + relative path, sorted.
@@ -119,10 +145,9 @@ def scan_images(
 
     Args:
         links: takes those that are links to files, which need not exist.
-        strict: links to folders that do not exist are errors; otherwise they are passed over.
 
     Raises:
-        DatasetError: ``folder`` is a link to a folder that does not exist; with ``strict`` any below it, too.
+        DatasetError: ``folder`` is a link to a folder that does not exist.
     """
     for entry in _entries(folder):
         name = entry.name
@@ -135,11 +160,8 @@ def scan_images(
                 target = os.path.realpath(entry.path)
                 if any(place == target or place.startswith(target + os.sep) for place in trail):
                     continue
-            yield from scan_images(entry.path, f"{prefix}{name}/", accept, links, strict, trail)
-        elif lost := _lost_folder(entry):
-            if strict:
-                raise DatasetError(lost)
-        elif accept(name):
+            yield from scan_images(entry.path, f"{prefix}{name}/", accept, links, trail)
+        elif accept(name) and not _lost_folder(entry):
             if entry.is_symlink():
                 if links is not None:
                     links.append(prefix + name)

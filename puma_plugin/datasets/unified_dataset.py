@@ -106,6 +106,10 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
         self.query_mask = None if query is None else torch.from_numpy(query)
         self.gallery_mask = None if gallery is None else torch.from_numpy(gallery)
 
+    def origins(self) -> tuple[Tensor, Tensor]:
+        """Of each item, the number of its part in ``parts`` and its position there, (N,) int64 each."""
+        return self.item_ids >> _ID_SHIFT, self.item_ids & ((1 << _ID_SHIFT) - 1)
+
     def __len__(self) -> int:
         return len(self._position)
 

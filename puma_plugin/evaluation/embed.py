@@ -118,6 +118,8 @@ def embed(
         num_workers=num_workers,
         collate_fn=collate_fn,
         worker_init_fn=leave_signals_to_the_parent,
+        # Its own: looking at a model must not change the random numbers of the training that goes on.
+        generator=torch.Generator(),
     )
     # DistributedDataParallel would exchange buffers in every pass, but the number of batches may differ by rank.
     model = model.module if isinstance(model, DistributedDataParallel) else model

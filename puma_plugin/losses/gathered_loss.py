@@ -56,7 +56,6 @@ class GatheredLoss(torch.nn.Module):
         self.loss = loss
         self.miner = miner
         self._synchronised = False
-        self._calls = 0
 
     def forward(
         self,
@@ -77,12 +76,10 @@ class GatheredLoss(torch.nn.Module):
                 )
             self._synchronise()
             sizes, draws = _gather_facts(len(embeddings), embeddings.device)
-            self._calls += 1
             labels = _gather(labels.to(embeddings.device), sizes)
             embeddings = _Gather.apply(embeddings, sizes)
             if len(set(draws)) > 1:
-                # The number of the call, as nothing else need move rank 0's generators.
-                with drawn_from(draws[0] + self._calls, embeddings.device):
+                with drawn_from(_seed_of_first(embeddings.device), embeddings.device):
                     return self._whole_loss(embeddings, labels, indices_tuple)
         return self._whole_loss(embeddings, labels, indices_tuple)
 
@@ -128,6 +125,14 @@ def _gather_facts(size: int, device: torch.device) -> tuple[list[int], list[int]
     dist.all_gather(facts, mine)
     sizes, digests = torch.stack(facts).t().tolist()
     return sizes, digests
+
+
+def _seed_of_first(device: torch.device) -> int:
+    """Drawn by rank 0, whose generator it moves, so that a training that is resumed there draws what it would have."""
+    seed = torch.randint(2**31, ()) if dist.get_rank() == 0 else torch.zeros((), dtype=torch.int64)
+    seed = seed.to(device)
+    dist.broadcast(seed, src=0)
+    return int(seed)
 
 
 def _gather(values: Tensor, sizes: list[int]) -> Tensor:

@@ -116,7 +116,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], ignore_head: bo
         _copy(tensors, own, path)
         try:
             _check_output(vit, metadata, path)
-        except ValueError:
+        except BaseException:
             _copy(before, own, path)
             raise
         return model
@@ -125,7 +125,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], ignore_head: bo
     try:
         _copy(tensors, _own_tensors(adapted, head), path)
         _check_output(adapted, metadata, path)
-    except ValueError:
+    except BaseException:
         eject(adapted)
         raise
     return model

@@ -220,6 +220,7 @@ class MultiDistributionSampler(BatchSampler):
         if first_batch is None:
             first_batch = self._next[1] if epoch == self._next[0] else 0
         self._next = (epoch, first_batch)
+        self._current = None
 
     def set_proxies(self, proxies: Any, neighbours: int = 3) -> None:
         """From now on fill batches with classes that are near each other: each drawn class brings its nearest ones.

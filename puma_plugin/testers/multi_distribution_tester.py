@@ -1,6 +1,8 @@
 """Evaluate over several distributions inside pml's machinery."""
 
+import math
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +27,9 @@ PML_NAMES = {
     "map_at_r": "mean_average_precision_at_r",
     "r_precision": "r_precision",
 }
+
+
+_FAMILY_SHIFT = 40  # as many bits for the items of a dataset as UnifiedDataset has
 
 
 class MultiDistributionTester(GlobalEmbeddingSpaceTester):
@@ -123,7 +128,9 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
         self._epoch = epoch
         self._several = len(dataset_dict if splits_to_eval is None else splits_to_eval) > 1
         self.results = {}
-        return super().test(dataset_dict, epoch, trunk_model, embedder_model, splits_to_eval, collate_fn)
+        # The loaders draw from torch's generator; looking at a model must not change the training that goes on.
+        with torch.random.fork_rng(devices=[]):
+            return super().test(dataset_dict, epoch, trunk_model, embedder_model, splits_to_eval, collate_fn)
 
     def do_knn_and_accuracies(
         self,
@@ -162,6 +169,7 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
             class_names=class_names,
         )
         self.results[query_split_name] = result
+        _warn_of_undefined(result, query_split_name)
         accuracies.update(self._named(result.unified), **self._named({"leak": result.leak}))
         for name, metrics in self._entries(result).items():
             entry = f"{query_split_name}_{name}" if self._several else name
@@ -217,16 +225,26 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
 
     def _item_ids(self, splits: list[str]) -> Tensor:
         """Ids that are equal exactly for the same item of the same dataset, over all splits."""
-        families: dict[Any, int] = {}
+        families: dict[
+            int, int
+        ] = {}  # id of an object -> number: ids of unrelated datasets say nothing about each other
+
+        def family(dataset: Any) -> int:
+            return families.setdefault(id(dataset), len(families)) << _FAMILY_SHIFT
+
         ids = []
         for split in splits:
-            dataset = self._datasets[split]
-            # Subsets of one UnifiedDataset share its parts; ids of unrelated datasets say nothing about each other.
-            parts = getattr(dataset, "parts", None)
-            family = id(dataset) if parts is None else tuple(id(part) for part in parts)
-            own = getattr(dataset, "item_ids", None)
-            own = torch.arange(len(dataset)) if own is None else torch.as_tensor(own)  # type: ignore[arg-type]
-            ids.append(own + (families.setdefault(family, len(families)) << 56))
+            dataset: Any = self._datasets[split]
+            if isinstance(dataset, UnifiedDataset):
+                # By the dataset that an item is of: several unions, and subsets of them, may share some.
+                part, own = dataset.origins()
+                families_of = torch.tensor([family(each) for each in dataset.parts])[part]
+            else:
+                given = getattr(dataset, "item_ids", None)
+                # Numbered anew: they may be any numbers.
+                own = torch.arange(len(dataset)) if given is None else _numbered(torch.as_tensor(given))
+                families_of = torch.full_like(own, family(dataset))
+            ids.append(own + families_of)
         return torch.cat(ids)
 
     def _local_classes(self, splits: list[str]) -> Tensor | None:
@@ -242,6 +260,21 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
             mask = torch.ones(size, dtype=torch.bool) if own is None else torch.as_tensor(own)
             masks.append(mask if split in chosen else torch.zeros(size, dtype=torch.bool))
         return torch.cat(masks)
+
+
+def _numbered(values: Tensor) -> Tensor:
+    return values.unique(return_inverse=True)[1]
+
+
+def _warn_of_undefined(result: RetrievalResult, split: str) -> None:
+    for name, metrics in result.per_distribution.items():
+        if math.isnan(metrics["recall_at_1"]):
+            warnings.warn(
+                f"{split}: no query of {name} has an item of its class in the gallery, so its figures and the means "
+                "over the distributions are undefined (NaN), which pml's hooks take for never better; give it a "
+                "gallery of its classes (of the same class_names), or leave it out (UnifiedDataset.select)",
+                stacklevel=2,
+            )
 
 
 def _numbered_together(

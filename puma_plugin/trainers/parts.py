@@ -21,7 +21,8 @@ def check_parts(models: Parts, loss_funcs: Parts, trained: Collection[nn.Paramet
         frozen: names of parts that are not to learn.
 
     Raises:
-        ValueError: pml's wrapper of distributed losses, or parameters that take a gradient and are in no optimizer.
+        ValueError: pml's wrapper of distributed losses, or parameters that take a gradient and are in no optimizer, or
+            in several.
     """
     if isinstance(dict(loss_funcs.items()).get("metric_loss"), DistributedLossWrapper):
         raise ValueError(
@@ -29,6 +30,11 @@ def check_parts(models: Parts, loss_funcs: Parts, trained: Collection[nn.Paramet
             "use puma_plugin.losses.GatheredLoss(loss) instead, whose gradients equal those of one process"
         )
     known = {id(p) for p in trained}
+    if len(known) < len(trained):
+        raise ValueError(
+            f"{len(trained) - len(known)} parameters are in several optimizers, each of which would move them: leave "
+            "them in one, such as the loss's proxies in metric_loss_optimizer"
+        )
     for kind, parts in (("models", models), ("loss_funcs", loss_funcs)):
         for key, part in parts.items():
             forgotten = [n for n, p in part.named_parameters() if p.requires_grad and id(p) not in known]

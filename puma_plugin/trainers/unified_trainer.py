@@ -250,6 +250,8 @@ class UnifiedTrainer(MetricLossOnly):
             found = self.evaluate(self)
             if found is not None and not isinstance(found, dict):
                 raise TypeError(f"evaluate must return a dict of figures, or None, got {type(found).__name__}")
+            if taken := sorted(self.history[-1].keys() & (found or {}).keys()):
+                raise ValueError(f"evaluate returned {taken}, which history has of the training; give other names")
             self.history[-1].update(
                 {name: training_state.plain_figure(name, value) for name, value in (found or {}).items()}
             )
@@ -262,7 +264,7 @@ class UnifiedTrainer(MetricLossOnly):
             "pin_memory": self.data_device.type == "cuda",
             "persistent_workers": self.dataloader_num_workers > 0,
             "worker_init_fn": leave_signals_to_the_parent,
-            # Its own generator: the workers' seeds follow from the epoch, and torch's global one is left alone.
+            # Its own generator, so that torch's global one is left alone.
             "generator": torch.Generator(),
         }
         self._recorded: RecordedBatches | None = None
@@ -402,9 +404,10 @@ class UnifiedTrainer(MetricLossOnly):
     def load_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Restore what :meth:`save_checkpoint` wrote; ``train(num_epochs=...)`` then continues with the next batch.
 
-        Build the trainer as in the run that saved it first. With ``seed_items``, or without data loader workers, the
-        continued run equals the uninterrupted one exactly; else random augmentations after a stop in the middle of an
-        epoch differ.
+        Build the trainer as in the run that saved it first. With MultiDistributionSampler, and ``seed_items`` or no
+        data loader workers, the continued run equals the uninterrupted one exactly. Workers without ``seed_items`` draw
+        other random augmentations, as theirs is a state of their own; and of other samplers no state is kept: a pass
+        that was begun is not ended, and what they draw is what they draw now.
 
         Raises:
             FileNotFoundError, ValueError: no checkpoint, or one of another model, loss, sampler or data.

@@ -40,7 +40,9 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 
     Raises:
         DamagedFileError: no safetensors file, or a truncated one.
+        OSError: it is not there, or must not be read.
     """
+    open(path, "rb").close()  # safetensors says of every such file that it is not there
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}

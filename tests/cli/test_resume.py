@@ -51,7 +51,7 @@ import sys
 from puma_plugin.cli.main import main
 from puma_plugin.experiments.running.display import JobDisplay
 
-JobDisplay.__init__.__defaults__ = (0, 0.01)  # seconds between two lines
+JobDisplay.__init__.__kwdefaults__["seconds"] = 0.01  # between two lines
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -64,13 +64,13 @@ def test_a_training_whose_output_nobody_reads_any_more_leaves_a_checkpoint(data:
         [sys.executable, "-c", _TALKATIVE, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
-    assert process.stderr is not None
     for _ in process.stdout:
         if (out / "checkpoint.pt").exists():
             break
     process.stdout.close()
-    text = process.stderr.read()
-    assert process.wait(timeout=60) == 130, text
+    process.stdout = None
+    text = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, text
     assert "nobody reads the output any more\n\nstopping after this step" in text
     assert "the same command with --resume goes on from there" in text
     assert "Error" not in text

@@ -188,3 +188,12 @@ def test_batches_that_are_no_tensors_are_moved_only() -> None:
         collate_fn=lambda items: (Batch(torch.stack([row for row, _ in items])), None),
     )
     assert torch.equal(found.embeddings, dataset.rows)
+
+
+def test_embedding_leaves_the_random_numbers_of_the_training_alone() -> None:
+    dataset = Vectors()
+    torch.manual_seed(4)
+    expected = torch.rand(3)
+    torch.manual_seed(4)
+    embed(nn.Identity(), dataset)
+    assert torch.equal(torch.rand(3), expected)

@@ -198,9 +198,19 @@ def test_a_backbone_that_computes_something_else_with_the_same_weights_is_refuse
     load_adapter(vit, path)
 
 
+@pytest.mark.parametrize("name", ["vit_small_patch16_dinov3", "vit_relpos_small_patch16_224"])
+def test_backbones_without_absolute_positions_may_have_another_image_size(
+    name: str, make_vit: Callable[..., nn.Module], tmp_path: Path
+) -> None:
+    small, large = make_vit(name, img_size=32), make_vit(name, img_size=64)
+    large.load_state_dict(small.state_dict())
+    save_adapter(adapt(small, adapter_dim=4, pool_size=0), tmp_path / "a.safetensors")
+    assert load_adapter(large, tmp_path / "a.safetensors") is large
+
+
 def test_the_output_is_taken_in_evaluation_mode_and_the_modes_stay(path: Path, trained: nn.Module) -> None:
     example = read_adapter_metadata(path)["example_output"]
-    assert example["shape"] == [1, 192]
+    assert (example["image"], example["shape"]) == ([1, 3, 32, 32], [1, 192])
     assert (example["dtype"], len(example["values"])) == ("torch.float32", 192)
     trained.train()
     modes = [module.training for module in trained.modules()]
@@ -309,7 +319,7 @@ def test_damaged_contents_are_refused_and_the_model_is_left_alone(
     tensors = load_file(path)
     metadata = read_adapter_metadata(path)
     undamaged = {name: json.dumps(value) for name, value in metadata.items()}
-    good, backbone_of_file = metadata["adaptation"], metadata["backbone"]
+    good, backbone_of_file, example = (metadata[key] for key in ("adaptation", "backbone", "example_output"))
     vit = backbone()
     for damage, message in (
         ({"adaptation": "{"}, "metadata of .* are damaged"),
@@ -320,8 +330,10 @@ def test_damaged_contents_are_refused_and_the_model_is_left_alone(
         ({"backbone": json.dumps([])}, "damaged: .*class, name, fingerprint"),
         ({"head": json.dumps({"in_features": 8})}, "damaged: .*embedding_size"),
         ({"head": json.dumps({"in_features": 8, "embedding_size": 0})}, "damaged: .*embedding_size"),
-        ({"example_output": json.dumps([1])}, "damaged: .*dtype, shape and values"),
-        ({"example_output": json.dumps({"dtype": "x", "shape": [1], "values": ["a"]})}, "damaged: .*dtype, shape and"),
+        ({"example_output": json.dumps([1])}, "damaged: .*must hold dtype, image, shape, values"),
+        ({"example_output": json.dumps({**example, "values": []})}, "damaged: .*as many values as its shape says"),
+        ({"example_output": json.dumps({**example, "values": [float("nan")] * 192})}, "damaged: .*finite numbers"),
+        ({"example_output": json.dumps({**example, "values": ["a"] * 192})}, "damaged: .*finite numbers"),
         ({"adaptation": json.dumps({**good, "blocks": [0, 9]})}, "blocks must be different indices from 0 to 1"),
         ({"adaptation": json.dumps({**good, "adapter_dim": 5})}, r"down has shape \(192, 4\) instead of \(192, 5\)"),
     ):

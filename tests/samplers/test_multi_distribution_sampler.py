@@ -451,3 +451,18 @@ def test_settings_may_be_numpys_integers_and_must_be_numbers() -> None:
         )
     with pytest.raises(TypeError, match='balance must be "proportional", "uniform" or a temperature > 0, got None'):
         MultiDistributionSampler(labels, 6, balance=None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("begun", [0, 2])
+def test_the_state_is_that_of_the_chosen_epoch(begun: int) -> None:
+    """Also where the epoch before was cut short, or has ended."""
+    labels = make_labels([[5] * 6])
+    sampler, other = (MultiDistributionSampler(labels, 5, seed=3) for _ in range(2))
+    batches = iter(sampler)
+    for _ in range(begun):
+        next(batches)
+    sampler.set_epoch(5)
+    assert (sampler.state_dict()["epoch"], sampler.state_dict()["batch"]) == (5, 0)
+    assert sampler.state_dict(0)["epoch"] == 5
+    other.load_state_dict(sampler.state_dict())
+    assert next(iter(other)) == next(iter(sampler))

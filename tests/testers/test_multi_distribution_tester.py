@@ -1,5 +1,6 @@
 """The tester against the evaluation it wraps and against pml's own tester."""
 
+import math
 from typing import Any
 
 import pytest
@@ -122,6 +123,7 @@ def test_items_of_unrelated_datasets_are_different_items() -> None:
     assert tester.result.unified["recall_at_1"] == 1
 
 
+@pytest.mark.filterwarnings("ignore:val. no query of")  # odd and even items are of different classes in two of them
 def test_masks_of_the_dataset(dataset: UnifiedDataset) -> None:
     dataset.query_mask = torch.arange(len(dataset)) % 2 == 0
     dataset.gallery_mask = ~dataset.query_mask
@@ -267,3 +269,36 @@ def test_a_gallery_with_a_further_distribution_is_refused_before_anything_is_emb
         ValueError, match=r"'gallery' holds the distributions \['cars', 'dogs'\], of which 'query' has no"
     ):
         make().test(splits, 1, Unused(), splits_to_eval=[("query", ["gallery"])])
+
+
+def test_sets_that_share_some_datasets_exclude_the_items_of_those() -> None:
+    """As in the benchmark: seven datasets are query and gallery at once, one has images of its own for either."""
+    shared, asked, shown = vectors(30, 6, seed=1), vectors(8, 4, seed=2), vectors(12, 4, seed=2)
+    query = UnifiedDataset({"cub": shared, "inshop": asked})
+    gallery = UnifiedDataset({"inshop": shown, "cub": shared})
+    tester = make()
+    tester.test({"query": query, "gallery": gallery}, 0, torch.nn.Identity(), splits_to_eval=[("query", ["gallery"])])
+    alone = make()
+    alone.test({"val": UnifiedDataset({"cub": shared})}, 0, torch.nn.Identity())
+    assert tester.result.per_distribution["cub"]["recall_at_1"] < 1
+    assert tester.result.per_distribution["cub"] == alone.result.per_distribution["cub"]
+
+
+def test_a_distribution_without_matches_is_said() -> None:
+    query = UnifiedDataset({"a": vectors(6, 3, seed=1), "b": vectors(6, 3, seed=2)})
+    lonely = UnifiedDataset({"a": vectors(6, 3, seed=3), "b": vectors(6, 3, seed=4)})
+    lonely.class_names[3:] = ["b/other 0", "b/other 1", "b/other 2"]
+    tester = make()
+    with pytest.warns(
+        UserWarning, match="query: no query of b has an item of its class in the gallery, so its figures"
+    ):
+        tester.test({"query": query, "g": lonely}, 0, torch.nn.Identity(), splits_to_eval=[("query", ["g"])])
+    assert math.isnan(tester.result.harmonic_mean["recall_at_1"])
+
+
+def test_testing_leaves_the_random_numbers_of_the_training_alone(dataset: UnifiedDataset) -> None:
+    torch.manual_seed(4)
+    expected = torch.rand(3)
+    torch.manual_seed(4)
+    make().test({"val": dataset}, 0, torch.nn.Identity())
+    assert torch.equal(torch.rand(3), expected)

@@ -264,3 +264,8 @@ def test_what_evaluate_returns_becomes_plain_or_is_named(tmp_path: Path) -> None
         run = Run(evaluate=lambda trainer, wrong=wrong: {"test": wrong}, checkpoint_path=tmp_path / "other.pt")
         with pytest.raises(TypeError, match=f"evaluate returned {message}"):
             run.trainer.train()
+    run = Run(evaluate=lambda trainer: {"epoch": 3, "r1": 0.5})
+    with pytest.raises(
+        ValueError, match=r"evaluate returned \['epoch'\], which history has of the training; give other"
+    ):
+        run.trainer.train()

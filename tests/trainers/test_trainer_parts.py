@@ -123,3 +123,11 @@ def test_a_model_without_adapters_trains_with_the_penalty_off() -> None:
     trainer.train()
     assert set(trainer.history[0]) == {"epoch", "metric_loss", "total_loss", "seconds"}
     assert isinstance(trainer, trainers.MetricLossOnly)
+
+
+def test_a_parameter_in_several_optimizers_is_refused() -> None:
+    run = Run()
+    both = [*run.model.trainable_parameters(), *run.loss.parameters()]
+    optimizers = {**run.optimizers, "trunk_optimizer": torch.optim.SGD(both, 0.1)}
+    with pytest.raises(ValueError, match="1 parameters are in several optimizers, each of which would move them"):
+        build(models={"trunk": run.model}, optimizers=optimizers, loss_funcs={"metric_loss": run.loss})

@@ -18,7 +18,8 @@ from puma_plugin.experiments.settings.config import DataConfig, ModelConfig
 from puma_plugin.models import EmbeddingHead, adapt
 from puma_plugin.models.support import find_support
 
-_CLASSIFIERS = ("head", "head_dist", "fc", "classifier")
+# Beside what timm calls a model's classifier: heads that a model has only with some settings.
+_HEADS = ("head", "head_dist", "fc")
 _TOKENS = ("cls_token", "dist_token", "reg_token", "pos_embed")
 # What files of earlier versions of timm hold, and later versions compute.
 _DERIVED = ("relative_position_index", "num_batches_tracked", "k_bias")
@@ -148,7 +149,9 @@ def _load_file(model: nn.Module, path: Path) -> None:
 def _is_computed(name: str, model: nn.Module) -> bool:
     """Whether the model would have to compute with this weight of a file, unlike that of a classifier or a decoder."""
     part, *_, leaf = name.split(".")
-    if part in _CLASSIFIERS or leaf in _DERIVED:
+    told = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    classifiers = (told,) if isinstance(told, str) else tuple(told)
+    if part in _HEADS or leaf in _DERIVED or any(name == each or name.startswith(f"{each}.") for each in classifiers):
         return False
     return part in _TOKENS or getattr(model, part, None) is not None
 

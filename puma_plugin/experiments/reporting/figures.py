@@ -159,12 +159,15 @@ def _paint_pareto(axes: Axes, rows: Sequence[Mapping[str, Any]], cost: str, labe
     free = max((row["mean"] for row in rows if not row[cost]), default=-math.inf)
     front = [point for point in _front([(row[cost], row["mean"]) for row in shown]) if point[1] > free]
     if front:
-        axes.plot(*zip(*front, strict=True), color=NEUTRAL, linewidth=1.0, drawstyle="steps-post", zorder=1)
+        axes.plot(
+            *zip(*front, strict=True), color=NEUTRAL, linewidth=1.0, drawstyle="steps-post", linestyle=":", zorder=1
+        )
     for row in shown:
         shade = ACCENT if row["accent"] else PALETTE[0]
         if row["low"] is not None:
             axes.plot([row[cost]] * 2, [row["low"], row["high"]], color=shade, linewidth=1.2, alpha=0.6)
-        axes.plot(row[cost], row["mean"], "o", color=shade, markersize=6)
+        # The accent on top of others of the same cost.
+        axes.plot(row[cost], row["mean"], "o", color=shade, markersize=6, zorder=4 if row["accent"] else 3)
     axes.margins(x=0.08, y=0.12)
     ticks = _log_ticks(*axes.get_xlim(), [row[cost] for row in shown])
     axes.set_xticks(ticks, [EngFormatter(sep="")(tick) if tick >= 1000 else f"{tick:.3g}" for tick in ticks])

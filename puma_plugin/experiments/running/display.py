@@ -48,7 +48,7 @@ class JobDisplay:
     """
 
     def __init__(
-        self, console: Console, names: dict[str, str], title: str, finished: int = 0, seconds: float = 60.0
+        self, console: Console, names: dict[str, str], title: str, finished: int = 0, *, seconds: float = 60.0
     ) -> None:
         self.console = console
         self.names = names

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from puma_plugin.experiments.data.identity import file_digest
+from puma_plugin.experiments.running.attempt import common_word
 from puma_plugin.utils import distributed
 from puma_plugin.utils.launcher import number_from_environment, started_processes
 
@@ -150,21 +151,23 @@ def connected(device: str, timeout: float) -> Iterator[Processes]:
     try:
         store, rank, world_size = next(dist.rendezvous("env://", timeout=patience))
         backend = "cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo"
-        # Of processes that a launcher has started again the store still holds what the earlier ones left there, such as
-        # the addresses at which nobody listens any more.
-        attempt = dist.PrefixStore(f"attempt {number_from_environment('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        attempt = dist.PrefixStore(common_word(store, rank, world_size, patience), store)
         group_store = dist.PrefixStore("group", attempt)
         dist.init_process_group(backend, store=group_store, rank=rank, world_size=world_size, timeout=patience)
-    except RuntimeError as error:  # gloo's own, or one of torch.distributed
-        cause = str(error).strip().splitlines()[0]
-        advice = (
-            f"look whether all have started, and whether {os.environ['MASTER_ADDR']} can be reached from every machine"
-        )
+    except (
+        RuntimeError,
+        TimeoutError,
+    ) as error:  # gloo's and nccl's own, or one of torch.distributed or of common_word
+        cause = str(error).strip().splitlines()[0][:500]
+        who = f"process {numbers['RANK']} of {numbers['WORLD_SIZE']} could not join the others"
         if "EADDRINUSE" in cause:
-            advice = f"another program uses port {numbers['MASTER_PORT']}: give another one, torchrun --master-port"
+            port = numbers["MASTER_PORT"]
+            raise OSError(
+                f"{who}: another program uses port {port}; give another one, torchrun --master-port"
+            ) from error
         raise TimeoutError(
-            f"process {numbers['RANK']} of {numbers['WORLD_SIZE']} could not join the others within process_timeout, "
-            f"{timeout:g} seconds ({cause[:500]}); {advice}"
+            f"{who} (process_timeout is {timeout:g} seconds): {cause}; look whether all have started, and whether "
+            f"{os.environ['MASTER_ADDR']} can be reached from every machine"
         ) from error
     processes = Processes.current()
     board = _Board(dist.PrefixStore("board", attempt), processes, timeout)

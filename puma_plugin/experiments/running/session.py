@@ -136,8 +136,10 @@ def _source_digest() -> str:
     total = hashlib.sha256()
     folder = Path(puma_plugin.__file__).parent
     for path in sorted(folder.rglob("*.py")):
-        total.update(f"{path.relative_to(folder)}\0".encode())
-        total.update(path.read_bytes())
+        place = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in place.parts):  # editors leave such
+            total.update(f"{place}\0".encode())
+            total.update(path.read_bytes())
     return total.hexdigest()[:12]
 
 

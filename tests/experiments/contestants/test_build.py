@@ -53,6 +53,14 @@ def test_a_classifier_is_left_over(file: Callable[..., str]) -> None:
 
 
 @pytest.mark.parametrize(
+    "name", ["legacy_seresnet18", "efficientvim_m1", "test_efficientnet", "deit_tiny_distilled_patch16_224"]
+)
+def test_classifiers_of_any_name_are_left_over(name: str, tmp_path: Path) -> None:
+    torch.save(timm.create_model(name).state_dict(), tmp_path / "weights.pth")
+    build_backbone(ModelConfig(backbone=name, weights=str(tmp_path / "weights.pth")))
+
+
+@pytest.mark.parametrize(
     ("arguments", "first"),
     [
         ({"depth": 7}, "12, 'blocks.6.norm1.weight' first"),  # the model has 6 blocks

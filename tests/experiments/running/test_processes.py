@@ -320,7 +320,7 @@ def test_process_that_never_joins(settings: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert finished.returncode == 2
-    assert "process 0 of 2 could not join the others within process_timeout, 2 seconds" in finished.stderr
+    assert re.search(r"process 0 of 2 could not join the others \(process_timeout is 2 seconds\)", finished.stderr)
     assert not (tmp_path / "run").exists()
 
 
@@ -435,7 +435,7 @@ def test_a_port_that_another_program_uses(settings: Path, tmp_path: Path) -> Non
             check=False,
         )
     assert finished.returncode == 2
-    assert f"another program uses port {port}: give another one, torchrun --master-port" in finished.stderr
+    assert f"another program uses port {port}; give another one, torchrun --master-port" in finished.stderr
 
 
 def test_a_launcher_that_starts_again_goes_on(settings: Path, alone: Path, tmp_path: Path) -> None:
