@@ -6,22 +6,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from puma_plugin.cli.parsing import find_config, make_parser, parse
+from puma_plugin.experiments.running.stopping import ended_by_signals
 from puma_plugin.experiments.settings.comparison_config import CompareConfig
+from puma_plugin.experiments.settings.results import JOBS
 from puma_plugin.utils import require_writable
 
 _DESCRIPTION = (
     "Trains and evaluates every row of a grid (methods, losses, any other settings; several seeds) on the configured "
     "datasets, and writes table.md, metrics.json, report.html and pareto.svg into --out. CONFIG is a YAML file, or "
-    "`compare` (the methods) or `ablations`, which come with the package and run on its embedded images. Ctrl-C stops "
-    "it; the same command goes on where it stopped."
+    "`compare` (the methods) or `ablations`, which come with the package and run on its embedded images. Ctrl-C and "
+    "SIGTERM stop it; the same command goes on where it stopped."
 )
 
 
+@ended_by_signals()
 def main(arguments: Sequence[str]) -> int:
     """Run the command."""
     parser = make_parser("compare", _DESCRIPTION, CompareConfig)
     parser.usage = "puma compare CONFIG [options]"
-    parser.add_argument("--fresh", action="store_true", help="do not use what an earlier run finished")
+    parser.add_argument(
+        "--fresh", action="store_true", help="remove what earlier runs finished of these rows, with any settings, first"
+    )
     given = list(arguments)
     if given and not given[0].startswith("-"):
         given = ["--config", find_config(given[0]), *given[1:]]
@@ -38,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         metrics = compare(config, shlex.join(["puma", "compare", *arguments]), console, options.fresh)
     except KeyboardInterrupt:
-        if not any((Path(config.out) / "jobs").glob("*")):
+        if not any((Path(config.out) / JOBS).glob("*")):
             raise
         print(f"\ninterrupted; finished runs are in {config.out}, the same command goes on from there", file=sys.stderr)
         return 130

@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from puma_plugin.cli.parsing import make_parser, packaged_config, parse
+from puma_plugin.experiments.running.stopping import ended_by_signals
 from puma_plugin.experiments.settings.comparison_config import DemoConfig
 
 _DESCRIPTION = (
     "Generates eight image distributions, trains PUMA on all of them jointly within minutes, compares it with frozen "
     "features and a linear head on the same budget, and writes metrics.json, the trained weights and report.html. "
-    "Ctrl-C stops it; the same command goes on where it stopped."
+    "Ctrl-C and SIGTERM stop it; the same command goes on where it stopped."
 )
 
 
+@ended_by_signals()
 def main(arguments: Sequence[str]) -> int:
     """Run the command."""
     parser = make_parser("demo", _DESCRIPTION, DemoConfig, [packaged_config("demo")])
@@ -26,7 +28,9 @@ def main(arguments: Sequence[str]) -> int:
         "seed; learning rates chosen anew; about an hour and a half on two cores",
     )
     parser.add_argument("--seed", type=int, default=None, help="training seed of the short demo (default: the first)")
-    parser.add_argument("--fresh", action="store_true", help="do not use what an earlier run finished")
+    parser.add_argument(
+        "--fresh", action="store_true", help="remove what earlier runs finished of these rows, with any settings, first"
+    )
     config, options = parse(parser, DemoConfig, arguments)
     if options.seed is not None:
         if options.all:
@@ -64,7 +68,8 @@ def run(config: DemoConfig, everything: bool, fresh: bool, command: str) -> int:
         return 130
     with console.status("writing the report"):
         report, metrics = publish(
-            Finished(config, methods, outcome.jobs, outcome.records, outcome.rates, command, time.monotonic() - start)
+            Finished(config, methods, outcome.jobs, outcome.records, outcome.rates, command, time.monotonic() - start),
+            console,
         )
     show_table(console, metrics)
     console.print(f"{report}  ({time.monotonic() - start:.0f} s)", highlight=False)

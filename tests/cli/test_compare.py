@@ -1,7 +1,13 @@
 """`puma compare` in miniature on the embedded images: a few training images, one epoch, two seeds."""
 
 import json
+import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -43,6 +49,11 @@ def metrics(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "out" / "metrics.json").read_text())
 
 
+def rows(folder: Path) -> list[str]:
+    """What is kept of finished runs, without the settings' digests in the files' names."""
+    return sorted(re.sub(r"-[0-9a-f]{12}(?=\.json$)", "", path.name) for path in (folder / "jobs").iterdir())
+
+
 @pytest.mark.parametrize("arguments", [[], ["--seeds", "[1]"]])
 def test_without_a_configuration(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", *arguments]) == 2
@@ -67,10 +78,10 @@ def test_files(folder: Path) -> None:
     names = {path.name for path in (folder / "out").iterdir()}
     assert names == {".lock", "jobs", "metrics.json", "table.md", "report.html", "pareto.svg"}
     # What is not trained runs once.
-    assert {path.name for path in (folder / "out" / "jobs").iterdir()} == {
+    assert rows(folder / "out") == [
         "test-frozen-data0-seed0.json",
         *(f"test-{row}-data0-seed{seed}.json" for row in ("linear", "vpt_shallow") for seed in (0, 1)),
-    }
+    ]
 
 
 def test_intervals_over_the_seeds(metrics: dict[str, Any]) -> None:
@@ -137,8 +148,76 @@ def test_finished_runs_are_kept_and_a_wider_grid_adds_to_them(folder: Path, caps
     assert main([*arguments, "--methods", "[linear]", "--ablate", '{"model.embedding_size": [8]}']) == 0
     assert "2 of 4 are finished already" in capsys.readouterr().out
     assert {name: (jobs / name).stat().st_mtime_ns for name in times} == times
-    added = {path.name for path in jobs.iterdir()} - set(times)
-    assert added == {f"test-linear_model.embedding_size-8-data0-seed{seed}.json" for seed in (0, 1)}
+    assert len(list(jobs.iterdir())) == len(times) + 2
+    assert {f"test-linear_model.embedding_size-8-data0-seed{seed}.json" for seed in (0, 1)} <= set(rows(folder / "out"))
+
+
+def test_a_comparison_with_other_settings_lies_beside_the_earlier_one(
+    folder: Path, metrics: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(folder / "out", out)
+    (out / "metrics.json").write_text(json.dumps(metrics))  # tests before this one may have made another
+    first = {path.name for path in (out / "jobs").iterdir()}
+    arguments = ["compare", str(folder / "grid.yaml"), "--out", str(out)]
+    replaced = f"the table of {out} was of other settings or methods; their kept runs stay in {out / 'jobs'}\n"
+
+    # Neither the untrained nor the linear one looks at prompts.
+    assert main([*arguments, "--train.model.prompt_length", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "3 of 5 are finished already" in said
+    assert replaced in said
+    second = {path.name for path in (out / "jobs").iterdir()}
+    assert first < second
+    assert len(second) == len(first) + 2
+    now = json.loads((out / "metrics.json").read_text())
+    assert [row["trainable"] for row in now["methods"]] == [0, 128 * 16 + 16, 128 * 16 + 16 + 3 * 128]
+    files = {run["file"] for run in now["runs"]}
+    assert {f"jobs/{name}" for name in second - first} < files
+    assert len(files & {run["file"] for run in metrics["runs"]}) == 3
+
+    # Going back finds everything again.
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "5 of 5 are finished already" in said
+    assert replaced in said
+    assert json.loads((out / "metrics.json").read_text())["methods"] == metrics["methods"]
+    assert {path.name for path in (out / "jobs").iterdir()} == second
+
+    # A table of more runs replaces nothing.
+    assert main([*arguments, "--methods", "[linear]"]) == 0
+    assert replaced in capsys.readouterr().out
+    assert main([*arguments, "--methods", "[linear, frozen]"]) == 0
+    assert "the table of" not in capsys.readouterr().out
+    # Fresh ones are made in the place of those that were there.
+    assert main([*arguments, "--methods", "[frozen]", "--fresh"]) == 0
+    assert {path.name for path in (out / "jobs").iterdir()} == second
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_as_ctrl_c_does(how: signal.Signals, tmp_path: Path) -> None:
+    """As a scheduler sends it, or a terminal that is closed: to this process and to its workers."""
+    (tmp_path / "grid.yaml").write_text(GRID)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "puma_plugin.cli.main", "compare", str(tmp_path / "grid.yaml"), "--out", str(out)]
+    command += ["--workers", "2", "--seeds", "[0]", "--train.epochs", "5000"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 200
+    while len(list((out / "jobs").glob("*.ckpt"))) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, how)
+    text = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, text
+    assert text == f"\ninterrupted; finished runs are in {out}, the same command goes on from there\n"
+    # What they go on from, and nothing half-written.
+    assert sorted(path.suffix for path in (out / "jobs").iterdir()) == [".ckpt", ".ckpt"]
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
@@ -164,7 +243,7 @@ def test_failed_run_is_one_sentence_and_changed_images_begin_anew(
         "  threads: 1",
     ]
     (tmp_path / "grid.yaml").write_text("\n".join(lines))
-    out, log = tmp_path / "out", tmp_path / "out" / "jobs" / "test-linear-data0-seed0.log"
+    out = tmp_path / "out"
     arguments = ["compare", str(tmp_path / "grid.yaml"), "--out", str(out), "--workers", workers]
     assert main([*arguments, "--methods", "[frozen]"]) == 0
     capsys.readouterr()
@@ -173,13 +252,14 @@ def test_failed_run_is_one_sentence_and_changed_images_begin_anew(
     assert "1 of 2 are finished already" in said.out
     assert said.err.startswith("puma compare: error: Linear head · data 0 · seed 0 failed: DatasetError: a: ")
     assert said.err.count("\n") == 1
+    (log,) = (out / "jobs").glob("test-linear-data0-seed0-*.log")
     assert f"the traceback is in {log}" in said.err
     assert f"finished jobs are kept in {out}" in said.err
     assert "Traceback" in log.read_text(encoding="utf-8")
     images["c0", 0].save(broken)
     assert main([*arguments, "--methods", "[frozen, linear]"]) == 0
     assert "finished already" not in capsys.readouterr().out
-    assert not log.exists()
+    assert not list((out / "jobs").glob("*.log"))
 
 
 @pytest.fixture

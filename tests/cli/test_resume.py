@@ -116,6 +116,23 @@ def test_resumed_run_equals_the_uninterrupted(
     assert losses[0] == losses[1]
 
 
+def test_seconds_of_a_resumed_run(trained: Path, data: Path, tmp_path: Path) -> None:
+    """Those of the training are of all starts, those of the command of its own start, and are called so."""
+    out = tmp_path / "run"
+    shutil.copytree(trained, out)
+    checkpoint = torch.load(out / "checkpoint.pt", weights_only=True)
+    for entry in checkpoint["progress"]["history"]:
+        entry["seconds"] = 1000.0
+    torch.save(checkpoint, out / "checkpoint.pt")
+    assert main(["train", "--config", str(data / "run.yaml"), "--out", str(out), "--resume", "--report", "false"]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["methods"][0]["seconds"] == 3 * 1000.0
+    assert metrics["seconds"] < 1000.0
+    facts = metrics["facts"]
+    assert [name for name in facts if "seconds" in name.lower()] == ["Seconds of the last start"]
+    assert float(facts["Seconds of the last start"]) == pytest.approx(metrics["seconds"], abs=0.6)
+
+
 @pytest.mark.parametrize("method", ["linear", "frozen"])
 def test_an_interrupted_training_says_how_to_go_on(
     method: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

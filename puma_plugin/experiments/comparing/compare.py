@@ -9,14 +9,14 @@ from rich.console import Console
 
 from puma_plugin.experiments.comparing.comparison import Comparison
 from puma_plugin.experiments.comparing.grid import expand, not_varied, reference_of
-from puma_plugin.experiments.comparing.publish import Finished, common_metrics
+from puma_plugin.experiments.comparing.publish import Finished, common_metrics, write_metrics
 from puma_plugin.experiments.contestants.methods import METHODS
 from puma_plugin.experiments.reporting.figures import pareto_chart, write_pareto
 from puma_plugin.experiments.reporting.report import ReportPictures, write_report
 from puma_plugin.experiments.reporting.summary import Unit
 from puma_plugin.experiments.reporting.tables import markdown_table
 from puma_plugin.experiments.settings.comparison_config import CompareConfig
-from puma_plugin.utils import atomic_write, write_json
+from puma_plugin.utils import atomic_write
 
 
 def compare(config: CompareConfig, command: str, console: Console, fresh: bool = False) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def compare(config: CompareConfig, command: str, console: Console, fresh: bool =
         config, methods, outcome.jobs, outcome.records, outcome.rates, command, time.monotonic() - start
     )
     metrics = _metrics(finished, reference_of(config))
-    _write(metrics, Path(config.out))
+    _write(metrics, Path(config.out), console)
     return metrics
 
 
@@ -92,8 +92,8 @@ def _table(metrics: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _write(metrics: Mapping[str, Any], folder: Path) -> None:
-    write_json(folder / "metrics.json", metrics)
+def _write(metrics: Mapping[str, Any], folder: Path, console: Console) -> None:
+    write_metrics(metrics, folder, console)
     with atomic_write(folder / "table.md") as temporary:
         temporary.write_text(_table(metrics), encoding="utf-8")
     points = _points(metrics["methods"], metrics["accent"])

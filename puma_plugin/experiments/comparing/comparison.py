@@ -193,7 +193,8 @@ class Comparison:
             rates: method -> multiplier of the learning rate, for methods whose rates are not tried.
             data_seeds, seeds, keep_models: of the tests, see :meth:`test_jobs`.
             try_rates: choose each trained method's rate from the grid.
-            fresh: run everything; what is kept of these jobs is removed once the settings are checked.
+            fresh: run everything; what is kept of these jobs, with any settings, is removed once the settings are
+                checked.
 
         Raises:
             ValueError: a row that a training run would refuse, before any training; or another comparison is at work in

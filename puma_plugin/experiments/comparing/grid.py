@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from itertools import product
+from itertools import combinations, product
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -13,7 +13,7 @@ from puma_plugin.experiments.contestants.methods import METHODS, Method
 from puma_plugin.experiments.settings.comparison_config import CompareConfig
 from puma_plugin.experiments.settings.config import TrainConfig
 from puma_plugin.experiments.settings.overrides import override
-from puma_plugin.experiments.settings.unused import is_unused
+from puma_plugin.experiments.settings.unused import identity, is_unused
 
 _LONGEST_KEY = 120
 
@@ -22,11 +22,11 @@ def expand(config: CompareConfig) -> list[Method]:
     """The rows, each with its settings checked.
 
     What changes nothing gives no row of its own: losses where nothing is trained, a setting that the method does not
-    look at (see :func:`not_varied`), an ablated value that is the row's own already.
+    look at (see :func:`not_varied`), an ablated value that is the row's own already or makes it another row's run.
 
     Raises:
-        ValueError: an unknown method, a row that is there twice, a setting that no method looks at, or a setting or
-            value of the wrong type or range.
+        ValueError: an unknown method, a row that is there twice, also under two names, a setting that no method looks
+            at, or a setting or value of the wrong type or range.
     """
     unknown = [key for key in config.methods if key not in METHODS]
     if unknown:
@@ -55,7 +55,34 @@ def expand(config: CompareConfig) -> list[Method]:
             parser.parse_object(asdict(override(config.train, row.settings)))
         except ArgumentError as error:
             raise ValueError(f"{row.label}: {error}") from error
-    return rows
+    return _without_repeated(config, rows)
+
+
+def _without_repeated(config: CompareConfig, rows: Sequence[Method]) -> list[Method]:
+    """The rows without ablated ones that are the run of another row, such as prompts only, once with every drop.
+
+    Raises:
+        ValueError: two rows that are no ablations are the same run, such as adapters and adaptformer.
+    """
+    made = {row.key: identity(override(config.train, row.settings)) for row in rows}
+    # Each takes the rate that was best for a row, for an ablated one another row's.
+    runs = {row.key: (made[row.key], made[row.rate_key] if len(config.grid) > 1 else None) for row in rows}
+    bases = [row for row in rows if row.rate_of is None]
+    for one, other in combinations(bases, 2):
+        if runs[one.key] == runs[other.key]:
+            raise ValueError(
+                f"the rows {one.key} ({one.label}) and {other.key} ({other.label}) would be the same run, as nothing "
+                "that they look at differs; leave one of them out"
+            )
+    kept = []
+    found = [runs[row.key] for row in bases]
+    for row in rows:
+        if row.rate_of is not None:
+            if runs[row.key] in found:
+                continue
+            found.append(runs[row.key])
+        kept.append(row)
+    return kept
 
 
 def not_varied(config: CompareConfig) -> dict[str, list[str]]:

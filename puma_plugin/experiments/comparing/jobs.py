@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +21,11 @@ from puma_plugin.experiments.running.pool import Progress
 from puma_plugin.experiments.running.separate import AnyRun, make_run, without_joint
 from puma_plugin.experiments.settings.config import TrainConfig
 from puma_plugin.experiments.settings.results import JOBS
+from puma_plugin.experiments.settings.unused import WITHOUT_EFFECT, used_settings
 from puma_plugin.trainers import NonFiniteLossError
 from puma_plugin.utils import atomic_write, json_ready, write_json
+
+_DIGITS = 12  # of the settings' digest in the names of files
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Job:
 
     @property
     def key(self) -> str:
-        """Name of the job's files."""
+        """The job's name among those of its comparison."""
         seeds = f"data{self.config.data.seed}-seed{self.config.seed}"
         rate = f"-x{multiplier_text(self.multiplier)}" if self.purpose == "rate" else ""
         return f"{self.purpose}-{self.method.key}-{seeds}{rate}"
@@ -62,14 +66,19 @@ class Job:
         return f"{self.method.label} · data {self.config.data.seed} · seed {self.config.seed}{rate}"
 
     def path(self, suffix: str = ".json") -> Path:
-        """Where the job's file with this suffix lies."""
-        return Path(self.folder) / JOBS / f"{self.key}{suffix}"
+        """Where the job's file with this suffix lies. With other settings it has another name, beside this one."""
+        digest = hashlib.sha256(json.dumps(json_ready(self.settings()), sort_keys=True).encode()).hexdigest()
+        return Path(self.folder) / JOBS / f"{self.key}-{digest[:_DIGITS]}{suffix}"
+
+    def _of_any_settings(self, *endings: str) -> Iterator[Path]:
+        """The job's files whose names end like these patterns, whatever its settings were."""
+        for ending in endings:
+            yield from (Path(self.folder) / JOBS).glob(f"{self.key}-{'[0-9a-f]' * _DIGITS}{ending}")
 
     @property
     def checkpoint(self) -> Path:
-        """File of the unfinished run, named by its settings: a run with others begins anew."""
-        digest = hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()
-        return self.path(f"-{digest[:12]}.ckpt")
+        """File of the unfinished run."""
+        return self.path(".ckpt")
 
     @property
     def log(self) -> Path:
@@ -78,27 +87,24 @@ class Job:
 
     def forget(self) -> None:
         """Remove what is kept of this job, whatever its settings were."""
-        for pattern in (f"{self.key}.*", f"{self.key}-*.ckpt"):
-            for path in self.path().parent.glob(pattern):
-                path.unlink(missing_ok=True)
+        for path in self._of_any_settings("*"):
+            path.unlink(missing_ok=True)
 
     def tidy(self) -> None:
-        """Remove log and checkpoints of a finished job, also those of other settings and of separate models."""
-        for left in (self.log, *self.path().parent.glob(f"{self.key}-*.ckpt")):
+        """Remove logs and checkpoints of a finished job, also those of other settings and of separate models."""
+        for left in self._of_any_settings(".log", "*.ckpt"):
             left.unlink(missing_ok=True)
 
     def settings(self) -> dict[str, Any]:
-        """Everything the result depends on; a kept result is used only if this is unchanged."""
-        config = asdict(self.config)
-        del config["out"], config["checkpoint_minutes"]
+        """Everything the result depends on, and no more; a kept result is used only if this is unchanged."""
         model = self.config.model
         weights = WEIGHTS if model.backbone == "embedded" else Path(model.weights).expanduser()
         return {
             "method": self.method.key,
             "multiplier": self.multiplier,
             "purpose": self.purpose,
-            "config": config,
-            "minimum_steps": self.minimum_steps,
+            "config": used_settings(self.config, apart_from=WITHOUT_EFFECT),
+            "minimum_steps": self.minimum_steps if model.is_separate else None,
             "version": puma_plugin.__version__,
             "torch": torch.__version__,
             "backbone": file_digest(weights),
@@ -121,9 +127,7 @@ class Job:
 def run_job(job: Job, progress: Progress) -> dict[str, Any]:
     """Run one job, keep its record as JSON, and return it."""
     progress({"stage": "images"})
-    for suffix in (".npz", ".safetensors"):  # of other settings
-        job.path(suffix).unlink(missing_ok=True)
-    settings = job.settings()  # of the weight file as it is now
+    settings, path = job.settings(), job.path()  # of the weight file as it is now
     splits = load_splits(job.config.data)
     try:
         record = _run(job, splits, progress)
@@ -141,7 +145,7 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
         **record,
         "settings": settings,
     }
-    write_json(job.path(), record, indent=None)
+    write_json(path, record, indent=None)
     job.tidy()
     return record
 

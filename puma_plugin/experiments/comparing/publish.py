@@ -1,5 +1,6 @@
 """metrics.json, report.html and the trained weights of a comparison."""
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from puma_plugin.experiments.comparing.comparison import checkpoint_files
 from puma_plugin.experiments.comparing.jobs import Job
@@ -30,6 +32,7 @@ from puma_plugin.experiments.reporting.summary import (
 from puma_plugin.experiments.reporting.tables import percent
 from puma_plugin.experiments.reporting.visuals import embedding_maps, members_of, query_rows
 from puma_plugin.experiments.settings.comparison_config import ComparisonConfig, DemoConfig
+from puma_plugin.experiments.settings.results import JOBS, METRICS
 from puma_plugin.utils import atomic_write, json_ready, write_json
 
 SHOWN = ("frozen", "puma")
@@ -98,8 +101,28 @@ def common_metrics(finished: Finished, reference: str, unit: Unit) -> dict[str, 
         "curve_note": _CURVE_NOTE,
         "explanation": f"{EXPLANATION} Below each figure: {method}",
         "facts": _facts(finished, origin),
-        "runs": [{key: value for key, value in record.items() if key not in left_out} for record in records],
+        "runs": [
+            {"file": f"{JOBS}/{job.path().name}", **{key: record[key] for key in record if key not in left_out}}
+            for job, record in zip(finished.jobs, records, strict=True)
+        ],
     }
+
+
+def write_metrics(metrics: Mapping[str, Any], folder: Path, console: Console) -> None:
+    """Write metrics.json, and say so if the one that it replaces has runs of other settings or methods."""
+    own = {run["file"] for run in metrics["runs"]}
+    if any(name not in own and (folder / name).exists() for name in _files_in(folder / METRICS)):
+        sentence = f"the table of {folder} was of other settings or methods; their kept runs stay in {folder / JOBS}"
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+    write_json(folder / METRICS, metrics)
+
+
+def _files_in(metrics: Path) -> list[str]:
+    """The files of the runs in a comparison's metrics.json; none if it is not there, or of something else."""
+    try:
+        return [run["file"] for run in json.loads(metrics.read_text(encoding="utf-8"))["runs"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def build_metrics(finished: Finished) -> dict[str, Any]:
@@ -151,7 +174,7 @@ def _facts(finished: Finished, origin: Mapping[str, Any]) -> dict[str, Any]:
         "Commit": origin["commit"],
         "Data seeds": ", ".join(map(str, sorted({record["data_seed"] for record in finished.records}))),
         "Training seeds": ", ".join(map(str, seeds)),
-        "Seconds in all": f"{finished.seconds:.0f}",
+        "Seconds of the last start": f"{finished.seconds:.0f}",  # it may have found finished runs
     }
 
 
@@ -164,7 +187,7 @@ def _load(jobs: Sequence[Job]) -> dict[str, dict[str, np.ndarray]]:
     return {method: found[method] for method in SHOWN if method in found}
 
 
-def publish(finished: Finished) -> tuple[Path, dict[str, Any]]:
+def publish(finished: Finished, console: Console) -> tuple[Path, dict[str, Any]]:
     """Write metrics.json, report.html and the trained weights into the output folder.
 
     Returns:
@@ -183,7 +206,7 @@ def publish(finished: Finished) -> tuple[Path, dict[str, Any]]:
         pictures.maps = embedding_maps(embeddings, members_of(test), config.map_images)
         pictures.queries = query_rows(embeddings, test, config.queries, config.neighbours)
         pictures.prompt_weights = arrays.get("puma", {}).get("prompt_weights")
-    write_json(folder / "metrics.json", metrics)
+    write_metrics(metrics, folder, console)
     for method, source in checkpoint_files(finished.jobs).items():
         with atomic_write(folder / "models" / f"{method}.safetensors") as temporary:
             shutil.copyfile(source, temporary)

@@ -1,20 +1,27 @@
-"""A small pool of single-threaded worker processes that stops cleanly on Ctrl-C and reports progress."""
+"""A small pool of single-threaded worker processes that stops cleanly when asked to, and reports progress."""
 
 import multiprocessing
 import os
 import queue
 import re
 import signal
+import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.process import BaseProcess
+from types import FrameType
 from typing import Any
 
 Progress = Callable[[dict[str, Any]], None]
+# Seconds that a worker which was asked to end has for its step, and for all of it before it is killed. (Schedulers wait
+# for some 30.)
+_STEP, _PATIENCE = 5, 15.0
+_LEFT = 128 + signal.SIGTERM  # its exit code
 
 
 @dataclass(frozen=True)
@@ -47,10 +54,28 @@ class TaskError(ChildProcessError):
 
 
 def _work(run: Callable[[Any, Progress], Any], tasks: Any, events: Any) -> None:
-    # Ctrl-C reaches the whole process group; only the parent acts on it, by ending the workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leaving = False
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        """End as a process does by itself, which gives back its semaphores (tqdm has one) and ends its own children.
+
+        A step may be finished first: processes that load images may just be starting, and would complain.
+        """
+        nonlocal leaving
+        leaving = True
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a scheduler may send one, and the parent another
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would complain about children that end
+        signal.signal(signal.SIGALRM, lambda number, frame: sys.exit(_LEFT))
+        signal.alarm(_STEP)
+        events.cancel_join_thread()  # nobody reads what is still to be sent
+
+    for number in (signal.SIGINT, signal.SIGHUP):  # as _starting has it, which only works in a main thread
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, leave)
     parent = multiprocessing.parent_process()
     while parent is None or parent.is_alive():
+        if leaving:
+            sys.exit(_LEFT)
         try:
             task = tasks.get(timeout=2.0)
         except queue.Empty:
@@ -62,6 +87,8 @@ def _work(run: Callable[[Any, Progress], Any], tasks: Any, events: Any) -> None:
         def progress(content: dict[str, Any], key: str = key) -> None:
             if parent is not None and not parent.is_alive():
                 os._exit(1)  # the parent was killed: nobody waits for the result
+            if leaving:
+                sys.exit(_LEFT)
             events.put(Event("progress", key, content))
 
         events.put(Event("start", key, os.getpid()))
@@ -90,16 +117,25 @@ def _environment(**values: str) -> Iterator[None]:
 
 
 @contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Processes started inside ignore Ctrl-C from their first moment on, and not only once they have imported all."""
+def _starting() -> Iterator[None]:
+    """Processes started inside ignore Ctrl-C and the end of a terminal, from their first moment on.
+
+    These reach the whole process group; only this process acts on them, by ending the workers. For that they hear
+    SIGTERM; here it has to wait, as a start that is broken off may leave a process behind.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    asked: list[int] = []
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
+    before[signal.SIGTERM] = signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if asked:
+        signal.raise_signal(signal.SIGTERM)
 
 
 def run_tasks(
@@ -135,18 +171,21 @@ def _run_in_processes(
     tasks: Sequence[Any], run: Callable[[Any, Progress], Any], workers: int, on_event: Callable[[Event], None]
 ) -> dict[str, Any]:
     context = multiprocessing.get_context("spawn")
-    waiting, events = context.Queue(), context.Queue()
-    for task in [*tasks, *[None] * workers]:
-        waiting.put(task)
-    # Not daemons: those may have no children, and a task may load its images in processes of its own.
-    processes = [context.Process(target=_work, args=(run, waiting, events)) for _ in range(workers)]
+    with _starting():  # the first queue starts multiprocessing's own process that looks after semaphores
+        waiting, events = context.Queue(), context.Queue()
+    processes: list[BaseProcess] = []
     results: dict[str, Any] = {}
     at_work: dict[int, str] = {}  # process id -> key of its last task
     try:
+        for task in [*tasks, *[None] * workers]:
+            waiting.put(task)
         # The thread count is read when the worker imports its numerical libraries, so it goes through the environment.
-        with _environment(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1"), _deaf_to_ctrl_c():
-            for process in processes:
+        with _environment(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1"), _starting():
+            for _ in range(workers):
+                # No daemon: those may have no children, and a task may load its images in processes of its own.
+                process = context.Process(target=_work, args=(run, waiting, events))
                 process.start()
+                processes.append(process)
         while len(results) < len(tasks):
             event = _next_event(events, processes, at_work)
             on_event(event)
@@ -158,12 +197,23 @@ def _run_in_processes(
                 results[event.key] = event.content
         return results
     finally:
+        _end(processes, at_once=len(results) < len(tasks))
+        for channel in (waiting, events):
+            channel.close()
+            channel.cancel_join_thread()  # which would wait until all tasks were taken
+
+
+def _end(processes: Sequence[BaseProcess], at_once: bool) -> None:
+    """Wait for the workers, which are asked to end if it has to be `at_once`; kill what does not."""
+    if at_once:
         for process in processes:
-            if len(results) < len(tasks):
-                process.terminate()
-            process.join(timeout=5.0)
-            if process.is_alive():
-                process.kill()
+            process.terminate()
+    until = time.monotonic() + _PATIENCE
+    for process in processes:
+        process.join(timeout=max(until - time.monotonic(), 0.0))
+        if process.is_alive():
+            process.kill()
+            process.join()
 
 
 def _next_event(events: Any, processes: Sequence[BaseProcess], at_work: Mapping[int, str]) -> Event:

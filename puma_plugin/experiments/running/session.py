@@ -34,6 +34,7 @@ from puma_plugin.experiments.running.trained_classes import classes_of, require_
 from puma_plugin.experiments.settings.config import CHECKPOINT, CLASSES, SETTINGS, WEIGHTS, EvaluateConfig, TrainConfig
 from puma_plugin.experiments.settings.places import absolute_places
 from puma_plugin.experiments.settings.results import METRICS, holds_run, require_no_other_results
+from puma_plugin.experiments.settings.unused import WITHOUT_EFFECT
 from puma_plugin.utils import folder_lock, json_ready, read_json, remove_unfinished, require_writable, write_json
 
 Resume = Literal["no", "yes", "auto"]
@@ -43,14 +44,12 @@ _PAPER_CODE = (
     "a number and then count as hits, R includes the query, and queries without a positive are misses."
 )
 
-_FREE = frozenset(
+_FREE = WITHOUT_EFFECT | frozenset(
     [
-        *("out", "report", "device", "threads", "evaluation_batch_size", "max_batch_per_process", "process_timeout"),
-        *("compile", "checkpoint_minutes"),
+        # These change the rounding only.
+        *("device", "threads", "evaluation_batch_size", "max_batch_per_process", "compile"),
         # Frozen weights are compared themselves; of images, wherever they lie now, classes and counts.
         *("data.root", "data.manifest", "data.folders.*", "model.weights"),
-        # Random transforms follow from the image, not from the process that reads it.
-        "data.workers",
         # If the bad images that are now left out were training images, the sampler refuses its state.
         *("data.bad_images", "data.known_bad"),
     ]
@@ -444,7 +443,7 @@ def _metrics(
             "Commit": origin["commit"],
             "Seed": config.seed,
             "Protocol": kept["protocol"],
-            "Seconds in all": f"{seconds:.0f}",
+            "Seconds of the last start": f"{seconds:.0f}",  # a run that was resumed had others before
         },
         "runs": [record],
     }

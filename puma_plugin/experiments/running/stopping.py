@@ -1,12 +1,13 @@
 """Ctrl-C, SIGTERM and SIGHUP, taken where a run can be continued from."""
 
+import math
 import os
 import signal
 import stat
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
@@ -57,20 +58,52 @@ class Stop:
 
         SIGHUP, which comes when a terminal is closed, stays ignored where it is (``nohup``).
         """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        numbers = [signal.SIGINT, signal.SIGTERM]
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-            numbers.append(signal.SIGHUP)
-        before = {number: signal.signal(number, self.take) for number in numbers}
-        self.patient = True
-        try:
-            yield
-        finally:
-            self.patient = False
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        with _handled([signal.SIGINT, signal.SIGTERM, *_heard(signal.SIGHUP)], self.take) as is_handled:
+            self.patient = is_handled
+            try:
+                yield
+            finally:
+                self.patient = False
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise KeyboardInterrupt inside, as Ctrl-C does, unless they are ignored already.
+
+    A terminal or a scheduler may send more than one: those right behind the first do not disturb the end that it began.
+    """
+    since = -math.inf
+
+    def take(number: int, frame: FrameType | None = None) -> None:
+        nonlocal since
+        if number == signal.SIGHUP:
+            _leave_terminal()
+        now = time.monotonic()
+        if now - since >= _SENT_AGAIN:
+            since = now
+            raise KeyboardInterrupt
+
+    with _handled(_heard(signal.SIGINT, signal.SIGTERM, signal.SIGHUP), take):
+        yield
+
+
+def _heard(*numbers: signal.Signals) -> list[signal.Signals]:
+    """Those that are not ignored."""
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+@contextmanager
+def _handled(numbers: Sequence[signal.Signals], take: Callable[[int, FrameType | None], None]) -> Iterator[bool]:
+    """Hand these signals to `take` inside. Gives whether it does: only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield False
+        return
+    before = {number: signal.signal(number, take) for number in numbers}
+    try:
+        yield True
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _leave_terminal() -> None:

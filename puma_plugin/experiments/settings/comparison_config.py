@@ -21,7 +21,8 @@ class ComparisonConfig:
         separate_seeds: of `seeds`, so many for the separate models, one training per distribution; null for all.
         separate_minimum_steps: optimizer steps that each of the separate models gets at least.
         workers: single-threaded processes; null takes the available cores, at most 2, and on a GPU this process.
-        out: folder for results; a second start continues what is there.
+        out: folder for results; a second start continues what is there. Results with other settings stay in its
+            subfolder jobs, beside the new ones.
     """
 
     train: TrainConfig
@@ -89,8 +90,8 @@ class CompareConfig(ComparisonConfig):
     """A grid of runs (`puma compare`): every method with every loss and every combination of other settings.
 
     Attributes:
-        methods: values of `model.method`. `adapters` is without drop here; with drop it is `puma` with
-            `model.pool_size` 0.
+        methods: values of `model.method`. `adapters` is without drop here, and so the same as `adaptformer`; with drop
+            it is `puma` with `model.pool_size` 0.
         losses: values of `loss.name`; empty for that of `train`. A loss other than that of `train` has its usual
             arguments and miner.
         combine: dotted setting -> values, such as `optimizer.lr: [1e-4, 2e-4]`; every combination is a row.

@@ -64,8 +64,9 @@ def test_combinations_and_ablations() -> None:
         ablate={"model.adapter_dim": [8, 32], "loss.arguments.ema": ["global"], "model.blocks": [[0, 1], []]},
     )
     rows = expand(config)
-    # 4 combinations, each with 4 ablations: the width of 32 is the row's own.
-    assert len(rows) == len({row.key for row in rows}) == 4 * 5
+    # 4 combinations, each with 4 ablations: the width of 32 is the row's own. Without adapters there is no drop, so
+    # prompts only are there once per batch size.
+    assert len(rows) == len({row.key for row in rows}) == 4 * 5 - 2
     first = rows[0]
     assert first.label == "PUMA, model.drop = 0, global_batch_size = 32"
     assert first.key == "puma_model.drop-0_global_batch_size-32"
@@ -123,6 +124,31 @@ def test_settings_that_matter_with_certain_values_of_others() -> None:
         "puma_model.pool_size-8_model.prompt_length-1",
         "puma_model.pool_size-8_model.prompt_length-4",
     ]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        # PUMA's adapters without drop and without a pool, which has three names.
+        {"methods": ["adapters", "adaptformer"]},
+        {"methods": ["puma", "adapters"], "combine": {"model.drop": [0.5, 0.0], "model.pool_size": [8, 0]}},
+        {"methods": ["adaptformer", "puma"], "combine": {"model.drop": [0.0], "model.pool_size": [0]}},
+        # All rates are tried for both.
+        {"methods": ["adapters", "adaptformer"], "grid": [0.5, 1.0]},
+    ],
+)
+def test_one_run_under_two_names(values: dict) -> None:
+    names = " and ".join(rf"{name}\S* \(.*\)" for name in values["methods"])
+    with pytest.raises(ValueError, match=rf"the rows {names} would be the same run, .*; leave one of them out"):
+        expand(grid(**values))
+
+
+def test_what_differs_in_a_setting_that_is_looked_at_is_no_run_twice() -> None:
+    assert len(expand(grid(methods=["adapters", "adaptformer", "puma"], combine={"model.drop": [0.25]}))) == 3
+    # Of the drop that was ablated there is a row already, unless that takes another rate.
+    ablated = {"methods": ["puma"], "combine": {"model.drop": [0.5, 0.0]}, "ablate": {"model.drop": [0.0]}}
+    assert [row.key for row in expand(grid(**ablated))] == ["puma_model.drop-0.5", "puma_model.drop-0"]
+    assert len(expand(grid(**ablated, grid=[0.5, 1.0]))) == 3
 
 
 @pytest.mark.parametrize(

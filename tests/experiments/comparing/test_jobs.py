@@ -1,6 +1,7 @@
 """A job that was stopped, and what is left of it."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from puma_plugin.experiments.comparing.jobs import Job, run_job
 from puma_plugin.experiments.contestants.methods import METHODS
 from puma_plugin.experiments.data.splits import load_splits
 from puma_plugin.experiments.settings.config import DataConfig, ModelConfig, TrainConfig
+from puma_plugin.experiments.settings.overrides import override
 from puma_plugin.trainers import NonFiniteLossError
 
 
@@ -40,7 +42,7 @@ def test_only_the_same_settings_go_on_from_a_checkpoint(tmp_path: Path) -> None:
     fresh = run_job(replace(other, folder=str(tmp_path / "fresh")), lambda content: None)
     assert changed["result"] == fresh["result"]
     # Nothing is left but the record.
-    assert {path.name for path in (tmp_path / "stopped" / "jobs").iterdir()} == {f"{first.key}.json"}
+    assert list((tmp_path / "stopped" / "jobs").iterdir()) == [other.path()]
 
 
 def test_a_stopped_job_goes_on(tmp_path: Path) -> None:
@@ -86,14 +88,60 @@ def test_kept_results_know_the_files_they_depend_on(tmp_path: Path) -> None:
     assert first.finished() is not None
 
 
-def test_embeddings_of_other_settings_are_not_kept(tmp_path: Path) -> None:
+def test_results_of_other_settings_lie_beside_each_other(tmp_path: Path) -> None:
     first = replace(job(tmp_path), keep_model=True)
-    run_job(first, lambda content: None)
-    assert first.finished() is not None
-    config = replace(first.config, optimizer=replace(first.config.optimizer, lr=1e-2))
-    run_job(replace(first, config=config, keep_model=False), lambda content: None)
-    assert replace(first, config=config, keep_model=False).finished() is not None
-    assert replace(first, config=config).finished() is None
+    record = run_job(first, lambda content: None)
+    other = replace(first, config=replace(first.config, optimizer=replace(first.config.optimizer, lr=1e-2)))
+    changed = run_job(replace(other, keep_model=False), lambda content: None)
+    assert record["result"] != changed["result"]
+    assert first.finished() == json.loads(json.dumps(record))
+    assert replace(other, keep_model=False).finished() == json.loads(json.dumps(changed))
+    # Whose embeddings were not asked for, and are not those of the first.
+    assert other.finished() is None
+    assert set((tmp_path / "jobs").iterdir()) == {
+        *(first.path(suffix) for suffix in (".json", ".npz", ".safetensors")),
+        other.path(),
+    }
+
+
+OTHER_WAYS = {"out": "elsewhere", "report": False, "checkpoint_minutes": 1.0, "process_timeout": 9.0, "data.workers": 3}
+OTHER_ROUNDING = {"device": "cuda", "threads": 2, "evaluation_batch_size": 16, "max_batch_per_process": 8}
+
+
+def test_what_changes_nothing_does_not_count(tmp_path: Path) -> None:
+    linear = job(tmp_path)
+
+    def with_settings(one: Job, settings: Mapping[str, Any]) -> Path:
+        return replace(one, config=override(one.config, settings)).path()
+
+    assert with_settings(linear, OTHER_WAYS) == linear.path()
+    for name, value in OTHER_ROUNDING.items():
+        assert with_settings(linear, {name: value}) != linear.path(), name
+    # Settings that the method does not look at; adapters do.
+    others = {"model.adapter_dim": 8, "model.pool_size": 3, "compile": True}
+    assert with_settings(linear, others) == linear.path()
+    puma = replace(linear, config=override(linear.config, {"model.method": "puma"}))
+    for name, value in others.items():
+        assert with_settings(puma, {name: value}) != puma.path(), name
+
+
+def test_fewest_steps_count_for_separate_models_only(tmp_path: Path) -> None:
+    linear = job(tmp_path)
+    assert replace(linear, minimum_steps=80).path() == linear.path()
+    separate = replace(linear, config=override(linear.config, {"model.method": "separate"}))
+    assert replace(separate, minimum_steps=80).path() != separate.path()
+
+
+def test_a_finished_job_leaves_the_results_of_other_settings(tmp_path: Path) -> None:
+    own = job(tmp_path)
+    other = replace(own, config=replace(own.config, epochs=3))
+    own.path().parent.mkdir()
+    stay = [one.path(suffix) for one in (own, other) for suffix in (".json", ".npz", ".safetensors")]
+    part = other.path("-part3.ckpt")
+    for path in (*stay, own.checkpoint, own.log, other.checkpoint, other.log, part):
+        path.write_text("{}")
+    own.tidy()
+    assert set(own.path().parent.iterdir()) == set(stay)
 
 
 def test_forgetting_a_job_leaves_the_files_of_others(tmp_path: Path) -> None:
@@ -101,8 +149,9 @@ def test_forgetting_a_job_leaves_the_files_of_others(tmp_path: Path) -> None:
     folder = own.path().parent
     folder.mkdir()
     # Also those of other settings, and of separate models.
-    gone = [own.path(".json"), own.path(".npz"), own.path(".safetensors"), own.checkpoint]
-    gone += [own.path("-0123456789ab.ckpt"), own.path("-0123456789ab-part3.ckpt")]
+    other = replace(own, config=replace(own.config, epochs=3))
+    gone = [one.path(suffix) for one in (own, other) for suffix in (".json", ".npz", ".safetensors", ".ckpt", ".log")]
+    gone += [other.path("-part3.ckpt")]
     stay = [replace(own, config=replace(own.config, seed=10)).path(), folder / "notes.txt"]
     stay += [replace(own, purpose="rate").path()]
     for path in (*gone, *stay):

@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +86,106 @@ def test_a_failing_or_dying_task_ends_the_pool(tmp_path: Path, number: int, mess
     finished = run_script(tmp_path, 1, number)
     assert finished.returncode == 1
     assert message in finished.stderr
+
+
+ENDLESS = """
+import multiprocessing, os, signal, sys, time
+from dataclasses import dataclass
+from puma_plugin.experiments.running.pool import run_tasks
+from puma_plugin.experiments.running.stopping import ended_by_signals
+
+@dataclass(frozen=True)
+class Endless:
+    key: str
+    load: str = ""
+
+def work(task, progress):
+    lock = multiprocessing.RLock()  # a semaphore, as tqdm makes one
+    progress({"process": os.getpid()})
+    while True:
+        time.sleep(0.01)
+        if task.key == "steps":
+            progress({})
+
+def show(event):
+    if event.content and event.kind == "progress":
+        print(event.content["process"], flush=True)
+
+if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGHUP):  # which who started the tests may have ignored
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    # More tasks than a pipe holds: those that nobody takes any more must not be waited for.
+    tasks = [Endless("steps"), Endless("no steps"), *(Endless(f"waits {number}", 50_000 * " ") for number in range(9))]
+    try:
+        with ended_by_signals():
+            run_tasks(tasks, work, 2, show)
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+
+
+def start_endless(folder: Path) -> tuple[subprocess.Popen[str], list[int]]:
+    """A pool that has begun its first tasks, and the ids of its workers."""
+    (folder / "endless.py").write_text(ENDLESS)
+    process = subprocess.Popen(
+        [sys.executable, str(folder / "endless.py")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(Path(puma_plugin.__file__).parents[1])},
+    )
+    assert process.stdout is not None
+    return process, [int(process.stdout.readline()) for _ in range(2)]
+
+
+def is_running(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("how", "send"),
+    [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill), (signal.SIGTERM, os.killpg), (signal.SIGHUP, os.killpg)],
+)
+def test_a_signal_ends_the_pool_and_leaves_nothing(
+    how: signal.Signals, send: Callable[[int, int], None], tmp_path: Path
+) -> None:
+    """Sent to the process alone or to its workers too, once or twice, in the middle of steps or of one without end."""
+    process, workers = start_endless(tmp_path)
+    for _ in range(2):
+        send(process.pid, how)
+        time.sleep(0.1)
+    said = process.communicate(timeout=60)
+    assert said == ("", "")  # no word of semaphores that were left either
+    assert process.returncode == 130
+    assert not any(map(is_running, workers))
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    """Those that take steps, at the next one."""
+    process, workers = start_endless(tmp_path)
+    process.kill()
+    deadline = time.monotonic() + 30
+    while all(map(is_running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running = list(filter(is_running, workers))
+    assert len(running) == 1
+    os.kill(running[0], signal.SIGKILL)
+    process.communicate(timeout=60)
+
+
+def test_a_worker_that_alone_is_ended_is_a_failure(tmp_path: Path) -> None:
+    process, workers = start_endless(tmp_path)
+    os.kill(workers[0], signal.SIGTERM)
+    assert (
+        "failed: its process ended with exit code 143 (out of memory, or killed)" in process.communicate(timeout=60)[1]
+    )
+    assert process.returncode == 1
+    assert not any(map(is_running, workers))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from puma_plugin.experiments.running.stopping import Stop
+from puma_plugin.experiments.running.stopping import Stop, ended_by_signals
 
 
 def test_the_first_is_noted_and_the_second_stops_at_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,6 +89,33 @@ def test_a_hangup_is_a_signal_unless_it_is_ignored() -> None:
             assert not stop.asked
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_is_as_ctrl_c_and_others_right_behind_it_are_none(
+    how: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = []
+    before = signal.signal(how, signal.SIG_DFL)
+    try:
+        with pytest.raises(KeyboardInterrupt), ended_by_signals():  # noqa: PT012
+            try:
+                signal.raise_signal(how)
+            finally:
+                signal.raise_signal(how)
+                ended.append("in order")
+                # One that comes much later is heard: something hangs.
+                now = time.monotonic()
+                monkeypatch.setattr(time, "monotonic", lambda: now + 25.0)
+                signal.raise_signal(how)
+                ended.append("never")
+        assert ended == ["in order"]
+        assert signal.getsignal(how) is signal.SIG_DFL
+        signal.signal(how, signal.SIG_IGN)  # as nohup and a shell without a terminal do
+        with ended_by_signals():
+            signal.raise_signal(how)
+    finally:
+        signal.signal(how, before)
 
 
 IN_A_TERMINAL = """

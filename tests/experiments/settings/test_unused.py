@@ -1,13 +1,13 @@
 """What is called unused has no effect, and the rest has one."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
 from puma_plugin.experiments.contestants.build import build_model
 from puma_plugin.experiments.settings.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
-from puma_plugin.experiments.settings.unused import is_unused
+from puma_plugin.experiments.settings.unused import identity, is_unused, used_settings
 
 OTHER = {
     "adapter_dim": 8,
@@ -71,8 +71,36 @@ def test_settings_that_matter_with_certain_values_of_others() -> None:
 
 def test_what_is_not_trained_looks_at_the_test_only() -> None:
     frozen = run_of(replace(SMALL, method="frozen"))
-    for name in ("loss.name", "loss.arguments.margin", "optimizer.lr", "epochs", "data.shots", "data.augmentation"):
+    for name in (
+        *("loss.name", "loss.arguments.margin", "optimizer.lr", "epochs", "data.shots", "data.augmentation"),
+        *("max_batch_per_process", "validate_every"),
+    ):
         assert is_unused(frozen, name)
         assert not is_unused(run_of(SMALL), name)
     for name in ("data.names", "data.image_size", "data.seed", "model.backbone", "precision"):
         assert not is_unused(frozen, name)
+
+
+def test_settings_that_are_left() -> None:
+    frozen = run_of(replace(SMALL, method="frozen"))
+    left = used_settings(frozen, apart_from=("out", "data.workers"))
+    assert "loss" not in left
+    assert "out" not in left
+    assert left["model"] == {"backbone": "embedded", "weights": "pretrained", "method": "frozen"}
+    assert left["data"].keys() == used_settings(frozen)["data"].keys() - {"workers"}
+    puma = run_of(SMALL)
+    unused = {"lora_rank", "lora_alpha"}
+    assert used_settings(puma)["model"].keys() == {field.name for field in fields(ModelConfig)} - unused
+    assert used_settings(puma)["loss"]["arguments"] == {}
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.5])
+@pytest.mark.parametrize("pool_size", [0, 3])
+@pytest.mark.parametrize("method", ["puma", "adapters", "adaptformer", "lora"])
+def test_one_run_under_two_names(method: str, pool_size: int, drop: float) -> None:
+    """Those that are the same as adapters without drop, and no others."""
+    adapters = replace(SMALL, method="adapters", drop=0.0)
+    other = replace(SMALL, method=method, drop=drop, pool_size=pool_size)  # type: ignore[arg-type]
+    tensors = model_and_output(adapters), model_and_output(other)
+    same = len(tensors[0]) == len(tensors[1]) and all(map(torch.equal, *tensors))
+    assert (identity(run_of(adapters)) == identity(run_of(other))) == same
