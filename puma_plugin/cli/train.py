@@ -51,7 +51,8 @@ def main(arguments: Sequence[str]) -> int:
         check_settings(config)
         dry_run(config, *training_sizes(config.data, options.classes, options.images), console)
         return 0
-    from puma_plugin.experiments.running.session import can_resume, train
+    from puma_plugin.experiments.running.agreement import can_resume
+    from puma_plugin.experiments.running.session import train
     from puma_plugin.trainers import NonFiniteLossError
 
     try:

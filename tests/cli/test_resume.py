@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from puma_plugin.cli.main import main
 from puma_plugin.cli.parsing import make_parser, parse
 from puma_plugin.experiments.data.splits import load_splits
-from puma_plugin.experiments.running.session import settings_of
+from puma_plugin.experiments.running.agreement import settings_of
 from puma_plugin.experiments.running.training import Run
 from puma_plugin.experiments.settings.config import TrainConfig
 

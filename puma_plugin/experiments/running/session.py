@@ -1,20 +1,17 @@
 """One run of `puma train` or `puma evaluate`: from configuration to files."""
 
-import hashlib
 import sys
 import time
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
 
-import puma_plugin
 from puma_plugin.datasets.class_split import shared_classes
 from puma_plugin.evaluation import Embedded, RetrievalResult, bootstrap_intervals, compare_results
 from puma_plugin.evaluation.result import short_name
@@ -22,50 +19,30 @@ from puma_plugin.experiments.contestants.methods import METHODS
 from puma_plugin.experiments.data.images import images_of_classes
 from puma_plugin.experiments.data.splits import Splits, check_readable, load_splits, load_test
 from puma_plugin.experiments.reporting.intervals import INTERVAL_METHODS
-from puma_plugin.experiments.reporting.machine import package_versions, provenance
+from puma_plugin.experiments.reporting.machine import provenance
 from puma_plugin.experiments.reporting.summary import EXPLANATION, bootstrapped, curves, flat_scores, method_rows
+from puma_plugin.experiments.running.agreement import (
+    Resume,
+    can_resume,
+    check_resume,
+    require_same_settings,
+    settings_of,
+)
 from puma_plugin.experiments.running.baseline import read_baseline
 from puma_plugin.experiments.running.display import JobDisplay
 from puma_plugin.experiments.running.early_checks import check_settings
 from puma_plugin.experiments.running.pool import Event
-from puma_plugin.experiments.running.processes import Processes, connected
+from puma_plugin.experiments.running.processes import connected
 from puma_plugin.experiments.running.separate import AnyRun, make_run, small_distributions, without_joint
 from puma_plugin.experiments.running.trained_classes import classes_of, require_unchanged
 from puma_plugin.experiments.settings.config import CHECKPOINT, CLASSES, SETTINGS, WEIGHTS, EvaluateConfig, TrainConfig
-from puma_plugin.experiments.settings.places import absolute_places
-from puma_plugin.experiments.settings.results import METRICS, holds_run, require_no_other_results
-from puma_plugin.experiments.settings.unused import WITHOUT_EFFECT
-from puma_plugin.utils import folder_lock, json_ready, read_json, remove_unfinished, require_writable, write_json
-
-Resume = Literal["no", "yes", "auto"]
+from puma_plugin.experiments.settings.results import METRICS
+from puma_plugin.utils import folder_lock, remove_unfinished, require_writable, write_json
 
 _PAPER_CODE = (
     " Counted as the authors' published code does (protocol paper-code): classes of different distributions may share "
     "a number and then count as hits, R includes the query, and queries without a positive are misses."
 )
-
-_FREE = WITHOUT_EFFECT | frozenset(
-    [
-        # These change the rounding only.
-        *("device", "threads", "evaluation_batch_size", "max_batch_per_process", "compile"),
-        # Frozen weights are compared themselves; of images, wherever they lie now, classes and counts.
-        *("data.root", "data.manifest", "data.folders.*", "model.weights"),
-        # If the bad images that are now left out were training images, the sampler refuses its state.
-        *("data.bad_images", "data.known_bad"),
-    ]
-)
-"""Settings that a resumed run may change."""
-
-_OWN = frozenset(["out", "threads", "evaluation_batch_size", "process_timeout", "data.workers"])
-"""Settings that each of several processes may have of its own."""
-
-_LEARNING = ("torch", "torchvision", "timm", "pytorch-metric-learning")
-"""Packages that several processes must have in the same version."""
-
-
-def settings_of(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as JSON types, with absolute paths: what is kept of a run is read from other folders too."""
-    return absolute_places(json_ready(asdict(config)))
 
 
 def results_folder(config: TrainConfig) -> Path:
@@ -76,96 +53,6 @@ def results_folder(config: TrainConfig) -> Path:
     out = Path(config.out)
     trained = any((out / name).exists() for name in (WEIGHTS, SETTINGS))
     return out / "evaluation" if isinstance(config, EvaluateConfig) and trained else out
-
-
-def can_resume(config: TrainConfig) -> bool:
-    """Whether `out` holds what --resume goes on from."""
-    folder = Path(config.out)
-    if not config.model.trains:
-        # Nothing is trained, so there is never a checkpoint; only the evaluation is left to do.
-        return (folder / WEIGHTS).exists()
-    return any(folder.glob(f"{Path(CHECKPOINT).stem}*"))  # several for separate models
-
-
-def _differences(
-    before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str], within: str = ""
-) -> list[tuple[str, Any, Any]]:
-    """The settings that may not differ and do, by dotted name; those in which nothing differs would hide them.
-
-    Args:
-        free: those that may; of a part `name.*` its values, but not which there are.
-    """
-    found = []
-    for name in dict.fromkeys((*now, *before)):
-        place, old, new = f"{within}{name}", before.get(name), now.get(name)
-        moved = f"{within}*" in free and old is not None and new is not None
-        if place in free or moved or old == new:
-            continue
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += _differences(old, new, free, f"{place}.")
-        else:
-            found.append((place, old, new))
-    return found
-
-
-def _require_same_settings(config: TrainConfig, processes: Processes, **options: object) -> None:
-    """Of several machines, each is given its command by hand.
-
-    Args:
-        options: of the command line, next to the settings.
-    """
-    # As they were given: machines may have their files in folders of their own.
-    given = {**json_ready(asdict(config)), **{f"--{name}": options[name] for name in options}}
-    if processes.world_size == 1:
-        return
-    # Other code learns otherwise, and the average of both is nobody's.
-    found = package_versions()
-    versions = {"sources of puma_plugin": _source_digest(), **{name: found.get(name) for name in _LEARNING}}
-    all_settings = processes.gather({**given, "versions": versions})
-    for rank, settings in enumerate(all_settings):
-        if odd := _differences(all_settings[0], settings, _OWN):
-            raise ValueError(
-                f"process {rank} was started with other settings or versions than the first one: "
-                f"{'; '.join(f'{name} {theirs!r}, not {firsts!r}' for name, firsts, theirs in odd)}; give all the same"
-            )
-
-
-def _source_digest() -> str:
-    """Of this package's Python files, by name and content."""
-    total = hashlib.sha256()
-    folder = Path(puma_plugin.__file__).parent
-    for path in sorted(folder.rglob("*.py")):
-        place = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in place.parts):  # editors leave such
-            total.update(f"{place}\0".encode())
-            total.update(path.read_bytes())
-    return total.hexdigest()[:12]
-
-
-def _check_resume(config: TrainConfig, folder: Path, resume: bool) -> list[str]:
-    """Whether the run may begin, or go on; with sentences about what is elsewhere now."""
-    if holds_run(folder) and not resume:
-        raise ValueError(f"out is {config.out!r}, which holds an earlier run; give --resume to go on, or another --out")
-    if not resume:
-        require_no_other_results(folder)
-        require_writable(folder, "out", is_folder=True)
-        return []
-    if not can_resume(config):
-        raise ValueError(f"--resume was given, but {folder / CHECKPOINT} does not exist; start without it")
-    now = settings_of(config)
-    before = read_json(folder / SETTINGS)
-    if odd := _differences(before, now, _FREE):
-        different = "; ".join(f"{name} was {old!r} and is {new!r}" for name, old, new in odd)
-        raise ValueError(
-            f"--resume needs the settings that {folder} was started with; different: {different}; give those, or start "
-            "without --resume in another --out"
-        )
-    return [
-        f"{name} was {old!r} and is {new!r}: taken to be the same images, of which only the training classes and their "
-        "counts are compared"
-        for name, old, new in _differences(before, now, ())
-        if name in ("data.root", "data.manifest") or name.startswith("data.folders.")
-    ]
 
 
 def train(config: TrainConfig, resume: Resume, command: str, console: Console) -> dict[str, Any]:
@@ -188,9 +75,9 @@ def train(config: TrainConfig, resume: Resume, command: str, console: Console) -
     folder = Path(config.out)
     with connected(config.device, config.process_timeout) as processes, ExitStack() as held:
         shown = console if processes.first else Console(quiet=True)
-        _require_same_settings(config, processes, resume=resume)
+        require_same_settings(config, processes, resume=resume)
         goes_on = processes.from_first(lambda: can_resume(config) if resume == "auto" else resume == "yes")
-        moved = processes.from_first(lambda: _check_resume(config, folder, goes_on))
+        moved = processes.from_first(lambda: check_resume(config, folder, goes_on))
         for sentence in moved:
             shown.print(sentence, highlight=False, markup=False, soft_wrap=True)
         if config.threads is not None:
@@ -247,7 +134,7 @@ def train(config: TrainConfig, resume: Resume, command: str, console: Console) -
 def _take(held: ExitStack, config: TrainConfig, folder: Path, resume: bool) -> None:
     """The folder is this run's until the end, unless another one has begun there meanwhile."""
     held.enter_context(folder_lock(folder))
-    _check_resume(config, folder, resume)
+    check_resume(config, folder, resume)
     remove_unfinished(folder)
 
 
@@ -277,7 +164,7 @@ def evaluate(
     start = time.monotonic()
     with connected(config.device, config.process_timeout) as processes:
         shown = console if processes.first else Console(quiet=True)
-        _require_same_settings(config, processes, baseline=baseline and str(baseline))
+        require_same_settings(config, processes, baseline=baseline and str(baseline))
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         other = None if baseline is None else processes.from_first(lambda: read_baseline(baseline))
