@@ -114,6 +114,8 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
         return len(self._position)
 
     def __getitem__(self, index: int) -> tuple[Any, Tensor]:
+        if isinstance(index, slice):
+            raise TypeError("index must be one integer, got a slice: take subset(range(...)) for several items")
         if isinstance(index, list | tuple):
             raise TypeError(
                 "index must be one integer, got a list: a sampler of whole batches, as MultiDistributionSampler, goes "

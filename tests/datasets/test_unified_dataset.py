@@ -174,6 +174,14 @@ def test_items_count_from_the_end_too() -> None:
         joined[-6]
 
 
+def test_origins_and_slices() -> None:
+    dataset = UnifiedDataset({"a": Pictures([0, 0, 1, 1]), "b": Pictures([0, 1, 0, 1])}).subset([1, 3, 6])
+    part, position = dataset.origins()
+    assert (part.tolist(), position.tolist()) == ([0, 0, 1], [1, 3, 2])
+    with pytest.raises(TypeError, match=r"index must be one integer, got a slice: take subset\(range"):
+        dataset[0:2]  # type: ignore[index]
+
+
 def test_subsets_renumber_classes_and_distributions() -> None:
     joined = UnifiedDataset({"a": Pictures([0, 1, 2]), "b": Pictures([0, 1]), "c": Pictures([0, 1])})
     part = joined.subset([2, 5, 6])
