@@ -1,7 +1,6 @@
 """Finding image files quickly, and reading them with errors that say what to do."""
 
 import errno
-import mimetypes
 import os
 import struct
 import zlib
@@ -32,26 +31,12 @@ _DECODE_ERRORS = (
 _BITS_PER_SAMPLE = 258  # a TIFF's tag
 # What systems leave beside pictures: macOS in its zip files, Synology's index of thumbnails.
 _LEFT_BEHIND = frozenset({"__MACOSX", "@eaDir"})
-# What tells that a link to nothing was one to a file, beside the endings that Python's mimetypes knows. Names of
-# classes hold dots, too (029.Crow).
+# What tells that a link to nothing was one to a file. No more than that, as names of classes hold dots, too (029.Crow).
 _FILE_ENDINGS = EXTENSIONS | {
-    *(
-        ".avif",
-        ".bib",
-        ".cfg",
-        ".db",
-        ".heic",
-        ".ini",
-        ".lock",
-        ".log",
-        ".mat",
-        ".md",
-        ".md5",
-        ".npy",
-        ".npz",
-        ".parquet",
-    ),
-    *(".part", ".pkl", ".pt", ".pth", ".sha256", ".toml", ".yaml", ".yml"),
+    *(".avif", ".bib", ".bz2", ".cfg", ".csv", ".db", ".gz", ".heic", ".html", ".ini", ".json", ".jsonl", ".lock"),
+    *(".log", ".mat", ".md", ".md5", ".mov", ".mp4", ".npy", ".npz", ".parquet", ".part", ".pdf", ".pickle"),
+    *(".pkl", ".pt", ".pth", ".py", ".rar", ".sh", ".sha256", ".svg", ".tar", ".tgz", ".tmp", ".toml", ".tsv"),
+    *(".txt", ".xml", ".xz", ".yaml", ".yml", ".zip"),
 }
 _FILE_NAMES = frozenset(
     {"authors", "changelog", "citation", "copying", "licence", "license", "makefile", "notice", "readme"}
@@ -89,7 +74,7 @@ def _is_like_a_file(link: os.DirEntry[str]) -> bool:
     name = link.name.lower()
     known = name in _FILE_NAMES or os.path.splitext(name)[1] in _FILE_ENDINGS
     # Of a clone by git-annex or DataLad, files that were not fetched are links to nothing.
-    return known or any(mimetypes.guess_type(name, strict=False)) or _ANNEXED in os.readlink(link.path)
+    return known or _ANNEXED in os.readlink(link.path)
 
 
 def _is_passed_over(folder_name: str) -> bool:
@@ -136,6 +121,7 @@ def scan_images(
     prefix: str = "",
     accept: Callable[[str], bool] = is_image_name,
     links: list[str] | None = None,
+    strict: bool = False,
     _above: tuple[str, ...] = (),
 ) -> Iterator[str]:
     """Yield the images anywhere below ``folder`` as ``prefix`` + relative path, sorted.
@@ -145,9 +131,10 @@ def scan_images(
 
     Args:
         links: takes those that are links to files, which need not exist.
+        strict: links to folders that do not exist are errors; otherwise they are passed over.
 
     Raises:
-        DatasetError: ``folder`` is a link to a folder that does not exist.
+        DatasetError: ``folder`` is a link to a folder that does not exist; with ``strict`` any below it, too.
     """
     for entry in _entries(folder):
         name = entry.name
@@ -160,8 +147,11 @@ def scan_images(
                 target = os.path.realpath(entry.path)
                 if any(place == target or place.startswith(target + os.sep) for place in trail):
                     continue
-            yield from scan_images(entry.path, f"{prefix}{name}/", accept, links, trail)
-        elif accept(name) and not _lost_folder(entry):
+            yield from scan_images(entry.path, f"{prefix}{name}/", accept, links, strict, trail)
+        elif lost := _lost_folder(entry):
+            if strict:
+                raise DatasetError(lost)
+        elif accept(name):
             if entry.is_symlink():
                 if links is not None:
                     links.append(prefix + name)

@@ -98,7 +98,7 @@ def list_image_folder(folder: str | os.PathLike[str], dataset: str, base: str | 
     links: list[str] = []
     for name in classes:
         before = len(keys)
-        keys.extend(scan_images(os.path.join(root, name), f"{prefix}{name}/", links=links))
+        keys.extend(scan_images(os.path.join(root, name), f"{prefix}{name}/", links=links, strict=True))
         counts.append(len(keys) - before)
         if counts[-1] == 0:
             raise DatasetError(

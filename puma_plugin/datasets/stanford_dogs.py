@@ -52,7 +52,7 @@ class StanfordDogs(BenchmarkDataset):
             breeds = subfolders(os.path.join(folder, images))
             files, numbers = [], []
             for number, breed in enumerate(breeds):
-                found = list(scan_images(os.path.join(folder, images, breed), f"{breed}/"))
+                found = list(scan_images(os.path.join(folder, images, breed), f"{breed}/", strict=True))
                 files += found
                 numbers += [number] * len(found)
             classes, names = np.array(numbers, np.int64), dict(enumerate(breeds))

@@ -20,7 +20,8 @@ BoolArray = npt.NDArray[np.bool_]
 
 # An item id is the distribution's number in the high bits and the item's index in its dataset in the low ones, so that
 # it stays the same when further distributions are appended or a subset is taken.
-_ID_SHIFT = 40
+ID_SHIFT = 40
+"""Bits of an item id that hold the item's position in its part."""
 # Testers give these names to the joint figures and to those over all distributions, so no distribution can have them.
 MEANS = ("unified", "harmonic", "arithmetic", "worst")
 
@@ -102,13 +103,13 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
             f"{self._all_names[part]}/{self._part_class_names[part][label]}" for part, label in pairs.tolist()
         ]
         self.labels = torch.from_numpy(np.stack([classes, distribution], axis=1).astype(np.int64))
-        self.item_ids = torch.from_numpy((part_of.astype(np.int64) << _ID_SHIFT) + position)
+        self.item_ids = torch.from_numpy((part_of.astype(np.int64) << ID_SHIFT) + position)
         self.query_mask = None if query is None else torch.from_numpy(query)
         self.gallery_mask = None if gallery is None else torch.from_numpy(gallery)
 
     def origins(self) -> tuple[Tensor, Tensor]:
         """Of each item, the number of its part in ``parts`` and its position there, (N,) int64 each."""
-        return self.item_ids >> _ID_SHIFT, self.item_ids & ((1 << _ID_SHIFT) - 1)
+        return self.item_ids >> ID_SHIFT, self.item_ids & ((1 << ID_SHIFT) - 1)
 
     def __len__(self) -> int:
         return len(self._position)
@@ -186,7 +187,7 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
         Raises:
             ValueError: an id of another dataset.
         """
-        part, position = item_id >> _ID_SHIFT, item_id & ((1 << _ID_SHIFT) - 1)
+        part, position = item_id >> ID_SHIFT, item_id & ((1 << ID_SHIFT) - 1)
         if not 0 <= part < len(self._all_names):
             raise ValueError(
                 f"item id {item_id} does not belong to this dataset of {len(self._all_names)} distributions"

@@ -12,7 +12,7 @@ those of Student's t with as many degrees of freedom in the place of the normal 
 interval of Hesterberg, "What Teachers Should Know About the Bootstrap", The American Statistician 69, 2015).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ FloatArray = npt.NDArray[np.float64]
 REPLICATES = 2000
 # Of two or three classes many draws repeat one class alone, so that chance looks like certainty.
 FEWEST_CLASSES = 5
+_MEANS = ("arithmetic_mean", "harmonic_mean", "worst")
 # Replicates drawn at once: bounds the memory to this many rows of one number per class.
 _CHUNK = 250
 
@@ -80,7 +81,7 @@ def bootstrap_intervals(
     """
     _check(confidence, replicates)
     table = _Table(_content(result), "result")
-    return _intervals(table.figures(None), _samples(table, replicates, seed), table.degrees_of_freedom, confidence)
+    return _intervals(table.figures(None), _samples(table, replicates, seed), table.classes, confidence)
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def compare_results(
         _intervals(
             {name: points[0][name] - points[1][name] for name in common},
             {name: samples[0][name] - samples[1][name] for name in common},
-            lambda name: min(first.degrees_of_freedom(name), second.degrees_of_freedom(name)),
+            {name: min(count, second.classes.get(name, count)) for name, count in first.classes.items()},
             confidence,
         ),
         paired,
@@ -198,14 +199,10 @@ class _Table:
             for name, part in self.parts.items()
         )
 
-    def degrees_of_freedom(self, figure: str) -> int:
-        """Of a figure of one distribution its classes - 1; of one over all distributions the sum of these."""
-        free = {name: len(part["classes"]) - 1 for name, part in self.parts.items()}
-        own = [
-            name for name in free if figure.startswith((f"per_distribution.{name}.", f"leak_per_distribution.{name}"))
-        ]
-        # Names may hold dots: the longest is the one that is meant.
-        return free[max(own, key=len)] if own else sum(free.values())
+    @property
+    def classes(self) -> dict[str, int]:
+        """Distribution -> number of its classes."""
+        return {name: len(part["classes"]) for name, part in self.parts.items()}
 
     def figures(self, weights: Mapping[str, FloatArray] | None) -> dict[str, FloatArray]:
         """Figure -> (B,) values.
@@ -290,17 +287,38 @@ def _ratio(sums: FloatArray, counts: FloatArray) -> FloatArray:
     return np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
 
 
+def _degrees_of_freedom(figure: str, samples: Mapping[str, FloatArray], classes: Mapping[str, int]) -> float:
+    """Of a figure of one distribution its classes - 1; of joint figures the sum of these.
+
+    Means over distributions get their variance from those that vary most, often those of fewest classes: the degrees
+    of Welch and Satterthwaite.
+    """
+    own = [
+        name for name in classes if figure.startswith((f"per_distribution.{name}.", f"leak_per_distribution.{name}"))
+    ]
+    if own:  # names may hold dots: the longest is the one that is meant
+        return classes[max(own, key=len)] - 1
+    mean, _, metric = figure.partition(".")
+    parts = {name: samples.get(f"per_distribution.{name}.{metric}") for name in classes}
+    if mean in _MEANS and all(values is not None and np.isfinite(values).any() for values in parts.values()):
+        shares = {name: float(np.nanvar(values)) for name, values in parts.items() if values is not None}
+        if total := sum(shares.values()):
+            return total**2 / sum(share**2 / (classes[name] - 1) for name, share in shares.items())
+    return sum(classes.values()) - len(classes)
+
+
 def _intervals(
     values: Mapping[str, FloatArray],
     samples: Mapping[str, FloatArray],
-    degrees_of_freedom: Callable[[str], int],
+    classes: Mapping[str, int],
     confidence: float,
 ) -> dict[str, BootstrapInterval]:
     found = {}
     for name, value in values.items():
         # A draw in which no query of a distribution has a positive says nothing about the figure.
         drawn = samples[name][~np.isnan(samples[name])]
-        tail = 100 * float(ndtr(stdtrit(max(degrees_of_freedom(name), 1), (1 - confidence) / 2)))
+        degrees = max(_degrees_of_freedom(name, samples, classes), 1)
+        tail = 100 * float(ndtr(stdtrit(degrees, (1 - confidence) / 2)))
         low, high = np.percentile(drawn, [tail, 100 - tail]) if len(drawn) else (np.nan, np.nan)
         found[name] = BootstrapInterval(float(value[0]), float(low), float(high))
     return found

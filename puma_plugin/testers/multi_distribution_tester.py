@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset, Subset
 
 from puma_plugin.datasets import UnifiedDataset
-from puma_plugin.datasets.unified_dataset import MEANS
+from puma_plugin.datasets.unified_dataset import ID_SHIFT, MEANS
 from puma_plugin.evaluation import RetrievalResult, evaluate_retrieval, gather_rows
 from puma_plugin.evaluation.arguments import check_ks
 from puma_plugin.evaluation.retrieval import PROTOCOLS, Protocol
@@ -27,9 +27,6 @@ PML_NAMES = {
     "map_at_r": "mean_average_precision_at_r",
     "r_precision": "r_precision",
 }
-
-
-_FAMILY_SHIFT = 40  # as many bits for the items of a dataset as UnifiedDataset has
 
 
 class MultiDistributionTester(GlobalEmbeddingSpaceTester):
@@ -225,26 +222,27 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
 
     def _item_ids(self, splits: list[str]) -> Tensor:
         """Ids that are equal exactly for the same item of the same dataset, over all splits."""
-        families: dict[
-            int, int
-        ] = {}  # id of an object -> number: ids of unrelated datasets say nothing about each other
+        families: dict[int, int] = {}  # of objects: ids of unrelated datasets say nothing about each other
 
         def family(dataset: Any) -> int:
-            return families.setdefault(id(dataset), len(families)) << _FAMILY_SHIFT
+            return families.setdefault(id(dataset), len(families)) << ID_SHIFT
 
         ids = []
         for split in splits:
             dataset: Any = self._datasets[split]
             if isinstance(dataset, UnifiedDataset):
                 # By the dataset that an item is of: several unions, and subsets of them, may share some.
-                part, own = dataset.origins()
-                families_of = torch.tensor([family(each) for each in dataset.parts])[part]
+                part, place = dataset.origins()
+                own = torch.empty_like(place)
+                for number, inner in enumerate(dataset.parts):
+                    base, positions = _looked_through(inner, place[part == number])
+                    own[part == number] = positions + family(base)
             else:
                 given = getattr(dataset, "item_ids", None)
                 # Numbered anew: they may be any numbers.
                 own = torch.arange(len(dataset)) if given is None else _numbered(torch.as_tensor(given))
-                families_of = torch.full_like(own, family(dataset))
-            ids.append(own + families_of)
+                own = own + family(dataset)
+            ids.append(own)
         return torch.cat(ids)
 
     def _local_classes(self, splits: list[str]) -> Tensor | None:
@@ -260,6 +258,13 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
             mask = torch.ones(size, dtype=torch.bool) if own is None else torch.as_tensor(own)
             masks.append(mask if split in chosen else torch.zeros(size, dtype=torch.bool))
         return torch.cat(masks)
+
+
+def _looked_through(dataset: Any, positions: Tensor) -> tuple[Any, Tensor]:
+    """The dataset below torch's ``Subset``s, and the positions there."""
+    while isinstance(dataset, Subset):
+        dataset, positions = dataset.dataset, torch.as_tensor(dataset.indices)[positions]
+    return dataset, positions
 
 
 def _numbered(values: Tensor) -> Tensor:

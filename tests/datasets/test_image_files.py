@@ -58,16 +58,20 @@ def test_links_to_folders_that_do_not_exist(tmp_path, trees):
     """Listed, so that whoever reads them is told; what is like a file and what is hidden is not."""
     trees.write_jpeg(tmp_path / "a" / "1.jpg", 1)
     gone = tmp_path / "unmounted"
-    files = ("notes.txt", "1.JPG", "README", "clip.mov", "Thumbs.db", "cover.webp.part", ".cache", "@eaDir")
-    for name in ("b", "003.Auk", "Mr.Bean", "a/notes", *files):
+    files = ("notes.txt", "1.JPG", "README", "clip.mov", "Thumbs.db", "cover.webp.part", "LICENSE", ".cache", "@eaDir")
+    for name in ("b", "003.Auk", "Mr.Bean", "Mus.m", "a/notes", *files):
         (tmp_path / name).symlink_to(gone)
     (tmp_path / "not fetched").symlink_to(".git/annex/objects/4f/0x/SHA256E-s9--ab/SHA256E-s9--ab")
     told = rf"^{tmp_path}/%s is a link to {gone}, which does not exist; mount its disk, or mend or remove the link$"
-    assert subfolders(str(tmp_path)) == ["003.Auk", "Mr.Bean", "a", "b"]
+    assert subfolders(str(tmp_path)) == ["003.Auk", "Mr.Bean", "Mus.m", "a", "b"]
     for read in (subfolders, lambda folder: list(scan_images(folder))):
         with pytest.raises(DatasetError, match=told % "b"):
             read(str(tmp_path / "b"))
-    assert list(scan_images(str(tmp_path / "a"))) == ["1.jpg"]  # of a class, what is not there is left out
+    assert list(scan_images(str(tmp_path / "a"))) == ["1.jpg"]
+    with pytest.raises(DatasetError, match=told % "a/notes"):
+        list(scan_images(str(tmp_path / "a"), strict=True))
+    gone.mkdir()
+    assert list(scan_images(str(tmp_path / "a"), strict=True)) == ["1.jpg"]
 
 
 def test_links_to_nothing_are_missing(tmp_path, trees):

@@ -208,7 +208,7 @@ def test_what_is_no_file_is_no_image(tmp_path, trees):
         ImageFolder(tmp_path)
 
 
-@pytest.mark.parametrize("place", ["train", "test", "train/c", "val"])
+@pytest.mark.parametrize("place", ["train", "test", "train/c", "train/a/more", "val"])
 def test_a_link_to_a_folder_that_does_not_exist_is_an_error(tmp_path, trees, place):
     """Such as one on a disk that is not mounted: without a word, what is there would be taken for everything."""
     for part in ("train", "test"):

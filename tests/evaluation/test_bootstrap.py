@@ -14,7 +14,7 @@ from puma_plugin.evaluation import (
     compare_results,
     evaluate_retrieval,
 )
-from puma_plugin.evaluation.bootstrap import _intervals
+from puma_plugin.evaluation.bootstrap import _degrees_of_freedom, _intervals
 
 
 def evaluation(spread: float, seed: int = 0, classes: int = 30, per_class: int = 8) -> RetrievalResult:
@@ -105,10 +105,10 @@ def test_seed_and_confidence() -> None:
 
 def test_bounds_are_percentiles_of_the_draws() -> None:
     draws = {"a": np.array([*np.arange(101.0), np.nan])}
-    found = _intervals({"a": np.array([7.0])}, draws, lambda name: 10**6, confidence=0.9)["a"]
+    found = _intervals({"a": np.array([7.0])}, draws, {"birds": 10**6}, confidence=0.9)["a"]
     assert (found.value, found.low, found.high) == pytest.approx((7, 5, 95), abs=1e-3)
     tail = 100 * stats.norm.cdf(stats.t.ppf(0.05, 4))
-    found = _intervals({"a": np.array([7.0])}, draws, {"a": 4}.__getitem__, confidence=0.9)["a"]
+    found = _intervals({"a": np.array([7.0])}, draws, {"birds": 3, "cars": 3}, confidence=0.9)["a"]
     assert (found.low, found.high) == pytest.approx((tail, 100 - tail))
 
 
@@ -139,22 +139,29 @@ def simulated(classes: tuple[int, ...], rng: np.random.Generator) -> list[dict[s
     ]
 
 
-@pytest.mark.parametrize("classes", [(5, 5), (10, 12)])
+@pytest.mark.parametrize("classes", [(5, 5), (10, 12), (5, 200)])
 def test_of_few_classes_no_more_is_called_outside_chance_than_is_said(classes: tuple[int, ...]) -> None:
     """Plain percentiles call 17 % of equal models different by five classes, and 9 % by ten."""
     rng = np.random.default_rng(0)
+    figures = [f"{name}.recall_at_1" for name in ("per_distribution.d0", "unified", "harmonic_mean", "arithmetic_mean")]
     outside = []
     for _ in range(300):
         differences = compare_results(*simulated(classes, rng), replicates=400).differences
-        outside.append(
-            [
-                differences[name].excludes_zero
-                for name in ("per_distribution.d0.recall_at_1", "unified.recall_at_1", "harmonic_mean.recall_at_1")
-            ]
-        )
-    own, unified, harmonic = np.mean(outside, axis=0)
+        outside.append([differences[name].excludes_zero for name in figures])
+    own, *joint = np.mean(outside, axis=0)
     assert own < 0.11
-    assert max(unified, harmonic) < 0.09
+    assert max(joint) < 0.09
+
+
+def test_degrees_of_freedom_of_means_are_those_of_what_varies_most() -> None:
+    """Welch and Satterthwaite by hand: variances 4 and 1 of 5 and 101 classes."""
+    samples = {"per_distribution.a.r": np.array([0.0, 4.0]), "per_distribution.b.r": np.array([0.0, 2.0])}
+    classes = {"a": 5, "b": 101}
+    expected = (4 + 1) ** 2 / (4**2 / 4 + 1**2 / 100)
+    assert _degrees_of_freedom("arithmetic_mean.r", samples, classes) == pytest.approx(expected)
+    assert _degrees_of_freedom("unified.r", samples, classes) == 4 + 100
+    assert _degrees_of_freedom("per_distribution.b.r", samples, classes) == 100
+    assert _degrees_of_freedom("leak_per_distribution.a", samples, classes) == 4
 
 
 def test_classes_are_matched_by_name() -> None:

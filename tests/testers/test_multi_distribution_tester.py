@@ -271,10 +271,11 @@ def test_a_gallery_with_a_further_distribution_is_refused_before_anything_is_emb
         make().test(splits, 1, Unused(), splits_to_eval=[("query", ["gallery"])])
 
 
-def test_sets_that_share_some_datasets_exclude_the_items_of_those() -> None:
+@pytest.mark.parametrize("subset", [False, True])
+def test_sets_that_share_some_datasets_exclude_the_items_of_those(subset: bool) -> None:
     """As in the benchmark: seven datasets are query and gallery at once, one has images of its own for either."""
     shared, asked, shown = vectors(30, 6, seed=1), vectors(8, 4, seed=2), vectors(12, 4, seed=2)
-    query = UnifiedDataset({"cub": shared, "inshop": asked})
+    query = UnifiedDataset({"cub": Subset(shared, range(29, -1, -1)) if subset else shared, "inshop": asked})
     gallery = UnifiedDataset({"inshop": shown, "cub": shared})
     tester = make()
     tester.test({"query": query, "gallery": gallery}, 0, torch.nn.Identity(), splits_to_eval=[("query", ["gallery"])])

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -70,11 +69,6 @@ class Job:
         digest = hashlib.sha256(json.dumps(json_ready(self.settings()), sort_keys=True).encode()).hexdigest()
         return Path(self.folder) / JOBS / f"{self.key}-{digest[:_DIGITS]}{suffix}"
 
-    def _of_any_settings(self, *endings: str) -> Iterator[Path]:
-        """The job's files whose names end like these patterns, whatever its settings were."""
-        for ending in endings:
-            yield from (Path(self.folder) / JOBS).glob(f"{self.key}-{'[0-9a-f]' * _DIGITS}{ending}")
-
     @property
     def checkpoint(self) -> Path:
         """File of the unfinished run."""
@@ -87,12 +81,13 @@ class Job:
 
     def forget(self) -> None:
         """Remove what is kept of this job, whatever its settings were."""
-        for path in self._of_any_settings("*"):
+        for path in (Path(self.folder) / JOBS).glob(f"{self.key}-{'[0-9a-f]' * _DIGITS}*"):
             path.unlink(missing_ok=True)
 
     def tidy(self) -> None:
-        """Remove logs and checkpoints of a finished job, also those of other settings and of separate models."""
-        for left in self._of_any_settings(".log", "*.ckpt"):
+        """Remove log and checkpoints of a finished job, also those of separate models."""
+        own = self.path("")
+        for left in (self.log, *own.parent.glob(f"{own.name}*.ckpt")):
             left.unlink(missing_ok=True)
 
     def settings(self) -> dict[str, Any]:

@@ -154,10 +154,7 @@ def connected(device: str, timeout: float) -> Iterator[Processes]:
         attempt = dist.PrefixStore(common_word(store, rank, world_size, patience), store)
         group_store = dist.PrefixStore("group", attempt)
         dist.init_process_group(backend, store=group_store, rank=rank, world_size=world_size, timeout=patience)
-    except (
-        RuntimeError,
-        TimeoutError,
-    ) as error:  # gloo's and nccl's own, or one of torch.distributed or of common_word
+    except (RuntimeError, TimeoutError) as error:  # of gloo, nccl, torch.distributed; of common_word
         cause = str(error).strip().splitlines()[0][:500]
         who = f"process {numbers['RANK']} of {numbers['WORLD_SIZE']} could not join the others"
         if "EADDRINUSE" in cause:

@@ -97,7 +97,7 @@ class CompareConfig(ComparisonConfig):
         combine: dotted setting -> values, such as `optimizer.lr: [1e-4, 2e-4]`; every combination is a row.
         ablate: dotted setting -> values; each value is a row of its own, which differs from the others in this only and
             takes their learning rate. Methods for which a setting changes nothing get no rows for it, and a setting
-            that changes nothing for all of them is an error.
+            that changes nothing for all of them is an error. A row that would be the run of another one is left out.
         reference: the method to compare the others with; empty for the first one.
     """
 

@@ -41,8 +41,8 @@ def test_only_the_same_settings_go_on_from_a_checkpoint(tmp_path: Path) -> None:
     assert 1 in steps, "a run with another learning rate has gone on from this one's checkpoint"
     fresh = run_job(replace(other, folder=str(tmp_path / "fresh")), lambda content: None)
     assert changed["result"] == fresh["result"]
-    # Nothing is left but the record.
-    assert list((tmp_path / "stopped" / "jobs").iterdir()) == [other.path()]
+    # Nothing is left but the record, and what the other one can still go on from.
+    assert set((tmp_path / "stopped" / "jobs").iterdir()) == {other.path(), first.checkpoint}
 
 
 def test_a_stopped_job_goes_on(tmp_path: Path) -> None:
@@ -132,13 +132,14 @@ def test_fewest_steps_count_for_separate_models_only(tmp_path: Path) -> None:
     assert replace(separate, minimum_steps=80).path() != separate.path()
 
 
-def test_a_finished_job_leaves_the_results_of_other_settings(tmp_path: Path) -> None:
+def test_a_finished_job_leaves_what_is_kept_of_other_settings(tmp_path: Path) -> None:
+    """Unfinished runs of these, too: going back to them goes on there."""
     own = job(tmp_path)
     other = replace(own, config=replace(own.config, epochs=3))
     own.path().parent.mkdir()
     stay = [one.path(suffix) for one in (own, other) for suffix in (".json", ".npz", ".safetensors")]
-    part = other.path("-part3.ckpt")
-    for path in (*stay, own.checkpoint, own.log, other.checkpoint, other.log, part):
+    stay += [other.checkpoint, other.log, other.path("-part3.ckpt")]
+    for path in (*stay, own.checkpoint, own.log, own.path("-part3.ckpt")):
         path.write_text("{}")
     own.tidy()
     assert set(own.path().parent.iterdir()) == set(stay)
