@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -69,6 +70,10 @@ class Job:
         digest = hashlib.sha256(json.dumps(json_ready(self.settings()), sort_keys=True).encode()).hexdigest()
         return Path(self.folder) / JOBS / f"{self.key}-{digest[:_DIGITS]}{suffix}"
 
+    def _of_any_settings(self, ending: str) -> Iterator[Path]:
+        """The job's files whose names end like this pattern, whatever its settings were."""
+        return (Path(self.folder) / JOBS).glob(f"{self.key}-{'[0-9a-f]' * _DIGITS}{ending}")
+
     @property
     def checkpoint(self) -> Path:
         """File of the unfinished run."""
@@ -81,13 +86,16 @@ class Job:
 
     def forget(self) -> None:
         """Remove what is kept of this job, whatever its settings were."""
-        for path in (Path(self.folder) / JOBS).glob(f"{self.key}-{'[0-9a-f]' * _DIGITS}*"):
+        for path in self._of_any_settings("*"):
             path.unlink(missing_ok=True)
 
     def tidy(self) -> None:
-        """Remove log and checkpoints of a finished job, also those of separate models."""
+        """Remove checkpoints of a finished job, also those of separate models, and logs of failures.
+
+        The latter of any settings: data files that were mended are others.
+        """
         own = self.path("")
-        for left in (self.log, *own.parent.glob(f"{own.name}*.ckpt")):
+        for left in (*own.parent.glob(f"{own.name}*.ckpt"), *self._of_any_settings(".log")):
             left.unlink(missing_ok=True)
 
     def settings(self) -> dict[str, Any]:

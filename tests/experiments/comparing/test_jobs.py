@@ -138,8 +138,8 @@ def test_a_finished_job_leaves_what_is_kept_of_other_settings(tmp_path: Path) ->
     other = replace(own, config=replace(own.config, epochs=3))
     own.path().parent.mkdir()
     stay = [one.path(suffix) for one in (own, other) for suffix in (".json", ".npz", ".safetensors")]
-    stay += [other.checkpoint, other.log, other.path("-part3.ckpt")]
-    for path in (*stay, own.checkpoint, own.log, own.path("-part3.ckpt")):
+    stay += [other.checkpoint, other.path("-part3.ckpt")]
+    for path in (*stay, own.checkpoint, own.path("-part3.ckpt"), own.log, other.log):
         path.write_text("{}")
     own.tidy()
     assert set(own.path().parent.iterdir()) == set(stay)
