@@ -1,7 +1,10 @@
 """Small image folders, and a run of `puma train` on them, which the tests of the commands share."""
 
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +30,35 @@ def write_dataset(folder: Path, classes: dict[str, tuple[int, int, int]], shape:
             place = int(generator.integers(5, 30))
             pixels[(slice(None), slice(place, place + 4)) if shape == "upright" else (slice(place, place + 4),)] = 255
             Image.fromarray(pixels).save(folder / name / f"{index}{suffix}")
+
+
+@pytest.fixture(scope="session")
+def start() -> Callable[..., subprocess.Popen[str]]:
+    """``start(arguments, until)``: the command `puma` in a process group of its own, returned once `until()` holds.
+
+    A signal to the group reaches the command and its workers, as from a terminal. A suite that was started in the
+    background ignores some signals, which its children would inherit.
+    """
+
+    def start_and_wait(arguments: Sequence[str], until: Callable[[], object]) -> subprocess.Popen[str]:
+        def hear() -> None:
+            for number in (signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
+
+        process = subprocess.Popen(
+            [sys.executable, "-m", "puma_plugin.cli.main", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            preexec_fn=hear,
+        )
+        deadline = time.monotonic() + 600
+        while not until() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return process
+
+    return start_and_wait
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -195,23 +194,15 @@ def test_a_comparison_with_other_settings_lies_beside_the_earlier_one(
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_it_as_ctrl_c_does(how: signal.Signals, tmp_path: Path) -> None:
+def test_a_signal_ends_it_as_ctrl_c_does(
+    how: signal.Signals, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
     """As a scheduler sends it, or a terminal that is closed: to this process and to its workers."""
     (tmp_path / "grid.yaml").write_text(GRID)
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "puma_plugin.cli.main", "compare", str(tmp_path / "grid.yaml"), "--out", str(out)]
-    command += ["--workers", "2", "--seeds", "[0]", "--train.epochs", "5000"]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 200
-    while len(list((out / "jobs").glob("*.ckpt"))) < 2 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
+    arguments = ["compare", str(tmp_path / "grid.yaml"), "--out", str(out), "--workers", "2", "--seeds", "[0]"]
+    arguments += ["--train.epochs", "5000"]
+    process = start(arguments, lambda: len(list((out / "jobs").glob("*.ckpt"))) == 2)
     os.killpg(process.pid, how)
     text = process.communicate(timeout=60)[1]
     assert process.returncode == 130, text

@@ -5,8 +5,7 @@ import os
 import re
 import signal
 import subprocess
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,32 +21,22 @@ SMALL = ["--train.data.shots", "1", "--train.epochs", "2", "--map_images", "160"
 JOBS = {f"test-{method}-data0-seed0" for method in ("frozen", "linear", "puma")}
 
 
-def interrupt(folder: Path) -> subprocess.CompletedProcess[str]:
+def interrupt(start: Callable[..., subprocess.Popen[str]], folder: Path) -> subprocess.CompletedProcess[str]:
     """Start the demo, and press Ctrl-C once its first job is finished."""
-    command = [sys.executable, "-m", "puma_plugin.cli.main", "demo", *SMALL, "--out", str(folder), "--workers", "1"]
-    # A process group of its own, so that the signal reaches it and its worker, as from a terminal. A suite that was
-    # started in the background ignores the signal, and its children would inherit that.
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 900
-    while not list((folder / "jobs").glob("*.json")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
+    arguments = ["demo", *SMALL, "--out", str(folder), "--workers", "1"]
+    process = start(arguments, lambda: list((folder / "jobs").glob("*.json")))
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def demo(
+    start: Callable[..., subprocess.Popen[str]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A run that was interrupted and then completed by the same command, in this process."""
     folder = tmp_path_factory.mktemp("demo") / "out"
-    interrupted = interrupt(folder)
+    interrupted = interrupt(start, folder)
     before = {path.name for path in (folder / "jobs").glob("*.json")}
     assert len(before) in (1, 2)
     times = {name: (folder / "jobs" / name).stat().st_mtime_ns for name in before}

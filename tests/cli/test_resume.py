@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,27 +22,23 @@ from puma_plugin.experiments.settings.config import TrainConfig
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_all_processes_leaves_the_step_to_be_finished(data: Path, tmp_path: Path, how: int) -> None:
+def test_a_signal_to_all_processes_leaves_the_step_to_be_finished(
+    data: Path, start: Callable[..., subprocess.Popen[str]], tmp_path: Path, how: int
+) -> None:
     """As a terminal sends it, or a scheduler: the workers that load images get it too."""
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "puma_plugin.cli.main", "train", "--config", str(data / "run.yaml")]
-    command += ["--out", str(out), "--epochs", "5000", "--data.workers", "2"]
-    process = subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 200
-    while not (out / "checkpoint.pt").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
+    arguments = ["train", "--config", str(data / "run.yaml"), "--out", str(out), "--epochs", "5000"]
+    process = start([*arguments, "--data.workers", "2"], (out / "checkpoint.pt").exists)
     os.killpg(process.pid, how)
     text = process.communicate(timeout=60)[1]
-    assert process.returncode == 130, text
     assert "stopping after this step" in text
-    assert "the same command with --resume goes on from there" in text
     assert "Traceback" not in text
+    require_stopped(process, text, out)
+
+
+def require_stopped(process: subprocess.Popen[str], said: str, out: Path) -> None:
+    assert process.returncode == 130, said
+    assert "the same command with --resume goes on from there" in said
     assert torch.load(out / "checkpoint.pt", weights_only=True)["progress"]["global_step"] > 0
 
 
@@ -70,11 +66,9 @@ def test_a_training_whose_output_nobody_reads_any_more_leaves_a_checkpoint(data:
     process.stdout.close()
     process.stdout = None
     text = process.communicate(timeout=60)[1]
-    assert process.returncode == 130, text
     assert "nobody reads the output any more\n\nstopping after this step" in text
-    assert "the same command with --resume goes on from there" in text
     assert "Error" not in text
-    assert torch.load(out / "checkpoint.pt", weights_only=True)["progress"]["global_step"] > 0
+    require_stopped(process, text, out)
 
 
 @pytest.mark.parametrize("how", [None, signal.SIGINT, signal.SIGTERM])

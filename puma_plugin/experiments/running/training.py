@@ -16,7 +16,6 @@ from pytorch_metric_learning.utils import common_functions as c_f
 from torch import nn
 from torch._dynamo import exc as dynamo_errors
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import default_collate
 
 from puma_plugin.datasets import UnifiedDataset
@@ -28,9 +27,10 @@ from puma_plugin.experiments.contestants.weights import load_weights, save_weigh
 from puma_plugin.experiments.data.splits import ImageSets, Splits
 from puma_plugin.experiments.data.transforms import BatchTransform, ToBytes, image_transforms, in_batches
 from puma_plugin.experiments.reporting.summary import flat_scores
+from puma_plugin.experiments.running.optimizers import make_optimizers, make_schedulers
 from puma_plugin.experiments.running.processes import Processes, process_device
 from puma_plugin.experiments.running.stopping import Stop
-from puma_plugin.experiments.settings.config import OptimizerConfig, TrainConfig
+from puma_plugin.experiments.settings.config import TrainConfig
 from puma_plugin.losses import GatheredLoss
 from puma_plugin.models.adapted_vit import AdaptedViT
 from puma_plugin.samplers import MultiDistributionSampler
@@ -96,50 +96,6 @@ def make_inputs(config: TrainConfig, trunk: nn.Module, processes: Processes) -> 
         return Inputs(ToBytes(), ToBytes(), training, BatchTransform(mean, std))
     train, evaluation = image_transforms(config.data, size, mean, std)
     return Inputs(train, evaluation, None, None)
-
-
-def _optimizers(
-    trunk: nn.Module, embedder: nn.Module, loss: nn.Module, config: OptimizerConfig
-) -> dict[str, torch.optim.Optimizer]:
-    if isinstance(trunk, AdaptedViT):
-        trunk_groups = trunk.param_groups(
-            config.lr, config.weight_decay, adapter_factor=config.factor, prompt_factor=config.factor
-        )
-    else:
-        weights = [weight for weight in trunk.parameters() if weight.requires_grad]
-        # Weights added to a frozen trunk start from nothing, as adapters do; a trunk trained as a whole does not.
-        whole = len(weights) == len(list(trunk.parameters()))
-        trunk_groups = [{"params": weights, "lr": config.lr if whole else config.lr * config.factor}]
-    groups = {
-        "trunk_optimizer": [group for group in trunk_groups if group["params"]],
-        "embedder_optimizer": [{"params": list(embedder.parameters()), "lr": config.lr * config.factor}],
-        "metric_loss_optimizer": [{"params": list(loss.parameters()), "lr": config.proxy_lr}],
-    }
-    return {
-        name: torch.optim.AdamW(members, weight_decay=config.weight_decay)
-        for name, members in groups.items()
-        if members and members[0]["params"]
-    }
-
-
-def _schedulers(
-    optimizers: dict[str, torch.optim.Optimizer], config: OptimizerConfig, epoch_steps: int, total_steps: int
-) -> dict[str, LambdaLR]:
-    warmup = round(config.warmup_epochs * epoch_steps)
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        if config.schedule == "cosine":
-            return 0.5 * (1.0 + math.cos(math.pi * min((step - warmup) / max(total_steps - warmup, 1), 1.0)))
-        if config.schedule == "step":
-            return 0.5 ** (step // (config.step_epochs * epoch_steps))
-        return 1.0
-
-    return {
-        name.replace("_optimizer", "_scheduler_by_iteration"): LambdaLR(optimizer, factor)
-        for name, optimizer in optimizers.items()
-    }
 
 
 class PromptWeights(nn.Module):
@@ -290,7 +246,7 @@ class Run:
         loss = make_loss(config.loss, dataset.num_classes, config.model.embedding_size).to(self.device)
         # Wrapped in one process too, so that a checkpoint can be continued by any number of them.
         loss = GatheredLoss(loss, make_miner(config.loss))
-        optimizers = _optimizers(self.trunk, self.embedder, loss, config.optimizer)
+        optimizers = make_optimizers(self.trunk, self.embedder, loss, config.optimizer)
         # pytorch-metric-learning warns about a trunk without an optimizer; with a linear head that is the point.
         logging.getLogger(c_f.LOGGER_NAME).setLevel(logging.ERROR)
         return UnifiedTrainer(
@@ -301,7 +257,7 @@ class Run:
             dataset=dataset,
             sampler=sampler,
             data_and_label_getter=self._transform_batch,
-            lr_schedulers=_schedulers(optimizers, config.optimizer, len(sampler), self.steps),
+            lr_schedulers=make_schedulers(optimizers, config.optimizer, len(sampler), self.steps),
             freeze_these=("trunk",) if config.model.method == "linear" else (),
             dataloader_num_workers=config.data.workers,
             data_device=self.device,

@@ -7,58 +7,18 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from torch import nn
 
 from puma_plugin.experiments.data.splits import Splits
 from puma_plugin.experiments.running.dry_run import RandomImages, Size
-from puma_plugin.experiments.running.training import Run, _optimizers
+from puma_plugin.experiments.running.training import Run
 from puma_plugin.experiments.settings.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from puma_plugin.trainers import batch_share
-
-RATES = OptimizerConfig(lr=0.25, factor=8.0, proxy_lr=0.5, weight_decay=0.02)
 
 
 def config(**model: Any) -> TrainConfig:
     data = DataConfig(kind="embedded", augmentation="none", image_size=64, workers=0)
     settings = ModelConfig(backbone="test_vit", weights="none", embedding_size=8, **model)
     return TrainConfig(data, settings, epochs=1, global_batch_size=8, device="cpu", threads=1, seed=3)
-
-
-def rates(trunk: nn.Module, embedder: nn.Module, loss: nn.Module) -> dict[str, list[float]]:
-    optimizers = _optimizers(trunk, embedder, loss, RATES)
-    for optimizer in optimizers.values():
-        assert isinstance(optimizer, torch.optim.AdamW)
-        assert {group["weight_decay"] for group in optimizer.param_groups} == {0.02}
-    return {name: [group["lr"] for group in optimizer.param_groups] for name, optimizer in optimizers.items()}
-
-
-@pytest.mark.parametrize(
-    ("frozen", "trunk_rates"),
-    [
-        (0, [0.25]),  # a trunk that is trained as a whole
-        (1, [2.0]),  # what was added to a frozen one starts from nothing
-        (2, None),  # nothing of it is trained
-    ],
-)
-def test_learning_rates(frozen: int, trunk_rates: list[float] | None) -> None:
-    trunk = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    for part in trunk[:frozen]:
-        part.requires_grad_(False)
-    expected = {"embedder_optimizer": [2.0], "metric_loss_optimizer": [0.5]}
-    if trunk_rates is not None:
-        expected["trunk_optimizer"] = trunk_rates
-    assert rates(trunk, nn.Linear(2, 2), nn.Linear(2, 2)) == expected
-    del expected["metric_loss_optimizer"]
-    assert rates(trunk, nn.Linear(2, 2), nn.Identity()) == expected  # a loss without weights
-
-
-def test_learning_rates_of_adapters_and_prompts() -> None:
-    trunk = Run(config(method="puma"), Splits({}, {}, {})).trunk
-    optimizer = _optimizers(trunk, nn.Identity(), nn.Identity(), RATES)["trunk_optimizer"]
-    assert [group["name"] for group in optimizer.param_groups] == ["adapters", "prompts"]
-    assert [group["lr"] for group in optimizer.param_groups] == [2.0, 2.0]
-    given = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    assert given == {id(p) for p in trunk.parameters() if p.requires_grad}
 
 
 def test_prompt_weights_are_the_means_of_the_images_of_each_distribution() -> None:
