@@ -1,5 +1,6 @@
 """A small pool of single-threaded worker processes that stops cleanly when asked to, and reports progress."""
 
+import math
 import multiprocessing
 import os
 import queue
@@ -10,7 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -186,8 +187,9 @@ def _run_in_processes(
                 process = context.Process(target=_work, args=(run, waiting, events))
                 process.start()
                 processes.append(process)
+        reports = _Reports(events, processes)
         while len(results) < len(tasks):
-            event = _next_event(events, processes, at_work)
+            event = reports.next(at_work)
             on_event(event)
             if event.kind == "start":
                 at_work[event.content] = event.key
@@ -216,16 +218,30 @@ def _end(processes: Sequence[BaseProcess], at_once: bool) -> None:
             process.join()
 
 
-def _next_event(events: Any, processes: Sequence[BaseProcess], at_work: Mapping[int, str]) -> Event:
-    while True:
-        try:
-            return events.get(timeout=1.0)
-        except queue.Empty:
-            dead = [process for process in processes if process.exitcode not in (None, 0)]
-            if dead:
+class _Reports:
+    """The workers' events, until one of them has died."""
+
+    def __init__(self, events: Any, processes: Sequence[BaseProcess]) -> None:
+        self.events = events
+        self.processes = processes
+        self.noticed = math.inf  # when a death was
+
+    def next(self, at_work: Mapping[int, str]) -> Event:
+        """The next event.
+
+        Raises:
+            TaskError: a worker died. What it had reported is given first: what comes within a second.
+        """
+        while True:
+            dead = [process for process in self.processes if process.exitcode not in (None, 0)]
+            if dead and time.monotonic() - self.noticed > 1.0:  # whatever the others report meanwhile
                 key = at_work.get(dead[0].pid or 0)
                 raise TaskError(
                     f"{key or 'a task'} failed: its process ended with exit code {dead[0].exitcode} (out of memory, or "
                     "killed)",
                     key,
-                ) from None
+                )
+            if dead:
+                self.noticed = min(self.noticed, time.monotonic())
+            with suppress(queue.Empty):
+                return self.events.get(timeout=1.0)

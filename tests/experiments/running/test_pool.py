@@ -112,7 +112,7 @@ def work(task, progress):
 
 def show(event):
     if event.content and event.kind == "progress":
-        print(event.content["process"], flush=True)
+        print(event.content["process"], event.key, flush=True)
 
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGHUP):  # which who started the tests may have ignored
@@ -127,8 +127,8 @@ if __name__ == "__main__":
 """
 
 
-def start_endless(folder: Path) -> tuple[subprocess.Popen[str], list[int]]:
-    """A pool that has begun its first tasks, and the ids of its workers."""
+def start_endless(folder: Path) -> tuple[subprocess.Popen[str], dict[str, int]]:
+    """A pool that has begun its first tasks, and the ids of its workers by task."""
     (folder / "endless.py").write_text(ENDLESS)
     process = subprocess.Popen(
         [sys.executable, str(folder / "endless.py")],
@@ -139,7 +139,8 @@ def start_endless(folder: Path) -> tuple[subprocess.Popen[str], list[int]]:
         env={**os.environ, "PYTHONPATH": str(Path(puma_plugin.__file__).parents[1])},
     )
     assert process.stdout is not None
-    return process, [int(process.stdout.readline()) for _ in range(2)]
+    lines = (process.stdout.readline().rstrip().partition(" ") for _ in range(2))
+    return process, {key: int(number) for number, _, key in lines}
 
 
 def is_running(process_id: int) -> bool:
@@ -166,7 +167,7 @@ def test_a_signal_ends_the_pool_and_leaves_nothing(
     said = process.communicate(timeout=60)
     assert said == ("", "")  # no word of semaphores that were left either
     assert process.returncode == 130
-    assert not any(map(is_running, workers))
+    assert not any(map(is_running, workers.values()))
 
 
 def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
@@ -174,22 +175,24 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     process, workers = start_endless(tmp_path)
     process.kill()
     deadline = time.monotonic() + 30
-    while all(map(is_running, workers)) and time.monotonic() < deadline:
+    while all(map(is_running, workers.values())) and time.monotonic() < deadline:
         time.sleep(0.05)
-    running = list(filter(is_running, workers))
+    running = list(filter(is_running, workers.values()))
     assert len(running) == 1
     os.kill(running[0], signal.SIGKILL)
     process.communicate(timeout=60)
 
 
-def test_a_worker_that_alone_is_ended_is_a_failure(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["steps", "no steps"])
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_worker_that_alone_is_ended_is_a_failure(how: signal.Signals, code: int, key: str, tmp_path: Path) -> None:
+    """Also while the other one, with its steps, reports without a pause."""
     process, workers = start_endless(tmp_path)
-    os.kill(workers[0], signal.SIGTERM)
-    assert (
-        "failed: its process ended with exit code 143 (out of memory, or killed)" in process.communicate(timeout=60)[1]
-    )
+    os.kill(workers[key], how)
+    told = process.communicate(timeout=60)[1]
+    assert f"{key} failed: its process ended with exit code {code} (out of memory, or killed)" in told
     assert process.returncode == 1
-    assert not any(map(is_running, workers))
+    assert not any(map(is_running, workers.values()))
 
 
 @dataclass(frozen=True)
