@@ -10,6 +10,7 @@ from types import ModuleType
 
 import puma_plugin
 from puma_plugin.utils.launcher import require_one_process
+from puma_plugin.utils.messages import message_of
 
 COMMANDS = {
     "demo": "train and compare on eight image distributions that come with the package; no download",
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, ImportError) as error:
         if os.environ.get("PUMA_TRACEBACK") == "1":
             raise
-        return _fail(f"puma {command}", str(error) or type(error).__name__)
+        return _fail(f"puma {command}", message_of(error))
 
 
 @contextmanager
@@ -112,9 +113,6 @@ def _run(module: ModuleType, command: str, arguments: list[str]) -> int:
 
 
 def _fail(who: str, message: str) -> int:
-    if message.startswith("Caught ") and "Original Traceback" in message:
-        # An error in a worker of a data loader comes with the worker's traceback, whose last line says what is wrong.
-        message = message.rstrip().splitlines()[-1].partition(": ")[2]
     print(f"{who}: error: {_one_line(message)}", file=sys.stderr)
     return 2
 

@@ -54,11 +54,15 @@ def _require_values(name: str, tensor: Any) -> None:
         )
 
 
-def _digest(tensor: Tensor) -> str:
+def rounded_bytes(tensor: Tensor) -> bytes:
+    """A tensor's values after rounding to bfloat16, so that a copy in another precision is the same backbone."""
     if tensor.is_floating_point():
         tensor = tensor.to(torch.bfloat16)
-    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    return hashlib.blake2b(data.tobytes(), digest_size=8).hexdigest()
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.blake2b(rounded_bytes(tensor), digest_size=8).hexdigest()
 
 
 def check_description(description: Any) -> None:

@@ -1,5 +1,6 @@
 """Signals in the worker processes of a data loader."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -17,7 +18,9 @@ def leave_signals_to_the_parent(worker: int = 0) -> None:
     if not hasattr(signal, "sigwaitinfo"):
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+    parent = multiprocessing.parent_process()  # under forkserver not the one that the system knows
+    owner = os.getppid() if parent is None or parent.pid is None else parent.pid
+    threading.Thread(target=_obey, args=(owner,), daemon=True).start()
 
 
 def _obey(parent: int) -> None:

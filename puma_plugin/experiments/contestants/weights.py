@@ -12,6 +12,7 @@ from torch import nn
 from puma_plugin.experiments.settings.config import ModelConfig
 from puma_plugin.models import EmbeddingHead, UnifiedEmbedder, load_adapter, save_adapter
 from puma_plugin.models.adapted_vit import AdaptedViT
+from puma_plugin.models.fingerprint import rounded_bytes
 from puma_plugin.utils.tensor_files import DamagedFileError, read_tensors, write_tensors
 
 FORMAT = "puma_plugin run 4"
@@ -33,8 +34,7 @@ def _description(config: ModelConfig, trunk: nn.Module, extra: Mapping[str, Any]
     for name, weight in sorted(trunk.named_parameters()):
         if not weight.requires_grad:
             total.update(name.encode())
-            # Contents after rounding to bfloat16, so that a copy in another precision is the same backbone.
-            total.update(weight.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
+            total.update(rounded_bytes(weight))
     settings: dict[str, Any] = dict(extra)
     if config.method == "lora":
         settings["lora_alpha"] = config.lora_alpha

@@ -71,5 +71,9 @@ def paired_interval(first: Mapping[int, Sequence[float]], second: Mapping[int, S
 
 
 def excludes_zero(interval: Mapping[str, Any]) -> bool:
-    """Whether an interval lies on one side of zero (False without bounds)."""
-    return interval["low"] is not None and (interval["low"] > 0.0 or interval["high"] < 0.0)
+    """Whether an interval lies on one side of zero (False without bounds).
+
+    One without width says that all data seeds differ by the same amount, not that there is no chance in it.
+    """
+    low, high = interval["low"], interval["high"]
+    return low is not None and (low > 0.0 or high < 0.0) and low < high

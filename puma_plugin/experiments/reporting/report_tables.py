@@ -140,8 +140,7 @@ def _difference(interval: Mapping[str, float | None]) -> str:
     text = f"{100 * value:+.1f}"
     if low is None or high is None:
         return f"<td>{text}</td>"
-    # Without width: all classes differ by the same amount, which does not say that there is no chance in it.
-    shown = f"<b>{text}</b>" if excludes_zero(interval) and low < high else text
+    shown = f"<b>{text}</b>" if excludes_zero(interval) else text
     return f"<td>{shown}<small>{100 * low:+.1f} to {100 * high:+.1f}</small></td>"
 
 

@@ -154,7 +154,8 @@ def _sentence(reference: str, phrase: str, interval: Mapping[str, Any]) -> str:
     if interval["low"] is None:
         return f"{text} in this single run; one run does not resolve differences of a point or two."
     low, high = sorted((100 * interval["low"], 100 * interval["high"]))
-    verdict = "resolved" if excludes_zero(interval) else "not resolved: the interval includes zero"
+    why_not = "includes zero" if low <= 0.0 <= high else "has no width"
+    verdict = "resolved" if excludes_zero(interval) else f"not resolved: the interval {why_not}"
     return f"{text} (95 % interval of the difference {low:+.1f} to {high:+.1f} points: {verdict})."
 
 
@@ -168,7 +169,7 @@ def findings(
     by_key = {row["key"]: row for row in rows}
     phrases = {method.key: method.phrase for method in methods}
     shown = {key: gap for key, gap in gaps.items() if key in by_key}
-    open_ = {key: gap for key, gap in shown.items() if gap["low"] is not None and not excludes_zero(gap)}
+    open_ = {key: gap for key, gap in shown.items() if gap["low"] is not None and gap["low"] <= 0.0 <= gap["high"]}
     if len(open_) <= _MOST_SENTENCES:
         open_ = {}
     sentences = [_sentence(phrases[reference], phrases[key], gap) for key, gap in shown.items() if key not in open_]

@@ -4,19 +4,20 @@ import math
 import multiprocessing
 import os
 import queue
-import re
 import signal
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
+
+from puma_plugin.utils.messages import message_of
 
 Progress = Callable[[dict[str, Any]], None]
 # Seconds that a worker which was asked to end has for its step, and for all of it before it is killed. (Schedulers wait
@@ -27,7 +28,7 @@ _LEFT = 128 + signal.SIGTERM  # its exit code
 
 @dataclass(frozen=True)
 class Event:
-    """Something a worker reports: "start" (with its process id), "progress", "done" or "failed" (the traceback)."""
+    """Something a worker reports: "start" (with its process id), "progress", "done" or "failed" (a TaskError)."""
 
     kind: str
     key: str
@@ -47,11 +48,12 @@ class TaskError(ChildProcessError):
         self.key, self.log = key, log
 
     @classmethod
-    def of(cls, key: str, log: str) -> "TaskError":
-        """From the traceback of what the task raised."""
-        # The last line is the exception's, with its module before the class.
-        cause = re.sub(r"^(?:[A-Za-z_]\w*\.)+(?=[A-Z])", "", log.strip().splitlines()[-1])
-        return cls(f"{key} failed: {cause}", key, log)
+    def of(cls, key: str, error: Exception) -> "TaskError":
+        """Of what the task raised, where it is caught."""
+        return cls(f"{key} failed: {type(error).__name__}: {message_of(error)}", key, traceback.format_exc())
+
+    def __reduce__(self) -> tuple[Any, ...]:  # as it comes from a worker; by default without key and log
+        return type(self), (str(self), self.key, self.log)
 
 
 def _work(run: Callable[[Any, Progress], Any], tasks: Any, events: Any) -> None:
@@ -95,8 +97,8 @@ def _work(run: Callable[[Any, Progress], Any], tasks: Any, events: Any) -> None:
         events.put(Event("start", key, os.getpid()))
         try:
             events.put(Event("done", key, run(task, progress)))
-        except Exception:
-            events.put(Event("failed", key, traceback.format_exc()))
+        except Exception as error:
+            events.put(Event("failed", key, TaskError.of(key, error)))
 
 
 def _forward(on_event: Callable[[Event], None], key: str, content: dict[str, Any]) -> None:
@@ -162,7 +164,7 @@ def run_tasks(
             try:
                 results[key] = run(task, partial(_forward, on_event, key))
             except Exception as error:
-                raise TaskError.of(key, traceback.format_exc()) from error
+                raise TaskError.of(key, error) from error
             on_event(Event("done", key, results[key]))
         return results
     return _run_in_processes(tasks, run, min(workers, len(tasks)), on_event)
@@ -176,7 +178,7 @@ def _run_in_processes(
         waiting, events = context.Queue(), context.Queue()
     processes: list[BaseProcess] = []
     results: dict[str, Any] = {}
-    at_work: dict[int, str] = {}  # process id -> key of its last task
+    at_work: dict[str, int] = {}  # key of a task that was begun -> process id
     try:
         for task in [*tasks, *[None] * workers]:
             waiting.put(task)
@@ -192,11 +194,12 @@ def _run_in_processes(
             event = reports.next(at_work)
             on_event(event)
             if event.kind == "start":
-                at_work[event.content] = event.key
+                at_work[event.key] = event.content
             if event.kind == "failed":
-                raise TaskError.of(event.key, event.content)
+                raise event.content
             if event.kind == "done":
                 results[event.key] = event.content
+                del at_work[event.key]
         return results
     finally:
         _end(processes, at_once=len(results) < len(tasks))
@@ -226,16 +229,17 @@ class _Reports:
         self.processes = processes
         self.noticed = math.inf  # when a death was
 
-    def next(self, at_work: Mapping[int, str]) -> Event:
+    def next(self, at_work: Mapping[str, int]) -> Event:
         """The next event.
 
         Raises:
-            TaskError: a worker died. What it had reported is given first: what comes within a second.
+            TaskError: a worker died, or all ended with a task undone. What they had reported is given first: of one
+                that died, what comes within a second.
         """
         while True:
             dead = [process for process in self.processes if process.exitcode not in (None, 0)]
             if dead and time.monotonic() - self.noticed > 1.0:  # whatever the others report meanwhile
-                key = at_work.get(dead[0].pid or 0)
+                key = next((key for key, worker in at_work.items() if worker == dead[0].pid), None)
                 raise TaskError(
                     f"{key or 'a task'} failed: its process ended with exit code {dead[0].exitcode} (out of memory, or "
                     "killed)",
@@ -243,5 +247,10 @@ class _Reports:
                 )
             if dead:
                 self.noticed = min(self.noticed, time.monotonic())
-            with suppress(queue.Empty):
+            nobody_is_left = all(process.exitcode is not None for process in self.processes)
+            try:
                 return self.events.get(timeout=1.0)
+            except queue.Empty:
+                if nobody_is_left and not dead:
+                    key = next(iter(at_work), None)
+                    raise TaskError(f"{key or 'a task'} failed: it ended its process with exit code 0", key) from None

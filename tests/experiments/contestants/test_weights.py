@@ -68,3 +68,16 @@ def test_other_sizes_and_files_that_are_no_runs(file: Path, tmp_path: Path) -> N
     file.write_bytes(file.read_bytes()[:20])
     with pytest.raises(ValueError, match="is truncated or not a safetensors file"):
         load_weights(LINEAR, *make(LINEAR), file)
+
+
+def test_a_backbone_may_have_frozen_scalars(tmp_path: Path) -> None:
+    """As timm's NFNets have: a gain of their own in every block."""
+    path, trunk = tmp_path / "model.safetensors", make(LINEAR)[0]
+    trunk.gain = nn.Parameter(torch.tensor(0.5), requires_grad=False)
+    head = make(LINEAR)[1]
+    save_weights(LINEAR, trunk, head, path)
+    load_weights(LINEAR, trunk, head, path)
+    with torch.no_grad():
+        trunk.gain.fill_(0.25)
+    with pytest.raises(ValueError, match="was trained on another backbone"):
+        load_weights(LINEAR, trunk, head, path)

@@ -37,6 +37,10 @@ def square(task, progress):
         child = multiprocessing.get_context("fork").Process(target=os.getpid)
         child.start()
         child.join()
+    if task.number == 14:
+        raise ValueError("first line\\n  second line")
+    if task.number == 15:
+        sys.exit(0)
     if task.number == 99:
         os._exit(7)
     time.sleep(0.2)
@@ -81,7 +85,15 @@ def test_a_task_may_have_processes_of_its_own(tmp_path: Path) -> None:
     assert finished.returncode == 0, finished.stderr
 
 
-@pytest.mark.parametrize(("number", "message"), [(13, "square-13 failed"), (99, "exit code 7")])
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (13, "TaskError: square-13 failed: ValueError: unlucky"),
+        (14, "TaskError: square-14 failed: ValueError: first line\n  second line"),
+        (15, "TaskError: square-15 failed: it ended its process with exit code 0"),
+        (99, "failed: its process ended with exit code 7"),  # perhaps before it could say what it was at
+    ],
+)
 def test_a_failing_or_dying_task_ends_the_pool(tmp_path: Path, number: int, message: str) -> None:
     finished = run_script(tmp_path, 1, number)
     assert finished.returncode == 1
