@@ -121,11 +121,8 @@ def embed(
         # Its own: looking at a model must not change the random numbers of the training that goes on.
         generator=torch.Generator(),
     )
-    # DistributedDataParallel would exchange buffers in every pass, but the number of batches may differ by rank.
-    model = model.module if isinstance(model, DistributedDataParallel) else model
-    module = model if isinstance(model, torch.nn.Module) else None
-    if module is not None and world_size() > 1:
-        _equalise_buffers(module)
+    module = same_on_every_rank(model) if isinstance(model, torch.nn.Module) else None
+    model = model if module is None else module
     target = torch.device(device) if device is not None else _device_of(module)
     dtype = None if amp_dtype is not None else _floating_type_of(module)
     chunks = []
@@ -153,6 +150,22 @@ def embed(
         local_classes=getattr(dataset, "local_classes", None),
         recall_ks=getattr(dataset, "recall_ks", {}),
     )
+
+
+def same_on_every_rank(module: torch.nn.Module) -> torch.nn.Module:
+    """The module without DistributedDataParallel; under several ranks its buffers become those of rank 0.
+
+    DistributedDataParallel would exchange buffers in every pass, but the number of batches may differ by rank.
+    """
+    module = module.module if isinstance(module, DistributedDataParallel) else module
+    if world_size() > 1:
+        parameters = dict(module.named_parameters(remove_duplicate=False))
+        own = {name: tensor for name, tensor in module.state_dict().items() if name not in parameters}
+        first: list[Any] = [{name: tensor.cpu() for name, tensor in own.items() if isinstance(tensor, torch.Tensor)}]
+        dist.broadcast_object_list(first, src=0)
+        for name, value in first[0].items():
+            own[name].copy_(value)
+    return module
 
 
 def gather_rows(rows: torch.Tensor, positions: torch.Tensor, size: int) -> torch.Tensor:
@@ -213,15 +226,6 @@ def _moved(images: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
     """A batch on the device; what ``collate_fn`` gives may be no tensor, if it has a method ``to``."""
     is_cast = dtype is not None and isinstance(images, torch.Tensor) and images.is_floating_point()
     return images.to(device, dtype) if is_cast else images.to(device)
-
-
-def _equalise_buffers(module: torch.nn.Module) -> None:
-    parameters = dict(module.named_parameters(remove_duplicate=False))
-    own = {name: tensor for name, tensor in module.state_dict().items() if name not in parameters}
-    first: list[Any] = [{name: tensor.cpu() for name, tensor in own.items() if isinstance(tensor, torch.Tensor)}]
-    dist.broadcast_object_list(first, src=0)
-    for name, value in first[0].items():
-        own[name].copy_(value)
 
 
 def _autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:

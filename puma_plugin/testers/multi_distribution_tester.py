@@ -10,13 +10,13 @@ import torch
 from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
 from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset, Subset
 
 from puma_plugin.datasets import UnifiedDataset
 from puma_plugin.datasets.unified_dataset import ID_SHIFT, MEANS
 from puma_plugin.evaluation import RetrievalResult, evaluate_retrieval, gather_rows
 from puma_plugin.evaluation.arguments import check_ks
+from puma_plugin.evaluation.embed import same_on_every_rank
 from puma_plugin.evaluation.retrieval import PROTOCOLS, Protocol
 from puma_plugin.evaluation.search import load_faiss
 from puma_plugin.utils.distributed import rank, world_size
@@ -187,9 +187,8 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
         """As pml's; with several processes each embeds a share, and all get the whole in dataset order."""
         if world_size() == 1:
             return super().get_all_embeddings(dataset, trunk_model, embedder_model, collate_fn, eval, return_as_numpy)
-        # DistributedDataParallel would exchange buffers in every pass, but the number of batches may differ by rank.
-        embedder = torch.nn.Identity() if embedder_model is None else _unwrap(embedder_model)
-        trunk_model = _unwrap(trunk_model)
+        embedder = same_on_every_rank(torch.nn.Identity() if embedder_model is None else embedder_model)
+        trunk_model = same_on_every_rank(trunk_model)
         if eval:
             trunk_model.eval()
             embedder.eval()
@@ -347,10 +346,6 @@ def _as_unified(dataset: Dataset[Any]) -> Dataset[Any]:
         return dataset
     inner = _as_unified(dataset.dataset)
     return inner.subset(dataset.indices) if isinstance(inner, UnifiedDataset) else dataset
-
-
-def _unwrap(model: torch.nn.Module) -> torch.nn.Module:
-    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 class _Metrics:

@@ -185,16 +185,24 @@ def refusals() -> dict[str, str]:
     return found
 
 
+def own_statistics() -> nn.Module:
+    """A model with statistics that each process gathered from images of its own."""
+    norm = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3 * 16 * 16))
+    rank = distributed.get_rank() if distributed.is_initialized() else 0
+    norm(torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(rank)))
+    return norm
+
+
 def evaluate(world: int) -> dict[str, Any]:
     """47 items: no number of processes divides them, and the ranks have different numbers of batches."""
     dataset, bare = build()
     model = parallel(bare, world)
     found = embed(model, dataset, batch_size=4)
-    # Statistics that each process gathered from images of its own.
-    norm = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3 * 16 * 16))
-    rank = distributed.get_rank() if world > 1 else 0
-    norm(torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(rank)))
-    normed = embed(norm, dataset, batch_size=4).embeddings
+    tester = MultiDistributionTester(dataloader_num_workers=0, batch_size=4, normalize_embeddings=False)
+    normed = {
+        "embed": embed(own_statistics(), dataset, batch_size=4).embeddings,
+        "tester": tester.get_all_embeddings(dataset, own_statistics())[0],
+    }
     tester = MultiDistributionTester(dataloader_num_workers=0, batch_size=4)
     tester.test({"val": dataset}, 1, model)
     results = {"result": found.evaluate().to_dict(), "tester": tester.result.to_dict()}
