@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from puma_plugin.evaluation.arguments import as_column, check_block_size, check_ks, names_by_number, split_labels
+from puma_plugin.evaluation.arguments import as_column, check_block_size, check_ks, names_by_number
 from puma_plugin.evaluation.galleries import Galleries
 from puma_plugin.evaluation.ordering import IntArray, merge_neighbours
 from puma_plugin.evaluation.paper_code import overlapping_classes, own_numbers, position_keys
@@ -14,6 +14,7 @@ from puma_plugin.evaluation.result import RetrievalResult
 from puma_plugin.evaluation.scores import BoolArray, QueryScores
 from puma_plugin.evaluation.scoring import Scoring, blocks_by_depth
 from puma_plugin.evaluation.search import as_unit_rows
+from puma_plugin.utils.labels import split_labels
 
 Protocol = Literal["honest", "paper-code"]
 PROTOCOLS: tuple[Protocol, ...] = ("honest", "paper-code")
@@ -80,10 +81,9 @@ def evaluate_retrieval(
     ks = check_ks(ks, "ks")
     check_block_size(block_size)
     rows = as_unit_rows(embeddings, "embeddings")
-    classes, distributions = split_labels(labels, len(rows))
-    shown = np.unique(np.asarray(labels.cpu() if hasattr(labels, "cpu") else labels)[:, 0])
-    if class_names is not None and shown[-1] >= len(class_names):
-        raise ValueError(f"labels name class {shown[-1]}, but there are {len(class_names)} class_names")
+    numbers, classes, distributions = split_labels(labels, len(rows))
+    if class_names is not None and numbers[-1] >= len(class_names):
+        raise ValueError(f"labels name class {numbers[-1]}, but there are {len(class_names)} class_names")
     ids = as_column(item_ids, len(rows), "item_ids", np.int64, np.arange(len(rows)))
     everything = np.ones(len(rows), dtype=np.bool_)
     asked = as_column(query_mask, len(rows), "query_mask", np.bool_, everything)
@@ -168,7 +168,7 @@ def evaluate_retrieval(
         num_gallery={name: int((distributions[gallery] == d).sum()) for name, d in members.items()},
         num_lone={name: int(lone[mask].sum()) for name, mask in mine.items()},
         per_class={
-            name: _class_sums(own, joint, leaked, classes[queries], mask, own_ks[name], ks, shown, class_names)
+            name: _class_sums(own, joint, leaked, classes[queries], mask, own_ks[name], ks, numbers, class_names)
             for name, mask in mine.items()
         },
     )
@@ -211,16 +211,15 @@ def _class_sums(
     mask: BoolArray,
     own_ks: tuple[int, ...],
     ks: tuple[int, ...],
-    shown: IntArray,
+    numbers: IntArray,
     names: Sequence[str] | None,
 ) -> dict[str, Any]:
     """See ``RetrievalResult.per_class``."""
     present, counted = np.unique(classes[mask], return_inverse=True)
     group = np.full(len(classes), -1, dtype=np.int64)
     group[mask] = counted
-    numbers = shown[present].tolist()
     return {
-        "classes": [str(number) if names is None else names[number] for number in numbers],
+        "classes": [str(number) if names is None else names[number] for number in numbers[present].tolist()],
         "queries": np.bincount(counted, minlength=len(present)).tolist(),
         "leaks": np.bincount(counted, weights=leaked[mask], minlength=len(present)).astype(int).tolist(),
         "own": own.sums(own_ks, group, len(present)),

@@ -15,6 +15,7 @@ from puma_plugin.samplers.class_items import ClassItems
 from puma_plugin.samplers.nearest_classes import nearest_classes
 from puma_plugin.samplers.spaced_permutations import SpacedPermutations
 from puma_plugin.utils import distributed
+from puma_plugin.utils.labels import split_labels
 
 IntArray = npt.NDArray[np.int64]
 
@@ -84,7 +85,8 @@ class MultiDistributionSampler(BatchSampler):
         distribution_names: Sequence[str] | None = None,
         class_names: Sequence[str] | None = None,
     ) -> None:
-        classes, distributions = _read_labels(labels)
+        self._numbers, classes, distributions = split_labels(labels)
+        self._num_classes = max(len(class_names or ()), int(self._numbers[-1]) + 1)
         batch_size, seed = _whole("batch_size", batch_size), _whole("seed", seed)
         m = None if m is None else _whole("m", m)
         batches_per_epoch = None if batches_per_epoch is None else _whole("batches_per_epoch", batches_per_epoch)
@@ -183,12 +185,11 @@ class MultiDistributionSampler(BatchSampler):
             self._class_items = ClassItems(classes, self.m, self.seed)
             few = np.flatnonzero(self._class_items.sizes < self.m)
             if len(few):
-                first, sizes = int(few[0]), self._class_items.sizes
-                names_of_classes = class_names or []
+                first, names_of_classes = int(self._numbers[few[0]]), class_names or []
                 called_class = repr(names_of_classes[first]) if first < len(names_of_classes) else f"class {first}"
                 raise ValueError(
                     f"{len(few)} classes have fewer than m={self.m} items, the first is {called_class} with "
-                    f"{sizes[first]}: lower m or leave these classes out"
+                    f"{self._class_items.sizes[few[0]]}: lower m or leave these classes out"
                 )
         self._home = home
 
@@ -226,7 +227,8 @@ class MultiDistributionSampler(BatchSampler):
         """From now on fill batches with classes that are near each other: each drawn class brings its nearest ones.
 
         Args:
-            proxies: (num_classes, D) in the order of the class numbers, e.g. ``loss.W.t()``.
+            proxies: (num_classes, D), row c that of class c of ``labels``, e.g. ``loss.W.t()``. There are as many
+                classes as ``class_names``, or else up to the last in the labels; rows of missing ones are left aside.
             neighbours: how many classes of the same distribution each drawn class brings along.
 
         Call it between epochs, with what was learned so far. Items then come up at random within their classes: the
@@ -237,7 +239,10 @@ class MultiDistributionSampler(BatchSampler):
         """
         if self._class_items is None or self.m is None:
             raise ValueError("set_proxies needs m: with m=None classes are not looked at")
-        self._neighbours = nearest_classes(proxies, self._home, neighbours)
+        homes = np.full(self._num_classes, -1, dtype=np.int64)
+        homes[self._numbers] = self._home
+        nearest = nearest_classes(proxies, homes, neighbours)[self._numbers]
+        self._neighbours = np.where(nearest < 0, -1, np.searchsorted(self._numbers, nearest))
 
     def global_batch(self, epoch: int, number: int) -> IntArray:
         """Item positions of batch ``number`` of ``epoch``, for all processes together."""
@@ -346,28 +351,6 @@ def _fingerprint(settings: dict[str, Any], classes: IntArray, distributions: Int
     digest.update(classes.tobytes())
     digest.update(distributions.tobytes())
     return digest.hexdigest()
-
-
-def _read_labels(labels: Any) -> tuple[IntArray, IntArray]:
-    if hasattr(labels, "labels"):
-        raise TypeError(f"labels must be integers of shape (N, 2), got a {type(labels).__name__}: pass its .labels")
-    array = np.asarray(labels.cpu() if hasattr(labels, "cpu") else labels)
-    if array.ndim != 2 or array.shape[1] != 2 or not len(array) or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(
-            f"labels must be integers of shape (N, 2), columns class and distribution; got {array.dtype} of shape "
-            f"{array.shape}. UnifiedDataset.labels has this form"
-        )
-    if array.min() < 0:
-        raise ValueError(f"labels must not be negative, got {array.min()}")
-    numbers, first, classes = np.unique(array[:, 0], return_index=True, return_inverse=True)
-    distributions = array[:, 1].astype(np.int64)
-    shared = np.flatnonzero(distributions != distributions[first][classes])
-    if len(shared):
-        raise ValueError(
-            f"class {numbers[classes[shared[0]]]} occurs in more than one distribution; classes must be numbered over "
-            "all distributions (UnifiedDataset does this)"
-        )
-    return classes.astype(np.int64), distributions
 
 
 def _whole(name: str, value: Any) -> int:

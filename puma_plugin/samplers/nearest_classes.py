@@ -14,7 +14,7 @@ def nearest_classes(proxies: Any, distribution_of: IntArray, count: int, block_s
 
     Args:
         proxies: (C, D) tensor or array.
-        distribution_of: (C,) distribution of each class.
+        distribution_of: (C,) distribution of each class; -1 for one that takes no part.
         count: how many; where a distribution has fewer others, -1 fills up.
 
     Raises:
@@ -32,7 +32,7 @@ def nearest_classes(proxies: Any, distribution_of: IntArray, count: int, block_s
         raise ValueError(f"neighbours must be at least 1, got {count}")
     rows = torch.nn.functional.normalize(rows, dim=1)
     nearest = np.full((len(rows), count), -1, dtype=np.int64)
-    for d in np.unique(distribution_of):
+    for d in np.unique(distribution_of[distribution_of >= 0]):
         mine = np.flatnonzero(distribution_of == d)
         gallery, found = rows[mine], min(count, len(mine) - 1)
         for start in range(0, len(mine), block_size):

@@ -5,29 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from puma_plugin.evaluation.arguments import as_column, check_block_size, check_ks, names_by_number, split_labels
-
-
-def test_classes_are_numbered_densely() -> None:
-    classes, distributions = split_labels([[70, 1], [5, 0], [70, 1], [9, 1]], 4)
-    assert classes.tolist() == [2, 0, 2, 1]
-    assert distributions.tolist() == [1, 0, 1, 1]
-
-
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        # Of three classes the middle one is in both distributions.
-        ([[3, 0], [5, 0], [5, 1], [8, 1]], "class 5 occurs in more than one distribution"),
-        ([[3, 0], [-1, 0]], "must not be negative, got -1"),
-        ([[3, 0], [4, -2]], "must not be negative, got -2"),
-        ([[0.0, 0.0]], r"integers of shape \(1, 2\), .*got float64"),
-        (np.empty((0, 2), int), "nothing to evaluate"),
-    ],
-)
-def test_refused_labels(labels: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        split_labels(labels, len(labels))
+from puma_plugin.evaluation.arguments import as_column, check_block_size, check_ks, names_by_number
 
 
 @pytest.mark.parametrize(

@@ -272,6 +272,23 @@ def test_classes_mined_by_their_proxies() -> None:
         MultiDistributionSampler(labels, 36).set_proxies(proxies)
 
 
+def test_classes_keep_their_numbers_where_some_are_missing() -> None:
+    """As in the labels of a part of a dataset."""
+    labels = np.array([[c, 0] for c in (1, 2, 5, 7) for _ in range(4)])
+    names = [f"c{number}" for number in range(9)]
+    with pytest.raises(ValueError, match="1 classes have fewer than m=4 items, the first is 'c5' with 3"):
+        MultiDistributionSampler(np.delete(labels, 8, axis=0), 8, 4, class_names=names)
+    # By the rows of their numbers, 1 is near 7 and 2 near 5; a row of a missing class is nearest to 2.
+    proxies = torch.zeros(9, 2)
+    proxies[[1, 7, 2, 5, 4]] = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0], [0.0, 1.0]])
+    for named, rows in ((names, proxies), (None, proxies[:8])):
+        sampler = MultiDistributionSampler(labels, 8, 4, class_names=named, batches_per_epoch=20)
+        sampler.set_proxies(rows, neighbours=1)
+        assert {tuple(sorted(set(labels[batch, 0].tolist()))) for batch in sampler} == {(1, 7), (2, 5)}
+        with pytest.raises(ValueError, match=rf"proxies must have shape \({len(rows)}, D\)"):
+            sampler.set_proxies(rows[[1, 2, 5, 7]])
+
+
 class Positions(Dataset[int]):
     def __init__(self, size: int) -> None:
         self.size = size
@@ -392,7 +409,7 @@ def test_a_dataset_is_no_labels_and_a_batch_sampler_no_sampler() -> None:
     [
         ({"labels": np.arange(8)}, r"\(N, 2\)"),
         ({"labels": np.arange(8)[:, None]}, r"\(N, 2\)"),
-        ({"labels": np.empty((0, 2), int)}, r"\(N, 2\)"),
+        ({"labels": np.empty((0, 2), int)}, "labels are empty"),
         ({"labels": np.array([[0, 0], [0, 1]])}, "more than one distribution"),
         ({"labels": np.array([[0, 0], [-1, 1]])}, "negative"),
         ({"batch_size": 100}, "larger than the 26 items"),
