@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     from rich.console import Console
 
     from puma_plugin.experiments.comparing.compare import compare
-    from puma_plugin.experiments.reporting.terminal import show_table
+    from puma_plugin.experiments.reporting.terminal import say, show_table
 
     console = Console()
     require_writable(config.out, "out", is_folder=True)
@@ -48,5 +48,5 @@ def main(arguments: Sequence[str]) -> int:
         print(f"\ninterrupted; finished runs are in {config.out}, the same command goes on from there", file=sys.stderr)
         return 130
     show_table(console, metrics)
-    console.print(f"results in {config.out}", highlight=False)
+    say(console, f"results in {config.out}")
     return 0

@@ -48,7 +48,7 @@ def run(config: DemoConfig, everything: bool, fresh: bool, command: str) -> int:
     from puma_plugin.experiments.comparing.publish import Finished, publish
     from puma_plugin.experiments.comparing.recorded import recorded_rates
     from puma_plugin.experiments.contestants.methods import DEMO_KEYS, MAIN_KEYS, METHODS, named
-    from puma_plugin.experiments.reporting.terminal import show_table
+    from puma_plugin.experiments.reporting.terminal import say, show_table
 
     start = time.monotonic()
     console = Console()
@@ -72,5 +72,5 @@ def run(config: DemoConfig, everything: bool, fresh: bool, command: str) -> int:
             console,
         )
     show_table(console, metrics)
-    console.print(f"{report}  ({time.monotonic() - start:.0f} s)", highlight=False)
+    say(console, f"{report}  ({time.monotonic() - start:.0f} s)")
     return 0

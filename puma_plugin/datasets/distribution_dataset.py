@@ -19,6 +19,7 @@ from puma_plugin.datasets.errors import DatasetError
 from puma_plugin.datasets.image_files import find_defects, find_missing, read_image
 from puma_plugin.datasets.listing import Listing
 from puma_plugin.datasets.string_table import StringTable
+from puma_plugin.utils.paths import full_path
 
 SPLITS = ("train", "test", "query", "gallery")
 Split = Literal["train", "test", "query", "gallery"]
@@ -228,7 +229,7 @@ class DistributionDataset(Dataset[tuple[Any, int]]):
         if not isinstance(known_bad, str | os.PathLike):
             return dict.fromkeys(known_bad, "known to be bad")
         try:
-            report = json.loads(Path(known_bad).read_text())
+            report = json.loads(Path(full_path(known_bad)).read_text())
             opened = [part for part in report["datasets"] if part["opened"]]
             # The name of a dataset is that of its folder, which a training may call otherwise.
             found = [part for part in opened if part["name"] == self.name]

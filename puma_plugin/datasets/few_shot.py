@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from puma_plugin.datasets.errors import DatasetError
 from puma_plugin.utils import write_json
+from puma_plugin.utils.paths import full_path
 
 FORMAT = "puma few-shot split"
 VERSION = 1
@@ -144,7 +145,7 @@ def read_few_shot(path: str | os.PathLike[str]) -> FewShotSplit:
         DatasetError: no such file, no JSON, another format or version, or contents that break its rules (more than
             ``shots`` images, an empty class, an image twice, a path that is not relative), each with the place.
     """
-    file = os.fspath(path)
+    file = full_path(path)
     try:
         with open(file, encoding="utf-8") as text:
             content: Any = json.load(text)

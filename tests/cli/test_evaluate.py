@@ -57,7 +57,9 @@ def test_a_run_with_relative_paths_is_evaluated_from_elsewhere(
     load_trained("moved")
 
 
-def test_a_run_is_loaded_where_its_backbone_lies_elsewhere(trained: Path, data: Path, tmp_path: Path) -> None:
+def test_a_run_is_loaded_where_its_backbone_lies_elsewhere(
+    trained: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tmp_path / "run"
     run.mkdir()
     shutil.copy(trained / "model.safetensors", run)
@@ -80,6 +82,10 @@ def test_a_run_is_loaded_where_its_backbone_lies_elsewhere(trained: Path, data: 
     save_file(other, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"was trained on another backbone: .*other values in 1 of .* cls_token"):
         load_trained(run, weights=tmp_path / "other.safetensors")
+    settings["model"]["weights"] = "~/backbone.safetensors"
+    (run / "config.json").write_text(json.dumps(settings))
+    monkeypatch.setenv("HOME", str(data))
+    load_trained(run)
 
 
 def test_the_trained_model_embeds_images_outside_of_its_run(trained: Path, data: Path) -> None:

@@ -90,12 +90,13 @@ def test_skip_without_bad_images_is_silent(damaged, recwarn):
     assert not [w for w in recwarn if "left out" in str(w.message)]
 
 
-def test_skip_with_the_report_of_verify(damaged, tmp_path):
+def test_skip_with_the_report_of_verify(damaged, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     root, bad = damaged
     report = tmp_path / "report.json"
     report.write_text(json.dumps(verify_datasets(root, open_images=True).to_dict()))
     with pytest.warns(UserWarning, match="4 of 200"):
-        by_report = CUB(root, "train", bad_images="skip", known_bad=report)
+        by_report = CUB(root, "train", bad_images="skip", known_bad="~/report.json")
     with pytest.warns(UserWarning, match="4 of 200"):
         by_opening = CUB(root, "train", bad_images="skip")
     assert by_report.skipped == by_opening.skipped

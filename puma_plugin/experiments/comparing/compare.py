@@ -15,6 +15,7 @@ from puma_plugin.experiments.reporting.figures import pareto_chart, write_pareto
 from puma_plugin.experiments.reporting.report import ReportPictures, write_report
 from puma_plugin.experiments.reporting.summary import Unit
 from puma_plugin.experiments.reporting.tables import markdown_table
+from puma_plugin.experiments.reporting.terminal import say
 from puma_plugin.experiments.settings.comparison_config import CompareConfig
 from puma_plugin.utils import atomic_write
 
@@ -38,7 +39,7 @@ def compare(config: CompareConfig, command: str, console: Console, fresh: bool =
     for key, names in not_varied(config).items():
         if names:
             sentence = f"{METHODS[key].label}: not varied, as it changes nothing: {', '.join(names)}"
-            console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+            say(console, sentence)
     rates = {method.rate_key: config.grid[0] for method in methods}
     outcome = Comparison(config, methods, console).run(
         rates, config.data_seeds, config.seeds, try_rates=len(config.grid) > 1, keep_models=False, fresh=fresh

@@ -14,6 +14,7 @@ from puma_plugin.experiments.contestants.methods import Method, multiplier_text
 from puma_plugin.experiments.data.identity import data_digest
 from puma_plugin.experiments.data.splits import Splits, check_readable, load_splits
 from puma_plugin.experiments.reporting.machine import available_cores
+from puma_plugin.experiments.reporting.terminal import say
 from puma_plugin.experiments.running.display import JobDisplay
 from puma_plugin.experiments.running.early_checks import check_settings
 from puma_plugin.experiments.running.pool import TaskError, run_tasks
@@ -175,7 +176,7 @@ class Comparison:
                 make_run(job.config, splits[data], minimum_steps=job.minimum_steps).prepare()
             sentences.update(dict.fromkeys(small_distributions(job.config, splits[data])))
         for sentence in sentences:
-            self.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+            say(self.console, sentence)
 
     def run(
         self,
@@ -224,7 +225,7 @@ class Comparison:
             if job.key in kept:
                 job.tidy()  # it may have been stopped between its record and that
         if kept:
-            self.console.print(f"{title}: {len(kept)} of {len(jobs)} are finished already in {self.config.out}")
+            say(self.console, f"{title}: {len(kept)} of {len(jobs)} are finished already in {self.config.out}")
         if waiting:
             names = {job.key: job.label for job in waiting}
             with JobDisplay(self.console, names, title, finished=len(kept)) as display:

@@ -24,6 +24,7 @@ from puma_plugin.experiments.settings.results import JOBS
 from puma_plugin.experiments.settings.unused import WITHOUT_EFFECT, used_settings
 from puma_plugin.trainers import NonFiniteLossError
 from puma_plugin.utils import atomic_write, json_ready, write_json
+from puma_plugin.utils.paths import full_path
 
 _DIGITS = 12  # of the settings' digest in the names of files
 
@@ -101,7 +102,7 @@ class Job:
     def settings(self) -> dict[str, Any]:
         """Everything the result depends on, and no more; a kept result is used only if this is unchanged."""
         model = self.config.model
-        weights = WEIGHTS if model.backbone == "embedded" else Path(model.weights).expanduser()
+        weights = WEIGHTS if model.backbone == "embedded" else Path(full_path(model.weights))
         return {
             "method": self.method.key,
             "multiplier": self.multiplier,

@@ -30,6 +30,7 @@ from puma_plugin.experiments.reporting.summary import (
     method_rows,
 )
 from puma_plugin.experiments.reporting.tables import percent
+from puma_plugin.experiments.reporting.terminal import say
 from puma_plugin.experiments.reporting.visuals import embedding_maps, members_of, query_rows
 from puma_plugin.experiments.settings.comparison_config import ComparisonConfig, DemoConfig
 from puma_plugin.experiments.settings.results import JOBS, METRICS
@@ -113,7 +114,7 @@ def write_metrics(metrics: Mapping[str, Any], folder: Path, console: Console) ->
     own = {run["file"] for run in metrics["runs"]}
     if any(name not in own and (folder / name).exists() for name in _files_in(folder / METRICS)):
         sentence = f"the table of {folder} was of other settings or methods; their kept runs stay in {folder / JOBS}"
-        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+        say(console, sentence)
     write_json(folder / METRICS, metrics)
 
 

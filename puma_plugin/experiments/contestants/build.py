@@ -17,6 +17,7 @@ from puma_plugin.experiments.contestants.vpt import add_visual_prompts
 from puma_plugin.experiments.settings.config import DataConfig, ModelConfig
 from puma_plugin.models import EmbeddingHead, adapt
 from puma_plugin.models.support import find_support
+from puma_plugin.utils.paths import full_path
 
 # Beside what timm calls a model's classifier: heads that a model has only with some settings.
 _HEADS = ("head", "head_dist", "fc")
@@ -52,7 +53,7 @@ def check_backbone(config: ModelConfig) -> None:
 
 
 def _weight_file(config: ModelConfig) -> Path:
-    return Path(config.weights).expanduser()
+    return Path(full_path(config.weights))
 
 
 def build_backbone(config: ModelConfig, image_size: int | None = None) -> nn.Module:

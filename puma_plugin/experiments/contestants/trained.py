@@ -15,6 +15,7 @@ from puma_plugin.experiments.contestants.weights import load_weights
 from puma_plugin.experiments.data.transforms import AsEvaluated
 from puma_plugin.experiments.settings.config import SETTINGS, WEIGHTS, DataConfig, ModelConfig
 from puma_plugin.utils import read_json
+from puma_plugin.utils.paths import full_path
 
 
 def load_trained(
@@ -34,7 +35,7 @@ def load_trained(
         ValueError: no finished run, a run of one model per dataset, settings that are damaged or of another version,
             or weights that do not fit.
     """
-    place = Path(folder)
+    place = Path(full_path(folder))
     for name in (SETTINGS, WEIGHTS):
         if not (place / name).is_file():
             raise ValueError(f"{place / name} does not exist; give the folder of a run of `puma train` that has ended")
@@ -45,7 +46,7 @@ def load_trained(
         raise ValueError(f"{place} holds one model per dataset (model.method separate), there is no one model to load")
     if weights is not None:
         config = replace(config, weights=os.fspath(weights))
-    elif config.weights not in ("pretrained", "none") and not Path(config.weights).is_file():
+    elif config.weights not in ("pretrained", "none") and not os.path.isfile(full_path(config.weights)):
         raise ValueError(
             f"the backbone's weights of {place} were in {config.weights}, which is no file here; give their place now, "
             "load_trained(folder, weights=...)"

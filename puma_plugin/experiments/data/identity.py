@@ -10,6 +10,7 @@ from puma_plugin.datasets import BENCHMARK, DatasetError, read_manifest
 from puma_plugin.datasets.image_files import is_image_name, scan_images
 from puma_plugin.experiments.data.sources import open_sources
 from puma_plugin.experiments.settings.config import DataConfig
+from puma_plugin.utils.paths import full_path
 
 
 def data_digest(config: DataConfig) -> str | None:
@@ -29,7 +30,7 @@ def data_digest(config: DataConfig) -> str | None:
     for name, path in _files(config):
         total.update(f"{name}\0{_size_and_time(path)}\n".encode("utf-8", "surrogateescape"))
     for setting in (config.few_shot, config.known_bad):
-        total.update(f"{None if setting is None else file_digest(Path(setting).expanduser())}\n".encode())
+        total.update(f"{None if setting is None else file_digest(Path(full_path(setting)))}\n".encode())
     return total.hexdigest()
 
 

@@ -13,6 +13,7 @@ from puma_plugin.datasets.image_folder import has_split_folders, list_whole_fold
 from puma_plugin.datasets.listing import Listing
 from puma_plugin.datasets.manifest import list_manifest_distribution
 from puma_plugin.experiments.settings.config import DataConfig
+from puma_plugin.utils.paths import full_path
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def _whole(read: Callable[[], Listing], name: str, config: DataConfig) -> Distri
 def _folders(config: DataConfig) -> list[Source]:
     folders = config.folders
     if config.root is not None:
-        root = os.path.abspath(os.path.expanduser(config.root))
+        root = full_path(config.root)
         if not os.path.isdir(root):
             raise ValueError(f"data.root is {root}, which is no folder; give one that holds a folder per distribution")
         names = subfolders(root)
@@ -68,7 +69,7 @@ def _folders(config: DataConfig) -> list[Source]:
         folders = {name: os.path.join(root, name) for name in names}
     sources = []
     for name in _chosen(config, list(folders)):
-        folder = os.path.abspath(os.path.expanduser(folders[name]))
+        folder = full_path(folders[name])
         read_part = partial(ImageFolder, folder, name=name, **_reading_own(config))
         read_whole = partial(_whole, partial(list_whole_folder, folder, f"distribution {name}"), name, config)
         sources.append(Source(name, folder, has_split_folders(folder), read_part, read_whole))
@@ -89,7 +90,7 @@ def _manifest(config: DataConfig) -> list[Source]:
 
 
 def _benchmark(config: DataConfig) -> list[Source]:
-    root = os.path.abspath(os.path.expanduser(str(config.root)))
+    root = full_path(str(config.root))
     names = [name for name in BENCHMARK if name in _chosen(config, list(BENCHMARK))]
     return [Source(name, root, True, partial(_benchmark_part, root, name, config), None) for name in names]
 

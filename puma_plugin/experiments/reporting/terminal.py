@@ -1,4 +1,4 @@
-"""The result table on the terminal."""
+"""Sentences and the result table on the terminal."""
 
 import re
 from collections.abc import Mapping
@@ -6,8 +6,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from puma_plugin.experiments.reporting.tables import COLUMNS, count, figure
+
+
+def say(console: Console, text: str) -> None:
+    """Print a text as it is: paths and names of distributions may hold brackets, which rich takes for markup."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def show_table(console: Console, metrics: Mapping[str, Any]) -> None:
@@ -22,12 +28,12 @@ def show_table(console: Console, metrics: Mapping[str, Any]) -> None:
         label = row["label"] + (" *" if row.get("recorded") else "")
         style = "bold" if row["key"] == metrics["accent"] else "dim" if row.get("recorded") else None
         cells = [figure(row["scores"][name], " ±") for name in COLUMNS]
-        table.add_row(label, *cells, count(row["trainable"]), f"{row['seconds']:.0f}", style=style)
+        table.add_row(Text(label), *cells, count(row["trainable"]), f"{row['seconds']:.0f}", style=style)
     console.print(table)
     # The method's first words; all of them are in the report.
     what = re.split(r"[,.] | \(", metrics["interval_method"])[0]
-    console.print(f"±: half the width of the {what}", highlight=False, markup=False)
+    say(console, f"±: half the width of the {what}")
     if any(row.get("recorded") for row in metrics["methods"]):
-        console.print("* from the recorded full comparison that comes with the package, over its data seeds")
+        say(console, "* from the recorded full comparison that comes with the package, over its data seeds")
     for sentence in metrics["findings"]:
-        console.print(f"- {sentence}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"- {sentence}")

@@ -18,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from puma_plugin.experiments.reporting.terminal import say
 from puma_plugin.experiments.running.pool import Event
 
 _LEGEND = "R@1: held-out classes"
@@ -58,17 +59,17 @@ class JobDisplay:
         self.bars: dict[str, TaskID] = {}
         self.said: dict[str, float] = {}  # job key -> when its last line was printed
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[figure]}"),
+            TextColumn("{task.fields[figure]}", markup=False),
             console=console,
             disable=not console.is_terminal,
             # A step may take longer than the half minute that is the default.
             speed_estimate_period=600.0,
         )
-        self.overall = self.progress.add_task(f"[bold]{title}", total=self.total, completed=finished, figure=_LEGEND)
+        self.overall = self.progress.add_task(title, total=self.total, completed=finished, figure=_LEGEND)
 
     def __enter__(self) -> "JobDisplay":
         self.progress.start()
@@ -121,4 +122,4 @@ class JobDisplay:
         return f"{self.names[key]}: {', '.join(parts)}"
 
     def _print(self, line: str) -> None:
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(self.console, line)

@@ -1,12 +1,12 @@
 """`puma train --dry-run`: the whole run as configured, a few steps of it on random images, and what it will cost."""
 
 import contextlib
+import os
 import resource
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +17,10 @@ from torch.utils.data import Dataset
 
 from puma_plugin.datasets.catalogue import CATALOGUE
 from puma_plugin.experiments.data.splits import Splits, load_splits
+from puma_plugin.experiments.reporting.terminal import say
 from puma_plugin.experiments.running.training import Run, choose_device
 from puma_plugin.experiments.settings.config import DataConfig, TrainConfig
+from puma_plugin.utils.paths import full_path
 
 STEPS = 3
 # The embedded images are 32 pixels; others are resized from about this.
@@ -135,7 +137,7 @@ def training_sizes(
             )
         return {"random": Size(classes, images)}, "classes and images as given"
     root = config.root
-    if config.kind == "benchmark" and root is not None and not Path(root).expanduser().is_dir():
+    if config.kind == "benchmark" and root is not None and not os.path.isdir(full_path(root)):
         sizes = {name: _published(name, config.shots) for name in config.names or CATALOGUE}
         return sizes, f"{root} is no folder, so classes and images are the published counts"
     return {
@@ -179,7 +181,7 @@ def dry_run(config: TrainConfig, sizes: Mapping[str, Size], source: str, console
 
     def progress(content: dict[str, Any]) -> None:
         times.append(time.perf_counter())
-        console.print(f"step {len(times) - 1} of {STEPS}: {times[-1] - times[-2]:.2f} s", highlight=False)
+        say(console, f"step {len(times) - 1} of {STEPS}: {times[-1] - times[-2]:.2f} s")
         if len(times) > STEPS:
             raise _EnoughError
 
@@ -208,7 +210,7 @@ def dry_run(config: TrainConfig, sizes: Mapping[str, Size], source: str, console
         precision=config.precision,
         notes=tuple(notes),
     )
-    console.print(found.text(), highlight=False, soft_wrap=True)
+    say(console, found.text())
     return found
 
 

@@ -21,6 +21,7 @@ from puma_plugin.experiments.data.splits import Splits, check_readable, load_spl
 from puma_plugin.experiments.reporting.intervals import INTERVAL_METHODS
 from puma_plugin.experiments.reporting.machine import provenance
 from puma_plugin.experiments.reporting.summary import EXPLANATION, bootstrapped, curves, flat_scores, method_rows
+from puma_plugin.experiments.reporting.terminal import say
 from puma_plugin.experiments.running.agreement import (
     Resume,
     can_resume,
@@ -79,7 +80,7 @@ def train(config: TrainConfig, resume: Resume, command: str, console: Console) -
         goes_on = processes.from_first(lambda: can_resume(config) if resume == "auto" else resume == "yes")
         moved = processes.from_first(lambda: check_resume(config, folder, goes_on))
         for sentence in moved:
-            shown.print(sentence, highlight=False, markup=False, soft_wrap=True)
+            say(shown, sentence)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         processes.from_first(lambda: check_settings(config, processes))
@@ -94,16 +95,14 @@ def train(config: TrainConfig, resume: Resume, command: str, console: Console) -
             and config.data.domain != "tuning"
             and (without := [name for name in splits.train if name not in splits.validation])
         ):
-            shown.print(
+            say(
+                shown,
                 f"no class is held out of {', '.join(without)}: data.validation_fraction "
                 f"{config.data.validation_fraction:g} of their training classes leaves less than two of either kind, "
                 "or none of two images",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
             )
         for sentence in small_distributions(config, splits):
-            shown.print(sentence, highlight=False, markup=False, soft_wrap=True)
+            say(shown, sentence)
         with JobDisplay(shown, {"run": METHODS[config.model.method].label}, "Training") as display:
             display(Event("start", "run"))
             run = make_run(
@@ -199,7 +198,7 @@ def _describe(splits: Splits, trained: Mapping[str, Collection[str]], console: C
     """Print what there is. Returned are the sentences that the figures have to be read with."""
     for name, sizes in splits.describe().items():
         parts = ", ".join(f"{part} {size['classes']} classes {size['images']} images" for part, size in sizes.items())
-        console.print(f"{name}: {parts}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"{name}: {parts}")
     shared = {name: shared_classes(trained.get(name, ()), test.class_names) for name, test in splits.test.items()}
     notes = [f"{name}: {sentence}" for name, sentence in shared.items() if sentence]
     sentences = list(notes)
@@ -209,7 +208,7 @@ def _describe(splits: Splits, trained: Mapping[str, Collection[str]], console: C
             f"{name}: images left out: {len(reasons):,}, the first is {key} ({reason}); all are in metrics.json"
         )
     for sentence in sentences:
-        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+        say(console, sentence)
     return notes
 
 
@@ -239,7 +238,7 @@ def _finish(
     write_json(folder / METRICS, metrics)
     _show(console, config, result)
     if comparison is not None:
-        console.print(comparison.text(), highlight=False, soft_wrap=True)
+        say(console, comparison.text())
     if config.report:
         from puma_plugin.experiments.reporting.report import ReportPictures, write_report
         from puma_plugin.experiments.reporting.visuals import embedding_maps, members_of, query_rows
@@ -251,7 +250,7 @@ def _finish(
             queries=query_rows(labelled, splits.test, 3, 8),
         )
         write_report(folder / "report.html", metrics, pictures)
-    console.print(f"results in {folder}", highlight=False, soft_wrap=True)
+    say(console, f"results in {folder}")
     return metrics
 
 
@@ -265,7 +264,7 @@ def _show(console: Console, config: TrainConfig, result: RetrievalResult) -> Non
             f"{short_name(key)} {100 * value:.2f}" for key, value in metrics.items() if key not in result.unified
         ]
         lines += [f"{name}: {', '.join(further)}"] if further else []
-    console.print("\n".join(lines), highlight=False, soft_wrap=True)
+    say(console, "\n".join(lines))
 
 
 def _metrics(

@@ -1,5 +1,6 @@
 """The settings of `puma demo` and `puma compare`: dataclasses, filled and checked like those of a single run."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,6 +57,8 @@ class ComparisonConfig:
             self.separate_minimum_steps >= 1,
             f"separate_minimum_steps is {self.separate_minimum_steps}; give 1 or more",
         )
+        require(bool(self.out), "out is empty; give a folder")
+        self.out = os.path.expanduser(self.out)
 
 
 @dataclass
@@ -117,7 +120,6 @@ class CompareConfig(ComparisonConfig):
             not self.reference or self.reference in self.methods,
             f"reference is {self.reference!r}; give one of the methods {self.methods}, or leave it out",
         )
-        require(bool(self.out), "out is empty; give a folder")
         fixed = {"model.method", "loss.name", "seed", "data.seed", "out"}
         for name in (*self.combine, *self.ablate):
             require(name not in fixed, f"{name} is no setting to vary here; use methods, losses, seeds and data_seeds")

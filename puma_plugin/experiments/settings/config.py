@@ -3,6 +3,7 @@
 Every class checks its own values when it is made, before any work is done.
 """
 
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -367,6 +368,7 @@ class TrainConfig:
             f"checkpoint_minutes is {self.checkpoint_minutes}; give 0 (every step) or more, or null (after epochs)",
         )
         require(bool(self.out), "out is empty; give a folder")
+        self.out = os.path.expanduser(self.out)  # which no shell does in --out=~/runs
         require(
             self.process_timeout > 0, f"process_timeout is {self.process_timeout}; give a positive number of seconds"
         )

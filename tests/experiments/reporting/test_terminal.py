@@ -5,7 +5,7 @@ from io import StringIO
 
 from rich.console import Console
 
-from puma_plugin.experiments.reporting.terminal import show_table
+from puma_plugin.experiments.reporting.terminal import say, show_table
 
 
 def interval(mean: float) -> dict[str, float]:
@@ -47,3 +47,11 @@ def test_what_was_recorded_is_marked() -> None:
     text = shown([row("puma", "PUMA"), row("full", "Full fine-tuning", recorded=True)])
     assert "Full fine-tuning *" in text
     assert "* from the recorded full comparison" in text
+
+
+def test_brackets_in_names_are_no_markup() -> None:
+    stream = StringIO()
+    console = Console(file=stream, width=20)
+    say(console, "results in runs/a[/b] of birds [old] and birds [new]")
+    assert stream.getvalue() == "results in runs/a[/b] of birds [old] and birds [new]\n"
+    assert "birds [old]" in shown([row("puma", "birds [old]")])

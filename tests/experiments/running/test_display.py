@@ -56,3 +56,13 @@ def test_a_line_now_and_then_where_there_is_no_terminal() -> None:
     assert lines[2].startswith("PUMA: step 1,502 of 4,000, R@1 63.4 % on held-out classes, ")
     assert lines[2].endswith(" left")
     assert lines[3:] == ["[1/1] PUMA"]
+
+
+def test_brackets_in_names_are_no_markup() -> None:
+    console = Console(width=80, force_terminal=True, file=io.StringIO())
+    with JobDisplay(console, {"a": "PUMA [/old]"}, "Training") as display:
+        display(Event("start", "a"))
+        display(Event("progress", "a", {"stage": "birds [new] (1 of 2)"}))
+        text = shown(display)
+    assert "PUMA [/old]" in text
+    assert "birds [new] (1 of 2)" in text

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from puma_plugin.experiments.settings.config import DataConfig, ModelConfig, TrainConfig
+from puma_plugin.experiments.settings.comparison_config import CompareConfig
+from puma_plugin.experiments.settings.config import DataConfig, EvaluateConfig, ModelConfig, TrainConfig
 from puma_plugin.experiments.settings.places import absolute_places
 
 
@@ -31,3 +32,11 @@ def test_what_is_no_path_or_below_the_home_stays(tmp_path: Path, monkeypatch: py
     assert kept["data"]["folders"] == {"birds": f"{tmp_path}/birds", "cars": "~/cars"}
     kept["data"]["folders"] = config.data.folders
     assert kept == asdict(config)
+
+
+def test_results_below_the_home() -> None:
+    """No shell puts the home folder into --out=~/runs, nor does anybody into a YAML file."""
+    data = DataConfig(kind="embedded")
+    training = TrainConfig(data, out="~/runs")
+    for config in (training, EvaluateConfig(data, out="~/runs"), CompareConfig(training, out="~/runs")):
+        assert config.out == str(Path.home() / "runs")

@@ -1,0 +1,15 @@
+"""Paths as people write them."""
+
+from pathlib import Path
+
+import pytest
+
+from puma_plugin.utils.paths import full_path
+
+
+def test_home_and_the_current_folder_are_put_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    monkeypatch.chdir(tmp_path)
+    assert full_path("~/birds") == "/home/ann/birds"
+    assert full_path("birds/../cars") == f"{tmp_path}/cars"
+    assert full_path(Path("/data/~")) == "/data/~"
