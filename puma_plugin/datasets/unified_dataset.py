@@ -66,7 +66,7 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
         _check_parts(parts, given)
         self.parts = list(parts.values())
         self.transform = transform
-        self._shape: tuple[int, ...] | None = None
+        self._form: tuple[tuple[int, ...], torch.dtype] | None = None
         self._all_names = list(parts)
         local, part_of, position, queries, gallery = [], [], [], [], []
         self._part_class_names: list[dict[int, str]] = []
@@ -131,15 +131,23 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
         except ValueError as error:
             raise ValueError(f"{self.describe(int(self.item_ids[index]))}: {error}") from error
         if self.transform is not None:
-            return self.transform(image), self.labels[index]
-        if self._shape is None:
-            self._shape = tuple(tensor.shape)
-        elif self._shape != tuple(tensor.shape):
+            return self.transform(image), self.labels[index].clone()
+        form = tuple(tensor.shape), tensor.dtype
+        if self._form is None:
+            self._form = form
+        elif self._form != form:
+            who, others = self.describe(int(self.item_ids[index])), self._form
+            if form[0] != others[0]:
+                raise ValueError(
+                    f"{who} has shape {form[0]}, others {others[0]}: images of different sizes cannot be batched; give "
+                    "UnifiedDataset a transform that resizes them"
+                )
             raise ValueError(
-                f"{self.describe(int(self.item_ids[index]))} has shape {tuple(tensor.shape)}, others {self._shape}: "
-                "images of different sizes cannot be batched; give UnifiedDataset a transform that resizes them"
+                f"{who} is of type {form[1]}, others of {others[1]}, whose values mean something else; give "
+                "UnifiedDataset a transform that converts them, such as torchvision's v2.ToDtype(torch.float32, "
+                "scale=True)"
             )
-        return tensor, self.labels[index]
+        return tensor, self.labels[index].clone()  # a view would hold, and could change, the labels of all
 
     @property
     def num_classes(self) -> int:
@@ -166,7 +174,7 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
     @property
     def targets(self) -> Tensor:
         """(N,) int64 classes alone, for samplers of pml and others that take one column."""
-        return self.labels[:, 0]
+        return self.labels[:, 0].clone()
 
     @property
     def num_distributions(self) -> int:
@@ -256,7 +264,7 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
     def with_transform(self, transform: Callable[[Any], Any] | None) -> "UnifiedDataset":
         """The same items with another transform."""
         other = copy.copy(self)
-        other.transform, other._shape = transform, None
+        other.transform, other._form = transform, None
         return other
 
     def __repr__(self) -> str:

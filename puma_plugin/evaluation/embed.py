@@ -78,15 +78,16 @@ def embed(
     amp_dtype: torch.dtype | None = None,
     collate_fn: Callable[[list[Any]], Any] | None = None,
     progress: bool = False,
+    every_rank: bool = True,
 ) -> Embedded:
     """Embed every item of ``dataset`` with ``model`` in evaluation mode and without gradients.
 
-    Under an initialised ``torch.distributed`` each rank embeds every world-size-th item, and every rank gets the whole
-    result in dataset order, each item once, whatever the remainder; buffers of the model that differ among ranks, as
-    the running statistics of batch norms do, become those of rank 0.
+    Under an initialised ``torch.distributed`` every rank has to call this: each embeds every world-size-th item, and
+    gets the whole result in dataset order, each item once, whatever the remainder; buffers of the model that differ
+    among ranks, as the running statistics of batch norms do, become those of rank 0.
 
     Args:
-        model: images (B, ...) -> (B, D). A module is put into eval mode and back.
+        model: images (B, ...) -> (B, D). A module is put into eval mode and back; anything else is called as it is.
         dataset: a ``UnifiedDataset``, or any dataset of (image, label) with ``labels`` (N, 2) and, if it has them,
             ``item_ids``, ``distribution_names``, ``class_names``, ``query_mask``, ``gallery_mask``, ``local_classes``,
             ``recall_ks``.
@@ -97,6 +98,7 @@ def embed(
             cast.
         collate_fn: of the data loader.
         progress: show a progress bar (on rank 0).
+        every_rank: False: a rank that calls this embeds everything by itself, as under ``if rank == 0:``.
 
     Raises:
         ValueError: the dataset has no (N, 2) labels or no items, its items are no pairs, or the model does not return
@@ -111,7 +113,8 @@ def embed(
     size = len(dataset)  # type: ignore[arg-type]
     if size == 0:
         raise ValueError("dataset is empty: there is nothing to embed")
-    mine = torch.arange(size)[rank() :: world_size()]
+    number, ranks = (rank(), world_size()) if every_rank else (0, 1)
+    mine = torch.arange(size)[number::ranks]
     loader = DataLoader(
         Subset(dataset, mine.tolist()),
         batch_size=batch_size,
@@ -121,13 +124,14 @@ def embed(
         # Its own: looking at a model must not change the random numbers of the training that goes on.
         generator=torch.Generator(),
     )
-    module = same_on_every_rank(model) if isinstance(model, torch.nn.Module) else None
-    model = model if module is None else module
+    module = model if isinstance(model, torch.nn.Module) else None
+    if module is not None:
+        module = model = same_on_every_rank(module) if every_rank else without_ddp(module)
     target = torch.device(device) if device is not None else _device_of(module)
     dtype = None if amp_dtype is not None else _floating_type_of(module)
     chunks = []
     with torch.no_grad(), evaluation_mode(module), _autocast(target, amp_dtype):
-        for batch in tqdm(loader, desc="embed", disable=not progress or rank() != 0, leave=False):
+        for batch in tqdm(loader, desc="embed", disable=not progress or number != 0, leave=False):
             images = _images_of(batch)
             output = model(_moved(images, target, dtype))
             _require_embeddings(output, images)
@@ -138,7 +142,7 @@ def embed(
     ids = getattr(dataset, "item_ids", None)
     labels = torch.as_tensor(labels, dtype=torch.int64).cpu()
     return Embedded(
-        embeddings=gather_rows(part, mine, size),
+        embeddings=gather_rows(part, mine, size) if every_rank else part,
         labels=labels,
         item_ids=torch.arange(size) if ids is None else torch.as_tensor(ids, dtype=torch.int64).cpu(),
         distribution_names=list(names)
@@ -152,12 +156,14 @@ def embed(
     )
 
 
-def same_on_every_rank(module: torch.nn.Module) -> torch.nn.Module:
-    """The module without DistributedDataParallel; under several ranks its buffers become those of rank 0.
+def without_ddp(module: torch.nn.Module) -> torch.nn.Module:
+    """The module in DistributedDataParallel, which would exchange buffers in every pass: ranks may make fewer."""
+    return module.module if isinstance(module, DistributedDataParallel) else module
 
-    DistributedDataParallel would exchange buffers in every pass, but the number of batches may differ by rank.
-    """
-    module = module.module if isinstance(module, DistributedDataParallel) else module
+
+def same_on_every_rank(module: torch.nn.Module) -> torch.nn.Module:
+    """:func:`without_ddp`, and under several ranks, which all have to call this, with the buffers of rank 0."""
+    module = without_ddp(module)
     if world_size() > 1:
         parameters = dict(module.named_parameters(remove_duplicate=False))
         own = {name: tensor for name, tensor in module.state_dict().items() if name not in parameters}

@@ -45,7 +45,7 @@ class CurricularFaceLoss(WeightRegularizerMixin, BaseMetricLossFunction):
         ema: "per_class": one t per class, a sample uses that of its class (PUMA). "global": one t (as published).
         momentum: of the moving average, in [0, 1).
         **kwargs: pml's: ``weight_init_func``, ``weight_regularizer``, ``weight_reg_weight``, ``embedding_regularizer``,
-            ``embedding_reg_weight``, ``reducer``, ``distance`` (CosineSimilarity only), ``collect_stats``.
+            ``embedding_reg_weight``, ``reducer``, ``distance`` (CosineSimilarity() only), ``collect_stats``.
 
     Attributes:
         W: (D, num_classes) proxies, Kaiming (fan-out) normal.
@@ -84,8 +84,7 @@ class CurricularFaceLoss(WeightRegularizerMixin, BaseMetricLossFunction):
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
         super().__init__(**kwargs)
-        if not isinstance(self.distance, CosineSimilarity):
-            raise ValueError(f"CurricularFaceLoss needs distance=CosineSimilarity(), got {self.distance!r}")
+        _require_plain_cosine(self.distance)
         self.num_classes = num_classes
         self.embedding_size = embedding_size
         self.margin = margin
@@ -233,3 +232,14 @@ class CurricularFaceLoss(WeightRegularizerMixin, BaseMetricLossFunction):
 
 def _no_autocast(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast(tensor.device.type, enabled=False)
+
+
+def _require_plain_cosine(distance: Any) -> None:
+    """ValueError for another distance than CosineSimilarity(): the loss computes that one by itself."""
+    if type(distance) is not CosineSimilarity:
+        raise ValueError(f"CurricularFaceLoss needs distance=CosineSimilarity(), got {distance!r}")
+    for name, usual in (("p", 2), ("power", 1)):
+        if getattr(distance, name) != usual:
+            raise ValueError(
+                f"CurricularFaceLoss needs distance=CosineSimilarity(), got one with {name}={getattr(distance, name)}"
+            )

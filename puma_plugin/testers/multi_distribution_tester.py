@@ -10,13 +10,13 @@ import torch
 from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
 from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from puma_plugin.datasets import UnifiedDataset
 from puma_plugin.datasets.unified_dataset import ID_SHIFT, MEANS
 from puma_plugin.evaluation import RetrievalResult, evaluate_retrieval, gather_rows
 from puma_plugin.evaluation.arguments import check_ks
-from puma_plugin.evaluation.embed import same_on_every_rank
+from puma_plugin.evaluation.embed import same_on_every_rank, without_ddp
 from puma_plugin.evaluation.retrieval import PROTOCOLS, Protocol
 from puma_plugin.evaluation.search import load_faiss
 from puma_plugin.utils.distributed import rank, world_size
@@ -49,12 +49,14 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
     ``splits_to_eval=[("query", ["gallery"])]`` the query split is searched in the reference splits; classes and
     distributions are the same where their names are, and the gallery may hold further classes. Items of one
     UnifiedDataset's subsets are recognised by their ids, items of different datasets count as different. Under an
-    initialised torch.distributed each process embeds its share and all get the whole result.
+    initialised torch.distributed every rank has to call :meth:`test`: each embeds its share, all get the whole result.
 
     Args:
         ks: the k of the recalls.
         protocol: "honest" or "paper-code", see :func:`puma_plugin.evaluation.evaluate_retrieval`.
-        **kwargs: those of pml's BaseTester except ``accuracy_calculator`` and ``label_hierarchy_level``.
+        every_rank: False: a rank that calls :meth:`test` embeds everything by itself, as under ``if rank == 0:``.
+        **kwargs: those of pml's BaseTester except ``accuracy_calculator``, ``label_hierarchy_level`` and
+            ``normalize_embeddings``: items are compared by the cosine of their embeddings.
 
     Attributes:
         result: the RetrievalResult of the last split evaluated.
@@ -62,16 +64,27 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
 
     Raises:
         ImportError: faiss is not installed.
-        ValueError: an argument that has no meaning here, another protocol, ks without 1, labels without a distribution
-            column, or a split named like a distribution.
+        ValueError: an argument that has no meaning here, another protocol, or ks without 1.
     """
 
-    def __init__(self, ks: tuple[int, ...] = (1, 2, 4, 8), protocol: Protocol = "honest", **kwargs: Any) -> None:
-        for name, neutral in (("accuracy_calculator", None), ("label_hierarchy_level", 0)):
+    def __init__(
+        self,
+        ks: tuple[int, ...] = (1, 2, 4, 8),
+        protocol: Protocol = "honest",
+        *,
+        every_rank: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        for name, neutral in (
+            ("accuracy_calculator", None),
+            ("label_hierarchy_level", 0),
+            ("normalize_embeddings", True),
+        ):
             if kwargs.get(name, neutral) != neutral:
                 raise ValueError(
                     f"{name} cannot be chosen: MultiDistributionTester computes its own metrics from labels (class, "
-                    "distribution). For others use pml's GlobalEmbeddingSpaceTester, which takes the same datasets"
+                    "distribution) and the cosines of embeddings. For others use pml's GlobalEmbeddingSpaceTester, "
+                    "which takes the same datasets"
                 )
         load_faiss()  # now, and not after everything has been embedded
         if protocol not in PROTOCOLS:
@@ -80,6 +93,7 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
         if 1 not in self.ks:
             raise ValueError(f"ks must contain 1, got {ks}")
         self.protocol = protocol
+        self.every_rank = every_rank
         self.results: dict[str, RetrievalResult] = {}
         super().__init__(**kwargs)
 
@@ -106,7 +120,8 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
 
         Raises:
             TypeError: ``dataset_dict`` is no mapping.
-            ValueError: a split that is not there, or datasets without (class, distribution) labels.
+            ValueError: a split that is not there, datasets without (class, distribution) labels or joined by torch's
+                ConcatDataset, splits that cannot be searched together, or two entries of one name.
         """
         if not isinstance(dataset_dict, Mapping):
             raise TypeError(
@@ -117,13 +132,13 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
         if unknown := sorted(named - set(dataset_dict)):
             raise ValueError(f"splits_to_eval names {unknown}, dataset_dict has {list(dataset_dict)}")
         dataset_dict = {split: _as_unified(dataset) for split, dataset in dataset_dict.items()}
-        for dataset in dataset_dict.values():
-            _entry_names(getattr(dataset, "distribution_names", ()))  # before they are embedded
         for query, references in splits_to_eval or ():
             _check_together(dataset_dict, query, references)
+        queries = list(dataset_dict) if splits_to_eval is None else [query for query, _ in splits_to_eval]
         self._datasets = dataset_dict
         self._epoch = epoch
-        self._several = len(dataset_dict if splits_to_eval is None else splits_to_eval) > 1
+        self._names = {query: getattr(dataset_dict[query], "distribution_names", None) or () for query in queries}
+        _entries(dataset_dict, self._names)  # refused before anything is embedded
         self.results = {}
         # The loaders draw from torch's generator; looking at a model must not change the training that goes on.
         with torch.random.fork_rng(devices=[]):
@@ -168,10 +183,10 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
         self.results[query_split_name] = result
         _warn_of_undefined(result, query_split_name)
         accuracies.update(self._named(result.unified), **self._named({"leak": result.leak}))
-        for name, metrics in self._entries(result).items():
-            entry = f"{query_split_name}_{name}" if self._several else name
-            if entry in self._datasets:
-                raise ValueError(f"a split must not be named {entry!r} like an entry of the results: rename the split")
+        means = {**result.unified, "leak": result.leak}, result.harmonic_mean, result.arithmetic_mean, result.worst
+        entries = _entries(self._datasets, {**self._names, query_split_name: result.per_distribution})
+        for name, metrics in (*result.per_distribution.items(), *zip(MEANS, means, strict=True)):
+            entry = entries[query_split_name, name]
             self.all_accuracies[entry] = {"epoch": self._epoch, **self._named(metrics)}
             self.reference_split_names[entry] = [entry]
 
@@ -185,7 +200,9 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
         return_as_numpy: bool = False,
     ) -> Any:
         """As pml's; with several processes each embeds a share, and all get the whole in dataset order."""
-        if world_size() == 1:
+        if world_size() == 1 or not self.every_rank:
+            embedder_model = None if embedder_model is None else without_ddp(embedder_model)
+            trunk_model = without_ddp(trunk_model)
             return super().get_all_embeddings(dataset, trunk_model, embedder_model, collate_fn, eval, return_as_numpy)
         embedder = same_on_every_rank(torch.nn.Identity() if embedder_model is None else embedder_model)
         trunk_model = same_on_every_rank(trunk_model)
@@ -207,17 +224,6 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
 
     def _named(self, metrics: dict[str, float]) -> dict[str, float]:
         return {self.accuracies_keyname(PML_NAMES.get(name, name)): value for name, value in metrics.items()}
-
-    def _entries(self, result: RetrievalResult) -> dict[str, dict[str, float]]:
-        means = (
-            {**result.unified, "leak": result.leak},
-            result.harmonic_mean,
-            result.arithmetic_mean,
-            result.worst,
-        )
-        names = _entry_names(result.per_distribution)
-        per_distribution = {names[name]: metrics for name, metrics in result.per_distribution.items()}
-        return {**per_distribution, **dict(zip(MEANS, means, strict=True))}
 
     def _item_ids(self, splits: list[str]) -> Tensor:
         """Ids that are equal exactly for the same item of the same dataset, over all splits."""
@@ -320,28 +326,53 @@ def _check_together(datasets: Mapping[str, Any], query: str, references: Sequenc
                 f"split {split!r} holds the distributions {surplus}, of which {query!r} has no query: leave them out "
                 "(UnifiedDataset.select)"
             )
+    found = {name for split in references for name in getattr(datasets[split], "distribution_names", None) or asked}
+    if missing := sorted(set(asked) - found):
+        raise ValueError(
+            f"split {query!r} asks for the distributions {missing}, of which {list(references)} hold nothing: add "
+            "their gallery, or leave them out (UnifiedDataset.select)"
+        )
 
 
-def _entry_names(names: Iterable[str]) -> dict[str, str]:
-    """Names of distributions as pml's hooks can keep them: they become names of tables in a data base.
+def _entries(splits: Iterable[str], names: Mapping[str, Iterable[str]]) -> dict[tuple[str, str], str]:
+    """(query split, distribution or mean) -> entry, as pml's hooks can keep them: as tables of a data base.
+
+    Args:
+        splits: all of them, which are entries as well.
+        names: query split -> its distributions.
 
     Raises:
-        ValueError: two become one, or one has the name of a mean.
+        ValueError: two entries are the same for pml, which keeps them in capitals.
     """
-    entries: dict[str, str] = {}
-    for name in names:
-        entry = re.sub(r"\W", "_", name)
-        if entry in MEANS or entry in entries.values():
-            other = next((known for known, taken in entries.items() if taken == entry), f"the mean {entry}")
+    taken: dict[str, str] = {}
+
+    def take(entry: str, what: str) -> str:
+        other = taken.setdefault(entry.upper(), what)
+        if other != what:
             raise ValueError(
-                f"distribution {name!r} is entered as {entry!r} in all_accuracies, as is {other!r}: rename it"
+                f"{what} is entered as {entry!r} in all_accuracies, where pml would take it for {other}: rename it"
             )
-        entries[name] = entry
+        return entry
+
+    for split in splits:
+        take(split, f"split {split!r}")
+    entries = {}
+    for split, own in names.items():
+        prefix, of_split = (f"{split}_", f" of split {split!r}") if len(names) > 1 else ("", "")
+        for name in MEANS:
+            entries[split, name] = take(prefix + name, f"the mean {name!r}{of_split}")
+        for name in own:
+            entries[split, name] = take(prefix + re.sub(r"\W", "_", name), f"distribution {name!r}{of_split}")
     return entries
 
 
 def _as_unified(dataset: Dataset[Any]) -> Dataset[Any]:
     """A torch ``Subset`` of a ``UnifiedDataset`` as the subset that keeps names, item ids and masks."""
+    if isinstance(dataset, ConcatDataset):
+        raise ValueError(
+            "a ConcatDataset does not say which class and distribution its labels mean in which part: join the parts "
+            "by UnifiedDataset({name: part, ...}), or take UnifiedDataset.subset(indices) of one that holds them all"
+        )
     if not isinstance(dataset, Subset):
         return dataset
     inner = _as_unified(dataset.dataset)

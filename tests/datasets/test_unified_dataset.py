@@ -337,3 +337,24 @@ def test_arrays_that_are_no_images_are_named(transform: Any) -> None:
     for index, what in enumerate((r"float64 \(3, 4, 3\)", r"uint8 \(3, 4, 7\)")):
         with pytest.raises(ValueError, match=rf"a\[{index}\]: arrays must be uint8 of shape .* got {what}: convert"):
             dataset[index]
+
+
+def test_an_items_label_is_its_own() -> None:
+    """Changing it, as wrappers that move classes do, leaves the dataset alone, and a worker sends no other's."""
+    dataset = UnifiedDataset({"a": TensorDataset(torch.zeros(6, 3, 4, 4), torch.arange(6))})
+    before = dataset.labels.clone()
+    for label in (dataset[3][1], dataset.with_transform(lambda image: image)[3][1]):
+        label += 100
+        assert label.untyped_storage().nbytes() == 16
+    dataset.targets.add_(100)
+    assert torch.equal(dataset.labels, before)
+
+
+def test_values_of_bytes_and_of_floats_are_not_mixed() -> None:
+    grey = torch.full((2, 3, 4, 4), 200, dtype=torch.uint8)
+    parts = {"bytes": TensorDataset(grey, torch.arange(2)), "floats": TensorDataset(grey / 255, torch.arange(2))}
+    dataset = UnifiedDataset(parts)
+    dataset[0], dataset[1]
+    with pytest.raises(ValueError, match=r"floats\[0\] is of type torch.float32, others of torch.uint8, whose values"):
+        dataset[2]
+    UnifiedDataset(parts, transform=lambda image: image.float())[2]

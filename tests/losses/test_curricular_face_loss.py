@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from pytorch_metric_learning import losses, miners, reducers, regularizers
-from pytorch_metric_learning.distances import LpDistance
+from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
 
 from puma_plugin.losses import CurricularFaceLoss
 
@@ -288,6 +288,13 @@ def test_compiles_without_graph_break() -> None:
         torch.testing.assert_close(loss.t, reference.t)
 
 
+class HalfCosine(CosineSimilarity):
+    """Another distance, which the loss would not compute."""
+
+    def compute_mat(self, query_emb: torch.Tensor, ref_emb: torch.Tensor) -> torch.Tensor:
+        return 0.5 * super().compute_mat(query_emb, ref_emb)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -297,6 +304,9 @@ def test_compiles_without_graph_break() -> None:
         ({"ema": "none"}, "ema"),
         ({"momentum": 1.0}, "momentum"),
         ({"distance": LpDistance()}, "CosineSimilarity"),
+        ({"distance": HalfCosine()}, "CosineSimilarity"),
+        ({"distance": CosineSimilarity(power=2)}, "got one with power=2"),
+        ({"distance": CosineSimilarity(p=1)}, "got one with p=1"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:

@@ -368,6 +368,15 @@ def test_what_cannot_be_saved(tmp_path: Path, backbone: Callable[[], nn.Module],
     assert not list(tmp_path.iterdir())
 
 
+def test_a_head_that_no_other_could_take_is_not_saved(tmp_path: Path, trained: nn.Module) -> None:
+    head = EmbeddingHead(trained.num_features, 4)
+    parametrize.register_parametrization(head.linear, "weight", nn.Identity())
+    with pytest.raises(ValueError, match=r"the head has other parameters .* \(linear\.parametrizations\..*; 2 such\)"):
+        save_adapter(UnifiedEmbedder(trained, head), tmp_path / "a.safetensors")
+    parametrize.remove_parametrizations(head.linear, "weight")
+    save_adapter(UnifiedEmbedder(trained, head), tmp_path / "a.safetensors")
+
+
 def test_adapters_that_are_not_as_adapt_made_them_are_not_saved(tmp_path: Path, trained: nn.Module) -> None:
     """The file would load as another model, or not at all."""
     path, model = tmp_path / "a.safetensors", trained

@@ -198,14 +198,18 @@ def evaluate(world: int) -> dict[str, Any]:
     dataset, bare = build()
     model = parallel(bare, world)
     found = embed(model, dataset, batch_size=4)
-    tester = MultiDistributionTester(dataloader_num_workers=0, batch_size=4, normalize_embeddings=False)
+    tester = MultiDistributionTester(dataloader_num_workers=0, batch_size=4)
     normed = {
         "embed": embed(own_statistics(), dataset, batch_size=4).embeddings,
         "tester": tester.get_all_embeddings(dataset, own_statistics())[0],
     }
-    tester = MultiDistributionTester(dataloader_num_workers=0, batch_size=4)
     tester.test({"val": dataset}, 1, model)
     results = {"result": found.evaluate().to_dict(), "tester": tester.result.to_dict()}
+    if not distributed.is_initialized() or distributed.get_rank() == 0:
+        alone = MultiDistributionTester(dataloader_num_workers=0, batch_size=4, every_rank=False)
+        alone.test({"val": dataset}, 1, model)
+        results["alone"] = alone.result.to_dict()
+        results["embedded alone"] = embed(model, dataset, batch_size=4, every_rank=False).evaluate().to_dict()
     return {"embeddings": found.embeddings, "normed": normed, **results}
 
 

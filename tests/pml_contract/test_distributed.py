@@ -136,6 +136,8 @@ def test_evaluation_gathers_every_item_once(worker: ModuleType, run: tuple[int, 
             close(found["evaluate"]["normed"][way], expected["normed"][way])
         assert found["evaluate"]["result"] == expected["result"]
         assert found["evaluate"]["tester"] == expected["tester"]
+    # Under `if rank == 0:`, as many scripts have it.
+    assert run[2][0]["evaluate"]["alone"] == run[2][0]["evaluate"]["embedded alone"] == expected["tester"]
 
 
 def test_trainer_equals_one_process_and_resumes_with_another_number(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from puma_plugin.datasets import UnifiedDataset
 from puma_plugin.evaluation import embed, evaluate_retrieval
@@ -86,8 +86,30 @@ def test_names_become_those_of_tables() -> None:
     assert {"my_birds_2", "vögel"} <= found.keys()
     assert list(tester.result.per_distribution) == ["my birds-2", "vögel"]
     both = UnifiedDataset({name: TensorDataset(torch.eye(4), torch.arange(4) // 2) for name in ("a b", "a-b")})
-    with pytest.raises(ValueError, match="'a-b' is entered as 'a_b' in all_accuracies, as is 'a b': rename it"):
+    with pytest.raises(ValueError, match=r"'a-b' is entered as 'a_b' in all_accuracies, where pml would .* 'a b'"):
         tester.test({"val": both}, 1, torch.nn.Identity())
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ({"val": ["cub", "CUB"]}, "distribution 'CUB' is entered as 'CUB' .* for distribution 'cub': rename it"),
+        ({"val": ["Harmonic"]}, "distribution 'Harmonic' .* for the mean 'harmonic'"),
+        ({"TEXTURE": ["texture"]}, "distribution 'texture' .* for split 'TEXTURE'"),
+        ({"VAL": ["a"], "val": ["b"]}, "split 'val' .* for split 'VAL'"),
+        (
+            {"val": ["new_cub"], "val_new": ["cub"]},
+            "distribution 'cub' of split 'val_new' is entered as 'val_new_cub' .* 'new_cub' of split 'val'",
+        ),
+    ],
+)
+def test_entries_that_pml_would_mix_up_are_refused(splits: dict[str, list[str]], message: str) -> None:
+    """Its records are tables, named in capitals."""
+    datasets = {
+        split: UnifiedDataset({name: vectors(8, 2, seed=0) for name in names}) for split, names in splits.items()
+    }
+    with pytest.raises(ValueError, match=message):
+        make().test(datasets, 1, Unused())
 
 
 def test_several_splits_are_kept_apart(dataset: UnifiedDataset) -> None:
@@ -216,8 +238,10 @@ def test_errors_at_the_door(dataset: UnifiedDataset) -> None:
         make(ks=(2, 4))
     with pytest.raises(ValueError, match="protocol must be one of"):
         make(protocol="other")
-    with pytest.raises(ValueError, match="must not be named 'birds'"):
-        make().test({"birds": dataset}, 1, torch.nn.Identity())
+    with pytest.raises(ValueError, match="normalize_embeddings cannot be chosen"):
+        make(normalize_embeddings=False)
+    with pytest.raises(ValueError, match="a ConcatDataset does not say which class"):
+        make().test({"val": ConcatDataset([dataset, dataset])}, 1, Unused())
     with pytest.raises(TypeError, match=r"dataset_dict must be a mapping .* got UnifiedDataset: pass"):
         make().test(dataset, 1, torch.nn.Identity())
     with pytest.raises(ValueError, match=r"splits_to_eval names \['train'\], dataset_dict has \['val'\]"):
@@ -269,6 +293,10 @@ def test_a_gallery_with_a_further_distribution_is_refused_before_anything_is_emb
         ValueError, match=r"'gallery' holds the distributions \['cars', 'dogs'\], of which 'query' has no"
     ):
         make().test(splits, 1, Unused(), splits_to_eval=[("query", ["gallery"])])
+    with pytest.raises(
+        ValueError, match=r"'gallery' asks for the distributions \['cars', 'dogs'\], of which \['query'\] hold nothing"
+    ):
+        make().test(splits, 1, Unused(), splits_to_eval=[("gallery", ["query"])])
 
 
 @pytest.mark.parametrize("subset", [False, True])
