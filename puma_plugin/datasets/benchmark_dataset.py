@@ -14,7 +14,7 @@ from PIL import Image
 from puma_plugin.datasets.catalogue import Facts
 from puma_plugin.datasets.distribution_dataset import BadImages, DistributionDataset, Split, check_split
 from puma_plugin.datasets.errors import DatasetError, DatasetNotFoundError
-from puma_plugin.datasets.image_files import lost_link
+from puma_plugin.datasets.image_scan import lost_link
 from puma_plugin.datasets.listing import Listing
 from puma_plugin.datasets.whereabouts import whereabouts
 

@@ -16,7 +16,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from puma_plugin.datasets.errors import DatasetError
-from puma_plugin.datasets.image_files import find_defects, find_missing, read_image
+from puma_plugin.datasets.image_reading import find_defects, read_image
+from puma_plugin.datasets.image_scan import find_missing
 from puma_plugin.datasets.listing import Listing
 from puma_plugin.datasets.string_table import StringTable
 

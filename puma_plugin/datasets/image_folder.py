@@ -18,7 +18,7 @@ from puma_plugin.datasets.distribution_dataset import (
     check_split,
 )
 from puma_plugin.datasets.errors import DatasetError
-from puma_plugin.datasets.image_files import EXTENSIONS, lost_link, scan_images, subfolders
+from puma_plugin.datasets.image_scan import EXTENSIONS, lost_link, scan_images, subfolders
 from puma_plugin.datasets.listing import Listing, SplitListing, join, merge_query_gallery
 from puma_plugin.datasets.string_table import StringTable
 

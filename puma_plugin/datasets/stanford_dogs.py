@@ -15,7 +15,7 @@ from puma_plugin.datasets.benchmark_dataset import (
     reading,
 )
 from puma_plugin.datasets.catalogue import CATALOGUE
-from puma_plugin.datasets.image_files import scan_images, subfolders
+from puma_plugin.datasets.image_scan import scan_images, subfolders
 from puma_plugin.datasets.listing import Listing
 
 _FOLDERS = ("dogs", "Dogs", "stanford_dogs", "Stanford_Dogs", "StanfordDogs", "stanford-dogs", "stanford-dogs-dataset")

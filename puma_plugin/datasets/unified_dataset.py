@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from puma_plugin.datasets.class_split import HELD_OUT, divide_classes, generator_of
-from puma_plugin.datasets.image_files import as_rgb
+from puma_plugin.datasets.image_reading import as_rgb
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]

@@ -12,16 +12,16 @@ from puma_plugin.datasets.benchmark_dataset import BenchmarkDataset, Location
 from puma_plugin.datasets.class_split import shared_classes
 from puma_plugin.datasets.distribution_dataset import SmallClasses, Split
 from puma_plugin.datasets.errors import DatasetError, DatasetNotFoundError
-from puma_plugin.datasets.image_files import (
+from puma_plugin.datasets.image_folder import list_folder_split, require_distributions
+from puma_plugin.datasets.image_reading import find_defects
+from puma_plugin.datasets.image_scan import (
     files_directly_in,
-    find_defects,
     find_missing,
     is_image_name,
     left_aside,
     scan_images,
     subfolders,
 )
-from puma_plugin.datasets.image_folder import list_folder_split, require_distributions
 from puma_plugin.datasets.listing import Listing, SplitListing
 from puma_plugin.datasets.manifest import list_manifest_split, read_manifest
 from puma_plugin.datasets.verify_report import BadFile, DatasetReport, SplitCount, VerifyReport
