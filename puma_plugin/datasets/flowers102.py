@@ -4,16 +4,8 @@ import os
 
 import numpy as np
 
-from puma_plugin.datasets.benchmark_dataset import (
-    BenchmarkDataset,
-    Layout,
-    Location,
-    Split,
-    check_range,
-    first_classes,
-    read_mat,
-    reading,
-)
+from puma_plugin.datasets.annotation_files import check_range, read_mat, reading
+from puma_plugin.datasets.benchmark_dataset import BenchmarkDataset, Layout, Location, Split, first_classes
 from puma_plugin.datasets.catalogue import CATALOGUE
 from puma_plugin.datasets.listing import Listing
 

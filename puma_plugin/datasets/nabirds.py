@@ -2,16 +2,8 @@
 
 import os
 
-from puma_plugin.datasets.benchmark_dataset import (
-    BenchmarkDataset,
-    Layout,
-    Location,
-    Split,
-    first_classes,
-    read_columns,
-    read_numbered,
-    reading,
-)
+from puma_plugin.datasets.annotation_files import read_columns, read_numbered, reading
+from puma_plugin.datasets.benchmark_dataset import BenchmarkDataset, Layout, Location, Split, first_classes
 from puma_plugin.datasets.catalogue import CATALOGUE
 from puma_plugin.datasets.listing import Listing
 
