@@ -234,12 +234,13 @@ def _told_by_images(folder: str, layout: Layout) -> bool:
     return len(layout.images) > 1 and not layout.lacks_images(folder)
 
 
-def first_classes(listing: Listing, classes: np.ndarray, first: int, split: Split) -> Listing:
+def first_classes(listing: Listing, classes: np.ndarray, facts: Facts, split: Split) -> Listing:
     """The images of the first classes for "train", of the others for any other split.
 
     Args:
         classes: (N,) class of each image of ``listing``, counted from 0 in the published order.
-        first: number of training classes.
+        facts: the dataset's; they tell how many classes are for training.
     """
+    first = facts.splits["train"].classes
     chosen = classes < first if split == "train" else classes >= first
     return listing.take(np.flatnonzero(chosen))

@@ -31,6 +31,6 @@ class CUB(BenchmarkDataset):
         """See :class:`BenchmarkDataset`."""
         keys, numbers = read_numbered("CUB", location.folder)
         classes = numbers - 1
-        check_range("CUB", os.path.join(location.folder, "image_class_labels.txt"), classes, 200)
+        check_range("CUB", os.path.join(location.folder, "image_class_labels.txt"), classes, cls.facts.classes)
         names = {number: key.split("/")[1] for number, key in zip(classes.tolist(), keys, strict=True)}
-        return first_classes(Listing.build(location.folder, keys, classes, names), classes, 100, split)
+        return first_classes(Listing.build(location.folder, keys, classes, names), classes, cls.facts, split)

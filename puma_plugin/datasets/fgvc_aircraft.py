@@ -42,4 +42,4 @@ class FGVCAircraft(BenchmarkDataset):
         variants = sorted(set(found))
         order = {name: number for number, name in enumerate(variants)}
         classes = np.array([order[name] for name in found], np.int64)
-        return first_classes(Listing.build(folder, keys, classes, variants), classes, 50, split)
+        return first_classes(Listing.build(folder, keys, classes, variants), classes, cls.facts, split)

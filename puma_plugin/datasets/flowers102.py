@@ -38,8 +38,8 @@ class Flowers102(BenchmarkDataset):
         content = read_mat("Flowers102", path, "labels")
         with reading("Flowers102", path):
             classes = np.atleast_1d(content["labels"]).astype(np.int64) - 1
-        check_range("Flowers102", path, classes, 102)
+        check_range("Flowers102", path, classes, cls.facts.classes)
         # Label i belongs to image i, counted from 1.
         keys = [f"jpg/image_{number:05d}.jpg" for number in range(1, len(classes) + 1)]
         listing = Listing.build(location.folder, keys, classes, TorchvisionFlowers102.classes)
-        return first_classes(listing, classes, 51, split)
+        return first_classes(listing, classes, cls.facts, split)

@@ -39,7 +39,7 @@ class StanfordDogs(BenchmarkDataset):
                 files = [str(name) for name in np.atleast_1d(content["file_list"])]
                 classes = np.atleast_1d(content["labels"]).astype(np.int64) - 1
                 names = {number: name.split("/")[0] for number, name in zip(classes.tolist(), files, strict=True)}
-            check_range("StanfordDogs", path, classes, 120)
+            check_range("StanfordDogs", path, classes, cls.facts.classes)
         else:
             breeds = subfolders(os.path.join(folder, images))
             files, numbers = [], []
@@ -49,4 +49,4 @@ class StanfordDogs(BenchmarkDataset):
                 numbers += [number] * len(found)
             classes, names = np.array(numbers, np.int64), dict(enumerate(breeds))
         listing = Listing.build(os.path.join(folder, images), files, classes, names)
-        return first_classes(listing, classes, 60, split)
+        return first_classes(listing, classes, cls.facts, split)
