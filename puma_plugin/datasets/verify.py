@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from puma_plugin.datasets.benchmark import BENCHMARK, benchmark_names
 from puma_plugin.datasets.benchmark_dataset import BenchmarkDataset, Location
@@ -25,6 +24,7 @@ from puma_plugin.datasets.image_scan import (
 from puma_plugin.datasets.listing import Listing, SplitListing
 from puma_plugin.datasets.manifest import list_manifest_split, read_manifest
 from puma_plugin.datasets.verify_report import BadFile, DatasetReport, SplitCount, VerifyReport
+from puma_plugin.utils.arrays import IntArray
 
 Progress = Callable[[str, int, int], None]
 _OWN_LAYOUTS = (
@@ -176,7 +176,7 @@ def _require_two_classes(split: str, listing: Listing, report: DatasetReport) ->
         report.problems.append(f"{split}: {only}; add classes, two are needed")
 
 
-def _small(listing: Listing, short: NDArray[np.int64], min_images: int) -> str:
+def _small(listing: Listing, short: IntArray, min_images: int) -> str:
     have = "classes have" if len(short) > 1 else "class has"
     return f"{len(short):,} {have} fewer than {min_images} images, the first is {listing.class_names[short[0]]!r}"
 
@@ -246,7 +246,7 @@ def _other_images(found: str, published: int, where: str = "") -> str:
     return f"{found} images are listed{where}, {published:,} are published; {_NOT_COMPARABLE}"
 
 
-def _lone(split: str, listing: Listing, lone: NDArray[np.int64]) -> str:
+def _lone(split: str, listing: Listing, lone: IntArray) -> str:
     first = listing.class_names[lone[0]]
     many = f"{len(lone):,} classes have one image, the first is {first!r}"
     return f"{split}: {many if len(lone) > 1 else f'class {first!r} has one image'}"
