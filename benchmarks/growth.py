@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from benchmarks.agreement import DisagreementError
 from benchmarks.process import reset_peak, resident, run_apart
 from benchmarks.settings import Settings
-from benchmarks.subjects.evaluation import EvaluationCase, EvaluationWorkload
+from benchmarks.subjects.evaluation import PAPER, EvaluationCase, EvaluationWorkload
 from puma_plugin.experiments.reporting.machine import memory_gib
 
 SIZES = {"smoke": (500,), "quick": (10_000, 20_000), "full": (10_000, 20_000, 40_000, 80_000, 138_000)}
@@ -55,7 +55,8 @@ def growth_plans(settings: Settings) -> list[tuple[EvaluationCase, str]]:
 
 def pml_bytes(items: int) -> int:
     """About what pml's calculator takes for so many items with the paper's classes."""
-    return round(PML_BYTES * items * 15_937 * min(items / 147_026, 1.0))
+    classes, images = (sum(sizes) for sizes in zip(*PAPER, strict=True))
+    return round(PML_BYTES * items * classes * min(items / images, 1.0))
 
 
 def measure_in_turns(

@@ -12,16 +12,16 @@ from benchmarks.agreement import DisagreementError
 from benchmarks.settings import Settings
 from benchmarks.subjects.workload import Plan, Subject, Workload
 from benchmarks.timing import Call
-from puma_plugin.datasets.catalogue import CATALOGUE
+from puma_plugin.datasets.benchmark import BENCHMARK
 from puma_plugin.evaluation import evaluate_retrieval
 from puma_plugin.testers.multi_distribution_tester import PML_NAMES
 
 DISTRIBUTIONS = 8
 # Test classes and images of the paper's eight datasets. Every image is query and gallery item here, which is a little
 # more work than the real In-shop.
-PAPER = tuple(facts.test_size for facts in CATALOGUE.values())
+PAPER = tuple(dataset.facts.test_size for dataset in BENCHMARK.values())
 # SOP and In-shop are asked for deeper recalls in their own galleries.
-PAPER_KS = {"2": (1, 10, 100, 1000), "3": (1, 10, 20, 30)}
+PAPER_KS = {str(index): dataset.recall_ks for index, dataset in enumerate(BENCHMARK.values()) if dataset.recall_ks}
 
 
 @dataclass(frozen=True)

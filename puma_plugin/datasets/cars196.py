@@ -4,16 +4,8 @@ import os
 
 import numpy as np
 
-from puma_plugin.datasets.benchmark_dataset import (
-    BenchmarkDataset,
-    Layout,
-    Location,
-    Split,
-    check_range,
-    first_classes,
-    read_mat,
-    reading,
-)
+from puma_plugin.datasets.annotation_files import check_range, read_mat, reading
+from puma_plugin.datasets.benchmark_dataset import BenchmarkDataset, Layout, Location, Split, first_classes
 from puma_plugin.datasets.catalogue import CATALOGUE
 from puma_plugin.datasets.listing import Listing
 
@@ -68,8 +60,8 @@ class Cars196(BenchmarkDataset):
         """See :class:`BenchmarkDataset`."""
         readers = {"original": _read_original, "train and test": _read_parts, "class folders": _read_class_folders}
         annotations, keys, classes, names = readers[location.layout.name](location)
-        check_range("Cars196", annotations, classes, 196)
-        return first_classes(Listing.build(location.folder, keys, classes, names), classes, 98, split)
+        check_range("Cars196", annotations, classes, cls.facts.classes)
+        return first_classes(Listing.build(location.folder, keys, classes, names), classes, cls.facts, split)
 
 
 _Parsed = tuple[str, list[str], np.ndarray, list[str]]

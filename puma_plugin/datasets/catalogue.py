@@ -42,10 +42,15 @@ class Facts:
     unpack: tuple[str, ...] = field(default=())
 
     @property
+    def classes(self) -> int:
+        """Training and test classes together."""
+        return self.splits["train"].classes + self._test_classes
+
+    @property
     def train_size(self) -> tuple[int, int]:
         """Training classes and images; where only the total of the images is published, every class counts alike."""
         train = self.splits["train"]
-        images = self.total * train.classes // (train.classes + self._test_classes)
+        images = self.total * train.classes // self.classes
         return train.classes, images if train.images is None else train.images
 
     @property

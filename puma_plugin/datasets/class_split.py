@@ -6,10 +6,10 @@ from collections.abc import Collection
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from puma_plugin.datasets.errors import DatasetError
 from puma_plugin.datasets.listing import Listing
+from puma_plugin.utils.arrays import IntArray
 
 HELD_OUT = "held out"
 """The purpose of what is drawn of the training classes, see :func:`generator_of`."""
@@ -22,7 +22,7 @@ def share(fraction: float, count: int) -> int:
 
 def divide_classes(
     count: int, fraction: float, generator: torch.Generator | None = None, least: int = 1
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+) -> tuple[IntArray, IntArray]:
     """Divide classes 0..count-1 into (kept, taken), each in rising order.
 
     Args:

@@ -2,15 +2,8 @@
 
 import os
 
-from puma_plugin.datasets.benchmark_dataset import (
-    BenchmarkDataset,
-    Layout,
-    Location,
-    Split,
-    check_range,
-    first_classes,
-    read_numbered,
-)
+from puma_plugin.datasets.annotation_files import check_range, read_numbered
+from puma_plugin.datasets.benchmark_dataset import BenchmarkDataset, Layout, Location, Split, first_classes
 from puma_plugin.datasets.catalogue import CATALOGUE
 from puma_plugin.datasets.listing import Listing
 
@@ -38,6 +31,6 @@ class CUB(BenchmarkDataset):
         """See :class:`BenchmarkDataset`."""
         keys, numbers = read_numbered("CUB", location.folder)
         classes = numbers - 1
-        check_range("CUB", os.path.join(location.folder, "image_class_labels.txt"), classes, 200)
+        check_range("CUB", os.path.join(location.folder, "image_class_labels.txt"), classes, cls.facts.classes)
         names = {number: key.split("/")[1] for number, key in zip(classes.tolist(), keys, strict=True)}
-        return first_classes(Listing.build(location.folder, keys, classes, names), classes, 100, split)
+        return first_classes(Listing.build(location.folder, keys, classes, names), classes, cls.facts, split)

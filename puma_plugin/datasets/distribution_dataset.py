@@ -11,14 +11,15 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
 from puma_plugin.datasets.errors import DatasetError
-from puma_plugin.datasets.image_files import find_defects, find_missing, read_image
+from puma_plugin.datasets.image_reading import find_defects, read_image
+from puma_plugin.datasets.image_scan import find_missing
 from puma_plugin.datasets.listing import Listing
 from puma_plugin.datasets.string_table import StringTable
+from puma_plugin.utils.arrays import IntArray
 from puma_plugin.utils.paths import full_path
 
 SPLITS = ("train", "test", "query", "gallery")
@@ -127,7 +128,7 @@ class DistributionDataset(Dataset[tuple[Any, int]]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.split!r}, {len(self):,} images, {len(self.class_names):,} classes)"
 
-    def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> "DistributionDataset":
+    def subset(self, indices: Sequence[int] | IntArray) -> "DistributionDataset":
         """These images only, in this order; classes are numbered anew from 0, keys stay."""
         chosen = np.asarray(indices, np.int64)
         part = copy.copy(self)
@@ -144,7 +145,7 @@ class DistributionDataset(Dataset[tuple[Any, int]]):
         self._listing = listing
         self.item_keys: StringTable = listing.keys
         self.paths: StringTable = listing.keys.with_prefix(os.path.join(listing.base, ""))
-        self.targets: NDArray[np.int64] = listing.targets
+        self.targets: IntArray = listing.targets
         self.class_names: list[str] = listing.class_names
         self.query_mask = None if listing.is_query is None else torch.from_numpy(listing.is_query)
         self.gallery_mask = None if listing.is_gallery is None else torch.from_numpy(listing.is_gallery)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from puma_plugin.datasets.errors import DatasetError
 from puma_plugin.utils import write_json
+from puma_plugin.utils.arrays import IntArray
 from puma_plugin.utils.paths import full_path
 
 FORMAT = "puma few-shot split"
@@ -22,13 +22,13 @@ SHOTS = (1, 2, 4, 8, 16)
 class KeyedImages(Protocol):
     """What a draw needs to know of a dataset; every :class:`DistributionDataset` has it."""
 
-    targets: NDArray[np.int64]
+    targets: IntArray
     class_names: list[str]
 
     @property
     def item_keys(self) -> Sequence[str]: ...
 
-    def subset(self, indices: NDArray[np.int64], /) -> Any: ...
+    def subset(self, indices: IntArray, /) -> Any: ...
 
 
 Images = TypeVar("Images", bound=KeyedImages)

@@ -4,14 +4,8 @@ import os
 
 import numpy as np
 
-from puma_plugin.datasets.benchmark_dataset import (
-    BenchmarkDataset,
-    Layout,
-    Location,
-    Split,
-    first_classes,
-    reading,
-)
+from puma_plugin.datasets.annotation_files import reading
+from puma_plugin.datasets.benchmark_dataset import BenchmarkDataset, Layout, Location, Split, first_classes
 from puma_plugin.datasets.catalogue import CATALOGUE
 from puma_plugin.datasets.listing import Listing
 
@@ -48,4 +42,4 @@ class FGVCAircraft(BenchmarkDataset):
         variants = sorted(set(found))
         order = {name: number for number, name in enumerate(variants)}
         classes = np.array([order[name] for name in found], np.int64)
-        return first_classes(Listing.build(folder, keys, classes, variants), classes, 50, split)
+        return first_classes(Listing.build(folder, keys, classes, variants), classes, cls.facts, split)

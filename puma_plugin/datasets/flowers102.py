@@ -4,16 +4,8 @@ import os
 
 import numpy as np
 
-from puma_plugin.datasets.benchmark_dataset import (
-    BenchmarkDataset,
-    Layout,
-    Location,
-    Split,
-    check_range,
-    first_classes,
-    read_mat,
-    reading,
-)
+from puma_plugin.datasets.annotation_files import check_range, read_mat, reading
+from puma_plugin.datasets.benchmark_dataset import BenchmarkDataset, Layout, Location, Split, first_classes
 from puma_plugin.datasets.catalogue import CATALOGUE
 from puma_plugin.datasets.listing import Listing
 
@@ -46,8 +38,8 @@ class Flowers102(BenchmarkDataset):
         content = read_mat("Flowers102", path, "labels")
         with reading("Flowers102", path):
             classes = np.atleast_1d(content["labels"]).astype(np.int64) - 1
-        check_range("Flowers102", path, classes, 102)
+        check_range("Flowers102", path, classes, cls.facts.classes)
         # Label i belongs to image i, counted from 1.
         keys = [f"jpg/image_{number:05d}.jpg" for number in range(1, len(classes) + 1)]
         listing = Listing.build(location.folder, keys, classes, TorchvisionFlowers102.classes)
-        return first_classes(listing, classes, 51, split)
+        return first_classes(listing, classes, cls.facts, split)

@@ -18,9 +18,10 @@ from puma_plugin.datasets.distribution_dataset import (
     check_split,
 )
 from puma_plugin.datasets.errors import DatasetError
-from puma_plugin.datasets.image_files import EXTENSIONS, lost_link, scan_images, subfolders
+from puma_plugin.datasets.image_scan import EXTENSIONS, lost_link, scan_images, subfolders
 from puma_plugin.datasets.listing import Listing, SplitListing, join, merge_query_gallery
 from puma_plugin.datasets.string_table import StringTable
+from puma_plugin.utils.paths import full_path
 
 # As people call the folders of splits. There may well be a single distribution of galleries.
 _SURELY = frozenset(("train", "training", "test", "testing"))
@@ -65,7 +66,7 @@ class ImageFolder(DistributionDataset):
         small_classes: SmallClasses = "raise",
     ) -> None:
         check_split(split)
-        folder = os.path.abspath(os.path.expanduser(os.fspath(root)))
+        folder = full_path(root)
         title = os.path.basename(folder) if name is None else name
         listed = list_folder_split(folder, split, title, test_fraction)
         least = 1 if listed.one_part else min_images
@@ -84,7 +85,7 @@ def list_image_folder(folder: str | os.PathLike[str], dataset: str, base: str | 
     Raises:
         DatasetError: no such folder, no subfolders, a class without images, or a link to a folder that does not exist.
     """
-    root = os.path.abspath(os.path.expanduser(os.fspath(folder)))
+    root = full_path(folder)
     if not os.path.isdir(root):
         fault = lost_link(root) or f"{root} is no folder; give one that holds a subfolder per class"
         raise DatasetError(f"{dataset}: {fault}")
@@ -184,7 +185,7 @@ def list_whole_folder(folder: str | os.PathLike[str], dataset: str) -> Listing:
 
     Beside other folders with images those called as splits are classes too.
     """
-    root = os.path.abspath(os.path.expanduser(os.fspath(folder)))
+    root = full_path(folder)
     if not has_split_folders(root) or _beside_splits(root):
         _refuse_other_spelling(root, dataset)
         return list_image_folder(root, dataset)

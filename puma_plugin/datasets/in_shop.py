@@ -2,13 +2,8 @@
 
 import os
 
-from puma_plugin.datasets.benchmark_dataset import (
-    BenchmarkDataset,
-    Layout,
-    Location,
-    Split,
-    read_columns,
-)
+from puma_plugin.datasets.annotation_files import read_columns
+from puma_plugin.datasets.benchmark_dataset import BenchmarkDataset, Layout, Location, Split
 from puma_plugin.datasets.catalogue import CATALOGUE
 from puma_plugin.datasets.errors import DatasetError
 from puma_plugin.datasets.listing import Listing, merge_query_gallery

@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from puma_plugin.datasets.string_table import StringTable
+from puma_plugin.utils.arrays import BoolArray, IntArray
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,10 @@ class Listing:
 
     base: str
     keys: StringTable
-    targets: NDArray[np.int64]
+    targets: IntArray
     class_names: list[str]
-    is_query: NDArray[np.bool_] | None = None
-    is_gallery: NDArray[np.bool_] | None = None
+    is_query: BoolArray | None = None
+    is_gallery: BoolArray | None = None
     scanned: bool = False
     remedy: str = "unpack or copy the images again"
 
@@ -57,7 +58,7 @@ class Listing:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def take(self, indices: NDArray[np.int64]) -> "Listing":
+    def take(self, indices: IntArray) -> "Listing":
         """These images only, in this order; classes without an image disappear and the rest are numbered anew."""
         present, targets = np.unique(self.targets[indices], return_inverse=True)
         return replace(
@@ -69,15 +70,15 @@ class Listing:
             is_gallery=None if self.is_gallery is None else self.is_gallery[indices],
         )
 
-    def without(self, classes: NDArray[np.int64]) -> "Listing":
+    def without(self, classes: IntArray) -> "Listing":
         """All images but those of these classes."""
         return self.take(np.flatnonzero(~np.isin(self.targets, classes)))
 
-    def counts(self) -> NDArray[np.int64]:
+    def counts(self) -> IntArray:
         """Images of each class."""
         return np.bincount(self.targets, minlength=len(self.class_names))
 
-    def short_classes(self, least: int) -> NDArray[np.int64]:
+    def short_classes(self, least: int) -> IntArray:
         """Classes with fewer than ``least`` images; classes that are only searched among may have any number."""
         asked = self.targets if self.is_query is None else self.targets[self.is_query]
         return np.flatnonzero((self.counts() < least) & np.isin(np.arange(len(self.class_names)), asked))

@@ -28,6 +28,8 @@ from puma_plugin.datasets.distribution_dataset import (
 from puma_plugin.datasets.errors import DatasetError
 from puma_plugin.datasets.listing import Listing, SplitListing
 from puma_plugin.datasets.string_table import StringTable
+from puma_plugin.utils.arrays import IntArray
+from puma_plugin.utils.paths import full_path
 
 _REQUIRED = ("path", "label")
 _COLUMNS = (*_REQUIRED, "split", "distribution")
@@ -52,7 +54,7 @@ class Manifest:
     path: str
     base: str
     keys: StringTable
-    labels: NDArray[np.int64]
+    labels: IntArray
     label_names: list[str]
     splits: NDArray[np.int8]
     distributions: NDArray[np.int32]
@@ -117,8 +119,8 @@ def read_manifest(path: str | os.PathLike[str], root: str | os.PathLike[str] | N
         DatasetError: naming the file and the row.
         ImportError: a Parquet file without pyarrow installed.
     """
-    file = os.path.abspath(os.path.expanduser(os.fspath(path)))
-    base = os.path.dirname(file) if root is None else os.path.abspath(os.path.expanduser(os.fspath(root)))
+    file = full_path(path)
+    base = os.path.dirname(file) if root is None else full_path(root)
     if not os.path.isfile(file):
         raise DatasetError(
             f"manifest {file} does not exist; give a CSV or Parquet file with the columns path and label"
@@ -365,7 +367,7 @@ def _listing(table: Manifest) -> Listing:
     return Listing(table.base, table.keys, table.labels, table.label_names, remedy=remedy)
 
 
-def _rows_of(table: Manifest, name: str) -> NDArray[np.int64]:
+def _rows_of(table: Manifest, name: str) -> IntArray:
     return np.flatnonzero(table.distributions == table.distribution_names.index(name))
 
 
@@ -378,7 +380,7 @@ def _require_distinct(listing: Listing, table: Manifest, dataset: str) -> None:
     )
 
 
-def _require_apart(table: Manifest, parts: dict[str, NDArray[np.int64]], dataset: str) -> None:
+def _require_apart(table: Manifest, parts: dict[str, IntArray], dataset: str) -> None:
     if "train" not in parts:
         return
     train = set(table.keys.take(parts["train"]))
@@ -391,7 +393,7 @@ def _require_apart(table: Manifest, parts: dict[str, NDArray[np.int64]], dataset
             )
 
 
-def _with_masks(table: Manifest, whole: Listing, parts: dict[str, NDArray[np.int64]], dataset: str) -> Listing:
+def _with_masks(table: Manifest, whole: Listing, parts: dict[str, IntArray], dataset: str) -> Listing:
     none = np.zeros(0, np.int64)
     both, query, gallery = (parts.get(part, none) for part in ("test", "query", "gallery"))
     queries = np.unique(table.labels[query])

@@ -2,16 +2,8 @@
 
 import os
 
-from puma_plugin.datasets.benchmark_dataset import (
-    BenchmarkDataset,
-    Layout,
-    Location,
-    Split,
-    first_classes,
-    read_columns,
-    read_numbered,
-    reading,
-)
+from puma_plugin.datasets.annotation_files import read_columns, read_numbered, reading
+from puma_plugin.datasets.benchmark_dataset import BenchmarkDataset, Layout, Location, Split, first_classes
 from puma_plugin.datasets.catalogue import CATALOGUE
 from puma_plugin.datasets.listing import Listing
 
@@ -45,4 +37,4 @@ class NABirds(BenchmarkDataset):
                 name_of |= {int(number): name for number, name in read_columns("NABirds", names, 2)}
         listing = Listing.build(location.folder, keys, classes, name_of)
         # Numbers have gaps (they are nodes of a taxonomy), so "first" counts the classes that have images.
-        return first_classes(listing, listing.targets, 278, split)
+        return first_classes(listing, listing.targets, cls.facts, split)

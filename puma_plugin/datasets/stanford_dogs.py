@@ -4,18 +4,10 @@ import os
 
 import numpy as np
 
-from puma_plugin.datasets.benchmark_dataset import (
-    BenchmarkDataset,
-    Layout,
-    Location,
-    Split,
-    check_range,
-    first_classes,
-    read_mat,
-    reading,
-)
+from puma_plugin.datasets.annotation_files import check_range, read_mat, reading
+from puma_plugin.datasets.benchmark_dataset import BenchmarkDataset, Layout, Location, Split, first_classes
 from puma_plugin.datasets.catalogue import CATALOGUE
-from puma_plugin.datasets.image_files import scan_images, subfolders
+from puma_plugin.datasets.image_scan import scan_images, subfolders
 from puma_plugin.datasets.listing import Listing
 
 _FOLDERS = ("dogs", "Dogs", "stanford_dogs", "Stanford_Dogs", "StanfordDogs", "stanford-dogs", "stanford-dogs-dataset")
@@ -47,7 +39,7 @@ class StanfordDogs(BenchmarkDataset):
                 files = [str(name) for name in np.atleast_1d(content["file_list"])]
                 classes = np.atleast_1d(content["labels"]).astype(np.int64) - 1
                 names = {number: name.split("/")[0] for number, name in zip(classes.tolist(), files, strict=True)}
-            check_range("StanfordDogs", path, classes, 120)
+            check_range("StanfordDogs", path, classes, cls.facts.classes)
         else:
             breeds = subfolders(os.path.join(folder, images))
             files, numbers = [], []
@@ -57,4 +49,4 @@ class StanfordDogs(BenchmarkDataset):
                 numbers += [number] * len(found)
             classes, names = np.array(numbers, np.int64), dict(enumerate(breeds))
         listing = Listing.build(os.path.join(folder, images), files, classes, names)
-        return first_classes(listing, classes, 60, split)
+        return first_classes(listing, classes, cls.facts, split)

@@ -2,7 +2,8 @@
 
 import os
 
-from puma_plugin.datasets.benchmark_dataset import BenchmarkDataset, Layout, Location, Split, reading
+from puma_plugin.datasets.annotation_files import reading
+from puma_plugin.datasets.benchmark_dataset import BenchmarkDataset, Layout, Location, Split
 from puma_plugin.datasets.catalogue import CATALOGUE
 from puma_plugin.datasets.listing import Listing
 

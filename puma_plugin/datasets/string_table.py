@@ -7,7 +7,8 @@ from itertools import pairwise
 from typing import overload
 
 import numpy as np
-from numpy.typing import NDArray
+
+from puma_plugin.utils.arrays import IntArray
 
 
 class StringTable(Sequence[str]):
@@ -28,7 +29,7 @@ class StringTable(Sequence[str]):
             encoded = os.fsencode(string)
             joined += encoded
             lengths.append(len(encoded))
-        self._offsets: NDArray[np.int64] = np.zeros(len(lengths) + 1, np.int64)
+        self._offsets: IntArray = np.zeros(len(lengths) + 1, np.int64)
         np.cumsum(np.asarray(lengths, np.int64), out=self._offsets[1:])
         self._bytes = bytes(joined)
         self._prefix = prefix
@@ -63,7 +64,7 @@ class StringTable(Sequence[str]):
         """Bytes held."""
         return len(self._bytes) + self._offsets.nbytes
 
-    def take(self, indices: NDArray[np.int64]) -> "StringTable":
+    def take(self, indices: IntArray) -> "StringTable":
         """The strings at these places, in this order."""
         taken = StringTable(prefix=self._prefix)
         starts, stops = self._offsets[:-1][indices].tolist(), self._offsets[1:][indices].tolist()

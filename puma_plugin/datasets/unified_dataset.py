@@ -6,17 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from puma_plugin.datasets.class_split import HELD_OUT, divide_classes, generator_of
-from puma_plugin.datasets.image_files import as_rgb
-
-IntArray = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
+from puma_plugin.datasets.image_reading import as_rgb
+from puma_plugin.utils.arrays import BoolArray, IntArray
 
 # An item id is the distribution's number in the high bits and the item's index in its dataset in the low ones, so that
 # it stays the same when further distributions are appended or a subset is taken.

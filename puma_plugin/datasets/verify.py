@@ -5,26 +5,27 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from puma_plugin.datasets.benchmark import BENCHMARK, benchmark_names
 from puma_plugin.datasets.benchmark_dataset import BenchmarkDataset, Location
 from puma_plugin.datasets.class_split import shared_classes
 from puma_plugin.datasets.distribution_dataset import SmallClasses, Split
 from puma_plugin.datasets.errors import DatasetError, DatasetNotFoundError
-from puma_plugin.datasets.image_files import (
+from puma_plugin.datasets.image_folder import list_folder_split, require_distributions
+from puma_plugin.datasets.image_reading import find_defects
+from puma_plugin.datasets.image_scan import (
     files_directly_in,
-    find_defects,
     find_missing,
     is_image_name,
     left_aside,
     scan_images,
     subfolders,
 )
-from puma_plugin.datasets.image_folder import list_folder_split, require_distributions
 from puma_plugin.datasets.listing import Listing, SplitListing
 from puma_plugin.datasets.manifest import list_manifest_split, read_manifest
 from puma_plugin.datasets.verify_report import BadFile, DatasetReport, SplitCount, VerifyReport
+from puma_plugin.utils.arrays import IntArray
+from puma_plugin.utils.paths import full_path
 
 Progress = Callable[[str, int, int], None]
 _OWN_LAYOUTS = (
@@ -58,7 +59,7 @@ def verify_datasets(
         ValueError: an unknown name.
         DatasetError: ``root`` is no folder.
     """
-    folder = os.path.abspath(os.path.expanduser(os.fspath(root)))
+    folder = full_path(root)
     if not os.path.isdir(folder):
         raise DatasetError(f"{folder} is no folder; give the folder that holds the datasets")
     reports = [
@@ -93,7 +94,7 @@ def verify_own(
     """
     if min_images < 1:
         raise ValueError(f"min_images must be at least 1, got {min_images}")
-    path = os.path.abspath(os.path.expanduser(os.fspath(source)))
+    path = full_path(source)
     if root is not None and os.path.isdir(path):
         raise ValueError(f"root is for a manifest's paths, but {path} is a folder; leave root out")
     readers = _own_readers(path, root)
@@ -176,7 +177,7 @@ def _require_two_classes(split: str, listing: Listing, report: DatasetReport) ->
         report.problems.append(f"{split}: {only}; add classes, two are needed")
 
 
-def _small(listing: Listing, short: NDArray[np.int64], min_images: int) -> str:
+def _small(listing: Listing, short: IntArray, min_images: int) -> str:
     have = "classes have" if len(short) > 1 else "class has"
     return f"{len(short):,} {have} fewer than {min_images} images, the first is {listing.class_names[short[0]]!r}"
 
@@ -246,7 +247,7 @@ def _other_images(found: str, published: int, where: str = "") -> str:
     return f"{found} images are listed{where}, {published:,} are published; {_NOT_COMPARABLE}"
 
 
-def _lone(split: str, listing: Listing, lone: NDArray[np.int64]) -> str:
+def _lone(split: str, listing: Listing, lone: IntArray) -> str:
     first = listing.class_names[lone[0]]
     many = f"{len(lone):,} classes have one image, the first is {first!r}"
     return f"{split}: {many if len(lone) > 1 else f'class {first!r} has one image'}"

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from puma_plugin.datasets.image_files import EXTENSIONS
+from puma_plugin.datasets.image_scan import EXTENSIONS
 
 
 @dataclass(frozen=True)

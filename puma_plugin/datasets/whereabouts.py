@@ -7,7 +7,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from puma_plugin.datasets.errors import DatasetError
-from puma_plugin.datasets.image_files import subfolders
+from puma_plugin.datasets.image_scan import subfolders
 
 if TYPE_CHECKING:
     from puma_plugin.datasets.benchmark_dataset import Layout

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-IntArray = npt.NDArray[np.int64]
+from puma_plugin.utils.arrays import IntArray
 
 
 def as_column(values: Any, length: int, name: str, dtype: Any, default: npt.NDArray[Any] | None) -> Any:

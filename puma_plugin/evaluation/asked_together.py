@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from puma_plugin.evaluation.ordering import FloatArray, IntArray, Neighbours, merge_neighbours
+from puma_plugin.evaluation.ordering import Neighbours, merge_neighbours
 from puma_plugin.evaluation.rounding_marks import rounding_marks
 from puma_plugin.evaluation.search import FaissSearcher, load_faiss
+from puma_plugin.utils.arrays import Float32Array, IntArray
 
 # Neighbours that faiss finds at once, at most, unless a block of the gallery is more: bounds the memory.
 _MOST_NEIGHBOURS = 1 << 23
@@ -30,16 +31,16 @@ class TogetherSearcher(FaissSearcher):
     """
 
     def __init__(
-        self, gallery: FloatArray, ids: IntArray | None, places: IntArray | None = None, *, total: int
+        self, gallery: Float32Array, ids: IntArray | None, places: IntArray | None = None, *, total: int
     ) -> None:
         super().__init__(gallery, ids, places)
         self.total = total
 
-    def search_at(self, places: IntArray, queries: FloatArray, k: int, query_ids: IntArray | None) -> Neighbours:
+    def search_at(self, places: IntArray, queries: Float32Array, k: int, query_ids: IntArray | None) -> Neighbours:
         """As ``search``, for queries that stand at these distinct ``places`` (Q,) among all."""
         return self.leave_out_own(lambda wanted: self._find_at(places, queries, wanted), k, query_ids)
 
-    def _find_at(self, places: IntArray, queries: FloatArray, k: int) -> Neighbours:
+    def _find_at(self, places: IntArray, queries: Float32Array, k: int) -> Neighbours:
         distances, positions = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
         for chosen, rows, size in lay_out(places, self.total, *self.gallery.shape):
             # What is not a number is nearer than nothing: these rows cost their products only.
@@ -48,7 +49,7 @@ class TogetherSearcher(FaissSearcher):
             distances[chosen], positions[chosen] = self._find_rows(asked, rows, k)
         return distances, positions
 
-    def _find_rows(self, asked: FloatArray, rows: IntArray, k: int) -> Neighbours:
+    def _find_rows(self, asked: Float32Array, rows: IntArray, k: int) -> Neighbours:
         """Deep searches go through the gallery in parts that consist of whole blocks."""
         block = load_faiss().cvar.distance_compute_blas_database_bs
         step = max(block, _MOST_NEIGHBOURS // len(asked) // block * block)

@@ -17,12 +17,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import ndtr, stdtrit
 
 from puma_plugin.evaluation.result import RetrievalResult
-
-FloatArray = npt.NDArray[np.float64]
+from puma_plugin.utils.arrays import Float64Array
 
 REPLICATES = 2000
 # Of two or three classes many draws repeat one class alone, so that chance looks like certainty.
@@ -204,14 +202,14 @@ class _Table:
         """Distribution -> number of its classes."""
         return {name: len(part["classes"]) for name, part in self.parts.items()}
 
-    def figures(self, weights: Mapping[str, FloatArray] | None) -> dict[str, FloatArray]:
+    def figures(self, weights: Mapping[str, Float64Array] | None) -> dict[str, Float64Array]:
         """Figure -> (B,) values.
 
         Args:
             weights: distribution -> (B, classes) weight of each class; None for 1 each (B = 1).
         """
-        found: dict[str, FloatArray] = {}
-        totals: dict[str, FloatArray] = {}
+        found: dict[str, Float64Array] = {}
+        totals: dict[str, Float64Array] = {}
         for name, part in self.parts.items():
             times = np.ones((1, len(part["classes"]))) if weights is None else weights[name]
             own = {key: times @ np.asarray(sums, float) for key, sums in part["own"].items()}
@@ -261,7 +259,7 @@ def _check(confidence: float, replicates: int) -> None:
         raise ValueError(f"replicates must be at least 1, got {replicates}")
 
 
-def _samples(table: _Table, replicates: int, seed: int) -> dict[str, FloatArray]:
+def _samples(table: _Table, replicates: int, seed: int) -> dict[str, Float64Array]:
     """Figure -> (replicates,) values."""
     generator = np.random.default_rng(seed)
     parts = []
@@ -274,7 +272,7 @@ def _samples(table: _Table, replicates: int, seed: int) -> dict[str, FloatArray]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _weights(classes: int, size: int, generator: np.random.Generator) -> FloatArray:
+def _weights(classes: int, size: int, generator: np.random.Generator) -> Float64Array:
     """How often each class was drawn, in draws of one class less, scaled so that a distribution weighs what it did."""
     if classes < FEWEST_CLASSES:
         return np.full((size, classes), np.nan)
@@ -283,11 +281,11 @@ def _weights(classes: int, size: int, generator: np.random.Generator) -> FloatAr
     return times.astype(np.float64) * (classes / (classes - 1))
 
 
-def _ratio(sums: FloatArray, counts: FloatArray) -> FloatArray:
+def _ratio(sums: Float64Array, counts: Float64Array) -> Float64Array:
     return np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
 
 
-def _degrees_of_freedom(figure: str, samples: Mapping[str, FloatArray], classes: Mapping[str, int]) -> float:
+def _degrees_of_freedom(figure: str, samples: Mapping[str, Float64Array], classes: Mapping[str, int]) -> float:
     """Of a figure of one distribution its classes - 1; of joint figures the sum of these.
 
     Means over distributions get their variance from those that vary most, often those of fewest classes: the degrees
@@ -308,8 +306,8 @@ def _degrees_of_freedom(figure: str, samples: Mapping[str, FloatArray], classes:
 
 
 def _intervals(
-    values: Mapping[str, FloatArray],
-    samples: Mapping[str, FloatArray],
+    values: Mapping[str, Float64Array],
+    samples: Mapping[str, Float64Array],
     classes: Mapping[str, int],
     confidence: float,
 ) -> dict[str, BootstrapInterval]:

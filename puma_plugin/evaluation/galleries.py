@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from puma_plugin.evaluation.asked_together import TogetherSearcher
-from puma_plugin.evaluation.ordering import FloatArray, IntArray, Neighbours
+from puma_plugin.evaluation.ordering import Neighbours
 from puma_plugin.evaluation.search import CompiledSearcher, FaissSearcher, searcher_type
+from puma_plugin.utils.arrays import Float32Array, IntArray
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,13 @@ class GalleryPart:
         asked: (Q,) ascending, all queries of this part, if the searcher needs to know them.
     """
 
-    rows: FloatArray
+    rows: Float32Array
     query_keys: IntArray
     size: int
     searcher: FaissSearcher | CompiledSearcher
     asked: IntArray | None = None
 
-    def find(self, queries: IntArray, k: int, limits: FloatArray | None = None) -> Neighbours:
+    def find(self, queries: IntArray, k: int, limits: Float32Array | None = None) -> Neighbours:
         """Squared distances and items (Q, k) nearest to each query; infinity and -1 where fewer are left.
 
         Items that are not nearer than the query's limit (Q,) may be left out.
@@ -52,7 +53,7 @@ class Galleries:
 
     def __init__(
         self,
-        rows: FloatArray,
+        rows: Float32Array,
         query_keys: IntArray,
         gallery_keys: IntArray,
         gallery: IntArray,

@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float32]
-IntArray = npt.NDArray[np.int64]
+from puma_plugin.utils.arrays import BoolArray, Float32Array, IntArray, UintArray
+
 # Distances (Q, k), ascending, and positions.
-Neighbours = tuple[FloatArray, IntArray]
+Neighbours = tuple[Float32Array, IntArray]
 # Finds a number of neighbours of each query.
-Search = Callable[[FloatArray, int], Neighbours]
+Search = Callable[[Float32Array, int], Neighbours]
 
 
-def settle_ties(search: Search, reference: Search, queries: FloatArray, k: int) -> Neighbours:
+def settle_ties(search: Search, reference: Search, queries: Float32Array, k: int) -> Neighbours:
     """Search in a way that leaves the order of equal distances open, and order them by position.
 
     One neighbour more is asked for. If its distance equals that of the k-th, it is open which of the equals were found;
@@ -47,15 +47,13 @@ def merge_neighbours(first: Neighbours, second: Neighbours, k: int) -> Neighbour
     return distances, keys.astype(np.uint32).view(np.int32).astype(np.int64)
 
 
-def _keys(distances: FloatArray, positions: IntArray) -> npt.NDArray[np.uint64]:
+def _keys(distances: Float32Array, positions: IntArray) -> UintArray:
     """One number for both: the bits of distances that are not negative are ordered as they are."""
     bits = (distances + np.float32(0)).view(np.uint32).astype(np.uint64)  # no negative zeros
     return (bits << np.uint64(32)) | positions.astype(np.uint32)
 
 
-def rounding_matters(
-    distances: FloatArray, marks: npt.NDArray[Any], depths: IntArray | int, width: int
-) -> npt.NDArray[np.bool_]:
+def rounding_matters(distances: Float32Array, marks: npt.NDArray[Any], depths: IntArray | int, width: int) -> BoolArray:
     """For which queries another rounding of the distances could change the marks of the first ``depths`` neighbours.
 
     That is where two neighbours of different marks follow each other so closely that their order may be due to
@@ -75,7 +73,7 @@ def rounding_matters(
     depths = np.broadcast_to(np.asarray(depths), len(distances))[:, None]
     last = np.arange(1, distances.shape[1])[None]
     differs = marks[:, 1:] != marks[:, :-1]
-    matters: npt.NDArray[np.bool_] = (close & ((differs & (last < depths)) | (last == depths))).any(axis=1)
+    matters: BoolArray = (close & ((differs & (last < depths)) | (last == depths))).any(axis=1)
     return matters
 
 

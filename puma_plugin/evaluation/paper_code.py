@@ -1,9 +1,8 @@
 """How the authors' published code numbers classes and items in its evaluation (``protocol="paper-code"``)."""
 
 import numpy as np
-import numpy.typing as npt
 
-IntArray = npt.NDArray[np.int64]
+from puma_plugin.utils.arrays import IntArray
 
 
 def overlapping_classes(distributions: IntArray, local: IntArray, joined_last: list[int]) -> IntArray:

@@ -8,12 +8,13 @@ from tqdm import tqdm
 
 from puma_plugin.evaluation.arguments import as_column, check_block_size, check_ks, names_by_number
 from puma_plugin.evaluation.galleries import Galleries
-from puma_plugin.evaluation.ordering import IntArray, merge_neighbours
+from puma_plugin.evaluation.ordering import merge_neighbours
 from puma_plugin.evaluation.paper_code import overlapping_classes, own_numbers, position_keys
 from puma_plugin.evaluation.result import RetrievalResult
-from puma_plugin.evaluation.scores import BoolArray, QueryScores
+from puma_plugin.evaluation.scores import QueryScores
 from puma_plugin.evaluation.scoring import Scoring, blocks_by_depth
 from puma_plugin.evaluation.search import as_unit_rows
+from puma_plugin.utils.arrays import BoolArray, IntArray
 from puma_plugin.utils.labels import split_labels
 
 Protocol = Literal["honest", "paper-code"]

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from puma_plugin.evaluation.ordering import FloatArray, IntArray
 from puma_plugin.evaluation.search import load_faiss
+from puma_plugin.utils.arrays import Float32Array, IntArray
 
 # Where two products are summed in different orders, about four of five distances measured here differ. Items are
 # multiplied a power of two at a time: an odd number leaves one by itself, for which alone two rows may differ.
@@ -55,7 +55,7 @@ def _marks(rows: IntArray, size: int, items: int, width: int) -> list[int]:
     return [hash(row) for row in zip(*marks, strict=True)]
 
 
-def _distances_by_row(rows: IntArray, size: int, items: int, width: int, rng: np.random.Generator) -> FloatArray:
+def _distances_by_row(rows: IntArray, size: int, items: int, width: int, rng: np.random.Generator) -> Float32Array:
     """The same query at each of the rows: its distances (R, items) to a random gallery."""
     centre = rng.standard_normal(width)
     query, gallery = _near(centre, 1, rng), _near(centre, items, rng)
@@ -63,12 +63,12 @@ def _distances_by_row(rows: IntArray, size: int, items: int, width: int, rng: np
     queries[rows] = query
     index = load_faiss().IndexFlatL2(width)
     index.add(gallery)
-    distances: FloatArray = index.range_search(queries, 5)[1]  # all: at most 4; what is no number finds nothing
+    distances: Float32Array = index.range_search(queries, 5)[1]  # all: at most 4; what is no number finds nothing
     return distances.reshape(len(rows), items)
 
 
-def _near(centre: npt.NDArray[Any], count: int, rng: np.random.Generator) -> FloatArray:
+def _near(centre: npt.NDArray[Any], count: int, rng: np.random.Generator) -> Float32Array:
     """Unit rows whose products are mostly above a half: their last bit shows in the distance."""
     rows = centre + 0.5 * rng.standard_normal((count, len(centre)))
-    unit: FloatArray = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    unit: Float32Array = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     return unit

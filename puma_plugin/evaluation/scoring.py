@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from puma_plugin.evaluation.galleries import GalleryPart
-from puma_plugin.evaluation.ordering import IntArray, Neighbours, rounding_matters
-from puma_plugin.evaluation.scores import BoolArray, QueryScores
+from puma_plugin.evaluation.ordering import Neighbours, rounding_matters
+from puma_plugin.evaluation.scores import QueryScores
+from puma_plugin.utils.arrays import BoolArray, IntArray
 
 # Neighbours found at once: bounds the memory where searches are deep.
 BLOCK_NEIGHBOURS = 1 << 17

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from puma_plugin.evaluation.arguments import as_column, check_block_size
-from puma_plugin.evaluation.ordering import FloatArray, IntArray, Neighbours, settle_ties
+from puma_plugin.evaluation.ordering import Neighbours, settle_ties
 from puma_plugin.ops import loader
+from puma_plugin.utils.arrays import Float32Array, IntArray
 
 # More neighbours than this are not offered by faiss on a GPU.
 _GPU_MAX_K = 2048
@@ -39,7 +40,7 @@ def load_faiss() -> Any:
     return faiss
 
 
-def as_unit_rows(values: Any, name: str) -> FloatArray:
+def as_unit_rows(values: Any, name: str) -> Float32Array:
     """Return ``values`` (N, D) as contiguous, writable float32 rows of length 1.
 
     Rows that have this length already are kept bit for bit; zero rows stay zero.
@@ -141,7 +142,7 @@ class FaissSearcher:
         places: (G,) ascending, what stands for a row in results; default: its position.
     """
 
-    def __init__(self, gallery: FloatArray, ids: IntArray | None, places: IntArray | None = None) -> None:
+    def __init__(self, gallery: Float32Array, ids: IntArray | None, places: IntArray | None = None) -> None:
         self.gallery, self.ids = gallery, ids
         # The last is position -1: none.
         self.places = None if places is None else np.append(places, -1)
@@ -149,7 +150,7 @@ class FaissSearcher:
         self.copies = 0 if ids is None or len(ids) == 0 else int(np.unique(ids, return_counts=True)[1].max())
 
     def search(
-        self, queries: FloatArray, k: int, query_ids: IntArray | None, limits: FloatArray | None = None
+        self, queries: Float32Array, k: int, query_ids: IntArray | None, limits: Float32Array | None = None
     ) -> Neighbours:
         """Squared distances (Q, k) float32 and places of the nearest rows, those of the query's own id left out.
 
@@ -177,7 +178,7 @@ class FaissSearcher:
         positions = positions[:, :k]
         return distances[:, :k], positions if self.places is None else self.places[positions]
 
-    def find(self, queries: FloatArray, k: int) -> Neighbours:
+    def find(self, queries: Float32Array, k: int) -> Neighbours:
         """Of all rows, at most as many as there are."""
         found: Neighbours = load_faiss().knn(queries, self.gallery, k)
         return found
@@ -186,11 +187,11 @@ class FaissSearcher:
 class FaissGpuSearcher(FaissSearcher):
     """The same on all GPUs that faiss sees, each with a share of the rows. Rounds differently in the last places."""
 
-    def __init__(self, gallery: FloatArray, ids: IntArray | None, places: IntArray | None = None) -> None:
+    def __init__(self, gallery: Float32Array, ids: IntArray | None, places: IntArray | None = None) -> None:
         super().__init__(gallery, ids, places)
         self.index = _sharded_index(gallery)
 
-    def find(self, queries: FloatArray, k: int) -> Neighbours:
+    def find(self, queries: Float32Array, k: int) -> Neighbours:
         if k >= min(_GPU_MAX_K, len(self.gallery)):
             return super().find(queries, k)
         return settle_ties(self.index.search, super().find, queries, k)
@@ -207,7 +208,7 @@ class CompiledSearcher:
         places: (G,) what stands for a row in results, and orders equals; default: its position.
     """
 
-    def __init__(self, gallery: FloatArray, ids: IntArray | None, places: IntArray | None = None) -> None:
+    def __init__(self, gallery: Float32Array, ids: IntArray | None, places: IntArray | None = None) -> None:
         self.ids, self.places = (None if column is None else torch.from_numpy(column) for column in (ids, places))
         self.gallery = torch.from_numpy(gallery)
         self.packed = torch.ops.puma.pack_gallery(self.gallery)
@@ -220,7 +221,7 @@ class CompiledSearcher:
         return part
 
     def search(
-        self, queries: FloatArray, k: int, query_ids: IntArray | None, limits: FloatArray | None = None
+        self, queries: Float32Array, k: int, query_ids: IntArray | None, limits: Float32Array | None = None
     ) -> Neighbours:
         """As of :class:`FaissSearcher`; rows that are not nearer than their query's limit are left out."""
         parts = []
@@ -249,7 +250,7 @@ def searcher_type(items: int) -> type[FaissGpuSearcher] | type[FaissSearcher] | 
     return CompiledSearcher if loader.CPU_LIBRARY.loaded else FaissSearcher
 
 
-def _sharded_index(gallery: FloatArray) -> Any:
+def _sharded_index(gallery: Float32Array) -> Any:
     """faiss' index of the rows, a share on each GPU; where a row stands among all is what it answers."""
     faiss = load_faiss()
     index, options = faiss.IndexFlatL2(gallery.shape[1]), faiss.GpuMultipleClonerOptions()

@@ -4,14 +4,13 @@ import math
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float64]
+from puma_plugin.utils.arrays import Float64Array, IntArray
+
 Balance = Literal["proportional", "uniform"] | float
 
 
-def rates(sizes: IntArray, balance: Balance) -> FloatArray:
+def rates(sizes: IntArray, balance: Balance) -> Float64Array:
     """Share of each distribution: size ** (1 / T), normalised. "proportional" is T = 1, "uniform" T = infinity.
 
     Raises:
@@ -44,7 +43,7 @@ class Allocation:
         key: integers that name this sequence.
     """
 
-    def __init__(self, rates: FloatArray, places: int, batches: int, whole: bool, key: tuple[int, ...]) -> None:
+    def __init__(self, rates: Float64Array, places: int, batches: int, whole: bool, key: tuple[int, ...]) -> None:
         self.places, self.batches, self.whole, self.key = places, batches, whole, key
         edges = np.concatenate([[0.0], np.cumsum(rates)])
         edges[-1] = 1.0
@@ -54,7 +53,7 @@ class Allocation:
 
     def most(self) -> IntArray:
         """Largest count that each distribution can get in a batch."""
-        expected: FloatArray = self._edges[1:] - self._edges[:-1]
+        expected: Float64Array = self._edges[1:] - self._edges[:-1]
         if self.whole:
             return np.where(expected > 0, self.places, 0).astype(np.int64)
         return np.ceil(np.round(expected, 8)).astype(np.int64)

@@ -1,10 +1,8 @@
 """Groups of m items of a class: every item of the class comes up before any repeats."""
 
 import numpy as np
-import numpy.typing as npt
 
-IntArray = npt.NDArray[np.int64]
-UintArray = npt.NDArray[np.uint64]
+from puma_plugin.utils.arrays import IntArray, UintArray
 
 
 class ClassItems:

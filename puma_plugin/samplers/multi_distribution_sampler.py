@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.utils.data import BatchSampler
 
@@ -15,9 +14,8 @@ from puma_plugin.samplers.class_items import ClassItems
 from puma_plugin.samplers.nearest_classes import nearest_classes
 from puma_plugin.samplers.spaced_permutations import SpacedPermutations
 from puma_plugin.utils import distributed
+from puma_plugin.utils.arrays import IntArray
 from puma_plugin.utils.labels import split_labels
-
-IntArray = npt.NDArray[np.int64]
 
 
 class MultiDistributionSampler(BatchSampler):

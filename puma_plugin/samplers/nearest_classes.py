@@ -3,10 +3,9 @@
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-IntArray = npt.NDArray[np.int64]
+from puma_plugin.utils.arrays import IntArray
 
 
 def nearest_classes(proxies: Any, distribution_of: IntArray, count: int, block_size: int = 1024) -> IntArray:

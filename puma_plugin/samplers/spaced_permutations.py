@@ -3,9 +3,8 @@
 import heapq
 
 import numpy as np
-import numpy.typing as npt
 
-IntArray = npt.NDArray[np.int64]
+from puma_plugin.utils.arrays import IntArray
 
 
 class SpacedPermutations:

@@ -3,9 +3,8 @@
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-IntArray = npt.NDArray[np.int64]
+from puma_plugin.utils.arrays import IntArray
 
 
 def split_labels(labels: Any, length: int | None = None) -> tuple[IntArray, IntArray, IntArray]:

@@ -10,10 +10,10 @@ import pytest
 import torchvision
 from PIL import Image
 
-from puma_plugin.datasets import image_files
+from puma_plugin.datasets import image_scan
 from puma_plugin.datasets.errors import DatasetError
-from puma_plugin.datasets.image_files import subfolders
 from puma_plugin.datasets.image_folder import ImageFolder, list_image_folder, list_whole_folder
+from puma_plugin.datasets.image_scan import subfolders
 from puma_plugin.datasets.unified_dataset import UnifiedDataset
 
 
@@ -255,6 +255,6 @@ def test_a_link_that_cannot_be_followed_for_another_reason_is_an_error(tmp_path,
         raise OSError(errno.ESTALE, "Stale file handle")
 
     (link,) = (entry for entry in os.scandir(tmp_path) if entry.name == "d")
-    monkeypatch.setattr(image_files, "_entries", lambda folder: [SimpleNamespace(name="d", is_dir=lambda: stale(link))])
+    monkeypatch.setattr(image_scan, "_entries", lambda folder: [SimpleNamespace(name="d", is_dir=lambda: stale(link))])
     with pytest.raises(OSError, match="Stale file handle"):
         subfolders(tmp_path)

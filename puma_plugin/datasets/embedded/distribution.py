@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
+from puma_plugin.utils.arrays import IntArray
+
 
 class EmbeddedDistribution(Dataset[tuple[Any, int]]):
     """Images of one distribution and one split, held in memory.
@@ -36,7 +38,7 @@ class EmbeddedDistribution(Dataset[tuple[Any, int]]):
         self,
         name: str,
         images: NDArray[np.uint8],
-        targets: NDArray[np.int64],
+        targets: IntArray,
         class_names: Sequence[str],
         transform: Callable[[Image.Image], Any] | None = None,
         item_keys: Sequence[str] | None = None,
@@ -66,7 +68,7 @@ class EmbeddedDistribution(Dataset[tuple[Any, int]]):
     def __repr__(self) -> str:
         return f"EmbeddedDistribution({self.name!r}, {len(self)} images, {len(self.class_names)} classes)"
 
-    def subset(self, indices: NDArray[np.int64]) -> "EmbeddedDistribution":
+    def subset(self, indices: IntArray) -> "EmbeddedDistribution":
         """These images only, in this order; classes are numbered anew from 0, keys stay."""
         present, targets = np.unique(self.targets[indices], return_inverse=True)
         names = [self.class_names[number] for number in present.tolist()]

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from puma_plugin.datasets import BENCHMARK, DatasetError, read_manifest
-from puma_plugin.datasets.image_files import is_image_name, scan_images
+from puma_plugin.datasets.image_scan import is_image_name, scan_images
 from puma_plugin.experiments.data.sources import open_sources
 from puma_plugin.experiments.settings.config import DataConfig
 from puma_plugin.utils.paths import full_path

@@ -8,8 +8,8 @@ from typing import Any
 
 from puma_plugin.datasets import BENCHMARK, ImageFolder, ManifestDataset, load_benchmark, read_manifest
 from puma_plugin.datasets.distribution_dataset import DistributionDataset, Split
-from puma_plugin.datasets.image_files import subfolders
 from puma_plugin.datasets.image_folder import has_split_folders, list_whole_folder, require_distributions
+from puma_plugin.datasets.image_scan import subfolders
 from puma_plugin.datasets.listing import Listing
 from puma_plugin.datasets.manifest import list_manifest_distribution
 from puma_plugin.experiments.settings.config import DataConfig

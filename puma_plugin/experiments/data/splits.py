@@ -13,7 +13,7 @@ from puma_plugin.datasets.class_split import HELD_OUT, divide_classes, generator
 from puma_plugin.datasets.embedded import EmbeddedBenchmark, load_embedded, starve
 from puma_plugin.datasets.embedded.benchmark import Domain
 from puma_plugin.datasets.errors import told_together
-from puma_plugin.datasets.image_files import find_defects
+from puma_plugin.datasets.image_reading import find_defects
 from puma_plugin.experiments.data.images import ImageSet, describe, select_classes, split_classes
 from puma_plugin.experiments.data.sources import Source, open_sources
 from puma_plugin.experiments.settings.config import DataConfig

@@ -10,7 +10,7 @@ from torch.nn import functional
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from puma_plugin.datasets.image_files import as_rgb
+from puma_plugin.datasets.image_reading import as_rgb
 from puma_plugin.experiments.settings.config import DataConfig
 
 
