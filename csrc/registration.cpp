@@ -1,5 +1,5 @@
 // The schemas of every operator, for all devices. Kernels register themselves under their device's key:
-// csrc/cpu/*.cpp (CPU, this library) and csrc/cuda/*.cu (CUDA, library _C_cuda). Fake kernels and autograd are registered in
+// csrc/cpu/*.cpp (CPU, this library) and csrc/cuda/*.cpp (CUDA, library _C_cuda). Fake kernels and autograd are registered in
 // Python (puma_plugin/ops), but for the search, which is for eager code only. What the adapter and prompt matching ask of
 // their arguments is in arguments.h; the others are for the CPU only.
 #include <torch/csrc/stable/library.h>

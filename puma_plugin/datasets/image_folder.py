@@ -149,7 +149,11 @@ def _split_folders(folder: str) -> set[str]:
 
 
 def list_folder_split(folder: str, split: Split, title: str, test_fraction: float = 0.5) -> SplitListing:
-    """The images of a split by the rules of :class:`ImageFolder`, without looking at the number per class."""
+    """The images of a split by the rules of :class:`ImageFolder`, without looking at the number per class.
+
+    Raises:
+        DatasetError: folders that these rules do not cover, or no images of the split.
+    """
     dataset = f"{title} ({split})"
     present = _split_folders(folder)
     if not has_split_folders(folder):

@@ -326,7 +326,11 @@ def _choose(table: Manifest, distribution: str | None) -> str:
 
 
 def list_manifest_split(table: Manifest, name: str, split: Split, test_fraction: float = 0.5) -> SplitListing:
-    """The images of a split by the rules of :class:`ManifestDataset`, without looking at the number per class."""
+    """The images of a split by the rules of :class:`ManifestDataset`, without looking at the number per class.
+
+    Raises:
+        DatasetError: rows that these rules do not cover, or none of the split.
+    """
     dataset = f"{name} ({split})"
     mine = _rows_of(table, name)
     whole = _listing(table)

@@ -15,7 +15,8 @@ from puma_plugin.cli.main import main
 from puma_plugin.evaluation import evaluate_retrieval
 from puma_plugin.experiments.contestants.trained import load_trained
 from puma_plugin.experiments.data.splits import load_test
-from puma_plugin.experiments.running.training import ALONE, Collate, make_inputs
+from puma_plugin.experiments.running.inputs import Collate, make_inputs
+from puma_plugin.experiments.running.processes import ALONE
 from puma_plugin.experiments.settings.config import DataConfig, ModelConfig, TrainConfig
 
 

@@ -15,11 +15,11 @@ from puma_plugin.experiments.data.identity import data_digest
 from puma_plugin.experiments.data.splits import Splits, check_readable, load_splits
 from puma_plugin.experiments.reporting.machine import available_cores
 from puma_plugin.experiments.reporting.terminal import say
+from puma_plugin.experiments.running.device import choose_device
 from puma_plugin.experiments.running.display import JobDisplay
 from puma_plugin.experiments.running.early_checks import check_settings
 from puma_plugin.experiments.running.pool import TaskError, run_tasks
 from puma_plugin.experiments.running.separate import make_run, small_distributions
-from puma_plugin.experiments.running.training import choose_device
 from puma_plugin.experiments.settings.comparison_config import ComparisonConfig
 from puma_plugin.experiments.settings.config import DataConfig
 from puma_plugin.experiments.settings.results import require_no_run
@@ -247,7 +247,7 @@ class Comparison:
         return TaskError(message, error.key, error.log)
 
     def choose_rates(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The best multiplier per method by mean R@1 on the tuning domain's held-out classes, with all scores."""
+        """The best multiplier per method by mean R@1 on held-out classes (see `tuning_seeds`), with all scores."""
         runs: dict[str, dict[str, list[float]]] = {}
         for record in records:
             own = runs.setdefault(record["method"], {})

@@ -192,7 +192,7 @@ def _prepare_trunk(trunk: nn.Module, config: ModelConfig) -> None:
         trunk.requires_grad_(False)
     elif method == "lora":
         add_lora(trunk, config.lora_rank, config.lora_alpha)
-    elif method in ("vpt_shallow", "vpt_deep"):
+    elif config.has_visual_prompts:
         add_visual_prompts(trunk, config.prompt_length, deep=method == "vpt_deep")
     else:
         if config.has_pool and not find_support(trunk).prompts:
@@ -206,10 +206,10 @@ def _prepare_trunk(trunk: nn.Module, config: ModelConfig) -> None:
         adapt(
             trunk,
             adapter_dim=config.adapter_dim,
-            drop=0.0 if method == "adaptformer" else config.drop,
+            drop=config.effective_drop,
             scale=config.scale,
             trainable_scale=config.trainable_scale,
-            pool_size=config.pool_size if config.has_pool else 0,
+            pool_size=config.effective_pool_size,
             prompt_length=config.prompt_length,
             init=config.init,
             blocks=config.blocks,

@@ -69,7 +69,7 @@ def _files(config: DataConfig) -> Iterator[tuple[str, str]]:
     for source in open_sources(config):
         folder, accept = source.place, is_image_name
         if config.kind == "benchmark":
-            accept = _is_file
+            accept = _any
             try:
                 folder = BENCHMARK[source.name].locate(source.place).folder
             except DatasetError:
@@ -82,6 +82,6 @@ def _files(config: DataConfig) -> Iterator[tuple[str, str]]:
             yield f"{source.name}/{key}", os.path.join(folder, key)
 
 
-def _is_file(name: str) -> bool:
+def _any(name: str) -> bool:
     """Annotations count as well as images."""
     return True

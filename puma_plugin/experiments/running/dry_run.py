@@ -18,7 +18,8 @@ from torch.utils.data import Dataset
 from puma_plugin.datasets.catalogue import CATALOGUE
 from puma_plugin.experiments.data.splits import Splits, load_splits
 from puma_plugin.experiments.reporting.terminal import say
-from puma_plugin.experiments.running.training import Run, choose_device
+from puma_plugin.experiments.running.device import choose_device
+from puma_plugin.experiments.running.training import Run
 from puma_plugin.experiments.settings.config import DataConfig, TrainConfig
 from puma_plugin.utils.paths import full_path
 

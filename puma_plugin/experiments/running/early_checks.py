@@ -7,8 +7,8 @@ from puma_plugin.evaluation.search import load_faiss
 from puma_plugin.experiments.contestants.build import check_backbone
 from puma_plugin.experiments.contestants.lora import require_peft
 from puma_plugin.experiments.contestants.loss import images_per_class, make_loss, make_miner
-from puma_plugin.experiments.running.processes import Processes
-from puma_plugin.experiments.running.training import ALONE, choose_device
+from puma_plugin.experiments.running.device import choose_device
+from puma_plugin.experiments.running.processes import ALONE, Processes
 from puma_plugin.experiments.settings.config import TrainConfig
 
 
@@ -25,7 +25,7 @@ def check_settings(config: TrainConfig, processes: Processes = ALONE, trains: bo
         ValueError: naming the setting.
         ImportError: a package that the settings need is not installed.
     """
-    choose_device(config.device, processes)
+    choose_device(config.device, processes.world_size, processes.local_rank)
     check_backbone(config.model)
     load_faiss()  # which the evaluation behind the training needs
     if config.report:  # its charts need matplotlib

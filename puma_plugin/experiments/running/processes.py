@@ -4,28 +4,23 @@ import contextlib
 import gc
 import os
 import socket
-import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
 from puma_plugin.experiments.data.identity import file_digest
 from puma_plugin.experiments.running.attempt import common_word
+from puma_plugin.experiments.running.device import process_device
+from puma_plugin.experiments.running.failure_board import FailureBoard, leave_word_to_another
 from puma_plugin.utils import distributed
 from puma_plugin.utils.launcher import number_from_environment, started_processes
 
 T = TypeVar("T")
-# Seconds in which processes that fail together hear of each other, and in which the one that speaks has spoken: the
-# launcher ends all as soon as one has ended.
-_GRACE = 2.0
-# Seconds after which the store that they hear of each other by is taken for dead.
-_STORE_PATIENCE = 10.0
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -114,8 +109,11 @@ class Processes:
             raise error
         done, value = box[0]
         if not done:
-            _leave_word_to_another()
+            leave_word_to_another()
         return cast(T, value)
+
+
+ALONE = Processes()
 
 
 @contextlib.contextmanager
@@ -132,6 +130,7 @@ def connected(device: str, timeout: float) -> Iterator[Processes]:
     Raises:
         ValueError: the launcher's environment variables are incomplete or no numbers, or there are more processes than
             GPUs.
+        OSError: another program uses the launcher's port.
         TimeoutError: some processes did not answer in time; names them.
     """
     if started_processes() == 1:
@@ -167,7 +166,7 @@ def connected(device: str, timeout: float) -> Iterator[Processes]:
             f"{os.environ['MASTER_ADDR']} can be reached from every machine"
         ) from error
     processes = Processes.current()
-    board = _Board(dist.PrefixStore("board", attempt), processes, timeout)
+    board = FailureBoard(dist.PrefixStore("board", attempt), processes.rank, processes.world_size, timeout)
     try:
         yield processes
     except Exception as error:
@@ -176,97 +175,3 @@ def connected(device: str, timeout: float) -> Iterator[Processes]:
     # Not after a failure: it could wait for processes that no longer answer.
     gc.collect()  # models in reference cycles hold the group
     dist.destroy_process_group()
-
-
-def _leave_word_to_another() -> NoReturn:
-    time.sleep(_GRACE)
-    raise SystemExit(2)
-
-
-class _Board:
-    """Where processes that fail tell the others why. It is the store of the launcher, or else of the first process."""
-
-    def __init__(self, store: dist.Store, processes: Processes, timeout: float) -> None:
-        self.store = store
-        self.rank = processes.rank
-        self.ranks = range(processes.world_size)
-        self.timeout = timeout
-        place = f"pid {os.getpid()} on {socket.gethostname()}"
-        store.set(f"place {self.rank}", place)
-
-    def speak_for_all(self, error: Exception) -> None:
-        """Return if this process is the one that reports its own error.
-
-        Raises:
-            TimeoutError: the error is that others did not answer, and this process is the one that says so.
-            SystemExit: another one speaks.
-        """
-        lost = isinstance(error, dist.DistError) or "gloo" in str(error)
-        own = "" if lost else f"{type(error).__name__} {error}"
-        heard: list[tuple[dict[int, str], dict[int, str]]] = []
-
-        def listen() -> None:
-            with contextlib.suppress(dist.DistError):  # the store's process has ended
-                heard.append(self._exchange(own))
-
-        # In a thread, as a store whose process is stopped would keep this one waiting for ever.
-        thread = threading.Thread(target=listen, daemon=True)
-        thread.start()
-        thread.join(_GRACE + _STORE_PATIENCE)
-        if not heard:
-            if lost:
-                raise TimeoutError(self._silence("0")) from error
-            return
-        failed, silent = heard[0]
-        if lost and any(failed.values()):
-            _leave_word_to_another()
-        if any(other < self.rank and text == own for other, text in failed.items()):
-            _leave_word_to_another()
-        if lost and silent:
-            who = ", ".join(f"{rank} ({place})" for rank, place in silent.items())
-            raise TimeoutError(self._silence(who)) from error
-        if lost:
-            cause = str(error).strip().splitlines()[0]
-            raise TimeoutError(f"the processes lost each other ({cause}); look at the network") from error
-
-    def _exchange(self, own: str) -> tuple[dict[int, str], dict[int, str]]:
-        """Tell this process' error; the errors of all that failed (empty: lost another), the places of the others."""
-        self.store.set(f"failed {self.rank}", own)
-        time.sleep(_GRACE)
-        failed = {
-            rank: self.store.get(f"failed {rank}").decode()
-            for rank in self.ranks
-            if self.store.check([f"failed {rank}"])
-        }
-        return failed, {
-            rank: self.store.get(f"place {rank}").decode()
-            for rank in self.ranks
-            if rank not in failed and self.store.check([f"place {rank}"])
-        }
-
-    def _silence(self, who: str) -> str:
-        return (
-            f"no answer from process {who}: it has died (was killed, or had no memory left), or did not answer within "
-            f"process_timeout, {self.timeout:g} seconds, as it hangs (a stuck disk or data loader), was stopped, "
-            "cannot be reached over the network, or works for that long alone; start again (`puma train` with "
-            "--resume), in the last case with a larger --process_timeout"
-        )
-
-
-def process_device(name: str, local_rank: int) -> torch.device:
-    """The device of a process: the GPU of its number on the machine, or the CPU.
-
-    Raises:
-        ValueError: a certain GPU was asked for, or the machine has fewer GPUs than processes.
-    """
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if name not in ("auto", "cuda"):
-        raise ValueError(f"device is {name!r}, but several processes cannot share one; give auto, cuda or cpu")
-    count = torch.cuda.device_count()
-    if local_rank >= count:
-        raise ValueError(
-            f"process {local_rank} of this machine has no GPU, as there are {count}; start with "
-            f"--nproc-per-node={max(count, 1)}, or give --device cpu"
-        )
-    return torch.device("cuda", local_rank)

@@ -6,7 +6,6 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,19 +15,19 @@ from pytorch_metric_learning.utils import common_functions as c_f
 from torch import nn
 from torch._dynamo import exc as dynamo_errors
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import default_collate
 
 from puma_plugin.datasets import UnifiedDataset
 from puma_plugin.evaluation import Embedded, embed
 from puma_plugin.evaluation.search import NonFiniteRowsError
-from puma_plugin.experiments.contestants.build import build_model, input_properties, trainable_count
+from puma_plugin.experiments.contestants.build import build_model, trainable_count
 from puma_plugin.experiments.contestants.loss import images_per_class, make_loss, make_miner
 from puma_plugin.experiments.contestants.weights import load_weights, save_weights
 from puma_plugin.experiments.data.splits import ImageSets, Splits
-from puma_plugin.experiments.data.transforms import BatchTransform, ToBytes, image_transforms, in_batches
 from puma_plugin.experiments.reporting.summary import flat_scores
+from puma_plugin.experiments.running.device import AMP, choose_device
+from puma_plugin.experiments.running.inputs import Collate, make_inputs
 from puma_plugin.experiments.running.optimizers import make_optimizers, make_schedulers
-from puma_plugin.experiments.running.processes import Processes, process_device
+from puma_plugin.experiments.running.processes import Processes
 from puma_plugin.experiments.running.stopping import Stop
 from puma_plugin.experiments.settings.config import TrainConfig
 from puma_plugin.losses import GatheredLoss
@@ -36,8 +35,6 @@ from puma_plugin.models.adapted_vit import AdaptedViT
 from puma_plugin.samplers import MultiDistributionSampler
 from puma_plugin.trainers import BatchShare, NonFiniteLossError, UnifiedTrainer
 
-ALONE = Processes()
-AMP = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 Progress = Callable[[dict[str, Any]], None]
 # What the CPU's allocator says, and the stable ABI, through which our operators allocate.
 _NO_MEMORY = ("allocate memory", "aoti_torch_empty")
@@ -45,57 +42,6 @@ _NO_MEMORY = ("allocate memory", "aoti_torch_empty")
 
 # A process of the data loader that was killed, or found no room for a batch.
 _NO_LOADER = re.compile(r"DataLoader worker \(pid|unable to allocate shared memory|unable to write to file </torch_")
-
-
-class Collate:
-    """Stacks (image, label) items and applies a batch transform to the images; it can be sent to worker processes."""
-
-    def __init__(self, batch_transform: BatchTransform | None) -> None:
-        self.batch_transform = batch_transform
-
-    def __call__(self, items: list[Any]) -> Any:
-        images, labels = default_collate(items)
-        return (images if self.batch_transform is None else self.batch_transform(images)), labels
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """How pictures become network input: per image (training, evaluation) and per batch (the same)."""
-
-    train_transform: Any
-    evaluation_transform: Any
-    train_batch: BatchTransform | None
-    evaluation_batch: BatchTransform | None
-
-
-def choose_device(name: str, processes: Processes = ALONE) -> torch.device:
-    """The device for "auto", "cpu", "cuda", ..., of this process.
-
-    Raises:
-        ValueError: for a device that this PyTorch does not know or cannot reach.
-    """
-    if processes.world_size > 1:
-        return process_device(name, processes.local_rank)
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        cause = str(error).splitlines()[0]
-        raise ValueError(f"device is {name!r}, which cannot be used ({cause}); give auto or cpu") from error
-    return device
-
-
-def make_inputs(config: TrainConfig, trunk: nn.Module, processes: Processes) -> Inputs:
-    """The transforms of a run. Small images of the embedded benchmark are handled a whole batch at a time."""
-    size, mean, std = input_properties(trunk, config.data)
-    if in_batches(config.data, size):
-        margin = size // 8 if config.data.augmentation == "pad_crop" else 0
-        training = BatchTransform(mean, std, margin, processes.rank, processes.world_size)
-        return Inputs(ToBytes(), ToBytes(), training, BatchTransform(mean, std))
-    train, evaluation = image_transforms(config.data, size, mean, std)
-    return Inputs(train, evaluation, None, None)
 
 
 class PromptWeights(nn.Module):
@@ -136,7 +82,7 @@ class Run:
         self.stops_on_signals = False
         self.processes = Processes.current()
         self.stop = Stop(several=self.processes.world_size > 1, speaks=self.processes.first)
-        self.device = choose_device(config.device, self.processes)
+        self.device = choose_device(config.device, self.processes.world_size, self.processes.local_rank)
         self.trunk, self.embedder = build_model(config.model, config.seed, config.data.image_size)
         self.inputs = make_inputs(config, self.trunk, self.processes)
         self.trainable = trainable_count(self.trunk, self.embedder)

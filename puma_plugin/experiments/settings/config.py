@@ -229,9 +229,29 @@ class ModelConfig:
         return self.method == "separate"
 
     @property
+    def has_adapters(self) -> bool:
+        """Whether the method is PUMA, or PUMA without some of its parts."""
+        return self.method in ("puma", "adapters", "adaptformer")
+
+    @property
     def has_pool(self) -> bool:
         """Whether the model has a pool of prompts."""
-        return self.method == "puma" and self.pool_size > 0
+        return self.effective_pool_size > 0
+
+    @property
+    def has_visual_prompts(self) -> bool:
+        """Whether the method is VPT."""
+        return self.method in ("vpt_shallow", "vpt_deep")
+
+    @property
+    def effective_drop(self) -> float:
+        """What `drop` is with this method."""
+        return 0.0 if self.method == "adaptformer" else self.drop
+
+    @property
+    def effective_pool_size(self) -> int:
+        """What `pool_size` is with this method."""
+        return self.pool_size if self.method == "puma" else 0
 
 
 @dataclass

@@ -6,16 +6,13 @@ from typing import Any
 
 from puma_plugin.experiments.settings.config import TrainConfig
 
-_ADAPTERS = ("puma", "adapters", "adaptformer")
-_PROMPTS = ("vpt_shallow", "vpt_deep")
-
 
 def _trained(config: TrainConfig) -> bool:
     return config.model.trains
 
 
 def _adapters(config: TrainConfig) -> bool:
-    return config.model.method in _ADAPTERS and config.model.blocks != []
+    return config.model.has_adapters and config.model.blocks != []
 
 
 def _random_crops(config: TrainConfig) -> bool:
@@ -27,10 +24,10 @@ _USES: dict[str, Callable[[TrainConfig], bool]] = {
     "model.drop": lambda config: _adapters(config) and config.model.method != "adaptformer",
     "model.scale": _adapters,
     "model.trainable_scale": _adapters,
-    "model.init": lambda config: config.model.method in _ADAPTERS,
-    "model.blocks": lambda config: config.model.method in _ADAPTERS,
+    "model.init": lambda config: config.model.has_adapters,
+    "model.blocks": lambda config: config.model.has_adapters,
     "model.pool_size": lambda config: config.model.method == "puma",
-    "model.prompt_length": lambda config: config.model.has_pool or config.model.method in _PROMPTS,
+    "model.prompt_length": lambda config: config.model.has_pool or config.model.has_visual_prompts,
     "model.lora_rank": lambda config: config.model.method == "lora",
     "model.lora_alpha": lambda config: config.model.method == "lora",
     "model.embedding_size": _trained,
@@ -98,8 +95,7 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     These are the settings that it looks at, with the methods that are PUMA without some of its parts written as that.
     """
     model = config.model
-    if model.method in _ADAPTERS:
-        drop = 0.0 if model.method == "adaptformer" else model.drop
-        pool_size = model.pool_size if model.has_pool else 0
+    if model.has_adapters:
+        drop, pool_size = model.effective_drop, model.effective_pool_size
         config = replace(config, model=replace(model, method="puma", drop=drop, pool_size=pool_size))
     return used_settings(config)
