@@ -145,9 +145,9 @@ def read_few_shot(path: str | os.PathLike[str]) -> FewShotSplit:
         DatasetError: no such file, no JSON, another format or version, or contents that break its rules (more than
             ``shots`` images, an empty class, an image twice, a path that is not relative), each with the place.
     """
-    file = full_path(path)
+    file = os.fspath(path)
     try:
-        with open(file, encoding="utf-8") as text:
+        with open(full_path(file), encoding="utf-8") as text:
             content: Any = json.load(text)
     except OSError as error:
         raise DatasetError(f"few-shot split {file} cannot be read ({error.strerror}); draw one first") from error

@@ -48,7 +48,7 @@ def check_backbone(config: ModelConfig) -> None:
         raise ValueError(f"model.backbone is {config.backbone!r}, which timm {timm.__version__} does not know{hint}")
     if config.weights not in ("pretrained", "none") and not _weight_file(config).is_file():
         raise ValueError(
-            f"model.weights is {str(_weight_file(config))!r}, which is no file; give pretrained, none or a weight file"
+            f"model.weights is {config.weights!r}, which is no file; give pretrained, none or a weight file"
         )
 
 
