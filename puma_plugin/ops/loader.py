@@ -32,7 +32,7 @@ _HIDDEN = f". These are the sources in {_FOLDER}; what pip may have installed el
 MISSING = f"the library is missing: it was not compiled for this Python{_HIDDEN if _IN_SOURCES else ''}"
 REBUILD = (
     f"pip install --no-build-isolation {'-e .' if _IN_SOURCES else '.'} (in the source folder, after pip install "
-    "'setuptools>=77' ninja pybind11)"
+    "'setuptools>=77' ninja pybind11 numpy)"
 )
 CAPABILITY = "PUMA_CPU_CAPABILITY"
 UNSET_CAPABILITY = f"take {CAPABILITY} out of the environment, or give one that this machine has"
