@@ -140,9 +140,9 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
                     "UnifiedDataset a transform that resizes them"
                 )
             raise ValueError(
-                f"{who} is of type {form[1]}, others of {others[1]}, whose values mean something else; give "
-                "UnifiedDataset a transform that converts them, such as torchvision's v2.ToDtype(torch.float32, "
-                "scale=True)"
+                f"{who} is of type {form[1]}, others of {others[1]}: in a batch their values would be converted, but "
+                "not scaled; give UnifiedDataset a transform that does both, such as torchvision's "
+                "v2.ToDtype(torch.float32, scale=True)"
             )
         return tensor, self.labels[index].clone()  # a view would hold, and could change, the labels of all
 
