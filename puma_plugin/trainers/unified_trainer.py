@@ -81,6 +81,7 @@ class UnifiedTrainer(MetricLossOnly):
     sampler: Any
     iterations_per_epoch: int
     dataloader_iter: Any
+    loss_weights: Any
 
     def __init__(
         self,
@@ -156,7 +157,8 @@ class UnifiedTrainer(MetricLossOnly):
             require_adapted(self.models["trunk"])
             self.loss_names.append("prompt_penalty")
             if self.loss_weights is not None:
-                self.loss_weights.setdefault("prompt_penalty", self.prompt_penalty_weight)
+                # A dict of its own: the caller may give the same one to the next trainer.
+                self.loss_weights = {"prompt_penalty": self.prompt_penalty_weight, **self.loss_weights}
         if self.data_device is None:
             parameter = next(self.models["trunk"].parameters(), None)
             self.data_device = parameter.device if parameter is not None else torch.device("cpu")

@@ -97,6 +97,17 @@ def test_weights_of_the_losses(given: dict[str, float] | None, metric: float, pe
     assert run.trainer.history[0]["total_loss"] == pytest.approx(expected)
 
 
+def test_weights_given_to_one_trainer_can_be_given_to_the_next() -> None:
+    weights = {"metric_loss": 3.0}
+    for penalty, expected in (
+        (0.5, {"metric_loss": 3.0, "prompt_penalty": 0.5}),
+        (2.0, {"metric_loss": 3.0, "prompt_penalty": 2.0}),
+        (0.0, {"metric_loss": 3.0}),
+    ):
+        assert Run(loss_weights=weights, prompt_penalty_weight=penalty).trainer.loss_weights == expected
+        assert weights == {"metric_loss": 3.0}
+
+
 def test_clips_every_gradient_by_value() -> None:
     run = Run(clip_value=1e-3)
     run.trainer.iterations_per_epoch = 1
