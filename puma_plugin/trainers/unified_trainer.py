@@ -240,7 +240,8 @@ class UnifiedTrainer(MetricLossOnly):
             self.end_of_iteration_hook(self)
         self.step_lr_schedulers(end_of_epoch=True)
         self.zero_losses()
-        means = {name: total / self.iterations_per_epoch for name, total in self._sums.items()}
+        # Of the steps there were: an epoch that was begun may go on with another iterations_per_epoch.
+        means = {name: total / self._next_iteration for name, total in self._sums.items()}
         self.history.append({"epoch": self.epoch, **means, "seconds": self._seconds})
         self._next_epoch, self._next_iteration, self._sums, self._seconds = self.epoch + 1, 0, {}, 0.0
 

@@ -52,6 +52,29 @@ def test_resume_within_an_epoch_is_exact(tmp_path: Path, at: int) -> None:
     assert without_seconds(second.trainer.history) == without_seconds(whole.trainer.history)
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # where no step is left
+@pytest.mark.parametrize("iterations", [2, 3, 4])
+def test_an_epoch_that_goes_on_with_another_length_has_the_mean_of_its_steps(tmp_path: Path, iterations: int) -> None:
+    path, steps = tmp_path / "state.pt", []
+
+    def stop(trainer: UnifiedTrainer) -> None:
+        steps.append(trainer.losses["total_loss"].item())
+        if trainer.global_step == 3:
+            trainer.save_checkpoint(path)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Run(iterations_per_epoch=5, end_of_iteration_hook=stop).trainer.train()
+    resumed = Run(
+        iterations_per_epoch=iterations,
+        end_of_iteration_hook=lambda trainer: steps.append(trainer.losses["total_loss"].item()),
+    )
+    resumed.trainer.load_checkpoint(path)
+    resumed.trainer.train()
+    assert len(steps) == max(iterations, 3)
+    assert resumed.trainer.history[0]["total_loss"] == pytest.approx(sum(steps) / len(steps))
+
+
 def test_checkpoint_holds_no_frozen_weights_and_refuses_what_differs(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     run = Run()
