@@ -45,15 +45,31 @@ def check_parts(models: Parts, loss_funcs: Parts, trained: Collection[nn.Paramet
                 )
 
 
-def check_proxies(loss: nn.Module | None, dataset: Any) -> None:
-    """ValueError for a loss with fewer proxies than the dataset has classes."""
+def check_proxies(loss: nn.Module | None, dataset: Any, level: Any = 0) -> None:
+    """Look for classes without a proxy.
+
+    Args:
+        level: pml's ``label_hierarchy_level``: the column of the labels that the loss learns; several are left to it.
+
+    Raises:
+        ValueError: the loss has fewer proxies than the dataset has labels of this level.
+    """
     inner = loss.loss if isinstance(loss, GatheredLoss) else loss
-    classes, proxies = getattr(dataset, "num_classes", None), getattr(inner, "num_classes", None)
+    labels, proxies = _count_labels(dataset, level), getattr(inner, "num_classes", None)
     # Some losses of pml (NormalizedSoftmaxLoss, ProxyNCALoss) do not keep the number, for which pml then records 0.
-    if isinstance(classes, int) and isinstance(proxies, int) and 0 < proxies < classes:
-        raise ValueError(
-            f"the loss has {proxies} proxies, but the dataset has {classes} classes: set num_classes={classes}"
-        )
+    if isinstance(labels, int) and isinstance(proxies, int) and 0 < proxies < labels:
+        what = f"{labels} classes" if level == 0 else f"{labels} labels of label_hierarchy_level={level}"
+        raise ValueError(f"the loss has {proxies} proxies, but the dataset has {what}: set num_classes={labels}")
+
+
+def _count_labels(dataset: Any, level: Any) -> int | None:
+    """How many different ones there are, where the dataset tells."""
+    if level == 0:
+        return getattr(dataset, "num_classes", None)
+    columns: Any = getattr(dataset, "labels", None)
+    if not isinstance(level, int) or getattr(columns, "ndim", 0) != 2 or level >= columns.shape[1]:
+        return None
+    return len(set(columns[:, level].tolist()))
 
 
 def check_shared(models: Parts, loss_funcs: Parts, frozen: Collection[str], world_size: int) -> None:

@@ -183,7 +183,7 @@ class UnifiedTrainer(MetricLossOnly):
                 f"iterations_per_epoch must be at least 1, or None for one pass, got {self.iterations_per_epoch}"
             )
         check_parts(self.models, self.loss_funcs, self._trained, self.freeze_these)
-        check_proxies(dict(self.loss_funcs.items()).get("metric_loss"), self.dataset)
+        check_proxies(dict(self.loss_funcs.items()).get("metric_loss"), self.dataset, self.label_hierarchy_level)
         if world_size() > 1:
             check_shared(self.models, self.loss_funcs, self.freeze_these, world_size())
 
