@@ -22,6 +22,7 @@ from puma_plugin.regularizers.prompt_penalty import require_adapted
 from puma_plugin.samplers import MultiDistributionSampler
 from puma_plugin.trainers import training_state
 from puma_plugin.trainers.non_finite_loss_error import NonFiniteLossError
+from puma_plugin.trainers.own_batches import have_own_batches
 from puma_plugin.trainers.parts import check_parts, check_proxies, check_shared
 from puma_plugin.trainers.recorded_batches import RecordedBatches
 from puma_plugin.trainers.seeded_items import SeededItems
@@ -44,7 +45,8 @@ class UnifiedTrainer(MetricLossOnly):
     Args:
         models: "trunk" (images to features; adapted, or a UnifiedEmbedder) and optionally "embedder".
         optimizers: as in pml ("trunk_optimizer", "embedder_optimizer", "metric_loss_optimizer").
-        batch_size: of all processes together; used where ``sampler`` is None.
+        batch_size: of all processes together where ``sampler`` is None; of each process where it gives single items, as
+            most samplers of pml and torch do; a sampler of batches has its own.
         loss_funcs: {"metric_loss": a pml loss, or a GatheredLoss with several processes}.
         dataset: a UnifiedDataset, or another dataset of (image, label).
         *args, **kwargs: the remaining arguments of pml's BaseTrainer. ``sampler=None`` means
@@ -55,7 +57,7 @@ class UnifiedTrainer(MetricLossOnly):
         prompt_penalty_weight: weight of the trunk's ``prompt_penalty()`` in the loss; 0 for trunks without prompts.
         seed: of the default sampler, of the data loader's workers and of ``seed_items``.
         seed_items: let the random transforms of an item follow from seed, pass and item alone, whatever the number of
-            processes and workers; needs a batch sampler (which the default is).
+            processes and workers.
         checkpoint_path: where to keep the full state; written after every ``checkpoint_every``-th epoch and the last,
             behind ``end_of_epoch_hook``. An epoch after which that hook ends the training is the last.
         checkpoint_every: in epochs.
@@ -73,7 +75,8 @@ class UnifiedTrainer(MetricLossOnly):
     Raises:
         ValueError: settings that cannot work, found before any work: a trunk that is not adapted, a loss whose proxies
             no optimizer has, too few proxies for the dataset, labels of one column, pml's DistributedLossWrapper; with
-            several processes, models or proxies whose gradients nothing shares among them.
+            several processes, models or proxies whose gradients nothing shares among them. In ``train()``: a sampler
+            without a whole batch, or from which several processes draw the same items.
         NonFiniteLossError: while training, NaN or infinity in the loss or a gradient; names step and items.
     """
 
@@ -270,24 +273,21 @@ class UnifiedTrainer(MetricLossOnly):
             # Its own generator, so that torch's global one is left alone.
             "generator": torch.Generator(),
         }
-        self._recorded: RecordedBatches | None = None
         # HierarchicalSampler hands out batches although it is no BatchSampler by type.
-        if isinstance(self.sampler, BatchSampler | HierarchicalSampler):
-            self._recorded = RecordedBatches(self.sampler, self.batch_size, with_pass=self.seed_items)
-            items = SeededItems(self.dataset, self.seed) if self.seed_items else self.dataset
-            self.dataloader = DataLoader(items, batch_sampler=self._recorded, **settings)
-        elif self.seed_items:
-            raise ValueError(
-                f"seed_items needs a batch sampler, got {type(self.sampler).__name__}: use MultiDistributionSampler, "
-                "or seed_items=False"
-            )
-        else:
-            self.dataloader = DataLoader(
-                self.dataset, batch_size=self.batch_size, sampler=self.sampler, drop_last=True, **settings
-            )
+        gives_batches = isinstance(self.sampler, BatchSampler | HierarchicalSampler)
+        batches = self.sampler if gives_batches else BatchSampler(self.sampler, self.batch_size, drop_last=True)
+        if not len(batches):
+            number = len(self.sampler)
+            given = "no batch" if gives_batches else f"{number} items, and batch_size is {self.batch_size}"
+            raise ValueError(f"{type(self.sampler).__name__} gives {given}: lower the batch size, or give more images")
+        self._recorded = RecordedBatches(batches, self.batch_size, with_pass=self.seed_items)
+        items = SeededItems(self.dataset, self.seed) if self.seed_items else self.dataset
+        self.dataloader = DataLoader(items, batch_sampler=self._recorded, **settings)
         if not self.iterations_per_epoch:
             self.iterations_per_epoch = len(self.dataloader)
         self.dataloader_iter = None
+        # What this process has drawn, until it is known that no other draws the same.
+        self._drawn: list[Any] | None = [] if world_size() > 1 else None
 
     def get_batch(self) -> tuple[Any, Tensor]:
         if self.dataloader_iter is None:
@@ -298,9 +298,16 @@ class UnifiedTrainer(MetricLossOnly):
             self._begin_pass()
             batch = next(self.dataloader_iter, None)
         if batch is None:
-            raise ValueError(f"the sampler gave no batch: {self.sampler}")
+            raise ValueError(
+                f"{type(self.sampler).__name__} gave no batch in pass {self._pass}, although its length is "
+                f"{len(self.sampler)}: it must begin anew each time that it is iterated over"
+            )
         self._consumed += 1
-        self.batch_positions = self._recorded.pending.popleft() if self._recorded is not None else []
+        self.batch_positions = self._recorded.pending.popleft()
+        if self._drawn is not None:
+            self._drawn += self.batch_positions
+            if have_own_batches(self._drawn, self.sampler, self.data_device):
+                self._drawn = None
         data, labels = self.data_and_label_getter(batch)
         labels = c_f.process_label(labels, self.label_hierarchy_level, self.label_mapper)
         return self.maybe_do_batch_mining(data, labels)
@@ -313,8 +320,7 @@ class UnifiedTrainer(MetricLossOnly):
             self.sampler.set_epoch(self._pass)
         seed = np.random.SeedSequence((self.seed, self._pass, rank())).generate_state(1, np.uint64)[0]
         self.dataloader.generator.manual_seed(int(seed >> np.uint64(1)))
-        if self._recorded is not None:
-            self._recorded.pass_number = self._pass
+        self._recorded.pass_number = self._pass
         self.dataloader_iter = iter(self.dataloader)
 
     def calculate_loss(self, curr_batch: tuple[Any, Tensor]) -> None:
@@ -467,7 +473,7 @@ class UnifiedTrainer(MetricLossOnly):
         kept = ""
         if self.checkpoint_path is not None and os.path.exists(self.checkpoint_path):
             kept = f" The last good checkpoint is kept: {os.fspath(self.checkpoint_path)}."
-        items = ", ".join(describe(n) for n in numbers) or "unknown to this sampler"
+        items = ", ".join(describe(n) for n in numbers)
         return NonFiniteLossError(
             f"training diverged in epoch {self.epoch}, iteration {self.iteration} (step {self.global_step}): {what}. "
             f"Items of the batch: {items}.{kept} {NonFiniteLossError.ADVICE}; look at the items if it is always these.",

@@ -128,6 +128,27 @@ def test_trainer_refuses_what_each_process_would_train_alone(run: tuple[int, Pat
         assert right.isdisjoint(refusals)
 
 
+def test_trainer_refuses_processes_that_draw_the_same_batches(run: tuple[int, Path, list[Any]]) -> None:
+    world, _, results = run
+    everyone = list(range(world))
+    for found in results:
+        said = found["draws alike"]
+        for name, ranks, sampler in (
+            ("shuffled alike", everyone, "RandomSampler"),
+            ("m per class alike", everyone, "MPerClassSampler"),
+            ("batches alike", everyone, "BatchSampler"),
+            ("each the whole of ours", everyone, "MultiDistributionSampler"),
+            ("first and last alike", [0, world - 1], "RandomSampler"),
+        ):
+            message, steps = said.pop(name)
+            assert f"ranks {ranks} draw the same items from {sampler}, and the loss would see each of" in message
+            assert f"{len(ranks)} times: use MultiDistributionSampler(labels, batch_size, m=...), which" in message
+            assert steps == 0
+        # Four items may be the same by chance, eight are not.
+        assert said.pop("small batches alike")[1] == 1
+        assert set(said.values()) == {2}
+
+
 def test_evaluation_gathers_every_item_once(worker: ModuleType, run: tuple[int, Path, list[Any]]) -> None:
     expected = worker.evaluate(1)
     for found in run[2]:
