@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import torch
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -12,29 +13,39 @@ from puma_plugin.losses import GatheredLoss
 Parts = Mapping[str, nn.Module]
 
 
-def check_parts(models: Parts, loss_funcs: Parts, trained: Collection[nn.Parameter], frozen: Collection[str]) -> None:
+def check_parts(
+    models: Parts, loss_funcs: Parts, optimizers: Mapping[str, torch.optim.Optimizer], frozen: Collection[str]
+) -> None:
     """Look for what would never learn, or wrongly.
 
     Args:
-        models, loss_funcs: by name.
-        trained: the optimizers' parameters.
+        models, loss_funcs, optimizers: by name.
         frozen: names of parts that are not to learn.
 
     Raises:
-        ValueError: pml's wrapper of distributed losses, or parameters that take a gradient and are in no optimizer, or
-            in several.
+        ValueError: pml's wrapper of distributed losses; parameters that take a gradient and are in no optimizer, or in
+            several; or an optimizer of which no parameter takes one.
     """
     if isinstance(dict(loss_funcs.items()).get("metric_loss"), DistributedLossWrapper):
         raise ValueError(
             "pml's DistributedLossWrapper multiplies the gradient of the proxies by the number of processes: "
             "use puma_plugin.losses.GatheredLoss(loss) instead, whose gradients equal those of one process"
         )
+    held = {key: [p for group in o.param_groups for p in group["params"]] for key, o in optimizers.items()}
+    trained = [p for parameters in held.values() for p in parameters]
     known = {id(p) for p in trained}
     if len(known) < len(trained):
         raise ValueError(
             f"{len(trained) - len(known)} parameters are in several optimizers, each of which would move them: leave "
             "them in one, such as the loss's proxies in metric_loss_optimizer"
         )
+    for key, parameters in held.items():
+        of = key.removesuffix("_optimizer")
+        if of not in frozen and parameters and not any(p.requires_grad for p in parameters):
+            raise ValueError(
+                f"optimizers[{key!r}] would never move anything: none of its parameters takes a gradient; a trainer "
+                f"that froze them leaves them so. Call requires_grad_() of each of them, or give freeze_these=({of!r},)"
+            )
     for kind, parts in (("models", models), ("loss_funcs", loss_funcs)):
         for key, part in parts.items():
             forgotten = [n for n, p in part.named_parameters() if p.requires_grad and id(p) not in known]

@@ -74,9 +74,10 @@ class UnifiedTrainer(MetricLossOnly):
 
     Raises:
         ValueError: settings that cannot work, found before any work: a trunk that is not adapted, a loss whose proxies
-            no optimizer has, too few proxies for the dataset, labels of one column, pml's DistributedLossWrapper; with
-            several processes, models or proxies whose gradients nothing shares among them. In ``train()``: a sampler
-            without a whole batch, or from which several processes draw the same items.
+            no optimizer has, an optimizer of frozen weights alone, too few proxies for the dataset, labels of one
+            column, pml's DistributedLossWrapper; with several processes, models or proxies whose gradients nothing
+            shares among them. In ``train()``: a sampler without a whole batch, or from which several processes draw the
+            same items.
         NonFiniteLossError: while training, NaN or infinity in the loss or a gradient; names step and items.
     """
 
@@ -185,7 +186,7 @@ class UnifiedTrainer(MetricLossOnly):
             raise ValueError(
                 f"iterations_per_epoch must be at least 1, or None for one pass, got {self.iterations_per_epoch}"
             )
-        check_parts(self.models, self.loss_funcs, self._trained, self.freeze_these)
+        check_parts(self.models, self.loss_funcs, self.optimizers, self.freeze_these)
         check_proxies(dict(self.loss_funcs.items()).get("metric_loss"), self.dataset, self.label_hierarchy_level)
         if world_size() > 1:
             check_shared(self.models, self.loss_funcs, self.freeze_these, world_size())

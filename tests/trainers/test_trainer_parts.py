@@ -162,3 +162,29 @@ def test_a_parameter_in_several_optimizers_is_refused() -> None:
     optimizers = {**run.optimizers, "trunk_optimizer": torch.optim.SGD(both, 0.1)}
     with pytest.raises(ValueError, match="1 parameters are in several optimizers, each of which would move them"):
         build(models={"trunk": run.model}, optimizers=optimizers, loss_funcs={"metric_loss": run.loss})
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+def test_what_an_earlier_trainer_froze_is_not_taken_for_trained() -> None:
+    """pml takes the gradients of ``freeze_these`` away and does not give them back."""
+
+    def next_phase(**arguments: Any) -> UnifiedTrainer:
+        return UnifiedTrainer(
+            {"trunk": run.model}, run.optimizers, 6, {"metric_loss": run.loss}, run.dataset,
+            dataloader_num_workers=0, progress=False, **arguments,
+        )  # fmt: skip
+
+    run = Run(freeze_these=("trunk",), prompt_penalty_weight=0.0)
+    adapter = run.model.trunk.adapters()[0].up
+    adapter_before, frozen = adapter.detach().clone(), [p for p in run.model.parameters() if not p.requires_grad]
+    run.trainer.train()
+    with pytest.raises(ValueError, match=r"'trunk_optimizer'\] would never move anything.*freeze_these=\('trunk',\)"):
+        next_phase()
+    next_phase(freeze_these=("trunk",), prompt_penalty_weight=0.0).train()
+    assert torch.equal(adapter, adapter_before)
+    for group in run.optimizers["trunk_optimizer"].param_groups:
+        for parameter in group["params"]:
+            parameter.requires_grad_()
+    next_phase().train()
+    assert not torch.equal(adapter, adapter_before)
+    assert not any(p.requires_grad for p in frozen)
