@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from puma_plugin.losses import GatheredLoss
+from puma_plugin.models.checkpoint import sharded_parameter
 
 Parts = Mapping[str, nn.Module]
 
@@ -23,8 +24,8 @@ def check_parts(
         frozen: names of parts that are not to learn.
 
     Raises:
-        ValueError: pml's wrapper of distributed losses; parameters that take a gradient and are in no optimizer, or in
-            several; or an optimizer of which no parameter takes one.
+        ValueError: pml's wrapper of distributed losses; parameters that are sharded, or take a gradient and are in no
+            optimizer, or in several; or an optimizer of which no parameter takes one.
     """
     if isinstance(dict(loss_funcs.items()).get("metric_loss"), DistributedLossWrapper):
         raise ValueError(
@@ -48,6 +49,12 @@ def check_parts(
             )
     for kind, parts in (("models", models), ("loss_funcs", loss_funcs)):
         for key, part in parts.items():
+            if name := sharded_parameter(part):
+                raise ValueError(
+                    f"{kind}[{key!r}] is sharded (its {name}, as by fully_shard), which UnifiedTrainer "
+                    "can neither clip nor save: use torch.nn.parallel.DistributedDataParallel for models and "
+                    "puma_plugin.losses.GatheredLoss for losses, or a training loop of your own"
+                )
             forgotten = [n for n, p in part.named_parameters() if p.requires_grad and id(p) not in known]
             if forgotten and key not in frozen:
                 raise ValueError(
@@ -89,18 +96,15 @@ def check_shared(models: Parts, loss_funcs: Parts, frozen: Collection[str], worl
     Raises:
         ValueError: naming the part and the wrapper that it lacks.
     """
-    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel  # takes most of a second
-
-    averaging = DistributedDataParallel, FullyShardedDataParallel, FSDPModule
     for key, part in models.items():
-        if key not in frozen and (alone := _outside(part, averaging)):
+        if key not in frozen and (alone := _outside(part, (DistributedDataParallel,))):
             raise ValueError(
                 f"models[{key!r}] is trained by {world_size} processes, each of which would train its own {alone}: "
-                "wrap it in torch.nn.parallel.DistributedDataParallel (or shard it with torch.distributed.fsdp, or "
-                "average gradients in hooks of the parameters)"
+                "wrap it in torch.nn.parallel.DistributedDataParallel, not in FSDP (or average gradients in hooks of "
+                "the parameters)"
             )
     for key, part in loss_funcs.items():
-        if key not in frozen and (alone := _outside(part, (*averaging, GatheredLoss))):
+        if key not in frozen and (alone := _outside(part, (DistributedDataParallel, GatheredLoss))):
             raise ValueError(
                 f"loss_funcs[{key!r}] has proxies or other weights, and each of {world_size} processes would train its "
                 f"own {alone}: use puma_plugin.losses.GatheredLoss(loss), which also sees the batch of all"

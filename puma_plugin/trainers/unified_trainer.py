@@ -75,9 +75,9 @@ class UnifiedTrainer(MetricLossOnly):
     Raises:
         ValueError: settings that cannot work, found before any work: a trunk that is not adapted, a loss whose proxies
             no optimizer has, an optimizer of frozen weights alone, too few proxies for the dataset, labels of one
-            column, pml's DistributedLossWrapper; with several processes, models or proxies whose gradients nothing
-            shares among them. In ``train()``: a sampler without a whole batch, or from which several processes draw the
-            same items.
+            column, pml's DistributedLossWrapper, sharded weights; with several processes, models or proxies whose
+            gradients nothing shares among them. In ``train()``: a sampler without a whole batch, or from which several
+            processes draw the same items.
         NonFiniteLossError: while training, NaN or infinity in the loss or a gradient; names step and items.
     """
 

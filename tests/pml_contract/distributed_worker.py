@@ -16,6 +16,8 @@ from pytorch_metric_learning import losses, miners
 from pytorch_metric_learning.samplers import MPerClassSampler
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from torch import Tensor, distributed, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, TensorDataset
 
@@ -197,6 +199,30 @@ class Batches(BatchSampler):
         return iter(self.sampler)
 
 
+def sharded(folder: Path) -> dict[str, str]:
+    """What is said of weights that are shared out among the processes, and an adapter file of the gathered ones."""
+    dataset, model = build()
+    _, whole = build()
+    for block in model.trunk.blocks:
+        fully_shard(block)
+    fully_shard(model)
+    loss = GatheredLoss(losses.ContrastiveLoss())
+    optimizers = {"trunk_optimizer": torch.optim.SGD(model.trainable_parameters(), 0.1)}
+    found = {}
+    for name, call in (
+        ("trainer", lambda: UnifiedTrainer({"trunk": model}, optimizers, BATCH, {"metric_loss": loss}, dataset)),
+        ("save", lambda: puma_plugin.save_adapter(model, folder / "never.safetensors")),
+        ("load", lambda: puma_plugin.load_adapter(model, folder / "never.safetensors")),
+    ):
+        try:
+            call()
+        except ValueError as error:
+            found[name] = str(error)
+    whole.load_state_dict(get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)))
+    puma_plugin.save_adapter(whole, folder / f"gathered{distributed.get_rank()}.safetensors")
+    return found
+
+
 def draws_alike(rank: int, world: int) -> dict[str, Any]:
     """How many steps were trained with samplers that do and do not share out, or what was said of them."""
     dataset, model = build()
@@ -297,6 +323,7 @@ def main(folder: Path, rank: int, world: int) -> None:
     results["random draws"] = {"same": random_draws(rank, True), "different": random_draws(rank, False)}
     results["uneven"] = uneven(rank, world)
     results["refusals"] = refusals()
+    results["sharded"] = sharded(folder)
     results["draws alike"] = draws_alike(rank, world)
     results["evaluate"] = evaluate(world)
     results["trainer"] = run_trainer(folder, world, 2)
