@@ -33,6 +33,8 @@ from puma_plugin.utils.worker_signals import leave_signals_to_the_parent
 AMP_TYPES = (None, torch.bfloat16, torch.float16)
 # Steps in a row without a finite gradient: GradScaler has then halved its scale, at first 65536, to less than 1e-4.
 _MOST_LEFT_OUT = 30
+# Attributes that hold parts with a state_dict().
+_WITH_STATE = ("loss_funcs", "mining_funcs", "optimizers", "lr_schedulers")
 
 
 class UnifiedTrainer(MetricLossOnly):
@@ -402,9 +404,11 @@ class UnifiedTrainer(MetricLossOnly):
             "optimizers": _states(self.optimizers),
             "optimizer_classes": _classes(self.optimizers),
             "lr_schedulers": _states(self.lr_schedulers),
+            "lr_scheduler_classes": _classes(self.lr_schedulers),
             "scaler": self.scaler.state_dict(),
             "sampler": sampler,
             "random": training_state.random_state(self.models),
+            "data_names": training_state.data_names(self.dataset),
         }
         if rank() == 0:
             training_state.save_state(state, path)
@@ -417,43 +421,59 @@ class UnifiedTrainer(MetricLossOnly):
         Build the trainer as in the run that saved it first. With MultiDistributionSampler, and ``seed_items`` or no
         data loader workers, the continued run equals the uninterrupted one exactly. Workers without ``seed_items`` draw
         other random augmentations, as theirs is a state of their own; and of other samplers no state is kept: a pass
-        that was begun is not ended, and what they draw is what they draw now.
+        that was begun is not ended, and what they draw is what they draw now. ``amp_dtype`` may be another one; where
+        the checkpoint has no loss scale, that of float16 is found anew.
+
+        If anything does not fit, the trainer stays as it was.
 
         Raises:
             FileNotFoundError, ValueError: no checkpoint, or one of another model, loss, sampler or data.
         """
         state = training_state.load_state(path)
-        for name in ("models", "loss_funcs", "mining_funcs", "optimizers", "lr_schedulers"):
-            own = self.models if name == "models" else _states(getattr(self, name))
-            if state[name].keys() != own.keys():
-                raise ValueError(
-                    f"the checkpoint has {name} {sorted(state[name])}, the trainer {sorted(own)}; build the trainer as "
-                    "in the run that saved it"
-                )
-        # Checkpoints of earlier versions do not say what wrote them.
-        if (written := state.get("optimizer_classes", _classes(self.optimizers))) != _classes(self.optimizers):
-            raise ValueError(
-                f"the checkpoint was written with the optimizers {written}, the trainer has "
-                f"{_classes(self.optimizers)}; build the trainer as in the run that saved it"
-            )
-        if (state["sampler"] is not None) != self._can_resume_sampler():
-            raise ValueError(f"the checkpoint was written with another sampler than {type(self.sampler).__name__}")
+        self._require_fitting(state)
+        if state["sampler"] is not None:
+            self.sampler.load_state_dict(state["sampler"])  # first, as it may refuse, and then changes nothing
         for name, model in self.models.items():
-            training_state.load_model_state(model, state["models"][name], name, name in self.freeze_these)
-        for name in ("loss_funcs", "mining_funcs", "optimizers", "lr_schedulers"):
+            training_state.load_model_state(model, state["models"][name], name in self.freeze_these)
+        for name in _WITH_STATE:
             for key, part in getattr(self, name).items():
                 if hasattr(part, "load_state_dict"):
                     part.load_state_dict(state[name][key])
         training_state.set_memory_places(self.loss_funcs, state["memories"])
-        self.scaler.load_state_dict(state["scaler"])
-        if state["sampler"] is not None:
-            self.sampler.load_state_dict(state["sampler"])
+        if state["scaler"]:  # else written without loss scaling, which then begins as at the start of a run
+            self.scaler.load_state_dict(state["scaler"])
         self._pending_random_state = state["random"]
         progress = state["progress"]
         self._next_epoch, self._next_iteration = progress["epoch"], progress["iteration"]
         self._pass, self._consumed = progress["pass"], progress["consumed"]
         self.global_step, self.history = progress["global_step"], progress["history"]
         self._sums, self._seconds = progress["sums"], progress["seconds"]
+
+    def _require_fitting(self, state: Mapping[str, Any]) -> None:
+        """ValueError unless the checkpoint is of these parts and of this data."""
+        # Checkpoints of earlier versions do not have all of these entries.
+        training_state.require_same_names(state.get("data_names", {}), training_state.data_names(self.dataset))
+        for name in ("models", *_WITH_STATE):
+            own = self.models if name == "models" else _states(getattr(self, name))
+            if state[name].keys() != own.keys():
+                raise ValueError(
+                    f"the checkpoint has {name} {sorted(state[name])}, the trainer {sorted(own)}; build the trainer as "
+                    "in the run that saved it"
+                )
+        for name in ("optimizer", "lr_scheduler"):
+            kinds = _classes(getattr(self, f"{name}s"))
+            if (written := state.get(f"{name}_classes", kinds)) != kinds:
+                raise ValueError(
+                    f"the checkpoint was written with the {name}s {written}, the trainer has {kinds}; build the "
+                    "trainer as in the run that saved it"
+                )
+        if (state["sampler"] is not None) != self._can_resume_sampler():
+            raise ValueError(f"the checkpoint was written with another sampler than {type(self.sampler).__name__}")
+        for name, model in self.models.items():
+            training_state.require_fitting_model(model, state["models"][name], name, name in self.freeze_these)
+        for name in _WITH_STATE:
+            for key in state[name]:
+                training_state.require_fitting_state(getattr(self, name)[key], state[name][key], f"{name}[{key!r}]")
 
     def _can_resume_sampler(self) -> bool:
         return isinstance(self.sampler, MultiDistributionSampler)
