@@ -37,13 +37,15 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> None:
         TypeError: the model is neither.
         ValueError: parameters take a gradient that would not be in the file, or adapters are no longer as
             :func:`adapt` made them (wrapped, shared, pruned, another ``scale``), or the head is parametrized, so that
-            the file would give another model or none; a value is not finite; or ``path`` is a folder.
+            the file would give another model or none; weights are shared out among processes (``fully_shard``); a
+            value is not finite; or ``path`` is a folder.
     """
     vit, head = _parts(model)
     if not isinstance(vit, AdaptedViT):
         raise TypeError(
             f"save_adapter() needs a model that adapt() has changed, got {type(vit).__name__}{inner_hint(vit)}"
         )
+    _refuse_sharded(model, "save_adapter")
     _require_as_adapted(vit)
     if head is not None:
         _require_plain_head(head)
@@ -84,10 +86,12 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], ignore_head: bo
         FileNotFoundError: there is no such file.
         TypeError: ``model`` is not a module.
         ValueError: the file is damaged, no adapter file or of a newer format; or the backbone's weights, what it
-            computes with them, a dimension or the head differs; the message says what.
+            computes with them, a dimension or the head differs; the message says what. Or the weights are shared out
+            among processes (``fully_shard``).
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"load_adapter() needs a timm model or a UnifiedEmbedder, got {type(model).__name__}")
+    _refuse_sharded(model, "load_adapter")
     vit, head = _parts(model)
     if hint := inner_hint(vit):
         raise ValueError(f"load_adapter() needs a timm model or a UnifiedEmbedder, got {type(vit).__name__}{hint}")
@@ -160,6 +164,21 @@ def read_adapter_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: it is truncated, no adapter file, or of a newer format.
     """
     return _read(path, with_tensors=False)[0]
+
+
+def sharded_parameter(model: nn.Module) -> str:
+    """Name of the first parameter that is shared out among processes, as ``fully_shard`` does, or an empty string."""
+    # A DTensor, whose module takes a second to import.
+    return next((name for name, p in model.named_parameters() if hasattr(p, "full_tensor")), "")
+
+
+def _refuse_sharded(model: nn.Module, caller: str) -> None:
+    if name := sharded_parameter(model):
+        raise ValueError(
+            f"{caller}() needs whole weights, but {name} is shared out among processes (fully_shard): load the adapter "
+            "before sharding; to save, load torch.distributed.checkpoint.state_dict.get_model_state_dict(model, "
+            "options=StateDictOptions(full_state_dict=True)) into a model that is not sharded, and save that"
+        )
 
 
 def _parts(model: nn.Module) -> tuple[nn.Module, EmbeddingHead | None]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from puma_plugin.models.adapted_vit import find_adapted, refuse_several_adapted
@@ -36,10 +37,11 @@ class BatchShare(nn.Module):
             it recomputes pieces by another graph than their first pass had, and refuses.)
 
     Other draws of the trunk in training (dropout) repeat in the second pass, but do depend on the number of processes
-    and pieces.
+    and pieces. Batch normalisation in training takes the statistics of the share, which then cannot go in pieces.
 
     Raises:
-        ValueError: ``max_batch`` below 1, a rank outside of the world size, or several adapted models.
+        ValueError: ``max_batch`` below 1, a rank outside of the world size, or several adapted models; in training, a
+            share of more than ``max_batch`` images where batch normalisation takes the statistics of the batch.
     """
 
     def __init__(
@@ -65,8 +67,10 @@ class BatchShare(nn.Module):
         """Features (B, C) of the share (B, channels, H, W)."""
         if not self.training:
             return self.module(images)
-        gates = self._draw_gates(len(images), images.device)
         count = math.ceil(len(images) / (self.max_batch or max(len(images), 1)))
+        if count > 1:
+            self._refuse_batch_statistics(len(images))
+        gates = self._draw_gates(len(images), images.device)
         if count <= 1:
             return self._run(images, gates)
         pieces = []
@@ -74,6 +78,16 @@ class BatchShare(nn.Module):
             own = [None if gate is None else gate[start:end] for gate in gates]
             pieces.append(checkpoint(self._run, images[start:end], own, use_reentrant=False))
         return torch.cat(pieces)
+
+    def _refuse_batch_statistics(self, images: int) -> None:
+        for name, part in self.module.named_modules():
+            if isinstance(part, _BatchNorm) and (part.training or part.running_mean is None):
+                raise ValueError(
+                    f"max_batch={self.max_batch} would take {images} images through the trunk in pieces, but "
+                    f"{name or 'it'} ({type(part).__name__}) normalises by the statistics of the batch, which those of "
+                    "a piece are not: use max_batch=None, or call eval() of such layers behind each train(), as pml's "
+                    "trainers do with freeze_trunk_batchnorm=True"
+                )
 
     def _draw_gates(self, samples: int, device: torch.device) -> list[Tensor | None]:
         adapted = find_adapted(self.module)

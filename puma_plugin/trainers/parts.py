@@ -3,40 +3,58 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import torch
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from puma_plugin.losses import GatheredLoss
+from puma_plugin.models.checkpoint import sharded_parameter
 
 Parts = Mapping[str, nn.Module]
 
 
-def check_parts(models: Parts, loss_funcs: Parts, trained: Collection[nn.Parameter], frozen: Collection[str]) -> None:
+def check_parts(
+    models: Parts, loss_funcs: Parts, optimizers: Mapping[str, torch.optim.Optimizer], frozen: Collection[str]
+) -> None:
     """Look for what would never learn, or wrongly.
 
     Args:
-        models, loss_funcs: by name.
-        trained: the optimizers' parameters.
+        models, loss_funcs, optimizers: by name.
         frozen: names of parts that are not to learn.
 
     Raises:
-        ValueError: pml's wrapper of distributed losses, or parameters that take a gradient and are in no optimizer, or
-            in several.
+        ValueError: pml's wrapper of distributed losses; parameters that are sharded, or take a gradient and are in no
+            optimizer, or in several; or an optimizer of which no parameter takes one.
     """
     if isinstance(dict(loss_funcs.items()).get("metric_loss"), DistributedLossWrapper):
         raise ValueError(
             "pml's DistributedLossWrapper multiplies the gradient of the proxies by the number of processes: "
             "use puma_plugin.losses.GatheredLoss(loss) instead, whose gradients equal those of one process"
         )
+    held = {key: [p for group in o.param_groups for p in group["params"]] for key, o in optimizers.items()}
+    trained = [p for parameters in held.values() for p in parameters]
     known = {id(p) for p in trained}
     if len(known) < len(trained):
         raise ValueError(
             f"{len(trained) - len(known)} parameters are in several optimizers, each of which would move them: leave "
             "them in one, such as the loss's proxies in metric_loss_optimizer"
         )
+    for key, parameters in held.items():
+        of = key.removesuffix("_optimizer")
+        if of not in frozen and parameters and not any(p.requires_grad for p in parameters):
+            raise ValueError(
+                f"optimizers[{key!r}] would never move anything: none of its parameters takes a gradient; a trainer "
+                f"that froze them leaves them so. Call requires_grad_() of each of them, or give freeze_these=({of!r},)"
+            )
     for kind, parts in (("models", models), ("loss_funcs", loss_funcs)):
         for key, part in parts.items():
+            if name := sharded_parameter(part):
+                raise ValueError(
+                    f"{kind}[{key!r}] is sharded (its {name}, as by fully_shard), which UnifiedTrainer "
+                    "can neither clip nor save: use torch.nn.parallel.DistributedDataParallel for models and "
+                    "puma_plugin.losses.GatheredLoss for losses, or a training loop of your own"
+                )
             forgotten = [n for n, p in part.named_parameters() if p.requires_grad and id(p) not in known]
             if forgotten and key not in frozen:
                 raise ValueError(
@@ -45,15 +63,31 @@ def check_parts(models: Parts, loss_funcs: Parts, trained: Collection[nn.Paramet
                 )
 
 
-def check_proxies(loss: nn.Module | None, dataset: Any) -> None:
-    """ValueError for a loss with fewer proxies than the dataset has classes."""
+def check_proxies(loss: nn.Module | None, dataset: Any, level: Any = 0) -> None:
+    """Look for classes without a proxy.
+
+    Args:
+        level: pml's ``label_hierarchy_level``: the column of the labels that the loss learns; several are left to it.
+
+    Raises:
+        ValueError: the loss has fewer proxies than the dataset has labels of this level.
+    """
     inner = loss.loss if isinstance(loss, GatheredLoss) else loss
-    classes, proxies = getattr(dataset, "num_classes", None), getattr(inner, "num_classes", None)
+    labels, proxies = _count_labels(dataset, level), getattr(inner, "num_classes", None)
     # Some losses of pml (NormalizedSoftmaxLoss, ProxyNCALoss) do not keep the number, for which pml then records 0.
-    if isinstance(classes, int) and isinstance(proxies, int) and 0 < proxies < classes:
-        raise ValueError(
-            f"the loss has {proxies} proxies, but the dataset has {classes} classes: set num_classes={classes}"
-        )
+    if isinstance(labels, int) and isinstance(proxies, int) and 0 < proxies < labels:
+        what = f"{labels} classes" if level == 0 else f"{labels} labels of label_hierarchy_level={level}"
+        raise ValueError(f"the loss has {proxies} proxies, but the dataset has {what}: set num_classes={labels}")
+
+
+def _count_labels(dataset: Any, level: Any) -> int | None:
+    """How many different ones there are, where the dataset tells."""
+    if level == 0:
+        return getattr(dataset, "num_classes", None)
+    columns: Any = getattr(dataset, "labels", None)
+    if not isinstance(level, int) or getattr(columns, "ndim", 0) != 2 or level >= columns.shape[1]:
+        return None
+    return len(set(columns[:, level].tolist()))
 
 
 def check_shared(models: Parts, loss_funcs: Parts, frozen: Collection[str], world_size: int) -> None:
@@ -62,18 +96,15 @@ def check_shared(models: Parts, loss_funcs: Parts, frozen: Collection[str], worl
     Raises:
         ValueError: naming the part and the wrapper that it lacks.
     """
-    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel  # takes most of a second
-
-    averaging = DistributedDataParallel, FullyShardedDataParallel, FSDPModule
     for key, part in models.items():
-        if key not in frozen and (alone := _outside(part, averaging)):
+        if key not in frozen and (alone := _outside(part, (DistributedDataParallel,))):
             raise ValueError(
                 f"models[{key!r}] is trained by {world_size} processes, each of which would train its own {alone}: "
-                "wrap it in torch.nn.parallel.DistributedDataParallel (or shard it with torch.distributed.fsdp, or "
-                "average gradients in hooks of the parameters)"
+                "wrap it in torch.nn.parallel.DistributedDataParallel, not in FSDP (or average gradients in hooks of "
+                "the parameters)"
             )
     for key, part in loss_funcs.items():
-        if key not in frozen and (alone := _outside(part, (*averaging, GatheredLoss))):
+        if key not in frozen and (alone := _outside(part, (DistributedDataParallel, GatheredLoss))):
             raise ValueError(
                 f"loss_funcs[{key!r}] has proxies or other weights, and each of {world_size} processes would train its "
                 f"own {alone}: use puma_plugin.losses.GatheredLoss(loss), which also sees the batch of all"

@@ -1,6 +1,7 @@
 """Everything a training run needs to continue as if it had never stopped."""
 
 import hashlib
+import itertools
 import math
 import os
 import random
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from pytorch_metric_learning.losses import CrossBatchMemory
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from puma_plugin.trainers.batch_share import BatchShare
@@ -65,41 +66,91 @@ def model_state(model: nn.Module, is_frozen: bool = False) -> dict[str, Any]:
         is_frozen: none is trained, even if it requires a gradient still.
     """
     inner = unwrap(model)
-    frozen = {name for name, p in inner.named_parameters() if is_frozen or not p.requires_grad}
-    tensors = {name: tensor for name, tensor in inner.state_dict().items() if name not in frozen}
-    return {"tensors": tensors, "frozen": _digest(inner, frozen)}
+    return {"tensors": _kept(inner, is_frozen), "frozen": _digest(inner, _frozen(inner, is_frozen))}
 
 
-def load_model_state(model: nn.Module, state: Mapping[str, Any], name: str, is_frozen: bool = False) -> None:
-    """Copy stored tensors into the model.
-
-    Args:
-        is_frozen: see :func:`model_state`.
+def require_fitting_model(model: nn.Module, state: Mapping[str, Any], name: str, is_frozen: bool = False) -> None:
+    """Compare a model with what :func:`model_state` gave of another.
 
     Raises:
         ValueError: the tensors' names or shapes differ, or the frozen parameters are others.
     """
     own = model_state(model, is_frozen)
-    wanted, stored = own["tensors"], state["tensors"]
-    missing, surplus = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
-    shapes = [
-        f"{key}: {tuple(stored[key].shape)} instead of {tuple(wanted[key].shape)}"
-        for key in wanted.keys() & stored.keys()
-        if wanted[key].shape != stored[key].shape
-    ]
-    if missing or surplus or shapes:
-        raise ValueError(
-            f"the checkpoint does not fit models[{name!r}]: missing {missing[:5]}, not expected {surplus[:5]}, other "
-            f"shape {shapes[:5]}; build the model as in the run that saved it"
-        )
+    _require_same_tensors(own["tensors"], state["tensors"], f"models[{name!r}]")
     if own["frozen"] != state["frozen"]:
         raise ValueError(
             f"the frozen weights of models[{name!r}] are not those of the run that saved the checkpoint: load the same "
             "pretrained weights"
         )
-    with torch.no_grad():
-        for key, tensor in wanted.items():
-            tensor.copy_(stored[key])
+
+
+@torch.no_grad()
+def load_model_state(model: nn.Module, state: Mapping[str, Any], is_frozen: bool = False) -> None:
+    """Copy stored tensors into a model that they fit."""
+    for key, tensor in _kept(unwrap(model), is_frozen).items():
+        tensor.copy_(state["tensors"][key])
+
+
+def require_fitting_state(part: Any, state: Mapping[str, Any], name: str) -> None:
+    """Compare a loss, miner or optimizer with the ``state_dict()`` of another.
+
+    Raises:
+        ValueError: the names or shapes of a module's tensors differ, or the sizes of an optimizer's groups.
+    """
+    if isinstance(part, nn.Module):
+        _require_same_tensors(part.state_dict(), state, name)
+    if isinstance(part, torch.optim.Optimizer):
+        stored, own = (
+            [len(group["params"]) for group in groups] for groups in (state["param_groups"], part.param_groups)
+        )
+        if stored != own:
+            raise ValueError(
+                f"the checkpoint does not fit {name}: groups of {stored} parameters instead of {own}; make the "
+                "optimizer as in the run that saved it"
+            )
+
+
+def _require_same_tensors(wanted: Mapping[str, Any], stored: Mapping[str, Any], name: str) -> None:
+    missing, surplus = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
+    before, now = ({k: tuple(getattr(v, "shape", ())) for k, v in tensors.items()} for tensors in (stored, wanted))
+    shapes = [f"{k}: {before[k]} instead of {now[k]}" for k in now if k in before and before[k] != now[k]]
+    if missing or surplus or shapes:
+        raise ValueError(
+            f"the checkpoint does not fit {name}: missing {missing[:5]}, not expected {surplus[:5]}, other shape "
+            f"{shapes[:5]}; build it as in the run that saved it"
+        )
+
+
+def _kept(inner: nn.Module, is_frozen: bool) -> dict[str, Tensor]:
+    """The model's own tensors that a checkpoint holds."""
+    frozen = _frozen(inner, is_frozen)
+    return {name: tensor for name, tensor in inner.state_dict().items() if name not in frozen}
+
+
+def _frozen(inner: nn.Module, is_frozen: bool) -> set[str]:
+    return {name for name, p in inner.named_parameters() if is_frozen or not p.requires_grad}
+
+
+def data_names(dataset: Any) -> dict[str, list[str]]:
+    """What proxies stand for, by their number, as far as the dataset tells: names only, as folders may be moved."""
+    told = {what: getattr(dataset, f"{what}_names", None) for what in ("distribution", "class")}
+    return {what: [str(name) for name in names] for what, names in told.items() if isinstance(names, list | tuple)}
+
+
+def require_same_names(stored: Mapping[str, list[str]], own: Mapping[str, list[str]]) -> None:
+    """Compare what :func:`data_names` gave of two datasets, where both tell.
+
+    Raises:
+        ValueError: naming the first distribution or class that differs.
+    """
+    for what in (what for what in own if what in stored):
+        for number, (before, now) in enumerate(itertools.zip_longest(stored[what], own[what])):
+            if before != now:
+                was, has = ("none" if name is None else repr(name) for name in (before, now))
+                raise ValueError(
+                    f"{what} {number} was {was} in the run that saved the checkpoint and is {has} now, so that proxies "
+                    "would stand for other classes: give the same datasets, by the same names and in the same order"
+                )
 
 
 def memory_places(losses: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:

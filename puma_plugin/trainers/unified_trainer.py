@@ -22,6 +22,7 @@ from puma_plugin.regularizers.prompt_penalty import require_adapted
 from puma_plugin.samplers import MultiDistributionSampler
 from puma_plugin.trainers import training_state
 from puma_plugin.trainers.non_finite_loss_error import NonFiniteLossError
+from puma_plugin.trainers.own_batches import have_own_batches
 from puma_plugin.trainers.parts import check_parts, check_proxies, check_shared
 from puma_plugin.trainers.recorded_batches import RecordedBatches
 from puma_plugin.trainers.seeded_items import SeededItems
@@ -32,6 +33,8 @@ from puma_plugin.utils.worker_signals import leave_signals_to_the_parent
 AMP_TYPES = (None, torch.bfloat16, torch.float16)
 # Steps in a row without a finite gradient: GradScaler has then halved its scale, at first 65536, to less than 1e-4.
 _MOST_LEFT_OUT = 30
+# Attributes that hold parts with a state_dict().
+_WITH_STATE = ("loss_funcs", "mining_funcs", "optimizers", "lr_schedulers")
 
 
 class UnifiedTrainer(MetricLossOnly):
@@ -44,7 +47,8 @@ class UnifiedTrainer(MetricLossOnly):
     Args:
         models: "trunk" (images to features; adapted, or a UnifiedEmbedder) and optionally "embedder".
         optimizers: as in pml ("trunk_optimizer", "embedder_optimizer", "metric_loss_optimizer").
-        batch_size: of all processes together; used where ``sampler`` is None.
+        batch_size: of all processes together where ``sampler`` is None; of each process where it gives single items, as
+            most samplers of pml and torch do; a sampler of batches has its own.
         loss_funcs: {"metric_loss": a pml loss, or a GatheredLoss with several processes}.
         dataset: a UnifiedDataset, or another dataset of (image, label).
         *args, **kwargs: the remaining arguments of pml's BaseTrainer. ``sampler=None`` means
@@ -55,7 +59,7 @@ class UnifiedTrainer(MetricLossOnly):
         prompt_penalty_weight: weight of the trunk's ``prompt_penalty()`` in the loss; 0 for trunks without prompts.
         seed: of the default sampler, of the data loader's workers and of ``seed_items``.
         seed_items: let the random transforms of an item follow from seed, pass and item alone, whatever the number of
-            processes and workers; needs a batch sampler (which the default is).
+            processes and workers.
         checkpoint_path: where to keep the full state; written after every ``checkpoint_every``-th epoch and the last,
             behind ``end_of_epoch_hook``. An epoch after which that hook ends the training is the last.
         checkpoint_every: in epochs.
@@ -72,8 +76,10 @@ class UnifiedTrainer(MetricLossOnly):
 
     Raises:
         ValueError: settings that cannot work, found before any work: a trunk that is not adapted, a loss whose proxies
-            no optimizer has, too few proxies for the dataset, labels of one column, pml's DistributedLossWrapper; with
-            several processes, models or proxies whose gradients nothing shares among them.
+            no optimizer has, an optimizer of frozen weights alone, too few proxies for the dataset, labels of one
+            column, pml's DistributedLossWrapper, sharded weights; with several processes, models or proxies whose
+            gradients nothing shares among them. In ``train()``: a sampler without a whole batch, or from which several
+            processes draw the same items.
         NonFiniteLossError: while training, NaN or infinity in the loss or a gradient; names step and items.
     """
 
@@ -81,6 +87,7 @@ class UnifiedTrainer(MetricLossOnly):
     sampler: Any
     iterations_per_epoch: int
     dataloader_iter: Any
+    loss_weights: Any
 
     def __init__(
         self,
@@ -156,7 +163,8 @@ class UnifiedTrainer(MetricLossOnly):
             require_adapted(self.models["trunk"])
             self.loss_names.append("prompt_penalty")
             if self.loss_weights is not None:
-                self.loss_weights.setdefault("prompt_penalty", self.prompt_penalty_weight)
+                # A dict of its own: the caller may give the same one to the next trainer.
+                self.loss_weights = {"prompt_penalty": self.prompt_penalty_weight, **self.loss_weights}
         if self.data_device is None:
             parameter = next(self.models["trunk"].parameters(), None)
             self.data_device = parameter.device if parameter is not None else torch.device("cpu")
@@ -180,8 +188,8 @@ class UnifiedTrainer(MetricLossOnly):
             raise ValueError(
                 f"iterations_per_epoch must be at least 1, or None for one pass, got {self.iterations_per_epoch}"
             )
-        check_parts(self.models, self.loss_funcs, self._trained, self.freeze_these)
-        check_proxies(dict(self.loss_funcs.items()).get("metric_loss"), self.dataset)
+        check_parts(self.models, self.loss_funcs, self.optimizers, self.freeze_these)
+        check_proxies(dict(self.loss_funcs.items()).get("metric_loss"), self.dataset, self.label_hierarchy_level)
         if world_size() > 1:
             check_shared(self.models, self.loss_funcs, self.freeze_these, world_size())
 
@@ -238,7 +246,8 @@ class UnifiedTrainer(MetricLossOnly):
             self.end_of_iteration_hook(self)
         self.step_lr_schedulers(end_of_epoch=True)
         self.zero_losses()
-        means = {name: total / self.iterations_per_epoch for name, total in self._sums.items()}
+        # Of the steps there were: an epoch that was begun may go on with another iterations_per_epoch.
+        means = {name: total / self._next_iteration for name, total in self._sums.items()}
         self.history.append({"epoch": self.epoch, **means, "seconds": self._seconds})
         self._next_epoch, self._next_iteration, self._sums, self._seconds = self.epoch + 1, 0, {}, 0.0
 
@@ -267,24 +276,21 @@ class UnifiedTrainer(MetricLossOnly):
             # Its own generator, so that torch's global one is left alone.
             "generator": torch.Generator(),
         }
-        self._recorded: RecordedBatches | None = None
         # HierarchicalSampler hands out batches although it is no BatchSampler by type.
-        if isinstance(self.sampler, BatchSampler | HierarchicalSampler):
-            self._recorded = RecordedBatches(self.sampler, self.batch_size, with_pass=self.seed_items)
-            items = SeededItems(self.dataset, self.seed) if self.seed_items else self.dataset
-            self.dataloader = DataLoader(items, batch_sampler=self._recorded, **settings)
-        elif self.seed_items:
-            raise ValueError(
-                f"seed_items needs a batch sampler, got {type(self.sampler).__name__}: use MultiDistributionSampler, "
-                "or seed_items=False"
-            )
-        else:
-            self.dataloader = DataLoader(
-                self.dataset, batch_size=self.batch_size, sampler=self.sampler, drop_last=True, **settings
-            )
+        gives_batches = isinstance(self.sampler, BatchSampler | HierarchicalSampler)
+        batches = self.sampler if gives_batches else BatchSampler(self.sampler, self.batch_size, drop_last=True)
+        if not len(batches):
+            number = len(self.sampler)
+            given = "no batch" if gives_batches else f"{number} items, and batch_size is {self.batch_size}"
+            raise ValueError(f"{type(self.sampler).__name__} gives {given}: lower the batch size, or give more images")
+        self._recorded = RecordedBatches(batches, self.batch_size, with_pass=self.seed_items)
+        items = SeededItems(self.dataset, self.seed) if self.seed_items else self.dataset
+        self.dataloader = DataLoader(items, batch_sampler=self._recorded, **settings)
         if not self.iterations_per_epoch:
             self.iterations_per_epoch = len(self.dataloader)
         self.dataloader_iter = None
+        # What this process has drawn, until it is known that no other draws the same.
+        self._drawn: list[Any] | None = [] if world_size() > 1 else None
 
     def get_batch(self) -> tuple[Any, Tensor]:
         if self.dataloader_iter is None:
@@ -295,9 +301,16 @@ class UnifiedTrainer(MetricLossOnly):
             self._begin_pass()
             batch = next(self.dataloader_iter, None)
         if batch is None:
-            raise ValueError(f"the sampler gave no batch: {self.sampler}")
+            raise ValueError(
+                f"{type(self.sampler).__name__} gave no batch in pass {self._pass}, although its length is "
+                f"{len(self.sampler)}: it must begin anew each time that it is iterated over"
+            )
         self._consumed += 1
-        self.batch_positions = self._recorded.pending.popleft() if self._recorded is not None else []
+        self.batch_positions = self._recorded.pending.popleft()
+        if self._drawn is not None:
+            self._drawn += self.batch_positions
+            if have_own_batches(self._drawn, self.sampler, self.data_device):
+                self._drawn = None
         data, labels = self.data_and_label_getter(batch)
         labels = c_f.process_label(labels, self.label_hierarchy_level, self.label_mapper)
         return self.maybe_do_batch_mining(data, labels)
@@ -310,8 +323,7 @@ class UnifiedTrainer(MetricLossOnly):
             self.sampler.set_epoch(self._pass)
         seed = np.random.SeedSequence((self.seed, self._pass, rank())).generate_state(1, np.uint64)[0]
         self.dataloader.generator.manual_seed(int(seed >> np.uint64(1)))
-        if self._recorded is not None:
-            self._recorded.pass_number = self._pass
+        self._recorded.pass_number = self._pass
         self.dataloader_iter = iter(self.dataloader)
 
     def calculate_loss(self, curr_batch: tuple[Any, Tensor]) -> None:
@@ -392,9 +404,11 @@ class UnifiedTrainer(MetricLossOnly):
             "optimizers": _states(self.optimizers),
             "optimizer_classes": _classes(self.optimizers),
             "lr_schedulers": _states(self.lr_schedulers),
+            "lr_scheduler_classes": _classes(self.lr_schedulers),
             "scaler": self.scaler.state_dict(),
             "sampler": sampler,
             "random": training_state.random_state(self.models),
+            "data_names": training_state.data_names(self.dataset),
         }
         if rank() == 0:
             training_state.save_state(state, path)
@@ -407,43 +421,59 @@ class UnifiedTrainer(MetricLossOnly):
         Build the trainer as in the run that saved it first. With MultiDistributionSampler, and ``seed_items`` or no
         data loader workers, the continued run equals the uninterrupted one exactly. Workers without ``seed_items`` draw
         other random augmentations, as theirs is a state of their own; and of other samplers no state is kept: a pass
-        that was begun is not ended, and what they draw is what they draw now.
+        that was begun is not ended, and what they draw is what they draw now. ``amp_dtype`` may be another one; where
+        the checkpoint has no loss scale, that of float16 is found anew.
+
+        If anything does not fit, the trainer stays as it was.
 
         Raises:
             FileNotFoundError, ValueError: no checkpoint, or one of another model, loss, sampler or data.
         """
         state = training_state.load_state(path)
-        for name in ("models", "loss_funcs", "mining_funcs", "optimizers", "lr_schedulers"):
-            own = self.models if name == "models" else _states(getattr(self, name))
-            if state[name].keys() != own.keys():
-                raise ValueError(
-                    f"the checkpoint has {name} {sorted(state[name])}, the trainer {sorted(own)}; build the trainer as "
-                    "in the run that saved it"
-                )
-        # Checkpoints of earlier versions do not say what wrote them.
-        if (written := state.get("optimizer_classes", _classes(self.optimizers))) != _classes(self.optimizers):
-            raise ValueError(
-                f"the checkpoint was written with the optimizers {written}, the trainer has "
-                f"{_classes(self.optimizers)}; build the trainer as in the run that saved it"
-            )
-        if (state["sampler"] is not None) != self._can_resume_sampler():
-            raise ValueError(f"the checkpoint was written with another sampler than {type(self.sampler).__name__}")
+        self._require_fitting(state)
+        if state["sampler"] is not None:
+            self.sampler.load_state_dict(state["sampler"])  # first, as it may refuse, and then changes nothing
         for name, model in self.models.items():
-            training_state.load_model_state(model, state["models"][name], name, name in self.freeze_these)
-        for name in ("loss_funcs", "mining_funcs", "optimizers", "lr_schedulers"):
+            training_state.load_model_state(model, state["models"][name], name in self.freeze_these)
+        for name in _WITH_STATE:
             for key, part in getattr(self, name).items():
                 if hasattr(part, "load_state_dict"):
                     part.load_state_dict(state[name][key])
         training_state.set_memory_places(self.loss_funcs, state["memories"])
-        self.scaler.load_state_dict(state["scaler"])
-        if state["sampler"] is not None:
-            self.sampler.load_state_dict(state["sampler"])
+        if state["scaler"]:  # else written without loss scaling, which then begins as at the start of a run
+            self.scaler.load_state_dict(state["scaler"])
         self._pending_random_state = state["random"]
         progress = state["progress"]
         self._next_epoch, self._next_iteration = progress["epoch"], progress["iteration"]
         self._pass, self._consumed = progress["pass"], progress["consumed"]
         self.global_step, self.history = progress["global_step"], progress["history"]
         self._sums, self._seconds = progress["sums"], progress["seconds"]
+
+    def _require_fitting(self, state: Mapping[str, Any]) -> None:
+        """ValueError unless the checkpoint is of these parts and of this data."""
+        # Checkpoints of earlier versions do not have all of these entries.
+        training_state.require_same_names(state.get("data_names", {}), training_state.data_names(self.dataset))
+        for name in ("models", *_WITH_STATE):
+            own = self.models if name == "models" else _states(getattr(self, name))
+            if state[name].keys() != own.keys():
+                raise ValueError(
+                    f"the checkpoint has {name} {sorted(state[name])}, the trainer {sorted(own)}; build the trainer as "
+                    "in the run that saved it"
+                )
+        for name in ("optimizer", "lr_scheduler"):
+            kinds = _classes(getattr(self, f"{name}s"))
+            if (written := state.get(f"{name}_classes", kinds)) != kinds:
+                raise ValueError(
+                    f"the checkpoint was written with the {name}s {written}, the trainer has {kinds}; build the "
+                    "trainer as in the run that saved it"
+                )
+        if (state["sampler"] is not None) != self._can_resume_sampler():
+            raise ValueError(f"the checkpoint was written with another sampler than {type(self.sampler).__name__}")
+        for name, model in self.models.items():
+            training_state.require_fitting_model(model, state["models"][name], name, name in self.freeze_these)
+        for name in _WITH_STATE:
+            for key in state[name]:
+                training_state.require_fitting_state(getattr(self, name)[key], state[name][key], f"{name}[{key!r}]")
 
     def _can_resume_sampler(self) -> bool:
         return isinstance(self.sampler, MultiDistributionSampler)
@@ -464,7 +494,7 @@ class UnifiedTrainer(MetricLossOnly):
         kept = ""
         if self.checkpoint_path is not None and os.path.exists(self.checkpoint_path):
             kept = f" The last good checkpoint is kept: {os.fspath(self.checkpoint_path)}."
-        items = ", ".join(describe(n) for n in numbers) or "unknown to this sampler"
+        items = ", ".join(describe(n) for n in numbers)
         return NonFiniteLossError(
             f"training diverged in epoch {self.epoch}, iteration {self.iteration} (step {self.global_step}): {what}. "
             f"Items of the batch: {items}.{kept} {NonFiniteLossError.ADVICE}; look at the items if it is always these.",

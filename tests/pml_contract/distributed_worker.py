@@ -9,13 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from pytorch_metric_learning import losses, miners
+from pytorch_metric_learning.samplers import MPerClassSampler
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from torch import Tensor, distributed, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import TensorDataset
+from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, TensorDataset
 
 import puma_plugin
 from puma_plugin.datasets import UnifiedDataset
@@ -185,6 +189,81 @@ def refusals() -> dict[str, str]:
     return found
 
 
+class Batches(BatchSampler):
+    """These ones, of one image each."""
+
+    def __init__(self, batches: list[list[int]]) -> None:
+        super().__init__(batches, 1, drop_last=False)
+
+    def __iter__(self) -> Any:
+        return iter(self.sampler)
+
+
+def sharded(folder: Path) -> dict[str, str]:
+    """What is said of weights that are shared out among the processes, and an adapter file of the gathered ones."""
+    dataset, model = build()
+    _, whole = build()
+    for block in model.trunk.blocks:
+        fully_shard(block)
+    fully_shard(model)
+    loss = GatheredLoss(losses.ContrastiveLoss())
+    optimizers = {"trunk_optimizer": torch.optim.SGD(model.trainable_parameters(), 0.1)}
+    found = {}
+    for name, call in (
+        ("trainer", lambda: UnifiedTrainer({"trunk": model}, optimizers, BATCH, {"metric_loss": loss}, dataset)),
+        ("save", lambda: puma_plugin.save_adapter(model, folder / "never.safetensors")),
+        ("load", lambda: puma_plugin.load_adapter(model, folder / "never.safetensors")),
+    ):
+        try:
+            call()
+        except ValueError as error:
+            found[name] = str(error)
+    whole.load_state_dict(get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)))
+    puma_plugin.save_adapter(whole, folder / f"gathered{distributed.get_rank()}.safetensors")
+    return found
+
+
+def draws_alike(rank: int, world: int) -> dict[str, Any]:
+    """How many steps were trained with samplers that do and do not share out, or what was said of them."""
+    dataset, model = build()
+    trunk, loss = DistributedDataParallel(model), GatheredLoss(losses.ContrastiveLoss())
+
+    def steps(sampler: Any, batch_size: int = 8) -> Any:
+        optimizers = {"trunk_optimizer": torch.optim.SGD(model.trainable_parameters(), 0.0)}
+        trainer = UnifiedTrainer(
+            {"trunk": trunk}, optimizers, batch_size, {"metric_loss": loss}, dataset,
+            sampler=sampler, iterations_per_epoch=2, dataloader_num_workers=0, progress=False,
+        )  # fmt: skip
+        try:
+            trainer.train()
+        except ValueError as error:
+            return str(error), trainer.global_step
+        return trainer.global_step
+
+    def shuffled(seed: int) -> RandomSampler:
+        return RandomSampler(dataset, generator=torch.Generator().manual_seed(seed))
+
+    def per_class(seed: int) -> MPerClassSampler:
+        np.random.seed(seed)  # noqa: NPY002
+        return MPerClassSampler(dataset.targets, 2, 8)
+
+    return {
+        "shuffled alike": steps(shuffled(0)),
+        "m per class alike": steps(per_class(0)),
+        "batches alike": steps(BatchSampler(shuffled(0), 8, drop_last=True)),
+        "each the whole of ours": steps(MultiDistributionSampler(dataset.labels, 8, rank=0, world_size=1)),
+        "first and last alike": steps(shuffled(rank % (world - 1))),
+        "small batches alike": steps(shuffled(0), batch_size=4),
+        "shuffled by rank": steps(shuffled(rank)),
+        "m per class by rank": steps(per_class(rank)),
+        "shared out": steps(DistributedSampler(dataset)),
+        "small batches shared out": steps(DistributedSampler(dataset), batch_size=4),
+        "ours": steps(MultiDistributionSampler(dataset.labels, BATCH)),
+        # The first is the same by chance, the second is not.
+        "by chance": steps(Batches([[5], [rank]])),
+    }
+
+
 def own_statistics() -> nn.Module:
     """A model with statistics that each process gathered from images of its own."""
     norm = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3 * 16 * 16))
@@ -248,6 +327,8 @@ def main(folder: Path, rank: int, world: int) -> None:
     results["random draws"] = {"same": random_draws(rank, True), "different": random_draws(rank, False)}
     results["uneven"] = uneven(rank, world)
     results["refusals"] = refusals()
+    results["sharded"] = sharded(folder)
+    results["draws alike"] = draws_alike(rank, world)
     results["evaluate"] = evaluate(world)
     results["trainer"] = run_trainer(folder, world, 2)
     torch.save(results, folder / f"results{rank}.pt")

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+import puma_plugin
+
 WORKER = Path(__file__).with_name("distributed_worker.py")
 
 
@@ -123,9 +125,46 @@ def test_trainer_refuses_what_each_process_would_train_alone(run: tuple[int, Pat
             assert ": use puma_plugin.losses.GatheredLoss(loss)" in refusals[name]
         for name, weight in (("bare trunk", "blocks.0.adapter1.down"), ("bare head", "1.linear.weight")):
             assert f"trained by {world} processes, each of which would train its own" in refusals[name]
-            assert f"{weight}: wrap it in torch.nn.parallel.DistributedDataParallel" in refusals[name]
+            assert f"{weight}: wrap it in torch.nn.parallel.DistributedDataParallel, not in FSDP (or" in refusals[name]
         right = {"bare trunk that is frozen", "loss in DDP", "loss without weights", "gathered loss among several"}
         assert right.isdisjoint(refusals)
+
+
+def test_sharded_weights_are_refused_and_can_be_saved_once_gathered(
+    worker: ModuleType, run: tuple[int, Path, list[Any]]
+) -> None:
+    _, folder, results = run
+    for rank, found in enumerate(results):
+        said = found["sharded"]
+        assert "models['trunk'] is sharded (its trunk." in said["trainer"]
+        assert ": use torch.nn.parallel.DistributedDataParallel for models and" in said["trainer"]
+        for caller in ("save", "load"):
+            message = said[caller]
+            assert message.startswith(f"{caller}_adapter() needs whole weights, but trunk.")
+            assert "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))" in message
+        _, model = worker.build()
+        assert puma_plugin.load_adapter(model, folder / f"gathered{rank}.safetensors") is model
+
+
+def test_trainer_refuses_processes_that_draw_the_same_batches(run: tuple[int, Path, list[Any]]) -> None:
+    world, _, results = run
+    everyone = list(range(world))
+    for found in results:
+        said = found["draws alike"]
+        for name, ranks, sampler in (
+            ("shuffled alike", everyone, "RandomSampler"),
+            ("m per class alike", everyone, "MPerClassSampler"),
+            ("batches alike", everyone, "BatchSampler"),
+            ("each the whole of ours", everyone, "MultiDistributionSampler"),
+            ("first and last alike", [0, world - 1], "RandomSampler"),
+        ):
+            message, steps = said.pop(name)
+            assert f"ranks {ranks} draw the same items from {sampler}, and the loss would see each of" in message
+            assert f"{len(ranks)} times: use MultiDistributionSampler(labels, batch_size, m=...), which" in message
+            assert steps == 0
+        # Four items may be the same by chance, eight are not.
+        assert said.pop("small batches alike")[1] == 1
+        assert set(said.values()) == {2}
 
 
 def test_evaluation_gathers_every_item_once(worker: ModuleType, run: tuple[int, Path, list[Any]]) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 from typing import Any
 from unittest.mock import Mock
 
@@ -9,11 +10,12 @@ import pytest
 import timm
 import torch
 from pytorch_metric_learning import losses
+from small_run import Run
 from torch import Tensor, nn
 
 import puma_plugin
 from puma_plugin.models import AdaptedViT
-from puma_plugin.trainers import BatchShare, batch_share
+from puma_plugin.trainers import BatchShare, UnifiedTrainer, batch_share
 
 
 def vit(drop: float = 0.5) -> AdaptedViT:
@@ -170,6 +172,45 @@ def test_evaluation_and_other_models_pass_through() -> None:
     features.sum().backward()
     slope = torch.where(features == 0, 0.0, 2.0 * (1 - features.detach() ** 2))
     torch.testing.assert_close(noisy[1].bias.grad, slope.sum(dim=0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.SyncBatchNorm, partial(nn.BatchNorm1d, track_running_stats=False)])
+def test_pieces_are_refused_where_statistics_are_those_of_the_batch(norm: Any) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4), norm(4))
+    before = copy.deepcopy(net.state_dict())
+    generator = torch.get_rng_state()
+    with pytest.raises(ValueError, match=r"max_batch=5 would take 12 images .* pieces, but 2 \((Sync)?BatchNorm"):
+        BatchShare(net, 5)(IMAGES)
+    assert torch.equal(torch.get_rng_state(), generator)
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_batch_normalisation_of_a_whole_share_or_with_fixed_statistics_is_right() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4), nn.BatchNorm1d(4))
+    whole, twin = BatchShare(net, 12), copy.deepcopy(net)
+    torch.testing.assert_close(whole(IMAGES), twin(IMAGES))
+    assert net[2].num_batches_tracked == 1
+    net[2].eval()
+    twin.eval()
+    torch.testing.assert_close(BatchShare(net, 5)(IMAGES), twin(IMAGES))
+
+
+def test_pieces_with_batch_normalisation_that_the_trainer_freezes_are_trained() -> None:
+    def trainer(freeze: bool) -> UnifiedTrainer:
+        run = Run()
+        norm = nn.Sequential(run.model, nn.BatchNorm1d(8, affine=False))
+        return UnifiedTrainer(
+            {"trunk": BatchShare(norm, 4)}, run.optimizers, 6, {"metric_loss": run.loss}, run.dataset,
+            freeze_trunk_batchnorm=freeze, dataloader_num_workers=0, progress=False,
+        )  # fmt: skip
+
+    frozen, free = trainer(True), trainer(False)
+    frozen.train()
+    assert frozen.global_step == 5
+    with pytest.raises(ValueError, match=r"max_batch=4 would .*: use max_batch=None, or .* freeze_trunk_batch"):
+        free.train()
+    assert free.global_step == 0
 
 
 def test_blocks_that_are_computed_twice_are_refused() -> None:

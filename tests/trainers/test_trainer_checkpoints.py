@@ -1,5 +1,6 @@
 """What a checkpoint of UnifiedTrainer holds and refuses, and that a stopped run continues as if it had not stopped."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from pytorch_metric_learning import losses, miners
-from small_run import Run, assert_equal, without_seconds
+from small_run import Run, assert_equal, seed_everything, without_seconds
 
+from puma_plugin.datasets import UnifiedDataset
+from puma_plugin.losses import CurricularFaceLoss
 from puma_plugin.models import EmbeddingHead
 from puma_plugin.samplers import MultiDistributionSampler
 from puma_plugin.trainers import UnifiedTrainer
@@ -52,6 +55,29 @@ def test_resume_within_an_epoch_is_exact(tmp_path: Path, at: int) -> None:
     assert without_seconds(second.trainer.history) == without_seconds(whole.trainer.history)
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # where no step is left
+@pytest.mark.parametrize("iterations", [2, 3, 4])
+def test_an_epoch_that_goes_on_with_another_length_has_the_mean_of_its_steps(tmp_path: Path, iterations: int) -> None:
+    path, steps = tmp_path / "state.pt", []
+
+    def stop(trainer: UnifiedTrainer) -> None:
+        steps.append(trainer.losses["total_loss"].item())
+        if trainer.global_step == 3:
+            trainer.save_checkpoint(path)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Run(iterations_per_epoch=5, end_of_iteration_hook=stop).trainer.train()
+    resumed = Run(
+        iterations_per_epoch=iterations,
+        end_of_iteration_hook=lambda trainer: steps.append(trainer.losses["total_loss"].item()),
+    )
+    resumed.trainer.load_checkpoint(path)
+    resumed.trainer.train()
+    assert len(steps) == max(iterations, 3)
+    assert resumed.trainer.history[0]["total_loss"] == pytest.approx(sum(steps) / len(steps))
+
+
 def test_checkpoint_holds_no_frozen_weights_and_refuses_what_differs(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     run = Run()
@@ -86,6 +112,57 @@ def test_checkpoint_holds_no_frozen_weights_and_refuses_what_differs(tmp_path: P
     other = Run(sampler=MultiDistributionSampler(run.dataset.labels, 6, seed=1))
     with pytest.raises(ValueError, match="other labels or settings"):
         other.trainer.load_checkpoint(path)
+
+
+def other_data(run: Run) -> None:
+    run.trainer.dataset = UnifiedDataset(dict(reversed(run.parts.items())))
+
+
+def other_loss(run: Run) -> None:
+    torch.manual_seed(0)
+    run.loss = CurricularFaceLoss(8, 8)
+    run.trainer.loss_funcs = {"metric_loss": run.loss}
+    run.optimizers["metric_loss_optimizer"].param_groups[0]["params"] = list(run.loss.parameters())
+
+
+def other_groups(run: Run) -> None:
+    run.optimizers["trunk_optimizer"].add_param_group({"params": [torch.nn.Parameter(torch.zeros(2))]})
+
+
+def other_schedule(run: Run) -> None:
+    optimizer = run.optimizers["metric_loss_optimizer"]
+    run.trainer.lr_schedulers["metric_loss_scheduler_by_epoch"] = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+
+
+def other_sampler(run: Run) -> None:
+    run.trainer.sampler = MultiDistributionSampler(run.dataset.labels, 6, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (other_data, "distribution 0 was 'a' .* and is 'b' now"),
+        (other_loss, r"loss_funcs\['metric_loss'\]: .* other shape .*\['W: \(8, 7\) instead of \(8, 8\)"),
+        (other_groups, r"fit optimizers\['trunk_optimizer'\]: groups of .* parameters instead of"),
+        (other_schedule, r"written with the lr_schedulers .*StepLR'}, the trainer has .*ExponentialLR'}; build"),
+        (other_sampler, r"other labels or settings \(seed was 0, is 1\)"),
+    ],
+)
+def test_a_refusal_leaves_the_trainer_as_it_was(tmp_path: Path, change: Callable[[Run], None], message: str) -> None:
+    path = tmp_path / "state.pt"
+    Run(checkpoint_path=path).trainer.train()
+    refusing, untouched = Run(), Run()
+    change(refusing)
+    change(untouched)
+    with pytest.raises(ValueError, match=message):
+        refusing.trainer.load_checkpoint(path)
+    for run in (refusing, untouched):
+        seed_everything(1)
+        run.trainer.train()
+    assert_equal(refusing.state(), untouched.state())
+    assert without_seconds(refusing.trainer.history) == without_seconds(untouched.trainer.history)
+    states = [run.optimizers["metric_loss_optimizer"].state_dict() for run in (refusing, untouched)]
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
 
 
 def test_what_cannot_be_loaded_safely_is_not_written(tmp_path: Path) -> None:
@@ -226,6 +303,24 @@ def test_the_loss_scale_goes_on_where_it_was(tmp_path: Path) -> None:
     assert second.trainer.scaler.get_scale() == 8.0
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+@pytest.mark.parametrize("before", [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("after", [None, torch.bfloat16, torch.float16])
+def test_a_run_goes_on_in_another_precision(
+    tmp_path: Path, before: torch.dtype | None, after: torch.dtype | None
+) -> None:
+    first, second = Run(amp_dtype=before), Run(amp_dtype=after)
+    first.trainer.train()
+    first.trainer.save_checkpoint(tmp_path / "state.pt")
+    second.trainer.load_checkpoint(tmp_path / "state.pt")
+    assert_equal(second.state(), first.state())
+    if after is torch.float16:
+        kept = first.trainer.scaler.get_scale() if before is torch.float16 else 65536.0
+        assert second.trainer.scaler.get_scale() == kept
+    second.trainer.train(num_epochs=2)
+    assert second.trainer.global_step == 10
+
+
 def test_a_checkpoint_of_other_optimizers_is_refused(tmp_path: Path) -> None:
     first, second = Run(), Run()
     first.trainer.save_checkpoint(tmp_path / "state.pt")
@@ -237,13 +332,16 @@ def test_a_checkpoint_of_other_optimizers_is_refused(tmp_path: Path) -> None:
         second.trainer.load_checkpoint(tmp_path / "state.pt")
 
 
-def test_a_checkpoint_from_before_the_kinds_of_optimizers_were_kept_is_read(tmp_path: Path) -> None:
+def test_a_checkpoint_from_before_kinds_and_names_were_kept_is_read(tmp_path: Path) -> None:
     first, second = Run(), Run()
+    first.trainer.train()
     first.trainer.save_checkpoint(tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
-    del state["optimizer_classes"]
+    for entry in ("optimizer_classes", "lr_scheduler_classes", "data_names"):
+        del state[entry]
     torch.save(state, tmp_path / "older.pt")
     second.trainer.load_checkpoint(tmp_path / "older.pt")
+    assert_equal(second.state(), first.state())
 
 
 def test_what_evaluate_returns_becomes_plain_or_is_named(tmp_path: Path) -> None:

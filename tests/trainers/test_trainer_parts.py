@@ -76,6 +76,37 @@ def test_proxy_losses_of_pml_train_whether_or_not_they_keep_the_number_of_classe
     assert not any(torch.equal(old, new) for old, new in zip(before, loss.parameters(), strict=True))
 
 
+def test_the_distributions_can_be_learned_instead_of_the_classes() -> None:
+    def run(proxies: int, level: Any) -> Run:
+        made, loss = Run(), losses.ArcFaceLoss(proxies, 8)
+        optimizers = {**made.optimizers, "metric_loss_optimizer": torch.optim.SGD(loss.parameters(), 0.1)}
+        made.trainer = build(
+            models={"trunk": made.model}, optimizers=optimizers, loss_funcs={"metric_loss": loss},
+            label_hierarchy_level=level, dataloader_num_workers=0, progress=False,
+        )  # fmt: skip
+        return made
+
+    seen: list[int] = []
+    made = run(proxies=2, level=1)
+    made.trainer.loss_funcs["metric_loss"].register_forward_pre_hook(lambda loss, inputs: seen.extend(inputs[1]))
+    made.trainer.train()
+    assert set(map(int, seen)) == {0, 1}
+    with pytest.raises(ValueError, match=r"1 proxies, but .* 2 labels of label_hierarchy_level=1: set num_classes=2"):
+        run(proxies=1, level=1)
+    with pytest.raises(ValueError, match="2 proxies, but the dataset has 7 classes: set num_classes=7"):
+        run(proxies=2, level=0)
+
+
+@pytest.mark.parametrize("level", ["all", [0, 1], 2])
+def test_what_a_loss_makes_of_several_levels_is_its_own_business(level: Any) -> None:
+    made, loss = Run(), CurricularFaceLoss(2, 8)
+    optimizers = {**made.optimizers, "metric_loss_optimizer": torch.optim.SGD(loss.parameters(), 0.1)}
+    build(
+        models={"trunk": made.model}, optimizers=optimizers, loss_funcs={"metric_loss": loss},
+        label_hierarchy_level=level,
+    )  # fmt: skip
+
+
 def test_an_embedder_of_ones_own_is_trained() -> None:
     vit = puma_plugin.adapt(plain_vit(), adapter_dim=4, pool_size=3)
     head = EmbeddingHead(16, 8)
@@ -131,3 +162,29 @@ def test_a_parameter_in_several_optimizers_is_refused() -> None:
     optimizers = {**run.optimizers, "trunk_optimizer": torch.optim.SGD(both, 0.1)}
     with pytest.raises(ValueError, match="1 parameters are in several optimizers, each of which would move them"):
         build(models={"trunk": run.model}, optimizers=optimizers, loss_funcs={"metric_loss": run.loss})
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+def test_what_an_earlier_trainer_froze_is_not_taken_for_trained() -> None:
+    """pml takes the gradients of ``freeze_these`` away and does not give them back."""
+
+    def next_phase(**arguments: Any) -> UnifiedTrainer:
+        return UnifiedTrainer(
+            {"trunk": run.model}, run.optimizers, 6, {"metric_loss": run.loss}, run.dataset,
+            dataloader_num_workers=0, progress=False, **arguments,
+        )  # fmt: skip
+
+    run = Run(freeze_these=("trunk",), prompt_penalty_weight=0.0)
+    adapter = run.model.trunk.adapters()[0].up
+    adapter_before, frozen = adapter.detach().clone(), [p for p in run.model.parameters() if not p.requires_grad]
+    run.trainer.train()
+    with pytest.raises(ValueError, match=r"'trunk_optimizer'\] would never move anything.*freeze_these=\('trunk',\)"):
+        next_phase()
+    next_phase(freeze_these=("trunk",), prompt_penalty_weight=0.0).train()
+    assert torch.equal(adapter, adapter_before)
+    for group in run.optimizers["trunk_optimizer"].param_groups:
+        for parameter in group["params"]:
+            parameter.requires_grad_()
+    next_phase().train()
+    assert not torch.equal(adapter, adapter_before)
+    assert not any(p.requires_grad for p in frozen)

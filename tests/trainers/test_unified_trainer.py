@@ -3,6 +3,7 @@
 import math
 import pickle
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from pytorch_metric_learning.samplers import HierarchicalSampler, MPerClassSampler
 from small_run import Run, assert_equal, seed_everything
+from torch.utils.data import BatchSampler, Sampler, SequentialSampler
 
 from puma_plugin.samplers import MultiDistributionSampler
 from puma_plugin.trainers import NonFiniteLossError, UnifiedTrainer
@@ -95,6 +97,17 @@ def test_weights_of_the_losses(given: dict[str, float] | None, metric: float, pe
     assert penalty_before > 0.1
     expected = metric * values[0] + penalty * penalty_before
     assert run.trainer.history[0]["total_loss"] == pytest.approx(expected)
+
+
+def test_weights_given_to_one_trainer_can_be_given_to_the_next() -> None:
+    weights = {"metric_loss": 3.0}
+    for penalty, expected in (
+        (0.5, {"metric_loss": 3.0, "prompt_penalty": 0.5}),
+        (2.0, {"metric_loss": 3.0, "prompt_penalty": 2.0}),
+        (0.0, {"metric_loss": 3.0}),
+    ):
+        assert Run(loss_weights=weights, prompt_penalty_weight=penalty).trainer.loss_weights == expected
+        assert weights == {"metric_loss": 3.0}
 
 
 def test_clips_every_gradient_by_value() -> None:
@@ -188,6 +201,53 @@ def test_workers_and_pml_samplers() -> None:
     other.trainer.end_of_iteration_hook = lambda trainer: trainer.save_checkpoint("never")
     with pytest.raises(ValueError, match="save between epochs"):
         other.trainer.train(num_epochs=2)
+
+
+def test_batches_of_a_sampler_of_single_items_are_known_and_their_items_seeded() -> None:
+    def run(**arguments: Any) -> tuple[list[list[int]], list[float]]:
+        images: list[float] = []
+        made = Run(
+            sampler=SequentialSampler(range(14)), seed_items=True,
+            data_and_label_getter=lambda batch: (images.append(batch[0].sum().item()), batch)[1], **arguments,
+        )  # fmt: skip
+        batches: list[list[int]] = []
+        made.trainer.end_of_iteration_hook = lambda trainer: batches.append(trainer.batch_positions)
+        made.trainer.train(num_epochs=2)
+        return batches, images
+
+    batches, images = run()
+    assert batches == 2 * [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]  # two are left over
+    assert len(set(images)) == 4
+    assert run(dataloader_num_workers=1) == (batches, images)
+
+
+def test_a_sampler_without_a_whole_batch_is_refused() -> None:
+    for sampler, message in (
+        (SequentialSampler(range(5)), "SequentialSampler gives 5 items, and batch_size is 6: lower the batch"),
+        (BatchSampler(range(5), 6, drop_last=True), "BatchSampler gives no batch: lower the batch size, or give more"),
+    ):
+        for iterations in (None, 3):
+            run = Run(sampler=sampler, iterations_per_epoch=iterations)
+            with pytest.raises(ValueError, match=message):
+                run.trainer.train()
+            assert run.trainer.history == []
+
+
+def test_a_sampler_that_can_be_gone_through_only_once_is_refused() -> None:
+    class Once(Sampler[int]):
+        def __init__(self) -> None:
+            self.left = iter(range(12))
+
+        def __iter__(self) -> Iterator[int]:
+            return self.left
+
+        def __len__(self) -> int:
+            return 12
+
+    run = Run(sampler=Once())
+    with pytest.raises(ValueError, match="Once gave no batch in pass 1, although its length is 12: it must begin anew"):
+        run.trainer.train(num_epochs=2)
+    assert run.trainer.global_step == 2
 
 
 def test_pmls_hierarchical_sampler_hands_out_batches() -> None:
