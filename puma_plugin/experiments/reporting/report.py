@@ -150,7 +150,7 @@ def render_report(metrics: Mapping[str, Any], pictures: ReportPictures) -> str:
     """The page as a string.
 
     Args:
-        metrics: the content of metrics.json (see :func:`puma_plugin.experiments.comparing.publish.common_metrics`).
+        metrics: the content of metrics.json (see :func:`puma_plugin.experiments.reporting.metrics.common_metrics`).
         pictures: the rest.
     """
     sections = _sections(metrics, pictures)
