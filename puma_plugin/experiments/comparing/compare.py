@@ -13,7 +13,7 @@ from puma_plugin.experiments.comparing.publish import Finished, comparison_metri
 from puma_plugin.experiments.contestants.methods import METHODS
 from puma_plugin.experiments.reporting.figures import pareto_chart, write_pareto
 from puma_plugin.experiments.reporting.report import ReportPictures, write_report
-from puma_plugin.experiments.reporting.tables import markdown_table
+from puma_plugin.experiments.reporting.tables import explained, markdown_table
 from puma_plugin.experiments.reporting.terminal import say
 from puma_plugin.experiments.settings.comparison_config import CompareConfig
 from puma_plugin.utils import atomic_write
@@ -82,7 +82,7 @@ def _table(metrics: Mapping[str, Any]) -> str:
         "",
         markdown_table(metrics["methods"]),
         "",
-        metrics["explanation"].replace("Below each figure:", "After each figure, half the width of the interval:"),
+        explained(metrics, "After each figure, half the width of the interval"),
         "",
         *([findings] if findings else []),
         f"`{metrics['command']}`, {metrics['date']}, {where}, commit {metrics['commit']}.",

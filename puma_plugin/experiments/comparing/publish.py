@@ -95,16 +95,16 @@ def build_metrics(finished: Finished) -> dict[str, Any]:
     """The content of the demo's metrics.json."""
     metrics = comparison_metrics(finished, "puma")
     rows = metrics["methods"]
-    metrics["explanation"] += " Every run trains on one core."
+    metrics["remarks"].append("Every run trains on one core.")
     if finished.rates is None:
         recorded = load_recorded()
         own = {row["key"] for row in rows}
         rows += [{**row, "recorded": True} for row in recorded["methods"] if row["key"] not in own]
-        metrics["explanation"] += (
-            f" Rows marked as recorded are not from this run: {recorded['description']}, on "
-            f"{recorded['machine']['cpu']} with torch {recorded['versions']['torch']}, {recorded['date']}."
-        )
-        metrics["explanation"] += f" Below their figures: {recorded['interval_method']}"
+        metrics["remarks"] += [
+            f"Rows marked as recorded are not from this run: {recorded['description']}, on "
+            f"{recorded['machine']['cpu']} with torch {recorded['versions']['torch']}, {recorded['date']}.",
+            f"Below their figures: {recorded['interval_method']}",
+        ]
     return {"title": "PUMA on eight image distributions", "lead": _LEAD, **metrics, "cards": _cards(rows)}
 
 

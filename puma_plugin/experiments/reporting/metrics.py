@@ -30,6 +30,7 @@ def common_metrics(
     settings: Mapping[str, Any],
     facts: Mapping[str, Any],
     curve_note: str,
+    remarks: Sequence[str] = (),
     learning_rates: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything that all commands have in common; each adds its title, its lead, its cards and what only it knows.
@@ -41,20 +42,21 @@ def common_metrics(
         command, seconds, settings: how the command was started, and how long it took.
         facts: what the report lists of the runs beside command, machine and versions.
         curve_note: what the figure of the epochs shows.
+        remarks: sentences below the main table, after those on its columns and its intervals.
         learning_rates: what was tried to choose them; None if they were given.
     """
     unit: Unit = "data_seed" if len({record["data_seed"] for record in records}) > 1 else "seed"
     rows = method_rows(records, methods, unit)
     gaps = differences(records, methods, reference, unit)
     left_out = {"settings", "intervals"}
-    interval_method = INTERVAL_METHODS[unit]
+    intervals = INTERVAL_METHODS[unit]
     note = "Points: means. Bars: 95 % intervals."
     if all(row["runs"] == 1 for row in rows):
         # What the figures owe to the choice of test classes can still be told.
         bounds = {record["method"]: record["intervals"] for record in records}
         rows = [bootstrapped(row, bounds[row["key"]]) for row in rows]
         left_out.remove("intervals")
-        interval_method = INTERVAL_METHODS["class"]
+        intervals = INTERVAL_METHODS["class"]
         note = "One run per method. Bars: 95 % bootstrap intervals over the classes."
     origin = provenance()
     machine = origin["machine"]
@@ -70,12 +72,14 @@ def common_metrics(
         "accent": reference,
         "methods": rows,
         "differences": gaps,
-        "interval_method": interval_method,
+        "interval_name": intervals.name,
+        "interval_method": intervals.text,
         "findings": [*findings(rows, gaps, methods, reference), *collapses(records, methods)],
         "curves": curves(records, methods),
         "interval_note": note,
         "curve_note": curve_note,
-        "explanation": f"{EXPLANATION} Below each figure: {interval_method}",
+        "explanation": EXPLANATION,
+        "remarks": list(remarks),
         "facts": {
             "Command": command,
             "Machine": f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB",

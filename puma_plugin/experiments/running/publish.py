@@ -21,7 +21,7 @@ from puma_plugin.experiments.settings.results import METRICS
 from puma_plugin.utils import write_json
 
 _PAPER_CODE = (
-    " Counted as the authors' published code does (protocol paper-code): classes of different distributions may share "
+    "Counted as the authors' published code does (protocol paper-code): classes of different distributions may share "
     "a number and then count as hits, R includes the query, and queries without a positive are misses."
 )
 
@@ -122,9 +122,8 @@ def _metrics(
         settings=settings_of(config),
         facts={"Seed": config.seed, "Protocol": result.protocol},
         curve_note="Harmonic mean of R@1 on training classes that were held out of training.",
+        remarks=[_PAPER_CODE] if result.protocol == "paper-code" else [],
     )
-    if result.protocol == "paper-code":
-        common["explanation"] += _PAPER_CODE
     data = splits.describe()
     classes = sum(part["test"]["classes"] for part in data.values())
     return {

@@ -24,7 +24,7 @@ from puma_plugin.experiments.running.agreement import (
     settings_of,
 )
 from puma_plugin.experiments.running.baseline import read_baseline
-from puma_plugin.experiments.running.display import JobDisplay
+from puma_plugin.experiments.running.display import LOADING, JobDisplay
 from puma_plugin.experiments.running.early_checks import check_settings
 from puma_plugin.experiments.running.pool import Event
 from puma_plugin.experiments.running.processes import connected
@@ -117,8 +117,8 @@ def _take(held: ExitStack, config: TrainConfig, folder: Path, resume: bool) -> N
 
 
 def _show_opening(display: JobDisplay, done: int, images: int) -> None:
-    """How far the opening is; "loading" at its end, as the training at first has no words of its own."""
-    stage = "opening test images" if done < images else "loading"
+    """How far the opening is; LOADING at its end, as the training at first has no words of its own."""
+    stage = "opening test images" if done < images else LOADING
     display(Event("progress", "run", {"step": done, "steps": images, "stage": stage}))
 
 
