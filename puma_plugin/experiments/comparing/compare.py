@@ -9,12 +9,11 @@ from rich.console import Console
 
 from puma_plugin.experiments.comparing.comparison import Comparison
 from puma_plugin.experiments.comparing.grid import expand, not_varied, reference_of
-from puma_plugin.experiments.comparing.publish import Finished, common_metrics, write_metrics
+from puma_plugin.experiments.comparing.publish import Finished, comparison_metrics, write_metrics
 from puma_plugin.experiments.contestants.methods import METHODS
 from puma_plugin.experiments.reporting.figures import pareto_chart, write_pareto
 from puma_plugin.experiments.reporting.report import ReportPictures, write_report
-from puma_plugin.experiments.reporting.summary import Unit
-from puma_plugin.experiments.reporting.tables import markdown_table
+from puma_plugin.experiments.reporting.tables import explained, markdown_table
 from puma_plugin.experiments.reporting.terminal import say
 from puma_plugin.experiments.settings.comparison_config import CompareConfig
 from puma_plugin.utils import atomic_write
@@ -53,14 +52,12 @@ def compare(config: CompareConfig, command: str, console: Console, fresh: bool =
 
 
 def _metrics(finished: Finished, reference: str) -> dict[str, Any]:
-    config = finished.config
-    unit: Unit = "data_seed" if len(config.data_seeds) > 1 else "seed"
-    common = common_metrics(finished, reference, unit)
+    common = comparison_metrics(finished, reference)
     names = common["distributions"]
     runs = len(finished.records)
     return {
         "title": f"{len(finished.methods)} rows on {len(names)} distributions",
-        "lead": f"{config.train.model.backbone}; {', '.join(names)}; {runs} runs.",
+        "lead": f"{finished.config.train.model.backbone}; {', '.join(names)}; {runs} runs.",
         **common,
         "cards": [],
     }
@@ -85,7 +82,7 @@ def _table(metrics: Mapping[str, Any]) -> str:
         "",
         markdown_table(metrics["methods"]),
         "",
-        metrics["explanation"].replace("Below each figure:", "After each figure, half the width of the interval:"),
+        explained(metrics, "After each figure, half the width of the interval"),
         "",
         *([findings] if findings else []),
         f"`{metrics['command']}`, {metrics['date']}, {where}, commit {metrics['commit']}.",

@@ -12,13 +12,12 @@ import torch
 
 import puma_plugin
 from puma_plugin.datasets.embedded.backbone import WEIGHTS
-from puma_plugin.evaluation import bootstrap_intervals
 from puma_plugin.experiments.contestants.methods import Method, multiplier_text
 from puma_plugin.experiments.data.identity import file_digest
 from puma_plugin.experiments.data.splits import Splits, load_splits
-from puma_plugin.experiments.reporting.summary import flat_scores
 from puma_plugin.experiments.running.pool import Progress
-from puma_plugin.experiments.running.separate import AnyRun, make_run, without_joint
+from puma_plugin.experiments.running.record import run_record
+from puma_plugin.experiments.running.separate import AnyRun, make_run
 from puma_plugin.experiments.settings.config import TrainConfig
 from puma_plugin.experiments.settings.results import JOBS
 from puma_plugin.experiments.settings.unused import WITHOUT_EFFECT, used_settings
@@ -157,26 +156,15 @@ def run_job(job: Job, progress: Progress) -> dict[str, Any]:
 def _run(job: Job, splits: Splits, progress: Progress) -> dict[str, Any]:
     run = make_run(job.config, splits, job.checkpoint, progress, job.minimum_steps)
     run.train()
-    record: dict[str, Any] = {
-        "trainable": run.trainable,
-        "seconds": run.seconds,
-        "steps": run.steps,
-        "history": run.history,
-        "validation": run.validation,
-    }
     if job.purpose == "rate":
-        return record
+        return run_record(run)
     progress({"step": run.steps, "steps": run.steps, "stage": "test"})
     embedded = run.embed(splits.test)
-    separate = job.config.model.is_separate
-    result = embedded.evaluate().to_dict(per_class=True)
+    record = run_record(run, embedded.evaluate())
+    del record["result"]["per_class"]  # many, and what they are for, the intervals, is made
     if job.keep_model:
         _keep(job, run, splits, embedded.embeddings.numpy())
-    scores = flat_scores(result, separate)
-    result = without_joint(result) if separate else result
-    bounds = {name: interval.to_dict() for name, interval in bootstrap_intervals(result).items()}
-    del result["per_class"]
-    return {**record, "result": result, "intervals": bounds, "scores": scores}
+    return record
 
 
 def _keep(job: Job, run: AnyRun, splits: Splits, embeddings: np.ndarray) -> None:

@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,8 @@ from puma_plugin.experiments.comparing.jobs import Job
 from puma_plugin.experiments.comparing.recorded import load_recorded
 from puma_plugin.experiments.contestants.methods import METHODS, Method
 from puma_plugin.experiments.data.splits import load_splits
-from puma_plugin.experiments.reporting.intervals import INTERVAL_METHODS
-from puma_plugin.experiments.reporting.machine import provenance
+from puma_plugin.experiments.reporting.metrics import common_metrics
 from puma_plugin.experiments.reporting.report import ReportPictures, write_report
-from puma_plugin.experiments.reporting.summary import (
-    EXPLANATION,
-    Unit,
-    bootstrapped,
-    collapses,
-    curves,
-    differences,
-    findings,
-    method_rows,
-)
 from puma_plugin.experiments.reporting.tables import percent
 from puma_plugin.experiments.reporting.terminal import say
 from puma_plugin.experiments.reporting.visuals import embedding_maps, members_of, query_rows
@@ -62,51 +50,28 @@ class Finished:
     seconds: float
 
 
-def common_metrics(finished: Finished, reference: str, unit: Unit) -> dict[str, Any]:
+def comparison_metrics(finished: Finished, reference: str) -> dict[str, Any]:
     """What the metrics.json of every comparison holds.
 
     Args:
         reference: key of the method that the others are compared with.
-        unit: what the intervals count as independent.
     """
-    records, methods = finished.records, finished.methods
-    rows = method_rows(records, methods, unit)
-    gaps = differences(records, methods, reference, unit)
-    origin = provenance()
-    left_out = ["settings", "intervals"]
-    method = INTERVAL_METHODS[unit]
-    note = "Points: means. Bars: 95 % intervals."
-    if all(row["scores"]["harmonic"]["low"] is None for row in rows):
-        # One run each: what the figures owe to the choice of test classes can still be told.
-        bounds = {record["method"]: record["intervals"] for record in records}
-        rows = [bootstrapped(row, bounds[row["key"]]) for row in rows]
-        left_out.remove("intervals")
-        method = INTERVAL_METHODS["class"]
-        note = "One run per method. Bars: 95 % bootstrap intervals over the classes."
-    return {
-        "schema": 1,
-        "command": finished.command,
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "seconds": round(finished.seconds, 1),
-        **origin,
-        "settings": json_ready(asdict(finished.config)),
-        "learning_rates": finished.rates,
-        "distributions": list(rows[0]["per_distribution"]),
-        "accent": reference,
-        "methods": rows,
-        "differences": gaps,
-        "interval_method": method,
-        "findings": [*findings(rows, gaps, methods, reference), *collapses(records, methods)],
-        "curves": curves(records, methods),
-        "interval_note": note,
-        "curve_note": _CURVE_NOTE,
-        "explanation": f"{EXPLANATION} Below each figure: {method}",
-        "facts": _facts(finished, origin),
-        "runs": [
-            {"file": f"{JOBS}/{job.path().name}", **{key: record[key] for key in record if key not in left_out}}
-            for job, record in zip(finished.jobs, records, strict=True)
-        ],
-    }
+    files = [f"{JOBS}/{job.path().name}" for job in finished.jobs]
+    seeds = {name: sorted({record[name] for record in finished.records}) for name in ("data_seed", "seed")}
+    return common_metrics(
+        [{"file": file, **record} for file, record in zip(files, finished.records, strict=True)],
+        finished.methods,
+        reference,
+        command=finished.command,
+        seconds=finished.seconds,
+        settings=json_ready(asdict(finished.config)),
+        facts={
+            "Data seeds": ", ".join(map(str, seeds["data_seed"])),
+            "Training seeds": ", ".join(map(str, seeds["seed"])),
+        },
+        curve_note=_CURVE_NOTE,
+        learning_rates=finished.rates,
+    )
 
 
 def write_metrics(metrics: Mapping[str, Any], folder: Path, console: Console) -> None:
@@ -128,18 +93,18 @@ def _files_in(metrics: Path) -> list[str]:
 
 def build_metrics(finished: Finished) -> dict[str, Any]:
     """The content of the demo's metrics.json."""
-    metrics = common_metrics(finished, "puma", "data_seed")
+    metrics = comparison_metrics(finished, "puma")
     rows = metrics["methods"]
-    metrics["explanation"] += " Every run trains on one core."
+    metrics["remarks"].append("Every run trains on one core.")
     if finished.rates is None:
         recorded = load_recorded()
         own = {row["key"] for row in rows}
         rows += [{**row, "recorded": True} for row in recorded["methods"] if row["key"] not in own]
-        metrics["explanation"] += (
-            f" Rows marked as recorded are not from this run: {recorded['description']}, on "
-            f"{recorded['machine']['cpu']} with torch {recorded['versions']['torch']}, {recorded['date']}."
-        )
-        metrics["explanation"] += f" Below their figures: {recorded['interval_method']}"
+        metrics["remarks"] += [
+            f"Rows marked as recorded are not from this run: {recorded['description']}, on "
+            f"{recorded['machine']['cpu']} with torch {recorded['versions']['torch']}, {recorded['date']}.",
+            f"Below their figures: {recorded['interval_method']}",
+        ]
     return {"title": "PUMA on eight image distributions", "lead": _LEAD, **metrics, "cards": _cards(rows)}
 
 
@@ -163,20 +128,6 @@ def _cards(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     full = by_key.get("full")
     share = f": {100 * own['trainable'] / full['trainable']:.1f} % of full fine-tuning's" if full else ""
     return [*cards, {"figure": f"{own['trainable'] / 1000:.0f} k", "text": f"trainable weights{share}"}]
-
-
-def _facts(finished: Finished, origin: Mapping[str, Any]) -> dict[str, Any]:
-    machine = origin["machine"]
-    seeds = sorted({record["seed"] for record in finished.records})
-    return {
-        "Command": finished.command,
-        "Machine": f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB",
-        "Versions": ", ".join(f"{name} {version}" for name, version in origin["versions"].items()),
-        "Commit": origin["commit"],
-        "Data seeds": ", ".join(map(str, sorted({record["data_seed"] for record in finished.records}))),
-        "Training seeds": ", ".join(map(str, seeds)),
-        "Seconds of the last start": f"{finished.seconds:.0f}",  # it may have found finished runs
-    }
 
 
 def _load(jobs: Sequence[Job]) -> dict[str, dict[str, np.ndarray]]:

@@ -2,18 +2,45 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from scipy import stats
 
+
+@dataclass(frozen=True)
+class IntervalMethod:
+    """What an interval is.
+
+    Attributes:
+        name: in a few words.
+        details: what follows on these in a text that has room for it.
+    """
+
+    name: str
+    details: str
+
+    @property
+    def text(self) -> str:
+        """Name and details."""
+        return self.name + self.details
+
+
 INTERVAL_METHODS = {
-    "data_seed": "95 % t-interval over the means of the data seeds (degrees of freedom: data seeds - 1). Training "
-    "seeds of one data seed share their images and are averaged first; counting them as independent would make the "
-    "interval too narrow.",
-    "seed": "95 % t-interval over the training seeds (degrees of freedom: training seeds - 1). All runs share their "
-    "images, so it says how much a run varies, not how much other images or classes would change.",
-    "class": "95 % bootstrap interval over the test classes, which says how much the figure depends on the classes "
-    "that were asked for, not on the training run.",
+    "data_seed": IntervalMethod(
+        "95 % t-interval over the means of the data seeds",
+        " (degrees of freedom: data seeds - 1). Training seeds of one data seed share their images and are averaged "
+        "first; counting them as independent would make the interval too narrow.",
+    ),
+    "seed": IntervalMethod(
+        "95 % t-interval over the training seeds",
+        " (degrees of freedom: training seeds - 1). All runs share their images, so it says how much a run varies, not "
+        "how much other images or classes would change.",
+    ),
+    "class": IntervalMethod(
+        "95 % bootstrap interval over the test classes",
+        ", which says how much the figure depends on the classes that were asked for, not on the training run.",
+    ),
 }
 """What the intervals are, by what they count as independent."""
 

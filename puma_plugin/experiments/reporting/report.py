@@ -18,6 +18,7 @@ from puma_plugin.experiments.reporting.report_tables import (
     grid_table,
     main_table,
 )
+from puma_plugin.experiments.reporting.tables import explained
 from puma_plugin.utils import atomic_write
 
 
@@ -75,7 +76,7 @@ def _sections(metrics: Mapping[str, Any], pictures: ReportPictures) -> list[tupl
     )
     findings = "".join(f"<li>{escape(sentence)}</li>" for sentence in metrics["findings"])
     result = (f"<ul>{findings}</ul>" if findings else "") + main_table(rows, accent)
-    result += f'<p class="note">{escape(metrics["explanation"])}</p>'
+    result += f'<p class="note">{escape(explained(metrics, "Below each figure"))}</p>'
     if len(rows) > 1:
         hollow = (
             " Hollow points, with 95 % intervals, are from the recorded run."
@@ -150,7 +151,7 @@ def render_report(metrics: Mapping[str, Any], pictures: ReportPictures) -> str:
     """The page as a string.
 
     Args:
-        metrics: the content of metrics.json (see :func:`puma_plugin.experiments.comparing.publish.common_metrics`).
+        metrics: the content of metrics.json (see :func:`puma_plugin.experiments.reporting.metrics.common_metrics`).
         pictures: the rest.
     """
     sections = _sections(metrics, pictures)

@@ -23,20 +23,19 @@ EXPLANATION = (
 """What the columns of the main table are."""
 
 
-def flat_scores(result: Mapping[str, Any], separate: bool = False) -> dict[str, Any]:
+def flat_scores(result: Mapping[str, Any]) -> dict[str, Any]:
     """The headline figures (fractions) of one evaluation.
 
     Args:
-        result: `RetrievalResult.to_dict()`.
-        separate: the distributions were embedded by different models, so joint figures do not exist (None).
+        result: `RetrievalResult.to_dict()`, possibly :func:`~puma_plugin.experiments.running.separate.without_joint`.
     """
     metric = "recall_at_1"
     return {
         "harmonic": result["harmonic_mean"][metric],
         "arithmetic": result["arithmetic_mean"][metric],
         "worst": result["worst"][metric],
-        "unified": None if separate else result["unified"][metric],
-        "leak": None if separate else result["leak"],
+        "unified": None if result["unified"] is None else result["unified"][metric],
+        "leak": result["leak"],
         "per_distribution": {name: values[metric] for name, values in result["per_distribution"].items()},
     }
 

@@ -42,3 +42,13 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
         label = row["label"].replace("|", "\\|")
         lines.append(f"| {label} | {' | '.join(cells)} | {row['trainable']:,} | {row['seconds']:.0f} | {row['runs']} |")
     return "\n".join(lines)
+
+
+def explained(metrics: Mapping[str, Any], where: str) -> str:
+    """What the columns of the main table are, what its intervals are, and what is to be remarked.
+
+    Args:
+        metrics: as :func:`puma_plugin.experiments.reporting.metrics.common_metrics` makes them.
+        where: where this form of the table shows the intervals, such as "Below each figure".
+    """
+    return " ".join([metrics["explanation"], f"{where}: {metrics['interval_method']}", *metrics["remarks"]])

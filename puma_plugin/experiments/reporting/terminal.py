@@ -1,6 +1,5 @@
 """Sentences and the result table on the terminal."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,9 +29,7 @@ def show_table(console: Console, metrics: Mapping[str, Any]) -> None:
         cells = [figure(row["scores"][name], " ±") for name in COLUMNS]
         table.add_row(Text(label), *cells, count(row["trainable"]), f"{row['seconds']:.0f}", style=style)
     console.print(table)
-    # The method's first words; all of them are in the report.
-    what = re.split(r"[,.] | \(", metrics["interval_method"])[0]
-    say(console, f"±: half the width of the {what}")
+    say(console, f"±: half the width of the {metrics['interval_name']}")
     if any(row.get("recorded") for row in metrics["methods"]):
         say(console, "* from the recorded full comparison that comes with the package, over its data seeds")
     for sentence in metrics["findings"]:

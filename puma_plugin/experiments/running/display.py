@@ -21,6 +21,9 @@ from rich.progress import (
 from puma_plugin.experiments.reporting.terminal import say
 from puma_plugin.experiments.running.pool import Event
 
+LOADING = "loading"
+"""The stage of a job that has no words of its own yet."""
+
 _LEGEND = "R@1: held-out classes"
 
 
@@ -84,7 +87,7 @@ class JobDisplay:
         """Take one event of the pool."""
         name = self.names[event.key]
         if event.kind == "start":
-            self.bars[event.key] = self.progress.add_task(name, total=None, figure="loading")
+            self.bars[event.key] = self.progress.add_task(name, total=None, figure=LOADING, validation=None)
             self.said[event.key] = time.monotonic()
         elif event.kind == "progress":
             self._update(event.key, event.content)
@@ -98,9 +101,9 @@ class JobDisplay:
     def _update(self, key: str, content: dict[str, Any]) -> None:
         changes: dict[str, Any] = {}
         if content.get("stage"):
-            changes["figure"] = content["stage"]
-        if content.get("validation") is not None:
-            changes["figure"] = f"R@1 {100 * content['validation']:.1f} %"
+            changes = {"figure": content["stage"], "validation": None}
+        if (validation := content.get("validation")) is not None:
+            changes = {"figure": f"R@1 {100 * validation:.1f} %", "validation": validation}
         self.progress.update(self.bars[key], completed=content.get("step", 0), total=content.get("steps"), **changes)
         if content.get("resumed"):
             name = ", ".join(filter(None, (self.names[key], content.get("stage"))))
@@ -114,9 +117,9 @@ class JobDisplay:
         task = next(task for task in self.progress.tasks if task.id == self.bars[key])
         parts = [] if task.total is None else [f"step {task.completed:,.0f} of {task.total:,.0f}"]
         figure = str(task.fields["figure"])
-        if figure.startswith("R@1"):
+        if task.fields["validation"] is not None:
             figure += " on held-out classes"
-        parts += [figure] if figure != "loading" or not parts else []
+        parts += [figure] if figure != LOADING or not parts else []
         if task.time_remaining:
             parts.append(f"{timedelta(seconds=round(task.time_remaining))} left")
         return f"{self.names[key]}: {', '.join(parts)}"

@@ -4,7 +4,6 @@ import sys
 import time
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,9 @@ import torch
 from rich.console import Console
 
 from puma_plugin.datasets.class_split import shared_classes
-from puma_plugin.evaluation import Embedded, RetrievalResult, bootstrap_intervals, compare_results
-from puma_plugin.evaluation.result import short_name
 from puma_plugin.experiments.contestants.methods import METHODS
 from puma_plugin.experiments.data.images import images_of_classes
 from puma_plugin.experiments.data.splits import Splits, check_readable, load_splits, load_test
-from puma_plugin.experiments.reporting.intervals import INTERVAL_METHODS
-from puma_plugin.experiments.reporting.machine import provenance
-from puma_plugin.experiments.reporting.summary import EXPLANATION, bootstrapped, curves, flat_scores, method_rows
 from puma_plugin.experiments.reporting.terminal import say
 from puma_plugin.experiments.running.agreement import (
     Resume,
@@ -30,30 +24,15 @@ from puma_plugin.experiments.running.agreement import (
     settings_of,
 )
 from puma_plugin.experiments.running.baseline import read_baseline
-from puma_plugin.experiments.running.display import JobDisplay
+from puma_plugin.experiments.running.display import LOADING, JobDisplay
 from puma_plugin.experiments.running.early_checks import check_settings
 from puma_plugin.experiments.running.pool import Event
 from puma_plugin.experiments.running.processes import connected
-from puma_plugin.experiments.running.separate import AnyRun, make_run, small_distributions, without_joint
+from puma_plugin.experiments.running.publish import publish, results_folder
+from puma_plugin.experiments.running.separate import make_run, small_distributions
 from puma_plugin.experiments.running.trained_classes import classes_of, require_unchanged
 from puma_plugin.experiments.settings.config import CHECKPOINT, CLASSES, SETTINGS, WEIGHTS, EvaluateConfig, TrainConfig
-from puma_plugin.experiments.settings.results import METRICS
 from puma_plugin.utils import folder_lock, remove_unfinished, require_writable, write_json
-
-_PAPER_CODE = (
-    " Counted as the authors' published code does (protocol paper-code): classes of different distributions may share "
-    "a number and then count as hits, R includes the query, and queries without a positive are misses."
-)
-
-
-def results_folder(config: TrainConfig) -> Path:
-    """Where metrics.json and report.html go: `out`; for an evaluation below it, if `out` is the folder of a training.
-
-    An evaluation with the configuration of its training would otherwise replace what the training wrote there.
-    """
-    out = Path(config.out)
-    trained = any((out / name).exists() for name in (WEIGHTS, SETTINGS))
-    return out / "evaluation" if isinstance(config, EvaluateConfig) and trained else out
 
 
 def train(config: TrainConfig, resume: Resume, command: str, console: Console) -> dict[str, Any]:
@@ -127,7 +106,7 @@ def train(config: TrainConfig, resume: Resume, command: str, console: Console) -
             display(Event("progress", "run", {"step": run.steps, "steps": run.steps, "stage": "test"}))
             embedded = run.embed(splits.test)
             display(Event("done", "run"))
-        return _finish(config, run, splits, embedded, notes, command, start, shown)
+        return publish(config, run, splits, embedded, notes, command, start, shown)
 
 
 def _take(held: ExitStack, config: TrainConfig, folder: Path, resume: bool) -> None:
@@ -138,8 +117,8 @@ def _take(held: ExitStack, config: TrainConfig, folder: Path, resume: bool) -> N
 
 
 def _show_opening(display: JobDisplay, done: int, images: int) -> None:
-    """How far the opening is; "loading" at its end, as the training at first has no words of its own."""
-    stage = "opening test images" if done < images else "loading"
+    """How far the opening is; LOADING at its end, as the training at first has no words of its own."""
+    stage = "opening test images" if done < images else LOADING
     display(Event("progress", "run", {"step": done, "steps": images, "stage": stage}))
 
 
@@ -191,7 +170,7 @@ def evaluate(
         run = make_run(config, splits)
         run.load_model(path)
         embedded = run.embed(splits.test, progress=sys.stderr.isatty())
-        return _finish(config, run, splits, embedded, notes, command, start, shown, baseline, other)
+        return publish(config, run, splits, embedded, notes, command, start, shown, baseline, other)
 
 
 def _describe(splits: Splits, trained: Mapping[str, Collection[str]], console: Console) -> list[str]:
@@ -210,126 +189,3 @@ def _describe(splits: Splits, trained: Mapping[str, Collection[str]], console: C
     for sentence in sentences:
         say(console, sentence)
     return notes
-
-
-def _finish(
-    config: TrainConfig,
-    run: AnyRun,
-    splits: Splits,
-    embedded: Embedded,
-    notes: list[str],
-    command: str,
-    start: float,
-    console: Console,
-    baseline: Path | None = None,
-    other: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Search, and write what was found; in the first process only."""
-    prompt_weights = run.prompt_weights(splits.test) if config.report else None
-    if not run.processes.first:
-        return {}
-    folder = results_folder(config)
-    # A training ends with the honest figures; to count otherwise is for an evaluation.
-    result = embedded.evaluate(*((tuple(config.ks), config.protocol) if isinstance(config, EvaluateConfig) else ()))
-    metrics = _metrics(config, run, splits, result.to_dict(per_class=True), notes, command, time.monotonic() - start)
-    comparison = None if other is None else compare_results(metrics["runs"][0]["result"], other)
-    if comparison is not None:
-        metrics["baseline"] = {"path": str(baseline), **comparison.to_dict()}
-    write_json(folder / METRICS, metrics)
-    _show(console, config, result)
-    if comparison is not None:
-        say(console, comparison.text())
-    if config.report:
-        from puma_plugin.experiments.reporting.report import ReportPictures, write_report
-        from puma_plugin.experiments.reporting.visuals import embedding_maps, members_of, query_rows
-
-        labelled = {METHODS[config.model.method].label: embedded.embeddings.numpy()}
-        pictures = ReportPictures(
-            maps=embedding_maps(labelled, members_of(splits.test), 1600),
-            prompt_weights=prompt_weights,
-            queries=query_rows(labelled, splits.test, 3, 8),
-        )
-        write_report(folder / "report.html", metrics, pictures)
-    say(console, f"results in {folder}")
-    return metrics
-
-
-def _show(console: Console, config: TrainConfig, result: RetrievalResult) -> None:
-    lines = result.table(*result.unified).splitlines()
-    if config.model.is_separate:
-        # The last two, unified and leak, would compare embeddings of different models.
-        lines = lines[:-2]
-    for name, metrics in result.per_distribution.items():
-        further = [
-            f"{short_name(key)} {100 * value:.2f}" for key, value in metrics.items() if key not in result.unified
-        ]
-        lines += [f"{name}: {', '.join(further)}"] if further else []
-    say(console, "\n".join(lines))
-
-
-def _metrics(
-    config: TrainConfig,
-    run: AnyRun,
-    splits: Splits,
-    result: Mapping[str, Any],
-    notes: list[str],
-    command: str,
-    seconds: float,
-) -> dict[str, Any]:
-    method = config.model.method
-    separate = config.model.is_separate
-    kept = without_joint(result) if separate else dict(result)
-    bounds = {name: interval.to_dict() for name, interval in bootstrap_intervals(kept).items()}
-    record = {
-        "method": method,
-        "data_seed": config.data.seed,
-        "seed": config.seed,
-        "trainable": run.trainable,
-        "seconds": run.seconds,
-        "steps": run.steps,
-        "history": run.history,
-        "validation": run.validation,
-        "scores": flat_scores(result, separate),
-        "result": kept,
-        "intervals": bounds,
-    }
-    row = bootstrapped(method_rows([record], [METHODS[method]])[0], bounds)
-    origin = provenance()
-    machine = origin["machine"]
-    classes = sum(part["test"]["classes"] for part in splits.describe().values())
-    return {
-        "schema": 1,
-        "title": f"{METHODS[method].label} on {len(splits.names)} distributions",
-        "lead": f"Backbone {config.model.backbone}; {classes} test classes of {', '.join(splits.names)}.",
-        "command": command,
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "seconds": round(seconds, 1),
-        **origin,
-        "settings": settings_of(config),
-        "data": splits.describe(),
-        "skipped": splits.skipped,
-        "processes": run.processes.world_size,
-        "learning_rates": None,
-        "distributions": splits.names,
-        "accent": method,
-        "methods": [row],
-        "differences": {},
-        "findings": notes,
-        "curves": curves([record], [METHODS[method]]),
-        "cards": [],
-        "explanation": f"{EXPLANATION} Below each figure: {INTERVAL_METHODS['class']}"
-        + (_PAPER_CODE if kept["protocol"] == "paper-code" else ""),
-        "interval_note": "",
-        "curve_note": "Harmonic mean of R@1 on training classes that were held out of training.",
-        "facts": {
-            "Command": command,
-            "Machine": f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB",
-            "GPU": machine["gpu"],
-            "Versions": ", ".join(f"{name} {version}" for name, version in origin["versions"].items()),
-            "Commit": origin["commit"],
-            "Seed": config.seed,
-            "Protocol": kept["protocol"],
-            "Seconds of the last start": f"{seconds:.0f}",  # a run that was resumed had others before
-        },
-        "runs": [record],
-    }

@@ -55,6 +55,12 @@ def test_recording_keeps_the_summary(tmp_path: Path) -> None:
     assert kept["description"] == "the recorded full comparison, 2 data seeds x 3 training seeds"
 
 
+def test_what_is_shipped_was_kept_of_the_metrics_in_the_repository(tmp_path: Path) -> None:
+    """An older version wrote them, and they can still be read."""
+    metrics = Path(__file__).parents[3] / "benchmarks" / "results" / "demo" / "metrics.json"
+    assert record(metrics, tmp_path / "recorded.json") == load_recorded()
+
+
 def test_a_short_demo_is_not_recorded(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is of a short demo"):
         record(_metrics(tmp_path, None), tmp_path / "recorded.json")

@@ -44,6 +44,8 @@ def metrics(**changes) -> dict:
         "accent": "puma",
         "findings": ["PUMA is here."],
         "explanation": "Explained.",
+        "interval_method": "an interval.",
+        "remarks": ["Remarked & so on.", "Twice."],
         "interval_note": "Bars.",
         "curves": {"PUMA": [{"epoch": e, "mean": 50 + e, "low": 49 + e, "high": 51 + e} for e in range(3)]},
         "curve_note": "Curves.",
@@ -164,6 +166,10 @@ def test_figures_of_the_table(page: Page) -> None:
     for words in ("55.0", "54.0 to 56.0", "121.0 k", "81", "56.9", "recorded; note of full", "52.3", "48.1"):
         assert words in page.text
     assert page.tags["svg"] == 5
+
+
+def test_the_table_is_explained(page: Page) -> None:
+    assert "Explained. Below each figure: an interval. Remarked & so on. Twice." in page.text
 
 
 def test_text_is_escaped(text: str, page: Page) -> None:

@@ -146,7 +146,8 @@ def test_scores_of_an_evaluation() -> None:
         "harmonic": 0.4, "arithmetic": 0.5, "worst": 0.3, "unified": 0.35, "leak": 0.1,
         "per_distribution": {"a": 0.3, "b": 0.6},
     }  # fmt: skip
-    assert flat_scores(result, separate=True)["unified"] is None
+    scores = flat_scores({**result, "unified": None, "leak": None})
+    assert scores["unified"] is scores["leak"] is None
 
 
 def test_a_single_evaluation_has_the_bounds_of_its_bootstrap() -> None:

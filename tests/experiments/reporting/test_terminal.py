@@ -22,7 +22,7 @@ def shown(rows: list[dict[str, object]]) -> str:
     metrics = {
         "methods": rows,
         "accent": "puma",
-        "interval_method": "95 % t-interval over the training seeds (degrees of freedom: training seeds - 1)",
+        "interval_name": "95 % t-interval over the training seeds",
         "findings": [
             "PUMA is 4.5 points above PUMA (sampling = balanced), a sentence that is longer than the terminal."
         ],

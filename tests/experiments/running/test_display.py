@@ -58,6 +58,18 @@ def test_a_line_now_and_then_where_there_is_no_terminal() -> None:
     assert lines[3:] == ["[1/1] PUMA"]
 
 
+def test_a_stage_is_no_figure_whatever_it_is_called() -> None:
+    console = Console(width=40, file=io.StringIO())
+    with JobDisplay(console, {"a": "PUMA"}, "Training", seconds=0) as display:
+        display(Event("start", "a"))
+        display(Event("progress", "a", {"step": 1, "steps": 9, "validation": 0.6341}))
+        display(Event("progress", "a", {"step": 1, "steps": 9, "stage": "R@1 pictures (1 of 2)"}))
+    assert console.file.getvalue().splitlines() == [
+        "PUMA: step 1 of 9, R@1 63.4 % on held-out classes",
+        "PUMA: step 1 of 9, R@1 pictures (1 of 2)",
+    ]
+
+
 def test_brackets_in_names_are_no_markup() -> None:
     console = Console(width=80, force_terminal=True, file=io.StringIO())
     with JobDisplay(console, {"a": "PUMA [/old]"}, "Training") as display:

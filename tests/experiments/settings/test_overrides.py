@@ -35,6 +35,7 @@ def test_settings_of_one_part_change_together() -> None:
         ({"model.speed": 1}, "there is no setting 'model.speed'"),
         ({"model.drop": 1.5}, "model.drop is 1.5"),
         ({"epochs.more": 1}, "epochs is 100 and has no setting 'more' inside"),
+        ({"model.drop.more": 1}, "model.drop is 0.5 and has no setting 'more' inside"),
     ],
 )
 def test_refusals(settings: dict, message: str) -> None:
