@@ -279,7 +279,7 @@ class UnifiedTrainer(MetricLossOnly):
         # HierarchicalSampler hands out batches although it is no BatchSampler by type.
         gives_batches = isinstance(self.sampler, BatchSampler | HierarchicalSampler)
         batches = self.sampler if gives_batches else BatchSampler(self.sampler, self.batch_size, drop_last=True)
-        if not len(batches):
+        if hasattr(self.sampler, "__len__") and not len(batches):
             number = len(self.sampler)
             given = "no batch" if gives_batches else f"{number} items, and batch_size is {self.batch_size}"
             raise ValueError(f"{type(self.sampler).__name__} gives {given}: lower the batch size, or give more images")
