@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import puma_plugin
+from puma_plugin.utils.paths import home_path
 
 ENTRY = Path("benchmarks") / "run.py"
 
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     folder = find_checkout(Path.cwd())
     # The benchmarks run in their own folder; a relative --out means the caller's.
     parser = argparse.ArgumentParser(prog="puma bench", add_help=False, allow_abbrev=False)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=home_path)
     given, rest = parser.parse_known_args(list(arguments))
     out = [] if given.out is None else ["--out", str(given.out.resolve())]
     return subprocess.run([sys.executable, "-m", "benchmarks.run", *rest, *out], cwd=folder, check=False).returncode

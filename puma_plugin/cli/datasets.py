@@ -42,12 +42,19 @@ def _parser() -> ArgumentParser:
     verify.add_argument("--image-root", metavar="DIR", help="with --own and a manifest: what its paths are relative to")
     verify.add_argument("--open-images", action="store_true", help="decode every image")
     verify.add_argument("--workers", type=int, help="threads that decode (default: one per processor)")
-    verify.add_argument("--report", metavar="FILE", help="write everything as JSON too, to be given as known_bad")
+    verify.add_argument(
+        "--report",
+        type=os.path.expanduser,
+        metavar="FILE",
+        help="write everything as JSON too, to be given as known_bad",
+    )
     verify.set_defaults(run=_verify)
 
     few_shot = actions.add_parser("few-shot", help="draw few-shot training sets", description=_FEW_SHOT)
     few_shot.add_argument("root", help="the folder that holds the datasets' folders")
-    few_shot.add_argument("--out", required=True, help="folder for the files, few_shot_<shots>.json")
+    few_shot.add_argument(
+        "--out", type=os.path.expanduser, required=True, help="folder for the files, few_shot_<shots>.json"
+    )
     few_shot.add_argument("--shots", nargs="+", type=int, help="images per class (default: 1 2 4 8 16)")
     few_shot.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
     few_shot.add_argument("--datasets", nargs="+", metavar="NAME", help="which (default: all eight)")

@@ -2,10 +2,10 @@
 
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
 from puma_plugin.cli.parsing import make_parser, parse
 from puma_plugin.experiments.settings.config import SETTINGS, EvaluateConfig
+from puma_plugin.utils.paths import home_path
 
 _DESCRIPTION = (
     "Evaluates model.safetensors of a training run on the test classes of the configured datasets, which need not be "
@@ -20,12 +20,12 @@ def main(arguments: Sequence[str]) -> int:
     parser = make_parser("evaluate", _DESCRIPTION, EvaluateConfig)
     parser.add_argument(
         "--checkpoint",
-        type=Path,
+        type=home_path,
         required=True,
         help="model.safetensors of a run, or its folder; without --config the run's own config.json holds, "
         "and --out is its folder",
     )
-    parser.add_argument("--baseline", type=Path, help="metrics.json of another evaluation, or its folder")
+    parser.add_argument("--baseline", type=home_path, help="metrics.json of another evaluation, or its folder")
     config, options = parse(parser, EvaluateConfig, _with_settings_of_the_run(arguments))
     from rich.console import Console
 
@@ -43,7 +43,7 @@ def _with_settings_of_the_run(arguments: Sequence[str]) -> list[str]:
     for index, argument in enumerate(given):
         name, _, value = argument.partition("=")
         if name == "--checkpoint":
-            checkpoint = Path(value or "".join(given[index + 1 : index + 2]))
+            checkpoint = home_path(value or "".join(given[index + 1 : index + 2]))
             folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
             if (folder / SETTINGS).is_file():
                 return ["--config", str(folder / SETTINGS), "--out", str(folder), *given]

@@ -63,7 +63,7 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
         _check_parts(parts, given)
         self.parts = list(parts.values())
         self.transform = transform
-        self._form: tuple[tuple[int, ...], torch.dtype] | None = None
+        self._form: tuple[tuple[int, ...], bool] | None = None
         self._all_names = list(parts)
         local, part_of, position, queries, gallery = [], [], [], [], []
         self._part_class_names: list[dict[int, str]] = []
@@ -100,6 +100,7 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
             f"{self._all_names[part]}/{self._part_class_names[part][label]}" for part, label in pairs.tolist()
         ]
         self.labels = torch.from_numpy(np.stack([classes, distribution], axis=1).astype(np.int64))
+        self._targets = self.labels[:, 0].clone()
         self.item_ids = torch.from_numpy((part_of.astype(np.int64) << ID_SHIFT) + position)
         self.query_mask = None if query is None else torch.from_numpy(query)
         self.gallery_mask = None if gallery is None else torch.from_numpy(gallery)
@@ -129,7 +130,7 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
             raise ValueError(f"{self.describe(int(self.item_ids[index]))}: {error}") from error
         if self.transform is not None:
             return self.transform(image), self.labels[index].clone()
-        form = tuple(tensor.shape), tensor.dtype
+        form = tuple(tensor.shape), tensor.is_floating_point()
         if self._form is None:
             self._form = form
         elif self._form != form:
@@ -140,9 +141,9 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
                     "UnifiedDataset a transform that resizes them"
                 )
             raise ValueError(
-                f"{who} is of type {form[1]}, others of {others[1]}: in a batch their values would be converted, but "
-                "not scaled; give UnifiedDataset a transform that does both, such as torchvision's "
-                "v2.ToDtype(torch.float32, scale=True)"
+                f"{who} is of type {tensor.dtype}, others {'not ' if form[1] else ''}of floating point: in a batch "
+                "their values would be converted, but not scaled; give UnifiedDataset a transform that does both, such "
+                "as torchvision's v2.ToDtype(torch.float32, scale=True)"
             )
         return tensor, self.labels[index].clone()  # a view would hold, and could change, the labels of all
 
@@ -171,7 +172,7 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
     @property
     def targets(self) -> Tensor:
         """(N,) int64 classes alone, for samplers of pml and others that take one column."""
-        return self.labels[:, 0].clone()
+        return self._targets
 
     @property
     def num_distributions(self) -> int:

@@ -236,7 +236,10 @@ def _no_autocast(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
 
 def _require_plain_cosine(distance: Any) -> None:
     """ValueError for another distance than CosineSimilarity(): the loss computes that one by itself."""
-    if type(distance) is not CosineSimilarity:
+    kept = ("forward", "compute_mat", "pairwise_distance")
+    if not isinstance(distance, CosineSimilarity) or any(
+        getattr(type(distance), name) is not getattr(CosineSimilarity, name) for name in kept
+    ):
         raise ValueError(f"CurricularFaceLoss needs distance=CosineSimilarity(), got {distance!r}")
     for name, usual in (("p", 2), ("power", 1)):
         if getattr(distance, name) != usual:

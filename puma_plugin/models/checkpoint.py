@@ -31,14 +31,15 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Args:
         model: an adapted timm model, or a UnifiedEmbedder around one.
-        path: the file; its folder is created.
+        path: the file; its folder is created. A head of another class, or a parametrized one, is saved with its own
+            parameters, which only a head like it can take.
 
     Raises:
         TypeError: the model is neither.
         ValueError: parameters take a gradient that would not be in the file, or adapters are no longer as
-            :func:`adapt` made them (wrapped, shared, pruned, another ``scale``), or the head is parametrized, so that
-            the file would give another model or none; weights are shared out among processes (``fully_shard``); a
-            value is not finite; or ``path`` is a folder.
+            :func:`adapt` made them (wrapped, shared, pruned, another ``scale``), so that the file would give another
+            model; weights are shared out among processes (``fully_shard``); a value is not finite; or ``path`` is a
+            folder.
     """
     vit, head = _parts(model)
     if not isinstance(vit, AdaptedViT):
@@ -47,8 +48,6 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> None:
         )
     _refuse_sharded(model, "save_adapter")
     _require_as_adapted(vit)
-    if head is not None:
-        _require_plain_head(head)
     tensors = _own_tensors(vit, head)
     kept = {id(tensor) for tensor in tensors.values()}
     lost = [
@@ -194,18 +193,6 @@ def _own_tensors(vit: AdaptedViT, head: EmbeddingHead | None) -> dict[str, Tenso
     if head is not None:
         tensors.update({f"head.{name}": parameter for name, parameter in head.named_parameters()})
     return tensors
-
-
-def _require_plain_head(head: EmbeddingHead) -> None:
-    """ValueError unless another EmbeddingHead of the same size could take its tensors."""
-    with torch.device("meta"):  # draws nothing
-        plain = EmbeddingHead(head.in_features, head.embedding_size)
-    if odd := sorted(dict(head.named_parameters()).keys() ^ dict(plain.named_parameters()).keys()):
-        raise ValueError(
-            f"the head has other parameters than an EmbeddingHead ({odd[0]}; {len(odd)} such), so that no other one "
-            "could load them: take parametrizations (weight_norm and the like) off first, with "
-            "torch.nn.utils.parametrize.remove_parametrizations, or save model.state_dict() instead"
-        )
 
 
 def _require_as_adapted(vit: AdaptedViT) -> None:

@@ -22,8 +22,8 @@ def nearest_classes(proxies: Any, distribution_of: IntArray, count: int, block_s
     rows = torch.as_tensor(proxies).detach().float().cpu()
     if rows.ndim != 2 or len(rows) != len(distribution_of):
         raise ValueError(
-            f"proxies must have shape ({len(distribution_of)}, D), one row per class, got {tuple(rows.shape)}; for "
-            "a pml loss with W of shape (D, classes) give loss.W.t()"
+            f"proxies must have shape ({len(distribution_of)}, D), one row per class number, got {tuple(rows.shape)}; "
+            "for a pml loss with W of shape (D, classes) give loss.W.t()"
         )
     if not rows.isfinite().all():
         raise ValueError(f"proxies must be finite, row {int((~rows.isfinite()).any(dim=1).nonzero()[0])} is not")

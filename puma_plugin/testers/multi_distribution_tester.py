@@ -120,8 +120,8 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
 
         Raises:
             TypeError: ``dataset_dict`` is no mapping.
-            ValueError: a split that is not there, datasets without (class, distribution) labels or joined by torch's
-                ConcatDataset, splits that cannot be searched together, or two entries of one name.
+            ValueError: a split that is not there, datasets without (class, distribution) labels, a ConcatDataset of
+                several UnifiedDatasets, splits that cannot be searched together, or two entries of one name.
         """
         if not isinstance(dataset_dict, Mapping):
             raise TypeError(
@@ -367,12 +367,18 @@ def _entries(splits: Iterable[str], names: Mapping[str, Iterable[str]]) -> dict[
 
 
 def _as_unified(dataset: Dataset[Any]) -> Dataset[Any]:
-    """A torch ``Subset`` of a ``UnifiedDataset`` as the subset that keeps names, item ids and masks."""
+    """Torch's ``Subset`` of a ``UnifiedDataset``, or several joined, as the subset that keeps names, ids and masks."""
     if isinstance(dataset, ConcatDataset):
-        raise ValueError(
-            "a ConcatDataset does not say which class and distribution its labels mean in which part: join the parts "
-            "by UnifiedDataset({name: part, ...}), or take UnifiedDataset.subset(indices) of one that holds them all"
-        )
+        parts = [_looked_through(part, torch.arange(len(part))) for part in dataset.datasets]  # type: ignore[arg-type]
+        first = parts[0][0]
+        if isinstance(first, UnifiedDataset) and all(base is first for base, _ in parts):
+            return first.subset(torch.cat([positions for _, positions in parts]))
+        if any(isinstance(base, UnifiedDataset) for base, _ in parts):
+            raise ValueError(
+                "a ConcatDataset of several UnifiedDatasets cannot be evaluated, as one class number means another "
+                "class in each: join the parts by UnifiedDataset({name: part, ...}), or take "
+                "UnifiedDataset.subset(indices) of one that holds them all"
+            )
     if not isinstance(dataset, Subset):
         return dataset
     inner = _as_unified(dataset.dataset)

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from puma_plugin.utils.distributed import world_size
 
@@ -13,11 +15,12 @@ from puma_plugin.utils.distributed import world_size
 _ENOUGH = 8
 
 
-def have_own_batches(drawn: Sequence[Any], sampler: object, device: torch.device) -> bool:
+def have_own_batches(drawn: Sequence[Any], batch: Any, sampler: object, device: torch.device) -> bool:
     """Compare what the processes have drawn so far. All of them must call it, after the same batch.
 
     Args:
         drawn: positions of the items of this process' batches, in order.
+        batch: the last one, as it was loaded: where each process has data of its own, equal positions are other items.
         sampler: that they come from.
         device: on which the processes talk with each other.
 
@@ -27,8 +30,11 @@ def have_own_batches(drawn: Sequence[Any], sampler: object, device: torch.device
     Raises:
         ValueError: in every process, if some drew the same.
     """
-    digest = hashlib.blake2b(repr(list(drawn)).encode(), digest_size=7).digest()  # fits into an int64
-    mine = torch.tensor([len(drawn), int.from_bytes(digest, "big")], device=device)
+    total = hashlib.blake2b(repr(list(drawn)).encode(), digest_size=7)  # fits into an int64
+    for leaf in tree_leaves(batch):
+        tensor = leaf.detach().cpu().contiguous().flatten().view(torch.uint8) if isinstance(leaf, Tensor) else None
+        total.update(repr(leaf).encode() if tensor is None else tensor.numpy().tobytes())
+    mine = torch.tensor([len(drawn), int.from_bytes(total.digest(), "big")], device=device)
     facts = [torch.empty_like(mine) for _ in range(world_size())]
     dist.all_gather(facts, mine)
     ranks: dict[tuple[int, int], list[int]] = {}

@@ -1,5 +1,6 @@
 """Whether the models, losses and optimizers that a trainer is given can learn together."""
 
+import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -25,7 +26,7 @@ def check_parts(
 
     Raises:
         ValueError: pml's wrapper of distributed losses; parameters that are sharded, or take a gradient and are in no
-            optimizer, or in several; or an optimizer of which no parameter takes one.
+            optimizer, or in several.
     """
     if isinstance(dict(loss_funcs.items()).get("metric_loss"), DistributedLossWrapper):
         raise ValueError(
@@ -43,9 +44,10 @@ def check_parts(
     for key, parameters in held.items():
         of = key.removesuffix("_optimizer")
         if of not in frozen and parameters and not any(p.requires_grad for p in parameters):
-            raise ValueError(
-                f"optimizers[{key!r}] would never move anything: none of its parameters takes a gradient; a trainer "
-                f"that froze them leaves them so. Call requires_grad_() of each of them, or give freeze_these=({of!r},)"
+            warnings.warn(
+                f"optimizers[{key!r}] moves nothing as long as none of its parameters takes a gradient; a trainer that "
+                "froze them leaves them so, and requires_grad_() of each of them ends that",
+                stacklevel=2,
             )
     for kind, parts in (("models", models), ("loss_funcs", loss_funcs)):
         for key, part in parts.items():

@@ -1,11 +1,10 @@
 """Everything a training run needs to continue as if it had never stopped."""
 
 import hashlib
-import itertools
 import math
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch.distributed as dist
 from pytorch_metric_learning.losses import CrossBatchMemory
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 from puma_plugin.trainers.batch_share import BatchShare
 from puma_plugin.utils.atomic import atomic_write
@@ -76,7 +76,7 @@ def require_fitting_model(model: nn.Module, state: Mapping[str, Any], name: str,
         ValueError: the tensors' names or shapes differ, or the frozen parameters are others.
     """
     own = model_state(model, is_frozen)
-    _require_same_tensors(own["tensors"], state["tensors"], f"models[{name!r}]")
+    _require_same_tensors(own["tensors"], state["tensors"], f"models[{name!r}]", own["tensors"].keys())
     if own["frozen"] != state["frozen"]:
         raise ValueError(
             f"the frozen weights of models[{name!r}] are not those of the run that saved the checkpoint: load the same "
@@ -95,10 +95,12 @@ def require_fitting_state(part: Any, state: Mapping[str, Any], name: str) -> Non
     """Compare a loss, miner or optimizer with the ``state_dict()`` of another.
 
     Raises:
-        ValueError: the names or shapes of a module's tensors differ, or the sizes of an optimizer's groups.
+        ValueError: a module's names or the shapes of its parameters differ, or the sizes of an optimizer's groups.
     """
     if isinstance(part, nn.Module):
-        _require_same_tensors(part.state_dict(), state, name)
+        # Of buffers and further state a loss may take other shapes than it has.
+        weights = {key for key, weight in part.named_parameters() if not is_lazy(weight)}
+        _require_same_tensors(part.state_dict(), state, name, weights)
     if isinstance(part, torch.optim.Optimizer):
         stored, own = (
             [len(group["params"]) for group in groups] for groups in (state["param_groups"], part.param_groups)
@@ -110,10 +112,15 @@ def require_fitting_state(part: Any, state: Mapping[str, Any], name: str) -> Non
             )
 
 
-def _require_same_tensors(wanted: Mapping[str, Any], stored: Mapping[str, Any], name: str) -> None:
+def _require_same_tensors(wanted: Mapping[str, Any], stored: Mapping[str, Any], name: str, sized: Set[str]) -> None:
+    """ValueError unless names agree, and the shapes of the tensors that are ``sized``."""
     missing, surplus = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
-    before, now = ({k: tuple(getattr(v, "shape", ())) for k, v in tensors.items()} for tensors in (stored, wanted))
-    shapes = [f"{k}: {before[k]} instead of {now[k]}" for k in now if k in before and before[k] != now[k]]
+    both = [key for key in wanted if key in stored and key in sized]
+    shapes = [
+        f"{key}: {tuple(stored[key].shape)} instead of {tuple(wanted[key].shape)}"
+        for key in both
+        if stored[key].shape != wanted[key].shape
+    ]
     if missing or surplus or shapes:
         raise ValueError(
             f"the checkpoint does not fit {name}: missing {missing[:5]}, not expected {surplus[:5]}, other shape "
@@ -138,18 +145,18 @@ def data_names(dataset: Any) -> dict[str, list[str]]:
 
 
 def require_same_names(stored: Mapping[str, list[str]], own: Mapping[str, list[str]]) -> None:
-    """Compare what :func:`data_names` gave of two datasets, where both tell.
+    """Compare what :func:`data_names` gave of two datasets, where both tell; others may have been added behind.
 
     Raises:
         ValueError: naming the first distribution or class that differs.
     """
     for what in (what for what in own if what in stored):
-        for number, (before, now) in enumerate(itertools.zip_longest(stored[what], own[what])):
+        for number, (before, now) in enumerate(zip(stored[what], own[what], strict=False)):
             if before != now:
-                was, has = ("none" if name is None else repr(name) for name in (before, now))
                 raise ValueError(
-                    f"{what} {number} was {was} in the run that saved the checkpoint and is {has} now, so that proxies "
-                    "would stand for other classes: give the same datasets, by the same names and in the same order"
+                    f"{what} {number} was {before!r} in the run that saved the checkpoint and is {now!r} now, so that "
+                    "what the loss keeps of each class would be taken for another one's: give the same datasets, by "
+                    "the same names and in the same order"
                 )
 
 

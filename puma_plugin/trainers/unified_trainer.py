@@ -76,7 +76,7 @@ class UnifiedTrainer(MetricLossOnly):
 
     Raises:
         ValueError: settings that cannot work, found before any work: a trunk that is not adapted, a loss whose proxies
-            no optimizer has, an optimizer of frozen weights alone, too few proxies for the dataset, labels of one
+            no optimizer has, too few proxies for the dataset, labels of one
             column, pml's DistributedLossWrapper, sharded weights; with several processes, models or proxies whose
             gradients nothing shares among them. In ``train()``: a sampler without a whole batch, or from which several
             processes draw the same items.
@@ -159,12 +159,13 @@ class UnifiedTrainer(MetricLossOnly):
 
     def custom_setup(self) -> None:
         """Called by pml's constructor before it checks the keys it was given."""
+        if self.loss_weights is not None:
+            self.loss_weights = dict(self.loss_weights)  # the caller may give the same one to the next trainer
         if self.prompt_penalty_weight > 0:
             require_adapted(self.models["trunk"])
             self.loss_names.append("prompt_penalty")
             if self.loss_weights is not None:
-                # A dict of its own: the caller may give the same one to the next trainer.
-                self.loss_weights = {"prompt_penalty": self.prompt_penalty_weight, **self.loss_weights}
+                self.loss_weights.setdefault("prompt_penalty", self.prompt_penalty_weight)
         if self.data_device is None:
             parameter = next(self.models["trunk"].parameters(), None)
             self.data_device = parameter.device if parameter is not None else torch.device("cpu")
@@ -279,7 +280,7 @@ class UnifiedTrainer(MetricLossOnly):
         # HierarchicalSampler hands out batches although it is no BatchSampler by type.
         gives_batches = isinstance(self.sampler, BatchSampler | HierarchicalSampler)
         batches = self.sampler if gives_batches else BatchSampler(self.sampler, self.batch_size, drop_last=True)
-        if hasattr(self.sampler, "__len__") and not len(batches):
+        if not len(batches):
             number = len(self.sampler)
             given = "no batch" if gives_batches else f"{number} items, and batch_size is {self.batch_size}"
             raise ValueError(f"{type(self.sampler).__name__} gives {given}: lower the batch size, or give more images")
@@ -309,7 +310,7 @@ class UnifiedTrainer(MetricLossOnly):
         self.batch_positions = self._recorded.pending.popleft()
         if self._drawn is not None:
             self._drawn += self.batch_positions
-            if have_own_batches(self._drawn, self.sampler, self.data_device):
+            if have_own_batches(self._drawn, batch, self.sampler, self.data_device):
                 self._drawn = None
         data, labels = self.data_and_label_getter(batch)
         labels = c_f.process_label(labels, self.label_hierarchy_level, self.label_mapper)
@@ -424,7 +425,8 @@ class UnifiedTrainer(MetricLossOnly):
         that was begun is not ended, and what they draw is what they draw now. ``amp_dtype`` may be another one; where
         the checkpoint has no loss scale, that of float16 is found anew.
 
-        If anything does not fit, the trainer stays as it was.
+        Parts, their tensors, the sampler and the names of classes are compared first: if those do not fit, the trainer
+        stays as it was.
 
         Raises:
             FileNotFoundError, ValueError: no checkpoint, or one of another model, loss, sampler or data.
@@ -452,7 +454,8 @@ class UnifiedTrainer(MetricLossOnly):
     def _require_fitting(self, state: Mapping[str, Any]) -> None:
         """ValueError unless the checkpoint is of these parts and of this data."""
         # Checkpoints of earlier versions do not have all of these entries.
-        training_state.require_same_names(state.get("data_names", {}), training_state.data_names(self.dataset))
+        if any(isinstance(loss, nn.Module) and loss.state_dict() for loss in self.loss_funcs.values()):
+            training_state.require_same_names(state.get("data_names", {}), training_state.data_names(self.dataset))
         for name in ("models", *_WITH_STATE):
             own = self.models if name == "models" else _states(getattr(self, name))
             if state[name].keys() != own.keys():

@@ -51,7 +51,8 @@ def test_a_run_with_relative_paths_is_evaluated_from_elsewhere(
     run = tmp_path / "moved"
     shutil.copytree(relative_run, run)
     monkeypatch.chdir(tmp_path)
-    assert main(["evaluate", "--checkpoint", "moved", "--report", "false"]) == 0
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["evaluate", "--checkpoint=~/moved", "--report", "false"]) == 0
     before, after = (json.loads((out / "metrics.json").read_text()) for out in (relative_run, run / "evaluation"))
     assert after["runs"][0]["result"] == before["runs"][0]["result"]
     assert [path.name for path in tmp_path.iterdir()] == ["moved"]

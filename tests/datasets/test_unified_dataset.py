@@ -355,6 +355,6 @@ def test_values_of_bytes_and_of_floats_are_not_mixed() -> None:
     parts = {"bytes": TensorDataset(grey, torch.arange(2)), "floats": TensorDataset(grey / 255, torch.arange(2))}
     dataset = UnifiedDataset(parts)
     dataset[0], dataset[1]
-    with pytest.raises(ValueError, match=r"floats\[0\] is of type torch.float32, others of torch.uint8: in a batch"):
+    with pytest.raises(ValueError, match=r"floats\[0\] is of type torch.float32, others not of floating point: in"):
         dataset[2]
     UnifiedDataset(parts, transform=lambda image: image.float())[2]

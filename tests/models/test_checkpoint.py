@@ -368,13 +368,16 @@ def test_what_cannot_be_saved(tmp_path: Path, backbone: Callable[[], nn.Module],
     assert not list(tmp_path.iterdir())
 
 
-def test_a_head_that_no_other_could_take_is_not_saved(tmp_path: Path, trained: nn.Module) -> None:
-    head = EmbeddingHead(trained.num_features, 4)
-    parametrize.register_parametrization(head.linear, "weight", nn.Identity())
-    with pytest.raises(ValueError, match=r"the head has other parameters .* \(linear\.parametrizations\..*; 2 such\)"):
-        save_adapter(UnifiedEmbedder(trained, head), tmp_path / "a.safetensors")
-    parametrize.remove_parametrizations(head.linear, "weight")
-    save_adapter(UnifiedEmbedder(trained, head), tmp_path / "a.safetensors")
+def test_a_head_of_its_own_kind_is_saved_and_fits_its_like(tmp_path: Path, trained: nn.Module) -> None:
+    path = tmp_path / "a.safetensors"
+    heads = [EmbeddingHead(trained.num_features, 4) for _ in range(3)]
+    for head in heads[:2]:
+        parametrize.register_parametrization(head.linear, "weight", nn.Identity())
+    save_adapter(UnifiedEmbedder(trained, heads[0]), path)
+    load_adapter(UnifiedEmbedder(trained, heads[1]), path)
+    assert torch.equal(heads[1].linear.weight, heads[0].linear.weight)
+    with pytest.raises(ValueError, match=r"head\.linear\.weight is missing"):
+        load_adapter(UnifiedEmbedder(trained, heads[2]), path)
 
 
 def test_adapters_that_are_not_as_adapt_made_them_are_not_saved(tmp_path: Path, trained: nn.Module) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, TensorDataset
+from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, Sampler, SequentialSampler, TensorDataset
 
 import puma_plugin
 from puma_plugin.datasets import UnifiedDataset
@@ -243,6 +243,15 @@ def draws_alike(rank: int, world: int) -> dict[str, Any]:
     def shuffled(seed: int) -> RandomSampler:
         return RandomSampler(dataset, generator=torch.Generator().manual_seed(seed))
 
+    def of_its_own(sampler: Sampler[int]) -> Any:
+        """Each process holds other images than the others, so that equal positions are different items."""
+        nonlocal dataset
+        whole, dataset = dataset, dataset.subset(range(rank, len(dataset), world))
+        try:
+            return steps(sampler)
+        finally:
+            dataset = whole
+
     def per_class(seed: int) -> MPerClassSampler:
         np.random.seed(seed)  # noqa: NPY002
         return MPerClassSampler(dataset.targets, 2, 8)
@@ -256,6 +265,7 @@ def draws_alike(rank: int, world: int) -> dict[str, Any]:
         "small batches alike": steps(shuffled(0), batch_size=4),
         "shuffled by rank": steps(shuffled(rank)),
         "m per class by rank": steps(per_class(rank)),
+        "images of its own": of_its_own(SequentialSampler(range(len(dataset) // world))),
         "shared out": steps(DistributedSampler(dataset)),
         "small batches shared out": steps(DistributedSampler(dataset), batch_size=4),
         "ours": steps(MultiDistributionSampler(dataset.labels, BATCH)),

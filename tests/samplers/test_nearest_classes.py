@@ -25,7 +25,9 @@ def test_the_most_similar_of_the_same_distribution_come_first(count: int, block_
 
 def test_refusals() -> None:
     for wrong in (torch.randn(9, 5), torch.randn(5, 10), torch.randn(10)):
-        with pytest.raises(ValueError, match=r"proxies must have shape \(10, D\), one row per class, got .*W\.t\(\)"):
+        with pytest.raises(
+            ValueError, match=r"proxies must have shape \(10, D\), one row per class number, .*W\.t\(\)"
+        ):
             nearest_classes(wrong, HOMES, 2)
     with pytest.raises(ValueError, match="neighbours must be at least 1, got 0"):
         nearest_classes(torch.randn(10, 5), HOMES, 0)

@@ -166,6 +166,16 @@ def test_torch_subset_of_the_dataset_keeps_names_ids_and_masks(dataset: UnifiedD
     assert sum(tester.result.num_queries.values()) == int(dataset.query_mask[30:80].sum())
 
 
+def test_joined_subsets_of_the_dataset_are_one_of_its_subsets(dataset: UnifiedDataset) -> None:
+    joined = ConcatDataset([Subset(dataset, range(50, len(dataset))), Subset(dataset, range(50))])
+    found = make().test({"val": joined}, 1, torch.nn.Identity())
+    whole = make().test({"val": dataset}, 1, torch.nn.Identity())
+    assert found["harmonic"] == pytest.approx(whole["harmonic"])
+    # An item that is there twice does not find itself.
+    twice = make().test({"val": ConcatDataset([dataset, dataset])}, 1, torch.nn.Identity())
+    assert twice["unified"]["precision_at_1_level0"] == pytest.approx(whole["unified"]["precision_at_1_level0"])
+
+
 def test_embedder_trunk_output_and_getter_are_those_of_pml(dataset: UnifiedDataset) -> None:
     embedder = torch.nn.Linear(8, 4)
     tester = make(data_and_label_getter=lambda batch: (batch[0], batch[1]))
@@ -240,8 +250,8 @@ def test_errors_at_the_door(dataset: UnifiedDataset) -> None:
         make(protocol="other")
     with pytest.raises(ValueError, match="normalize_embeddings cannot be chosen"):
         make(normalize_embeddings=False)
-    with pytest.raises(ValueError, match="a ConcatDataset does not say which class"):
-        make().test({"val": ConcatDataset([dataset, dataset])}, 1, Unused())
+    with pytest.raises(ValueError, match="a ConcatDataset of several UnifiedDatasets cannot be evaluated"):
+        make().test({"val": ConcatDataset([dataset, dataset.subset(range(20))])}, 1, Unused())
     with pytest.raises(TypeError, match=r"dataset_dict must be a mapping .* got UnifiedDataset: pass"):
         make().test(dataset, 1, torch.nn.Identity())
     with pytest.raises(ValueError, match=r"splits_to_eval names \['train'\], dataset_dict has \['val'\]"):

@@ -51,4 +51,4 @@ def explained(metrics: Mapping[str, Any], where: str) -> str:
         metrics: as :func:`puma_plugin.experiments.reporting.metrics.common_metrics` makes them.
         where: where this form of the table shows the intervals, such as "Below each figure".
     """
-    return " ".join([metrics["explanation"], f"{where}: {metrics['interval_method']}", *metrics["remarks"]])
+    return " ".join([metrics["explanation"], f"{where}: {metrics['interval_method']}", *metrics.get("remarks", ())])

@@ -50,7 +50,8 @@ class TaskError(ChildProcessError):
     @classmethod
     def of(cls, key: str, error: Exception) -> "TaskError":
         """Of what the task raised, where it is caught."""
-        return cls(f"{key} failed: {type(error).__name__}: {message_of(error)}", key, traceback.format_exc())
+        name, said = type(error).__name__, message_of(error)
+        return cls(f"{key} failed: {name if said == name else f'{name}: {said}'}", key, traceback.format_exc())
 
     def __reduce__(self) -> tuple[Any, ...]:  # as it comes from a worker; by default without key and log
         return type(self), (str(self), self.key, self.log)

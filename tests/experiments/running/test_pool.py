@@ -39,6 +39,8 @@ def square(task, progress):
         child.join()
     if task.number == 14:
         raise ValueError("first line\\n  second line")
+    if task.number == 16:
+        raise MemoryError
     if task.number == 15:
         sys.exit(0)
     if task.number == 99:
@@ -90,6 +92,7 @@ def test_a_task_may_have_processes_of_its_own(tmp_path: Path) -> None:
     [
         (13, "TaskError: square-13 failed: ValueError: unlucky"),
         (14, "TaskError: square-14 failed: ValueError: first line\n  second line"),
+        (16, "TaskError: square-16 failed: MemoryError\n"),
         (15, "TaskError: square-15 failed: it ended its process with exit code 0"),
         (99, "failed: its process ended with exit code 7"),  # perhaps before it could say what it was at
     ],
