@@ -20,9 +20,9 @@ from typing import Any
 from puma_plugin.utils.messages import message_of
 
 Progress = Callable[[dict[str, Any]], None]
-# Seconds that a worker which was asked to end has for its step, and for all of it before it is killed. (Schedulers wait
-# for some 30.)
-_STEP, _PATIENCE = 5, 15.0
+# Seconds that a worker which was asked to end has for its step, or its imports (which leave a semaphore behind if they
+# are broken off), and for all of it before it is killed. (Schedulers wait for some 30.)
+_STEP, _PATIENCE = 10, 20.0
 _LEFT = 128 + signal.SIGTERM  # its exit code
 
 
