@@ -157,7 +157,7 @@ def embed(
 
 
 def without_ddp(module: torch.nn.Module) -> torch.nn.Module:
-    """The module in DistributedDataParallel, which would exchange buffers in every pass: ranks may make fewer."""
+    """The module without DistributedDataParallel, which would wait for all ranks in each pass to exchange buffers."""
     return module.module if isinstance(module, DistributedDataParallel) else module
 
 

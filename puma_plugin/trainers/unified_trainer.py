@@ -53,7 +53,7 @@ class UnifiedTrainer(MetricLossOnly):
         dataset: a UnifiedDataset, or another dataset of (image, label).
         *args, **kwargs: the remaining arguments of pml's BaseTrainer. ``sampler=None`` means
             ``MultiDistributionSampler(dataset.labels, batch_size, seed=seed)``, the paper's plain shuffle.
-            ``data_device`` is the trunk's by default.
+            ``data_device`` is the trunk's by default. ``loss_weights`` is copied: change ``trainer.loss_weights``.
         amp_dtype: torch.bfloat16 or torch.float16 (with loss scaling) for the models' forward pass; None for float32.
         clip_value: clamp every gradient of the optimizers' parameters to +- this; None for no clamping.
         prompt_penalty_weight: weight of the trunk's ``prompt_penalty()`` in the loss; 0 for trunks without prompts.

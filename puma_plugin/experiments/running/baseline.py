@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-FILE = "metrics.json"
+from puma_plugin.experiments.settings.results import METRICS
 
 
 def read_baseline(path: Path) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def read_baseline(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: there is no such file, it holds no or several evaluations, or one without sums by class.
     """
-    file = path / FILE if path.is_dir() else path
+    file = path / METRICS if path.is_dir() else path
     wanted = "give the metrics.json of puma train or puma evaluate, or its folder"
     try:
         runs = json.loads(file.read_text(encoding="utf-8"))["runs"]
