@@ -14,6 +14,9 @@ import torch.distributed as dist
 _GRACE = 2.0
 # Seconds after which the store that they hear of each other by is taken for dead.
 _STORE_PATIENCE = 10.0
+# What gloo's errors, which have no type of their own, say where another process is lost: a place in its sources; or,
+# of an operation that ended as another one's time was up (DDP has several at once), this.
+_LOST = ("gloo", "Application timeout caused pair closure")
 
 
 def leave_word_to_another() -> NoReturn:
@@ -40,7 +43,7 @@ class FailureBoard:
             TimeoutError: the error is that others did not answer, and this process is the one that says so.
             SystemExit: another one speaks.
         """
-        lost = isinstance(error, dist.DistError) or "gloo" in str(error)
+        lost = isinstance(error, dist.DistError) or any(sign in str(error) for sign in _LOST)
         own = "" if lost else f"{type(error).__name__} {error}"
         heard: list[tuple[dict[int, str], dict[int, str]]] = []
 

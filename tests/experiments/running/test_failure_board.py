@@ -1,17 +1,70 @@
 """How processes hear of each other's failures. Whole runs of several that fail are in test_processes.py."""
 
+import subprocess
+import sys
+from datetime import timedelta
+
 import pytest
 import torch
+import torch.distributed as dist
 
 from puma_plugin.experiments.running import failure_board
+
+SILENT = """
+import sys, time
+from datetime import timedelta
+import torch.distributed as dist
+
+store = dist.TCPStore("localhost", int(sys.argv[1]), timeout=timedelta(seconds=60))
+dist.init_process_group("gloo", store=store, rank=1, world_size=2, timeout=timedelta(seconds=60))
+store.set("place 1", "pid 7 on elsewhere")
+store.set("ready", "")
+time.sleep(600)
+"""
+
+
+def board(store: dist.Store, monkeypatch: pytest.MonkeyPatch) -> failure_board.FailureBoard:
+    monkeypatch.setattr(failure_board, "_GRACE", 0.1)
+    return failure_board.FailureBoard(store, 0, 2, 1800.0)
+
+
+EXPECTED = r"no answer from process 1 \(pid 7 on elsewhere\): it has died .*, or did not answer within process_time"
 
 
 def test_a_process_that_died_is_not_said_to_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no launcher reports it: the connection is closed at once, long before the time is up."""
-    monkeypatch.setattr(failure_board, "_GRACE", 0.1)
-    store = torch.distributed.HashStore()
+    store = dist.HashStore()
     store.set("place 1", "pid 7 on elsewhere")
-    board = failure_board.FailureBoard(store, 0, 2, 1800.0)
-    expected = r"no answer from process 1 \(pid 7 on elsewhere\): it has died .*, or did not answer within process_time"
-    with pytest.raises(TimeoutError, match=expected):
-        board.speak_for_all(RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4711"))
+    with pytest.raises(TimeoutError, match=EXPECTED):
+        board(store, monkeypatch).speak_for_all(
+            RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4711")
+        )
+
+
+def test_of_several_operations_each_tells_of_a_silent_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the first one's time is up, gloo ends the others with another message, as in DistributedDataParallel."""
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
+    other = subprocess.Popen([sys.executable, "-c", SILENT, str(store.port)])
+    try:
+        dist.init_process_group("gloo", store=store, rank=0, world_size=2, timeout=timedelta(seconds=60))
+        store.wait(["ready"])
+        options = dist.AllreduceOptions()
+        errors = []
+        works = []
+        for seconds in (1, 60):
+            options.timeout = timedelta(seconds=seconds)
+            works.append(dist.group.WORLD.allreduce([torch.ones(1)], options))  # type: ignore[union-attr]
+        for work in works:
+            with pytest.raises(RuntimeError) as raised:
+                work.wait()
+            errors.append(raised.value)
+        assert len({str(error) for error in errors}) == 2
+        for error in errors:
+            with pytest.raises(TimeoutError, match=EXPECTED):
+                board(store, monkeypatch).speak_for_all(error)
+            store.delete_key("failed 0")
+    finally:
+        other.kill()
+        other.wait()
+        if dist.is_initialized():
+            dist.destroy_process_group()
