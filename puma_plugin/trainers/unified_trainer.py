@@ -4,14 +4,12 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from pytorch_metric_learning.samplers import HierarchicalSampler
-from pytorch_metric_learning.trainers import MetricLossOnly
 from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset
@@ -20,24 +18,23 @@ from tqdm import tqdm
 from puma_plugin.models.adapted_vit import find_adapted
 from puma_plugin.regularizers.prompt_penalty import require_adapted
 from puma_plugin.samplers import MultiDistributionSampler
-from puma_plugin.trainers import training_state
 from puma_plugin.trainers.non_finite_loss_error import NonFiniteLossError
 from puma_plugin.trainers.own_batches import have_own_batches
 from puma_plugin.trainers.parts import check_parts, check_proxies, check_shared
 from puma_plugin.trainers.recorded_batches import RecordedBatches
+from puma_plugin.trainers.resumable_trainer import ResumableTrainer
 from puma_plugin.trainers.seeded_items import SeededItems
+from puma_plugin.trainers.training_state import plain_figure
 from puma_plugin.utils import require_writable
-from puma_plugin.utils.distributed import is_distributed, rank, world_size
+from puma_plugin.utils.distributed import rank, world_size
 from puma_plugin.utils.worker_signals import leave_signals_to_the_parent
 
 AMP_TYPES = (None, torch.bfloat16, torch.float16)
 # Steps in a row without a finite gradient: GradScaler has then halved its scale, at first 65536, to less than 1e-4.
 _MOST_LEFT_OUT = 30
-# Attributes that hold parts with a state_dict().
-_WITH_STATE = ("loss_funcs", "mining_funcs", "optimizers", "lr_schedulers")
 
 
-class UnifiedTrainer(MetricLossOnly):
+class UnifiedTrainer(ResumableTrainer):
     """MetricLossOnly plus mixed precision, clipping by value, prompt penalty, checkpoints that resume, and NaN alarm.
 
     Takes what pml's trainers take, and models, losses, miners, reducers and hooks of pml work as there. Differences:
@@ -84,7 +81,6 @@ class UnifiedTrainer(MetricLossOnly):
     """
 
     data_device: torch.device
-    sampler: Any
     iterations_per_epoch: int
     dataloader_iter: Any
     loss_weights: Any
@@ -119,15 +115,9 @@ class UnifiedTrainer(MetricLossOnly):
         self.evaluate = evaluate
         self.evaluate_every = evaluate_every
         self.progress = progress
-        self.epoch, self.iteration, self.global_step = 0, 0, 0
-        self.history: list[dict[str, Any]] = []
         self.batch_positions: list[int] = []
-        self._next_epoch, self._next_iteration = 1, 0
-        self._pass, self._consumed = 0, 0
-        self._sums: dict[str, float] = {}
-        self._seconds = 0.0
-        self._pending_random_state: list[dict[str, Any]] | None = None
         self._finite, self._left_out = True, 0
+        self._begin()
         self._check_settings()
         if not isinstance(models, dict | nn.ModuleDict):
             raise TypeError(f'models must be a dict such as {{"trunk": model}}, got {type(models).__name__}')
@@ -208,9 +198,7 @@ class UnifiedTrainer(MetricLossOnly):
         # A sampler that cannot begin in the middle begins anew.
         if self._consumed >= len(self.dataloader) or (self._consumed and not self._can_resume_sampler()):
             self._pass, self._consumed = self._pass + 1, 0
-        if self._pending_random_state is not None:
-            training_state.set_random_state(self._pending_random_state, self.models)
-            self._pending_random_state = None
+        self._set_loaded_random_state()
         for epoch in range(self._next_epoch, num_epochs + 1):
             self.epoch = epoch
             self._train_epoch(num_epochs)
@@ -262,9 +250,7 @@ class UnifiedTrainer(MetricLossOnly):
                 raise TypeError(f"evaluate must return a dict of figures, or None, got {type(found).__name__}")
             if taken := sorted(self.history[-1].keys() & (found or {}).keys()):
                 raise ValueError(f"evaluate returned {taken}, which history has of the training; give other names")
-            self.history[-1].update(
-                {name: training_state.plain_figure(name, value) for name, value in (found or {}).items()}
-            )
+            self.history[-1].update({name: plain_figure(name, value) for name, value in (found or {}).items()})
         return due
 
     def initialize_dataloader(self) -> None:
@@ -367,120 +353,6 @@ class UnifiedTrainer(MetricLossOnly):
                 self.scaler.step(optimizer)
         self.scaler.update()
 
-    def save_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Write the full state: trainable tensors, proxies and averages, optimizers, schedulers, sampler, generators.
-
-        Every process must call it; rank 0 writes. Between epochs, or from an ``end_of_iteration_hook``.
-
-        Raises:
-            ValueError: in the middle of an epoch with another sampler than MultiDistributionSampler.
-        """
-        sampler = None
-        if self._can_resume_sampler():
-            sampler = self.sampler.state_dict(self._consumed)
-        elif self._next_iteration:
-            raise ValueError(
-                f"{type(self.sampler).__name__} cannot continue within an epoch: save between epochs, or use "
-                "MultiDistributionSampler"
-            )
-        state = {
-            "format": training_state.FORMAT,
-            "progress": {
-                "epoch": self._next_epoch if not self._next_iteration else self.epoch,
-                "iteration": self._next_iteration,
-                "pass": self._pass,
-                "consumed": self._consumed,
-                "global_step": self.global_step,
-                "sums": self._sums,
-                "seconds": self._seconds,
-                "history": self.history,
-            },
-            "models": {
-                name: training_state.model_state(model, name in self.freeze_these)
-                for name, model in self.models.items()
-            },
-            "loss_funcs": _states(self.loss_funcs),
-            "memories": training_state.memory_places(self.loss_funcs),
-            "mining_funcs": _states(self.mining_funcs),
-            "optimizers": _states(self.optimizers),
-            "optimizer_classes": _classes(self.optimizers),
-            "lr_schedulers": _states(self.lr_schedulers),
-            "lr_scheduler_classes": _classes(self.lr_schedulers),
-            "scaler": self.scaler.state_dict(),
-            "sampler": sampler,
-            "random": training_state.random_state(self.models),
-            "data_names": training_state.data_names(self.dataset),
-        }
-        if rank() == 0:
-            training_state.save_state(state, path)
-        if is_distributed():
-            dist.barrier()
-
-    def load_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Restore what :meth:`save_checkpoint` wrote; ``train(num_epochs=...)`` then continues with the next batch.
-
-        Build the trainer as in the run that saved it first. With MultiDistributionSampler, and ``seed_items`` or no
-        data loader workers, the continued run equals the uninterrupted one exactly. Workers without ``seed_items`` draw
-        other random augmentations, as theirs is a state of their own; and of other samplers no state is kept: a pass
-        that was begun is not ended, and what they draw is what they draw now. ``amp_dtype`` may be another one; where
-        the checkpoint has no loss scale, that of float16 is found anew.
-
-        Parts, their tensors, the sampler and the names of classes are compared first: if those do not fit, the trainer
-        stays as it was.
-
-        Raises:
-            FileNotFoundError, ValueError: no checkpoint, or one of another model, loss, sampler or data.
-        """
-        state = training_state.load_state(path)
-        self._require_fitting(state)
-        if state["sampler"] is not None:
-            self.sampler.load_state_dict(state["sampler"])  # first, as it may refuse, and then changes nothing
-        for name, model in self.models.items():
-            training_state.load_model_state(model, state["models"][name], name in self.freeze_these)
-        for name in _WITH_STATE:
-            for key, part in getattr(self, name).items():
-                if hasattr(part, "load_state_dict"):
-                    part.load_state_dict(state[name][key])
-        training_state.set_memory_places(self.loss_funcs, state["memories"])
-        if state["scaler"]:  # else written without loss scaling, which then begins as at the start of a run
-            self.scaler.load_state_dict(state["scaler"])
-        self._pending_random_state = state["random"]
-        progress = state["progress"]
-        self._next_epoch, self._next_iteration = progress["epoch"], progress["iteration"]
-        self._pass, self._consumed = progress["pass"], progress["consumed"]
-        self.global_step, self.history = progress["global_step"], progress["history"]
-        self._sums, self._seconds = progress["sums"], progress["seconds"]
-
-    def _require_fitting(self, state: Mapping[str, Any]) -> None:
-        """ValueError unless the checkpoint is of these parts and of this data."""
-        # Checkpoints of earlier versions do not have all of these entries.
-        if any(isinstance(loss, nn.Module) and loss.state_dict() for loss in self.loss_funcs.values()):
-            training_state.require_same_names(state.get("data_names", {}), training_state.data_names(self.dataset))
-        for name in ("models", *_WITH_STATE):
-            own = self.models if name == "models" else _states(getattr(self, name))
-            if state[name].keys() != own.keys():
-                raise ValueError(
-                    f"the checkpoint has {name} {sorted(state[name])}, the trainer {sorted(own)}; build the trainer as "
-                    "in the run that saved it"
-                )
-        for name in ("optimizer", "lr_scheduler"):
-            kinds = _classes(getattr(self, f"{name}s"))
-            if (written := state.get(f"{name}_classes", kinds)) != kinds:
-                raise ValueError(
-                    f"the checkpoint was written with the {name}s {written}, the trainer has {kinds}; build the "
-                    "trainer as in the run that saved it"
-                )
-        if (state["sampler"] is not None) != self._can_resume_sampler():
-            raise ValueError(f"the checkpoint was written with another sampler than {type(self.sampler).__name__}")
-        for name, model in self.models.items():
-            training_state.require_fitting_model(model, state["models"][name], name, name in self.freeze_these)
-        for name in _WITH_STATE:
-            for key in state[name]:
-                training_state.require_fitting_state(getattr(self, name)[key], state[name][key], f"{name}[{key!r}]")
-
-    def _can_resume_sampler(self) -> bool:
-        return isinstance(self.sampler, MultiDistributionSampler)
-
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.amp_dtype is None:
             return contextlib.nullcontext()
@@ -517,13 +389,5 @@ def _labels(dataset: Any) -> Any:
     return labels
 
 
-def _classes(parts: Mapping[str, Any]) -> dict[str, str]:
-    return {name: f"{type(part).__module__}.{type(part).__qualname__}" for name, part in parts.items()}
-
-
 def _has_gradients(optimizer: torch.optim.Optimizer) -> bool:
     return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
-
-
-def _states(parts: dict[str, Any]) -> dict[str, Any]:
-    return {name: part.state_dict() for name, part in parts.items() if hasattr(part, "state_dict")}

@@ -129,6 +129,23 @@ def other_groups(run: Run) -> None:
     run.optimizers["trunk_optimizer"].add_param_group({"params": [torch.nn.Parameter(torch.zeros(2))]})
 
 
+def other_order(run: Run) -> None:
+    run.optimizers["trunk_optimizer"].param_groups[0]["params"].reverse()
+
+
+def other_state_of_an_optimizer(run: Run) -> None:
+    """Told only when it is loaded, after the models were."""
+
+    class Choosy(torch.optim.AdamW):
+        def load_state_dict(self, state_dict: Any) -> None:
+            if state_dict["state"]:
+                raise KeyError("no such moment")
+            super().load_state_dict(state_dict)
+
+    Choosy.__module__, Choosy.__qualname__ = torch.optim.AdamW.__module__, "AdamW"
+    run.optimizers["trunk_optimizer"].__class__ = Choosy
+
+
 def other_schedule(run: Run) -> None:
     optimizer = run.optimizers["metric_loss_optimizer"]
     run.trainer.lr_schedulers["metric_loss_scheduler_by_epoch"] = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
@@ -144,6 +161,11 @@ def other_sampler(run: Run) -> None:
         (other_data, "distribution 0 was 'a' .* and is 'b' now"),
         (other_loss, r"loss_funcs\['metric_loss'\]: .* other shape .*\['W: \(8, 7\) instead of \(8, 8\)"),
         (other_groups, r"fit optimizers\['trunk_optimizer'\]: groups of .* parameters instead of"),
+        (other_order, r"fit optimizers\['trunk_optimizer'\]: group 0 had 'trunk.* where it has 'trunk"),
+        (
+            other_state_of_an_optimizer,
+            r"state.pt is of other parts than .* \(KeyError: 'no such moment'\)",
+        ),
         (other_schedule, r"written with the lr_schedulers .*StepLR'}, the trainer has .*ExponentialLR'}; build"),
         (other_sampler, r"other labels or settings \(seed was 0, is 1\)"),
     ],
@@ -337,7 +359,7 @@ def test_a_checkpoint_from_before_kinds_and_names_were_kept_is_read(tmp_path: Pa
     first.trainer.train()
     first.trainer.save_checkpoint(tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
-    for entry in ("optimizer_classes", "lr_scheduler_classes", "data_names"):
+    for entry in ("optimizer_classes", "optimizer_parameters", "lr_scheduler_classes", "data_names"):
         del state[entry]
     torch.save(state, tmp_path / "older.pt")
     second.trainer.load_checkpoint(tmp_path / "older.pt")

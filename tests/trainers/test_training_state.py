@@ -1,31 +1,18 @@
 """What a checkpoint holds of models, memories and generators, and when it is taken back."""
 
-import random
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from pytorch_metric_learning.losses import ArcFaceLoss, ContrastiveLoss, CrossBatchMemory
+from pytorch_metric_learning.losses import ContrastiveLoss, CrossBatchMemory
 from torch import nn
-from torchvision.datasets import ImageFolder
 
-from puma_plugin.datasets import UnifiedDataset
 from puma_plugin.trainers.batch_share import BatchShare
 from puma_plugin.trainers.training_state import (
-    data_names,
     load_model_state,
     memory_places,
     model_state,
-    random_state,
-    require_fitting_model,
-    require_fitting_state,
-    require_same_names,
     set_memory_places,
-    set_random_state,
     unwrap,
 )
 
@@ -51,8 +38,6 @@ def test_trained_weights_and_buffers_are_held_and_of_frozen_ones_a_digest() -> N
     assert model_state(model)["frozen"] == state["frozen"]
     model[0].weight.data[0, 0] += 1
     assert model_state(model)["frozen"] != state["frozen"]
-    with pytest.raises(ValueError, match=r"frozen weights of models\['trunk'\] are not those"):
-        require_fitting_model(model, state, "trunk")
 
 
 @pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel, BatchShare])
@@ -60,115 +45,10 @@ def test_a_state_is_taken_back(wrap: Callable[[nn.Module], nn.Module]) -> None:
     model, other = net(), net()
     model.train()(torch.randn(5, 2)).sum().backward()
     model[2].weight.data.add_(1)
-    require_fitting_model(wrap(other), model_state(model), "trunk")
     load_model_state(wrap(other), model_state(model))
     for name, tensor in model.state_dict().items():
         assert torch.equal(other.state_dict()[name], tensor)
     assert [p.requires_grad for p in other.parameters()] == [False, False, True, True, True, True]
-
-
-def test_a_state_of_another_model_is_refused() -> None:
-    fewer, more = net(), net()
-    more.add_module("3", nn.Linear(2, 2, bias=False))
-    with pytest.raises(ValueError, match=r"missing \['3.weight'\], not expected \[\], other shape \[\]"):
-        require_fitting_model(more, model_state(fewer), "trunk")
-    with pytest.raises(ValueError, match=r"missing \[\], not expected \['3.weight'\], other shape \[\]"):
-        require_fitting_model(fewer, model_state(more), "trunk")
-    with pytest.raises(ValueError, match=r"other shape .*2.weight: \(2, 4\) instead of \(2, 3\)"):
-        require_fitting_model(net(3), model_state(net(4)), "trunk")
-
-
-def test_states_of_another_loss_or_optimizer_are_refused() -> None:
-    few, many = ArcFaceLoss(3, 2), ArcFaceLoss(4, 2)
-    require_fitting_state(few, few.state_dict(), "loss_funcs['metric_loss']")
-    with pytest.raises(ValueError, match=r"fit loss_funcs\['metric_loss'\]: .* \['W: \(2, 4\) instead of \(2, 3\)'\]"):
-        require_fitting_state(few, many.state_dict(), "loss_funcs['metric_loss']")
-    with pytest.raises(ValueError, match=r"missing \['W'\], not expected \['centers'\]"):
-        require_fitting_state(few, {"centers": few.W}, "loss_funcs['metric_loss']")
-    # A buffer may have grown meanwhile.
-    for loss, size in ((few, 2), (many, 5)):
-        loss.register_buffer("seen", torch.zeros(size))
-    grown = {**many.state_dict(), "W": few.W}
-    require_fitting_state(few, grown, "loss_funcs['metric_loss']")
-    one, two = (
-        torch.optim.SGD(groups) for groups in ([few.W], [{"params": [few.W]}, {"params": [many.W, net()[2].bias]}])
-    )
-    require_fitting_state(two, two.state_dict(), "optimizers['trunk_optimizer']")
-    with pytest.raises(ValueError, match=r"optimizers\['a'\]: groups of \[1, 2\] parameters instead of \[1\]; make"):
-        require_fitting_state(one, two.state_dict(), "optimizers['a']")
-
-
-def folders(root: Path, names: list[str]) -> UnifiedDataset:
-    for name in names:
-        (root / name).mkdir(parents=True)
-        Image.new("RGB", (2, 2)).save(root / name / "0.png")
-    return UnifiedDataset({"things": ImageFolder(str(root))})
-
-
-def test_names_of_the_data_are_the_same_in_another_place_and_no_others_in_another_order(tmp_path: Path) -> None:
-    names = data_names(folders(tmp_path / "here", ["cat", "dog", "owl"]))
-    assert names == {"distribution": ["things"], "class": ["things/cat", "things/dog", "things/owl"]}
-    require_same_names(names, data_names(folders(tmp_path / "there", ["cat", "dog", "owl"])))
-    for others, message in (
-        (
-            ["cat", "eel", "owl"],
-            "class 1 was 'things/dog' in the run that saved the checkpoint and is 'things/eel' now",
-        ),
-        (
-            ["bee", "cat", "dog", "owl"],
-            "class 0 was 'things/cat' in the run that saved the checkpoint and is 'things/b",
-        ),
-    ):
-        with pytest.raises(ValueError, match=message):
-            require_same_names(names, data_names(folders(tmp_path / "-".join(others), others)))
-    # What is added behind moves nothing.
-    require_same_names(names, data_names(folders(tmp_path / "more", ["cat", "dog", "owl", "yak"])))
-    parts = {name: [(None, 0), (None, 1)] for name in ("a", "b")}
-    swapped = dict(reversed(parts.items()))
-    with pytest.raises(ValueError, match=r"distribution 0 was 'a' .* and is 'b' now, so that what the loss keeps"):
-        require_same_names(data_names(UnifiedDataset(parts)), data_names(UnifiedDataset(swapped)))
-
-
-def test_a_dataset_that_tells_no_names_is_not_compared() -> None:
-    names = data_names(UnifiedDataset({"a": [(None, 0), (None, 1)]}))
-    assert data_names([(None, 0)]) == {}
-    require_same_names(names, {})
-    require_same_names({}, names)
-
-
-class Gated(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate_generator = torch.Generator()
-
-
-def draws(model: Any) -> list[float]:
-    own = torch.rand((), generator=model.gate_generator).item()
-    return [random.random(), float(np.random.rand()), torch.rand(()).item(), own]  # noqa: NPY002
-
-
-def test_generators_go_on_where_they_were() -> None:
-    models = {"trunk": Gated()}
-    draws(models["trunk"])
-    states = random_state(models)
-    expected = draws(models["trunk"])
-    draws(models["trunk"])
-    set_random_state(states, models)
-    assert draws(models["trunk"]) == expected
-    # A gate generator that the checkpoint does not know is left as it is.
-    states[0]["gates"] = {}
-    set_random_state(states, models)
-    assert draws(models["trunk"])[:3] == expected[:3]
-
-
-@pytest.mark.parametrize("alike", [True, False])
-def test_of_another_number_of_processes_only_those_that_drew_alike_count(alike: bool) -> None:
-    models = {"trunk": Gated()}
-    (first,) = random_state(models)
-    expected = draws(models["trunk"])
-    (later,) = random_state(models)
-    set_random_state([first, first if alike else later], models)
-    assert (draws(models["trunk"]) == expected) == alike
 
 
 def test_memories_go_on_where_they_were() -> None:
