@@ -77,11 +77,12 @@ class RetrievalResult:
             del content["per_class"]
         return json_ready(content)
 
-    def table(self, *metrics: str) -> str:
+    def table(self, *metrics: str, joint: bool = True) -> str:
         """A fixed-width table in percent: a row for each distribution, mean and gallery, and the leak.
 
         Args:
             metrics: its columns, with a heading if there are several; R@1 if none is named.
+            joint: with what compares items of different distributions, the unified gallery and the leak.
 
         Raises:
             ValueError: for a metric that not every distribution has.
@@ -95,10 +96,10 @@ class RetrievalResult:
             "harmonic mean": self.harmonic_mean,
             "arithmetic mean": self.arithmetic_mean,
             "worst": self.worst,
-            "unified": self.unified,
+            **({"unified": self.unified} if joint else {}),
         }
         rows = [(name, [own[metric] for metric in metrics]) for name, own in values.items()]
-        rows.append(("leak", [self.leak]))
+        rows += [("leak", [self.leak])] if joint else []
         width = max(len(name) for name, _ in rows)
         heading = [f"{'':<{width}}" + "".join(f"  {short_name(metric):>6}" for metric in metrics)]
         return "\n".join(

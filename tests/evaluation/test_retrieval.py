@@ -448,6 +448,7 @@ def test_result_is_json_and_prints() -> None:
     }
     assert lines[1].split() == ["birds", f"{100 * of_birds['recall_at_2']:.2f}", f"{100 * of_birds['map_at_r']:.2f}"]
     assert lines[-1].split() == ["leak", f"{100 * result.leak:.2f}"]
+    assert result.table("recall_at_2", "map_at_r", joint=False).splitlines() == lines[:-2]
 
 
 def test_errors_at_the_door() -> None:

@@ -236,15 +236,15 @@ class Comparison:
         return [kept[job.key] for job in jobs]
 
     def _named(self, error: TaskError, jobs: Sequence[Job]) -> TaskError:
-        """The failure with the job's label for its key, its traceback in a file."""
+        """The failure by the job's label in place of its key, its traceback in a file."""
         job = next((job for job in jobs if job.key == error.key), None)
-        message = str(error) if job is None else str(error).replace(job.key, job.label, 1)
+        cause = error.cause
         if job is not None and error.log:
             with atomic_write(job.log) as temporary:
                 temporary.write_text(error.log, encoding="utf-8")
-            message += f"; the traceback is in {job.log}"
-        message += f"; finished jobs are kept in {self.config.out}, the same command goes on from there"
-        return TaskError(message, error.key, error.log)
+            cause += f"; the traceback is in {job.log}"
+        cause += f"; finished jobs are kept in {self.config.out}, the same command goes on from there"
+        return TaskError(None if job is None else job.label, cause, error.log)
 
     def choose_rates(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The best multiplier per method by mean R@1 on held-out classes (see `tuning_seeds`), with all scores."""

@@ -38,23 +38,24 @@ class Event:
 class TaskError(ChildProcessError):
     """A task failed, or the process that ran it died.
 
-    Attributes:
+    Args:
         key: the task's, or None where a process died before it said what it was at.
+        cause: follows "KEY failed: " in the message.
         log: the traceback, empty for a process that died.
     """
 
-    def __init__(self, message: str, key: str | None, log: str = "") -> None:
-        super().__init__(message)
-        self.key, self.log = key, log
+    def __init__(self, key: str | None, cause: str, log: str = "") -> None:
+        super().__init__(f"{key or 'a task'} failed: {cause}")
+        self.key, self.cause, self.log = key, cause, log
 
     @classmethod
     def of(cls, key: str, error: Exception) -> "TaskError":
         """Of what the task raised, where it is caught."""
         name, said = type(error).__name__, message_of(error)
-        return cls(f"{key} failed: {name if said == name else f'{name}: {said}'}", key, traceback.format_exc())
+        return cls(key, name if said == name else f"{name}: {said}", traceback.format_exc())
 
-    def __reduce__(self) -> tuple[Any, ...]:  # as it comes from a worker; by default without key and log
-        return type(self), (str(self), self.key, self.log)
+    def __reduce__(self) -> tuple[Any, ...]:  # as it comes from a worker; by default with the message alone
+        return type(self), (self.key, self.cause, self.log)
 
 
 def _work(run: Callable[[Any, Progress], Any], tasks: Any, events: Any) -> None:
@@ -241,11 +242,8 @@ class _Reports:
             dead = [process for process in self.processes if process.exitcode not in (None, 0)]
             if dead and time.monotonic() - self.noticed > 1.0:  # whatever the others report meanwhile
                 key = next((key for key, worker in at_work.items() if worker == dead[0].pid), None)
-                raise TaskError(
-                    f"{key or 'a task'} failed: its process ended with exit code {dead[0].exitcode} (out of memory, or "
-                    "killed)",
-                    key,
-                )
+                code = dead[0].exitcode
+                raise TaskError(key, f"its process ended with exit code {code} (out of memory, or killed)")
             if dead:
                 self.noticed = min(self.noticed, time.monotonic())
             nobody_is_left = all(process.exitcode is not None for process in self.processes)
@@ -254,4 +252,4 @@ class _Reports:
             except queue.Empty:
                 if nobody_is_left and not dead:
                     key = next(iter(at_work), None)
-                    raise TaskError(f"{key or 'a task'} failed: it ended its process with exit code 0", key) from None
+                    raise TaskError(key, "it ended its process with exit code 0") from None

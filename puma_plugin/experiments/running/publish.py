@@ -90,10 +90,8 @@ def publish(
 
 
 def _show(console: Console, config: TrainConfig, result: RetrievalResult) -> None:
-    lines = result.table(*result.unified).splitlines()
-    if config.model.is_separate:
-        # The last two, unified and leak, would compare embeddings of different models.
-        lines = lines[:-2]
+    # Embeddings of different models cannot be compared.
+    lines = result.table(*result.unified, joint=not config.model.is_separate).splitlines()
     for name, metrics in result.per_distribution.items():
         further = [
             f"{short_name(key)} {100 * value:.2f}" for key, value in metrics.items() if key not in result.unified
