@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from pytorch_metric_learning.losses import ArcFaceLoss
+from small_net import net
 from torch import nn
 from torch.optim.lr_scheduler import ConstantLR, SequentialLR
 from torchvision.datasets import ImageFolder
@@ -21,14 +22,6 @@ from puma_plugin.trainers.fitting import (
     require_same_order,
 )
 from puma_plugin.trainers.training_state import model_state
-
-
-def net(width: int = 3) -> nn.Sequential:
-    """A frozen layer, a norm with statistics, a trained layer."""
-    torch.manual_seed(0)
-    layers = nn.Sequential(nn.Linear(2, width), nn.BatchNorm1d(width), nn.Linear(width, 2))
-    layers[0].requires_grad_(False)
-    return layers
 
 
 def test_a_state_of_another_model_is_refused() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from pytorch_metric_learning.losses import ContrastiveLoss, CrossBatchMemory
+from small_net import net
 from torch import nn
 
 from puma_plugin.trainers.batch_share import BatchShare
@@ -15,15 +16,6 @@ from puma_plugin.trainers.training_state import (
     set_memory_places,
     unwrap,
 )
-
-
-def net(width: int = 3) -> nn.Sequential:
-    """A frozen layer, a norm with statistics, a trained layer."""
-    torch.manual_seed(0)
-    layers = nn.Sequential(nn.Linear(2, width), nn.BatchNorm1d(width), nn.Linear(width, 2))
-    layers[0].requires_grad_(False)
-    return layers
-
 
 BUFFERS = {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
 TRAINED = {"1.weight", "1.bias", "2.weight", "2.bias"}
