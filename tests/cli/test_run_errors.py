@@ -213,11 +213,11 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space")
 def test_too_little_memory_for_the_batch(data: Path, tmp_path: Path) -> None:
-    """A process that may take 330 MiB more, where the whole batch needs 440 and pieces of two images 220."""
+    """A process that may take 240 MiB more, where the whole batch needs 440 and pieces of two images 220."""
     settings = ["--data.image_size", "448", "--global_batch_size", "18", "--evaluation_batch_size", "2"]
     arguments = command(data, tmp_path / "out", *settings, "--data.validation_fraction", "0")
     place = {"cwd": Path(__file__).parents[2], "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
-    script = [sys.executable, "-c", _LIMITED.format(room=330), *arguments]
+    script = [sys.executable, "-c", _LIMITED.format(room=240), *arguments]
     refused = subprocess.run(script, capture_output=True, text=True, timeout=600, check=False, **place)
     assert refused.returncode == 2, refused.stderr
     assert "puma train: error: 18 images at once do not fit into the memory of cpu" in refused.stderr

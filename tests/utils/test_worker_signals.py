@@ -1,7 +1,9 @@
 """Worker processes of a data loader end when their own process says so, and by nobody else's signal."""
 
 import multiprocessing
+import signal
 import subprocess
+import sys
 import time
 from multiprocessing.synchronize import Event
 
@@ -24,8 +26,9 @@ def test_only_the_parent_ends_a_worker(method: str) -> None:
     process.start()
     try:
         assert ready.wait(60)
-        for name in ("INT", "HUP", "TERM"):
-            subprocess.run(["kill", f"-{name}", str(process.pid)], check=True)
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+            another = f"import os; os.kill({process.pid}, {number:d})"
+            subprocess.run([sys.executable, "-c", another], check=True)
         process.join(0.5)
         assert process.exitcode is None
         process.terminate()
