@@ -1,6 +1,7 @@
 """Several labelled image datasets as one, with labels (class, distribution)."""
 
 import copy
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -34,7 +35,8 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
         parts: name -> dataset of (image, integer label). Images may be PIL images, arrays (H, W), (H, W, 1)
             or (H, W, 3) of uint8, or tensors (which are passed on as they are). The labels are read without opening
             images: from ``labels=``, else from the dataset's attribute ``targets``, ``labels`` or ``_labels`` (also
-            through ``Subset``), or from a ``TensorDataset`` or list of pairs. ``classes`` or ``class_names`` of a part,
+            through ``Subset``, and as its ``target_transform`` gives them), or from a ``TensorDataset`` or list of
+            pairs. ``classes`` or ``class_names`` of a part,
             where it has them, name its classes; ``query_mask`` and ``gallery_mask`` say which of its items are queries
             and which can be found.
         transform: applied to each RGB image.
@@ -335,7 +337,7 @@ def _find_labels(name: str, part: Any) -> Any:
     for attribute in ("targets", "labels", "_labels"):
         found = getattr(part, attribute, None)
         if found is not None:
-            return found
+            return _transformed(name, part, found)
     if isinstance(part, TensorDataset) and len(part.tensors) >= 2:
         return part.tensors[1]
     if isinstance(part, list | tuple):
@@ -345,6 +347,27 @@ def _find_labels(name: str, part: Any) -> Any:
             raise ValueError(f"distribution {name!r}: {error}") from error
         return [label.item() if isinstance(label, Tensor) and label.numel() == 1 else label for label in found]
     return None
+
+
+def _transformed(name: str, part: Any, found: Any) -> Any:
+    """Labels as the items have them: torchvision's ``targets`` are those before ``target_transform``.
+
+    Raises:
+        ValueError: it gives something else than integers.
+    """
+    transform = getattr(part, "target_transform", None)
+    if transform is None:
+        return found
+    labels = np.asarray(found.cpu() if isinstance(found, Tensor) else found)
+    values, places = np.unique(labels, return_inverse=True)
+    given = [transform(value) for value in values.tolist()]
+    try:
+        return np.array([operator.index(value) for value in given], dtype=np.int64)[places.reshape(labels.shape)]
+    except TypeError as error:
+        raise ValueError(
+            f"the target_transform of distribution {name!r} gives {given[0]!r}, and labels must be integers: leave it "
+            f"out, or pass labels={{{name!r}: [...]}}"
+        ) from error
 
 
 def _field(item: Any, place: int) -> Any:
@@ -363,6 +386,9 @@ def _names_of_classes(part: Any, labels: IntArray) -> dict[int, str]:
     listed = _told(part, "classes")
     if listed is None:
         listed = _told(part, "class_names")
+    if listed is not None and (transform := _told(part, "target_transform")) is not None:
+        # Names are of labels before it.
+        listed = listed if all(transform(label) == label for label in range(len(listed))) else None
     names: dict[int, str] = {}
     for label in np.unique(labels).tolist():
         known = listed is not None and (label in listed if isinstance(listed, Mapping) else 0 <= label < len(listed))

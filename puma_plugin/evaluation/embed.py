@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from puma_plugin.evaluation.result import RetrievalResult
 from puma_plugin.evaluation.retrieval import Protocol, evaluate_retrieval
+from puma_plugin.models.adapted_vit import require_mode
 from puma_plugin.utils.distributed import rank, world_size
 from puma_plugin.utils.evaluation_mode import evaluation_mode
 from puma_plugin.utils.worker_signals import leave_signals_to_the_parent
@@ -101,8 +102,8 @@ def embed(
         every_rank: False: a rank that calls this embeds everything by itself, as under ``if rank == 0:``.
 
     Raises:
-        ValueError: the dataset has no (N, 2) labels or no items, its items are no pairs, or the model does not return
-            (B, D).
+        ValueError: the dataset has no (N, 2) labels or no items, its items are no pairs, the model does not return
+            (B, D), or its ``eval()`` does not reach its adapters.
     """
     labels = getattr(dataset, "labels", None)
     if labels is None or getattr(labels, "ndim", 0) != 2 or labels.shape[1] != 2:
@@ -131,6 +132,8 @@ def embed(
     dtype = None if amp_dtype is not None else _floating_type_of(module)
     chunks = []
     with torch.no_grad(), evaluation_mode(module), _autocast(target, amp_dtype):
+        if module is not None:
+            require_mode(module, training=False)
         for batch in tqdm(loader, desc="embed", disable=not progress or number != 0, leave=False):
             images = _images_of(batch)
             output = model(_moved(images, target, dtype))

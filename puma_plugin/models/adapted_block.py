@@ -21,16 +21,21 @@ def _normalise(
     return functional.layer_norm(x, shape, weight, bias, eps)
 
 
-def _recompute(norm: nn.Module, x: Tensor) -> _Recompute:
+def _version(tokens: Tensor) -> int:
+    """Grows when the tokens are changed in place."""
+    return -1 if torch.compiler.is_compiling() or tokens.is_inference() else tokens._version
+
+
+def _recompute(norm: nn.Module, x: Tensor, tokens: Tensor, version: int) -> _Recompute:
     """How an adapter gets its tokens back in the backward; None if it keeps them.
 
     A layer norm keeps its input and weights for its own backward, so the adapter has nothing to keep; unless
-    ``norm(x)`` may be more than the layer norm of these. The weights are those of now, whatever the module holds by
-    then (``torch.func.functional_call``). On a GPU computing tokens once more costs nearly as much as the adapter (on
-    an H200, for 180 images through ViT-S, 76 us next to the adapter's 91): there activation checkpointing is the better
-    bargain.
+    ``norm(x)`` may be more than the layer norm of these, or was changed in place since it had this version. The weights
+    are those of now, whatever the module holds by then (``torch.func.functional_call``). On a GPU computing tokens once
+    more costs nearly as much as the adapter (on an H200, for 180 images through ViT-S, 76 us next to the adapter's 91):
+    there activation checkpointing is the better bargain.
     """
-    if x.is_cuda or torch.compiler.is_compiling() or not is_plain_layer_norm(norm):
+    if x.is_cuda or torch.compiler.is_compiling() or not is_plain_layer_norm(norm) or _version(tokens) != version:
         return None
     return partial(_normalise, norm.normalized_shape, norm.eps), x, norm.weight, norm.bias
 
@@ -77,12 +82,14 @@ class AdaptedBlock(AdaptedModule):
     def forward(self, x: Tensor, *attention_inputs: Any, **attention_options: Any) -> Tensor:
         """Tokens (B, N, C) to (B, N, C); all else (mask, rotary embedding, position bias) goes to the attention."""
         tokens = _cast_once(self.norm1(x))
+        version = _version(tokens)
         attended = run_attention(self.attn, tokens, *attention_inputs, **attention_options)
         branch = self.drop_path1(self.scale_attention(attended))
-        x = _add(self.adapter1, x, branch, tokens, _recompute(self.norm1, x))
+        x = _add(self.adapter1, x, branch, tokens, _recompute(self.norm1, x, tokens, version))
         tokens = _cast_once(self.norm2(x))
+        version = _version(tokens)
         branch = self.drop_path2(self.scale_mlp(run_mlp(self.mlp, tokens)))
-        return _add(self.adapter2, x, branch, tokens, _recompute(self.norm2, x))
+        return _add(self.adapter2, x, branch, tokens, _recompute(self.norm2, x, tokens, version))
 
 
 class LayerScaleBlock(AdaptedBlock):

@@ -7,12 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from puma_plugin.models.adapted_module import AdaptedModule
 from puma_plugin.models.adapter import StochasticAdapter
 from puma_plugin.models.arguments import require_float
 from puma_plugin.models.config import AdaptationConfig
 from puma_plugin.models.prompt_pool import PromptPool
+
+# Methods through which adapters and prompts come in, or learn whether they are trained.
+NOT_TO_REPLACE = frozenset(["train", "eval", "_pos_embed", "forward_features", "forward_intermediates"])
 
 _seeding = threading.RLock()
 
@@ -38,6 +42,14 @@ class AdaptedViT(AdaptedModule):
     prompt_pool: PromptPool | None
     gate_generator: torch.Generator | None = None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in NOT_TO_REPLACE:
+            raise ValueError(
+                f"{name} of an adapted model cannot be replaced on the instance, as that would pass over its adapters "
+                "or prompts; derive a class from timm's and do it there, or eject() the model first"
+            )
+        super().__setattr__(name, value)
+
     def adapters(self) -> list[StochasticAdapter]:
         """All adapters, from the first block to the last."""
         return [module for module in self.modules() if isinstance(module, StochasticAdapter)]
@@ -46,7 +58,8 @@ class AdaptedViT(AdaptedModule):
         """Gates (samples,) of each adapter for one training pass, on the CPU.
 
         They are those that the next pass of so many samples on the CPU would draw, from ``gate_generator`` or, without
-        one, torch's default CPU generator. None where every gate is 1.
+        one, torch's default CPU generator (patch dropout, where there is one, draws from it before them). None where
+        every gate is 1.
         """
         return self._with_own_gates(
             lambda: [adapter.draw_gate(samples, torch.device("cpu")) for adapter in self.adapters()]
@@ -56,7 +69,8 @@ class AdaptedViT(AdaptedModule):
     def given_gates(self, gates: Sequence[Tensor | None]) -> Iterator[None]:
         """Inside, training passes use these gates, one (B,) per adapter; an adapter given None draws its own.
 
-        Nothing is drawn from ``gate_generator`` inside, so that a pass may be computed once more.
+        Nothing is drawn from ``gate_generator`` inside, so that a pass may be computed once more: the backward pass of
+        ``checkpoint(model, images)`` has to run inside as well.
 
         Raises:
             ValueError: another number of gates; or blocks that are computed once more in the backward pass
@@ -251,6 +265,31 @@ class PromptedViT(AdaptedViT):
 def find_adapted(module: nn.Module) -> AdaptedViT | None:
     """The adapted model that ``module`` is or wraps (``torch.compile``, DataParallel, ...); None if there is none."""
     return next((inner for inner in module.modules() if isinstance(inner, AdaptedViT)), None)
+
+
+def without_wrappers(module: nn.Module) -> nn.Module:
+    """The model inside what computes the same: ``torch.compile``, DistributedDataParallel, DataParallel."""
+    while True:
+        if isinstance(module, DistributedDataParallel | DataParallel):
+            module = module.module
+        elif isinstance(getattr(module, "_orig_mod", None), nn.Module):
+            module = module._orig_mod  # type: ignore[assignment]
+        else:
+            return module
+
+
+def require_mode(module: nn.Module, training: bool) -> None:
+    """Look whether ``train()`` or ``eval()`` has reached the adapters, in what holds them.
+
+    Raises:
+        ValueError: it has not, as something replaces these methods.
+    """
+    if any(part.training is not training for part in module.modules() if isinstance(part, StochasticAdapter)):
+        call, mode = ("train()", "evaluation") if training else ("eval()", "training")
+        raise ValueError(
+            f"{call} of this {type(module).__name__} leaves its adapters in {mode} mode: some module of it replaces "
+            "train(), as is done to keep a frozen model in evaluation mode; take that away, adapt() sees to it itself"
+        )
 
 
 def refuse_several_adapted(module: nn.Module, what: str) -> None:

@@ -7,19 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from puma_plugin.models.adapted_vit import AdaptedViT, find_adapted
+from puma_plugin.models.adapted_vit import AdaptedViT, without_wrappers
 from puma_plugin.models.arguments import require_int
 from puma_plugin.models.config import AdaptationConfig
 from puma_plugin.models.embedding_head import EmbeddingHead
 from puma_plugin.models.example_output import compare_outputs, example_output, require_example
 from puma_plugin.models.fingerprint import check_description, compare_backbones, describe_backbone
 from puma_plugin.models.unified_embedder import UnifiedEmbedder
-from puma_plugin.models.vit import adapt, eject, inner_hint
+from puma_plugin.models.vit import adapt, eject, inner_hint, inner_place
 from puma_plugin.utils.tensor_files import read_metadata, read_tensors, write_tensors
 
 FORMAT_VERSION = 1
-# What the outputs depend on. How a run drops samples or starts is its own business.
-_STRUCTURE = ("adapter_dim", "blocks", "scale", "trainable_scale", "pool_size", "prompt_length", "paper_batchnorm")
 
 
 def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -32,14 +30,14 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Args:
         model: an adapted timm model, or a UnifiedEmbedder around one.
         path: the file; its folder is created. A head of another class, or a parametrized one, is saved with its own
-            parameters, which only a head like it can take.
+            parameters, which only a head of that class can take.
 
     Raises:
         TypeError: the model is neither.
-        ValueError: parameters take a gradient that would not be in the file, or adapters are no longer as
-            :func:`adapt` made them (wrapped, shared, pruned, another ``scale``), so that the file would give another
-            model; weights are shared out among processes (``fully_shard``); a value is not finite; or ``path`` is a
-            folder.
+        ValueError: parameters take a gradient that would not be in the file, the trunk of a UnifiedEmbedder holds more
+            than the adapted model, or adapters are no longer as :func:`adapt` made them (wrapped, shared, pruned,
+            another ``scale``), so that the file would give another model; weights are shared out among processes
+            (``fully_shard``); a value is not finite; or ``path`` is a folder.
     """
     vit, head = _parts(model)
     if not isinstance(vit, AdaptedViT):
@@ -64,6 +62,7 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> None:
         "backbone": json.dumps(describe_backbone(vit)),
         "head": json.dumps(head and {"in_features": head.in_features, "embedding_size": head.embedding_size}),
         "example_output": json.dumps(example_output(vit)),
+        "head_class": "" if head is None else _class_of(head),
     }
     write_tensors(path, tensors, metadata)
 
@@ -110,6 +109,11 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], ignore_head: bo
                 ". It was saved from a float16 model, whose weights are rounded: load into model.half(), then cast it"
             )
         raise ValueError(f"{path} was trained on another backbone: {difference}{hint}")
+    if head is not None and metadata["head_class"] not in ("", _class_of(head)):
+        raise ValueError(
+            f"{path} holds a head of class {metadata['head_class']}, this one is {_class_of(head)}, which may compute "
+            "something else with its weights: load_adapter(UnifiedEmbedder(vit, such a head), path)"
+        )
     if head is None:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
     config = _config(metadata, path)
@@ -154,9 +158,9 @@ def load_embedder(vit: nn.Module, path: str | os.PathLike[str]) -> UnifiedEmbedd
 
 
 def read_adapter_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What an adapter file says about itself: ``adaptation``, ``backbone``, ``head`` and ``example_output``.
+    """What an adapter file says of itself: ``adaptation``, ``backbone``, ``head``, ``head_class``, ``example_output``.
 
-    The last two may be None: without a head, and in files of earlier versions.
+    ``head`` is None without a head; ``head_class`` is empty and ``example_output`` None in files of earlier versions.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -181,9 +185,24 @@ def _refuse_sharded(model: nn.Module, caller: str) -> None:
 
 
 def _parts(model: nn.Module) -> tuple[nn.Module, EmbeddingHead | None]:
-    if isinstance(model, UnifiedEmbedder):
-        return find_adapted(model.trunk) or model.trunk, model.head
-    return model, None
+    """The ViT and the head.
+
+    Raises:
+        ValueError: the trunk does more than the ViT in it, which no adapter file tells of.
+    """
+    if not isinstance(model, UnifiedEmbedder):
+        return model, None
+    vit = without_wrappers(model.trunk)
+    if place := inner_place(vit):
+        raise ValueError(
+            f"an adapter file tells of an adapted model and a head, not of what else the trunk of this UnifiedEmbedder "
+            f"does, a {type(vit).__name__}: take UnifiedEmbedder(trunk{place}, head), or model.state_dict()"
+        )
+    return vit, model.head
+
+
+def _class_of(head: EmbeddingHead) -> str:
+    return f"{type(head).__module__}.{type(head).__qualname__}"
 
 
 def _own_tensors(vit: AdaptedViT, head: EmbeddingHead | None) -> dict[str, Tensor]:
@@ -231,6 +250,7 @@ def _read(path: str | os.PathLike[str], with_tensors: bool = True) -> tuple[dict
     try:
         metadata = {key: json.loads(raw[key]) for key in ("adaptation", "backbone", "head")}
         metadata["example_output"] = json.loads(raw.get("example_output", "null"))
+        metadata["head_class"] = raw.get("head_class", "")
         check_description(metadata["backbone"])
         require_example(metadata["example_output"])
         if metadata["head"] is not None:
@@ -249,12 +269,7 @@ def _config(metadata: dict[str, Any], path: str | os.PathLike[str]) -> Adaptatio
 
 
 def _check_config(saved: AdaptationConfig, own: AdaptationConfig, path: str | os.PathLike[str]) -> None:
-    differences = [
-        f"{name} is {getattr(saved, name)!r} in the file and {getattr(own, name)!r} in the model"
-        for name in _STRUCTURE
-        if getattr(saved, name) != getattr(own, name)
-    ]
-    if differences:
+    if differences := own.differences(saved):
         raise ValueError(
             f"{path} does not fit this adapted model: {'; '.join(differences)}. eject() it first, or adapt "
             "it as the file says"

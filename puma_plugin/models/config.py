@@ -6,6 +6,8 @@ from typing import Any
 from puma_plugin.models.adapter import INITS
 from puma_plugin.models.arguments import require_bool, require_choice, require_float, require_int
 
+_STRUCTURE = ("adapter_dim", "blocks", "scale", "trainable_scale", "pool_size", "prompt_length", "paper_batchnorm")
+
 
 @dataclass(frozen=True)
 class AdaptationConfig:
@@ -38,6 +40,14 @@ class AdaptationConfig:
             require_int("every entry of blocks", index, 0)
         if not self.blocks and not self.pool_size:
             raise ValueError("nothing to train: blocks is empty and pool_size is 0; give adapters, prompts or both")
+
+    def differences(self, saved: "AdaptationConfig") -> list[str]:
+        """What the output hangs on and is another in a file, as words: how a run drops samples or starts is not."""
+        return [
+            f"{name} is {getattr(saved, name)!r} in the file and {getattr(self, name)!r} in the model"
+            for name in _STRUCTURE
+            if getattr(saved, name) != getattr(self, name)
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values for JSON."""

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from timm.layers import PatchDropout, PatchDropoutWithIndices
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 # One attribute per frozen module rather than one table in the model: it survives renaming and replacing of modules
 # (peft, quantisation, set_input_size), deepcopy and pickle, and keeps no replaced module alive.
@@ -54,8 +55,16 @@ def keep_in_eval(root: nn.Module) -> None:
     Patch dropout has no weights and is there only if somebody asked for it, so it does follow ``train()``.
     """
     for module in root.modules():
-        if module is not root and _MARK in module.__dict__ and not isinstance(module, _FOLLOWS_TRAINING):
+        if module is not root and _is_frozen(module) and not isinstance(module, _FOLLOWS_TRAINING):
             module.training = False
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    """Whether :func:`freeze` took it, or a batch norm that was (``convert_sync_batchnorm`` makes others of them)."""
+    if _MARK in module.__dict__:
+        return True
+    weights = list(module.parameters(recurse=False)) if isinstance(module, _BatchNorm) else []
+    return bool(weights) and not any(weight.requires_grad for weight in weights)
 
 
 _FOLLOWS_TRAINING = (PatchDropout, PatchDropoutWithIndices)

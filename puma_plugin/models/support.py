@@ -13,6 +13,8 @@ from timm.models.vision_transformer_relpos import RelPosBlock, VisionTransformer
 from torch import Tensor, nn
 
 from puma_plugin.models.adapted_block import AdaptedBlock, GammaBlock, LayerScaleBlock
+from puma_plugin.models.adapted_vit import NOT_TO_REPLACE
+from puma_plugin.ops import plain_pytorch
 
 # A list and not a look at the attributes: timm's ResPostBlock has every attribute of Block in another order, and SAM's
 # windowed block is right at one image size only.
@@ -66,6 +68,12 @@ def find_support(vit: Any) -> Support:
             f"a block of this {name} has a forward of its own (set on the instance, as some offloading tools "
             "do), which would bypass its adapters; call adapt() first"
         )
+    for module, methods in ((vit, NOT_TO_REPLACE), *((block, ("train", "eval")) for block in vit.blocks)):
+        if replaced := sorted(vars(module).keys() & set(methods)):
+            raise ValueError(
+                f"this {type(module).__name__} has a {replaced[0]} of its own (set on the instance), which would pass "
+                f"over adapters or prompts: `del` it from the instance; adapt() freezes the model itself"
+            )
     return Support([BLOCKS[type(block)] for block in vit.blocks], type(vit) in WITH_PROMPTS)
 
 
@@ -88,9 +96,16 @@ def check_images(vit: Any) -> Tensor:
 
 @torch.no_grad()
 def check_output(vit: Any) -> Tensor | None:
-    """Tokens (1, N, C) for :func:`check_images`; None for a model on the meta device, which computes nothing."""
+    """Tokens (1, N, C) for :func:`check_images`; None for a model on the meta device, which computes nothing.
+
+    In the model's own precision and by torch's operators: what those of our own round otherwise is no other function,
+    yet many blocks with large weights make much of it.
+    """
     images = check_images(vit)
-    return None if images.is_meta else vit.forward_features(images)
+    if images.is_meta:
+        return None
+    with plain_pytorch(), torch.autocast(images.device.type, enabled=False):
+        return vit.forward_features(images)
 
 
 def difference(before: Tensor, after: Tensor) -> float | None:

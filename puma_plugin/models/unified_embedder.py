@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from puma_plugin.models.adapted_vit import find_adapted, optimizer_groups, refuse_several_adapted
+from puma_plugin.models.adapted_vit import find_adapted, optimizer_groups, refuse_several_adapted, without_wrappers
 from puma_plugin.models.embedding_head import EmbeddingHead
+from puma_plugin.utils.evaluation_mode import evaluation_mode
 
 
 class UnifiedEmbedder(nn.Module):
@@ -28,11 +30,13 @@ class UnifiedEmbedder(nn.Module):
             raise TypeError(f"trunk must be a module, got {type(trunk).__name__}")
         if not isinstance(head, EmbeddingHead):
             raise TypeError(f"head must be an EmbeddingHead, got {type(head).__name__}")
-        if getattr(trunk, "num_classes", 0):
-            raise ValueError(
-                f"the trunk still has a classifier of {trunk.num_classes} classes; "
+        if getattr(trunk, "num_classes", 0) and not isinstance(getattr(trunk, "head", None), nn.Identity):
+            way = (
                 "create it with num_classes=0 or call trunk.reset_classifier(0)"
+                if hasattr(trunk, "reset_classifier")
+                else "put torch.nn.Identity() in its place, and set trunk.num_classes = 0"
             )
+            raise ValueError(f"the trunk still has a classifier of {trunk.num_classes} classes; {way}")
         if getattr(trunk, "global_pool", "token") == "":
             raise ValueError("the trunk does not pool its tokens (global_pool=''); create it with another global_pool")
         width = getattr(trunk, "num_features", head.in_features)
@@ -87,4 +91,14 @@ class UnifiedEmbedder(nn.Module):
         adapted = find_adapted(self.trunk)
         if adapted is None:
             raise ValueError("prompt_weights() needs prompts, but the trunk is not adapted")
-        return adapted.prompt_weights(images)
+        if without_wrappers(self.trunk) is adapted or adapted.prompt_pool is None:
+            return adapted.prompt_weights(images)
+        # What the trunk does to images before it hands them on is its own affair.
+        seen: list[Tensor] = []
+        hook = adapted.prompt_pool.register_forward_hook(lambda module, inputs, output: seen.append(output[1]))
+        try:
+            with torch.no_grad(), evaluation_mode(self.trunk):
+                self.trunk(images)
+        finally:
+            hook.remove()
+        return torch.cat(seen)

@@ -15,7 +15,15 @@ from puma_plugin.models.arguments import require_generator, require_int
 from puma_plugin.models.config import AdaptationConfig
 from puma_plugin.models.freezing import freeze, set_frozen_attribute, thaw
 from puma_plugin.models.prompt_pool import PromptPool
-from puma_plugin.models.support import SUPPORTED, Support, check_output, difference, find_support
+from puma_plugin.models.support import (
+    ADAPTERS_ONLY,
+    SUPPORTED,
+    WITH_PROMPTS,
+    Support,
+    check_output,
+    difference,
+    find_support,
+)
 
 
 def adapt(
@@ -134,12 +142,20 @@ def _check_model(vit: Any) -> Support:
 
 def inner_hint(module: nn.Module) -> str:
     """A hint if ``module`` merely holds the model that was meant."""
-    for name in ("trunk", "model", "module", "_orig_mod", "timm_model"):
-        if isinstance(getattr(module, name, None), nn.Module):
-            return f"; did you mean its .{name}?"
-    if isinstance(module, nn.Sequential) and len(module):
-        return "; did you mean its [0]?"
-    return ""
+    place = inner_place(module)
+    return f"; did you mean its {place}?" if place else ""
+
+
+def inner_place(module: nn.Module) -> str:
+    """Where ``module`` holds a model that can be adapted, such as ``.trunk[1]``; empty if it is one, or has none."""
+    if _can_be_meant(module):
+        return ""
+    path = next((path for path, part in module.named_modules() if _can_be_meant(part)), "")
+    return "".join(f"[{name}]" if name.isdigit() else f".{name}" for name in path.split(".") if name)
+
+
+def _can_be_meant(module: nn.Module) -> bool:
+    return isinstance(module, AdaptedViT) or type(module) in WITH_PROMPTS + ADAPTERS_ONLY
 
 
 def _check_blocks(blocks: Iterable[int] | None, depth: int) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from puma_plugin.evaluation.arguments import check_ks
 from puma_plugin.evaluation.embed import same_on_every_rank, without_ddp
 from puma_plugin.evaluation.retrieval import PROTOCOLS, Protocol
 from puma_plugin.evaluation.search import load_faiss
+from puma_plugin.models.adapted_vit import require_mode
 from puma_plugin.utils.distributed import rank, world_size
 
 # What pml's AccuracyCalculator calls the same metrics.
@@ -199,7 +200,15 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
         eval: bool = True,
         return_as_numpy: bool = False,
     ) -> Any:
-        """As pml's; with several processes each embeds a share, and all get the whole in dataset order."""
+        """As pml's; with several processes each embeds a share, and all get the whole in dataset order.
+
+        Raises:
+            ValueError: ``eval()`` of a model does not reach its adapters.
+        """
+        for model in (trunk_model, embedder_model) if eval else ():
+            if model is not None:
+                model.eval()
+                require_mode(model, training=False)
         if world_size() == 1 or not self.every_rank:
             embedder_model = None if embedder_model is None else without_ddp(embedder_model)
             trunk_model = without_ddp(trunk_model)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from puma_plugin.models.config import AdaptationConfig
 from puma_plugin.trainers.training_state import model_state, unwrap
 
 
@@ -14,9 +15,16 @@ def require_fitting_model(model: nn.Module, state: Mapping[str, Any], name: str,
     """Compare a model with what :func:`model_state` gave of another.
 
     Raises:
-        ValueError: the tensors' names or shapes differ, or the frozen parameters are others.
+        ValueError: it was adapted in another way, the tensors' names or shapes differ, or the frozen parameters are
+            others.
     """
     own = model_state(model, is_frozen)
+    # Not in checkpoints of earlier versions.
+    before, now = state.get("adaptation"), own["adaptation"]
+    if before and now and (odd := AdaptationConfig.from_dict(now).differences(AdaptationConfig.from_dict(before))):
+        raise ValueError(
+            f"the checkpoint does not fit models[{name!r}]: {'; '.join(odd)}; adapt it as in the run that saved it"
+        )
     _require_same_tensors(own["tensors"], state["tensors"], f"models[{name!r}]", own["tensors"].keys())
     if own["frozen"] != state["frozen"]:
         raise ValueError(

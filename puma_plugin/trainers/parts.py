@@ -10,7 +10,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from puma_plugin.losses import GatheredLoss
+from puma_plugin.models.adapter import StochasticAdapter
 from puma_plugin.models.checkpoint import sharded_parameter
+from puma_plugin.regularizers.prompt_penalty import PromptPenalty
 
 Parts = Mapping[str, nn.Module]
 
@@ -63,6 +65,35 @@ def check_parts(
                     f"{kind}[{key!r}] has trainable parameters that no optimizer has, and would never learn: "
                     f"{forgotten[:3]}; pass optimizers={{'{key}_optimizer': ...}}, or set requires_grad=False"
                 )
+
+
+def check_penalty(loss_funcs: Parts) -> None:
+    """Look for a prompt penalty that would come twice: in a loss, and from the trainer.
+
+    Raises:
+        ValueError: naming the loss.
+    """
+    for key, loss in loss_funcs.items():
+        if any(isinstance(part, PromptPenalty) for part in loss.modules()):
+            raise ValueError(
+                f"loss_funcs[{key!r}] has a PromptPenalty, and UnifiedTrainer adds the penalty by itself: leave it out "
+                "of the loss, or set prompt_penalty_weight=0"
+            )
+
+
+def warn_of_unreached(models: Parts, frozen: Collection[str]) -> None:
+    """After a backward pass, say which models are to learn and got no gradient: adapters, of those that have some."""
+    for key, model in models.items():
+        adapters = [part for part in model.modules() if isinstance(part, StochasticAdapter)]
+        learning = nn.ModuleList(adapters) if adapters else model
+        weights = [p for p in learning.parameters() if p.requires_grad]
+        if key not in frozen and weights and all(p.grad is None for p in weights):
+            what = f"{'the adapters of ' if adapters else ''}models[{key!r}]"
+            warnings.warn(
+                f"no gradient has reached {what} in the first step, so nothing is learned there: look whether "
+                "something runs it under torch.no_grad() or detaches its output",
+                stacklevel=2,
+            )
 
 
 def check_proxies(loss: nn.Module | None, dataset: Any, level: Any = 0) -> None:

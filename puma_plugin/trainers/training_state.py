@@ -13,6 +13,7 @@ from pytorch_metric_learning.losses import CrossBatchMemory
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from puma_plugin.models.adapted_vit import find_adapted
 from puma_plugin.trainers.batch_share import BatchShare
 from puma_plugin.utils.atomic import atomic_write
 
@@ -56,13 +57,20 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def model_state(model: nn.Module, is_frozen: bool = False) -> dict[str, Any]:
-    """Trainable parameters, all persistent buffers, and a digest of the frozen parameters (which are not stored).
+    """Trainable parameters, all persistent buffers, a digest of the frozen parameters (which are not stored).
+
+    And how the model was adapted, if it was.
 
     Args:
         is_frozen: none is trained, even if it requires a gradient still.
     """
     inner = unwrap(model)
-    return {"tensors": _kept(inner, is_frozen), "frozen": _digest(inner, _frozen(inner, is_frozen))}
+    adapted = find_adapted(inner)
+    return {
+        "tensors": _kept(inner, is_frozen),
+        "frozen": _digest(inner, _frozen(inner, is_frozen)),
+        "adaptation": adapted and adapted.adaptation.to_dict(),
+    }
 
 
 @torch.no_grad()

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 from tqdm import tqdm
 
-from puma_plugin.models.adapted_vit import find_adapted
+from puma_plugin.models.adapted_vit import find_adapted, require_mode
 from puma_plugin.regularizers.prompt_penalty import require_adapted
 from puma_plugin.samplers import MultiDistributionSampler
 from puma_plugin.trainers.non_finite_loss_error import NonFiniteLossError
 from puma_plugin.trainers.own_batches import have_own_batches
-from puma_plugin.trainers.parts import check_parts, check_proxies, check_shared
+from puma_plugin.trainers.parts import check_parts, check_penalty, check_proxies, check_shared, warn_of_unreached
 from puma_plugin.trainers.recorded_batches import RecordedBatches
 from puma_plugin.trainers.resumable_trainer import ResumableTrainer
 from puma_plugin.trainers.seeded_items import SeededItems
-from puma_plugin.trainers.training_state import plain_figure
+from puma_plugin.trainers.training_state import plain_figure, unwrap
 from puma_plugin.utils import require_writable
 from puma_plugin.utils.distributed import rank, world_size
 from puma_plugin.utils.worker_signals import leave_signals_to_the_parent
@@ -73,10 +73,10 @@ class UnifiedTrainer(ResumableTrainer):
 
     Raises:
         ValueError: settings that cannot work, found before any work: a trunk that is not adapted, a loss whose proxies
-            no optimizer has, too few proxies for the dataset, labels of one
-            column, pml's DistributedLossWrapper, sharded weights; with several processes, models or proxies whose
-            gradients nothing shares among them. In ``train()``: a sampler without a whole batch, or from which several
-            processes draw the same items.
+            no optimizer has, too few proxies for the dataset, labels of one column, a prompt penalty in the loss too,
+            pml's DistributedLossWrapper, sharded weights; with several processes, models or proxies whose gradients
+            nothing shares among them. In ``train()``: a sampler without a whole batch, or from which several processes
+            draw the same items; a model whose ``train()`` does not reach its adapters.
         NonFiniteLossError: while training, NaN or infinity in the loss or a gradient; names step and items.
     """
 
@@ -181,6 +181,8 @@ class UnifiedTrainer(ResumableTrainer):
             )
         check_parts(self.models, self.loss_funcs, self.optimizers, self.freeze_these)
         check_proxies(dict(self.loss_funcs.items()).get("metric_loss"), self.dataset, self.label_hierarchy_level)
+        if self.prompt_penalty_weight > 0:
+            check_penalty(self.loss_funcs)
         if world_size() > 1:
             check_shared(self.models, self.loss_funcs, self.freeze_these, world_size())
 
@@ -232,13 +234,32 @@ class UnifiedTrainer(ResumableTrainer):
             self.step_lr_schedulers(end_of_epoch=False)
             self._next_iteration = self.iteration + 1
             self._seconds = time.perf_counter() - started
-            self.end_of_iteration_hook(self)
+            self._call_iteration_hook()
         self.step_lr_schedulers(end_of_epoch=True)
         self.zero_losses()
         # Of the steps there were: an epoch that was begun may go on with another iterations_per_epoch.
         means = {name: total / self._next_iteration for name, total in self._sums.items()}
         self.history.append({"epoch": self.epoch, **means, "seconds": self._seconds})
         self._next_epoch, self._next_iteration, self._sums, self._seconds = self.epoch + 1, 0, {}, 0.0
+
+    def _call_iteration_hook(self) -> None:
+        """A hook that tests leaves models in evaluation mode, in which the rest of the epoch would draw no gates."""
+        models = [unwrap(model) for model in self.models.values()]
+        modes = [model.training for model in models]
+        self.end_of_iteration_hook(self)
+        if any(was_training and not model.training for was_training, model in zip(modes, models, strict=True)):
+            self.set_to_train()
+
+    def set_to_train(self) -> None:
+        """As pml's.
+
+        Raises:
+            ValueError: a model's ``train()`` does not reach its adapters.
+        """
+        super().set_to_train()
+        for name, model in self.models.items():
+            if name not in self.freeze_these:
+                require_mode(model, training=True)
 
     def _is_due(self, every: int, last_epoch: int) -> bool:
         return self.epoch == last_epoch or self.epoch % every == 0
@@ -334,6 +355,8 @@ class UnifiedTrainer(ResumableTrainer):
     def clip_gradients(self) -> None:
         for optimizer in self.optimizers.values():
             self.scaler.unscale_(optimizer)
+        if self.global_step == 0:
+            warn_of_unreached(self.models, self.freeze_these)
         gradients = [p.grad for p in self._trained if p.grad is not None]
         self._finite = not gradients or bool(torch.nn.utils.get_total_norm(gradients).isfinite())
         self._left_out = 0 if self._finite else self._left_out + 1

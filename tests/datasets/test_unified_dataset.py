@@ -358,3 +358,24 @@ def test_values_of_bytes_and_of_floats_are_not_mixed() -> None:
     with pytest.raises(ValueError, match=r"floats\[0\] is of type torch.float32, others not of floating point: in"):
         dataset[2]
     UnifiedDataset(parts, transform=lambda image: image.float())[2]
+
+
+def coarse(label: int) -> int:
+    return label // 10
+
+
+def test_labels_are_those_that_a_target_transform_gives() -> None:
+    """torchvision's ``targets`` are those before it, its items those behind it."""
+    fine = Pictures([11, 3, 12, 25])
+    fine.target_transform = coarse  # type: ignore[attr-defined]
+    fine.classes = [f"fine {label}" for label in range(30)]  # type: ignore[attr-defined]
+    joined = UnifiedDataset({"a": fine, "b": Subset(fine, [3, 1])})
+    assert joined.labels.tolist() == [[1, 0], [0, 0], [1, 0], [2, 0], [4, 1], [3, 1]]
+    assert joined.class_names == ["a/0", "a/1", "a/2", "b/0", "b/2"]
+    # One that changes nothing leaves the names.
+    fine.target_transform = int  # type: ignore[attr-defined]
+    assert UnifiedDataset({"a": fine}).class_names == ["a/fine 3", "a/fine 11", "a/fine 12", "a/fine 25"]
+    fine.target_transform = str  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="the target_transform of distribution 'a' gives '3', and labels must be int"):
+        UnifiedDataset({"a": fine})
+    assert len(UnifiedDataset({"a": fine}, labels={"a": [0, 0, 1, 1]})) == 4

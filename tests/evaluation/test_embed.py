@@ -4,11 +4,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+import puma_plugin
+from puma_plugin.datasets import UnifiedDataset
 from puma_plugin.evaluation import embed, evaluate_retrieval
+from puma_plugin.testers import MultiDistributionTester
 
 
 class Vectors(Dataset[Any]):
@@ -197,3 +201,29 @@ def test_embedding_leaves_the_random_numbers_of_the_training_alone() -> None:
     torch.manual_seed(4)
     embed(nn.Identity(), dataset)
     assert torch.equal(torch.rand(3), expected)
+
+
+class AlwaysTraining(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def train(self, mode: bool = True) -> "AlwaysTraining":
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.inner(images)
+
+
+def test_an_eval_that_does_not_reach_the_adapters_is_refused() -> None:
+    """Else every pass would draw gates of its own."""
+    vit = timm.create_model(
+        "vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=0
+    )
+    model = AlwaysTraining(puma_plugin.adapt(vit, adapter_dim=4).train())
+    dataset = UnifiedDataset({"a": [(torch.zeros(3, 16, 16), label) for label in (0, 0, 1)]})
+    message = r"eval\(\) of this AlwaysTraining leaves its adapters in training mode"
+    with pytest.raises(ValueError, match=message):
+        embed(model, dataset)
+    with pytest.raises(ValueError, match=message):
+        MultiDistributionTester(dataloader_num_workers=0).test({"test": dataset}, 0, model)

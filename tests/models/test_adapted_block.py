@@ -158,3 +158,25 @@ def test_a_mask_may_be_given_by_its_place(make_vit: Callable[..., nn.Module]) ->
     vit: Any = adapt(copy.deepcopy(plain), adapter_dim=8, pool_size=0)
     x, mask = torch.randn(2, 5, vit.embed_dim), torch.randn(5, 5)
     torch.testing.assert_close(vit.blocks[0](x, mask), plain.blocks[0](x, mask))
+
+
+def test_tokens_that_the_attention_changes_in_place_are_the_adapters_too(make_vit: Callable[..., nn.Module]) -> None:
+    """The adapter sees them as they are then, in the backward pass as well."""
+
+    class Greedy(nn.Module):
+        def forward(self, tokens: Tensor) -> Tensor:
+            return tokens.mul_(1.5) * 0
+
+    block = adapt(make_vit(), adapter_dim=4, pool_size=0).blocks[0].eval()
+    with torch.no_grad():
+        block.adapter1.up.normal_()
+    block.attn, block.mlp = Greedy(), nn.Identity()
+    x = torch.randn(2, 5, 192)
+    grad = torch.randn(2, 5, 192)
+    block(x).backward(grad)
+    found = block.adapter1.down.grad.clone()
+    block.adapter1.down.grad = None
+    tokens = 1.5 * block.norm1(x)
+    middle = x + 0.1 * torch.relu(tokens @ block.adapter1.down) @ block.adapter1.up
+    (middle + block.norm2(middle)).backward(grad)
+    torch.testing.assert_close(found, block.adapter1.down.grad, rtol=1e-4, atol=1e-4)

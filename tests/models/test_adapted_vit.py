@@ -364,3 +364,26 @@ def test_a_hook_on_the_norm_is_called_once_and_obeyed(vit: nn.Module, images: Te
     vit.blocks[0].norm1.bias.data *= 2
     vit(images).sum().backward()
     torch.testing.assert_close(vit.blocks[0].adapter1.down.grad, doubled)
+
+
+def test_batch_norms_stay_frozen_when_they_are_replaced(make_vit: Callable[..., nn.Module]) -> None:
+    vit = adapt(make_vit("vit_tiny_r_s16_p8_224", img_size=32), adapter_dim=4)
+    stem = vit.patch_embed.backbone
+    stem.norm = nn.BatchNorm2d(8).requires_grad_(False)
+    nn.SyncBatchNorm.convert_sync_batchnorm(vit)
+    vit.head = nn.Sequential(nn.BatchNorm1d(192), nn.BatchNorm1d(192, affine=False))
+    vit.train()
+    assert isinstance(stem.norm, nn.SyncBatchNorm)
+    assert not stem.norm.training
+    # What somebody put in to be trained follows, statistics without weights too.
+    assert [norm.training for norm in vit.head] == [True, True]
+
+
+@pytest.mark.parametrize("drop", [1.0, -0.5])
+def test_a_drop_that_is_no_probability_is_refused_when_gates_are_drawn(
+    vit: nn.Module, images: Tensor, drop: float
+) -> None:
+    vit.train()
+    vit.adapters()[1].drop = drop
+    with pytest.raises(ValueError, match=rf"drop of an adapter must be in \[0, 1\), got {drop}"):
+        vit(images)

@@ -380,6 +380,31 @@ def test_a_head_of_its_own_kind_is_saved_and_fits_its_like(tmp_path: Path, train
         load_adapter(UnifiedEmbedder(trained, heads[2]), path)
 
 
+class Squared(EmbeddingHead):
+    """The same weights, another function of them."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(features) ** 2
+
+
+def test_a_head_of_another_class_is_refused(
+    tmp_path: Path, trained: nn.Module, backbone: Callable[[], nn.Module], images: Tensor
+) -> None:
+    path = tmp_path / "squared.safetensors"
+    embedder = UnifiedEmbedder(trained, Squared(192, 16))
+    save_adapter(embedder, path)
+    with pytest.raises(ValueError, match=r"head of class .*\.Squared, this one is puma_.*\.EmbeddingHead, which"):
+        load_embedder(backbone(), path)
+    found = load_adapter(UnifiedEmbedder(backbone(), Squared(192, 16)), path)
+    assert torch.equal(found(images), embedder(images))
+    save_adapter(UnifiedEmbedder(trained, EmbeddingHead(192, 16)), path)
+    with pytest.raises(ValueError, match=r"head of class puma_.*\.EmbeddingHead, this one is .*\.Squared, which"):
+        load_adapter(UnifiedEmbedder(backbone(), Squared(192, 16)), path)
+    # Files of earlier versions do not tell.
+    rewrite(path, head_class="")
+    load_adapter(UnifiedEmbedder(backbone(), Squared(192, 16)), path)
+
+
 def test_adapters_that_are_not_as_adapt_made_them_are_not_saved(tmp_path: Path, trained: nn.Module) -> None:
     """The file would load as another model, or not at all."""
     path, model = tmp_path / "a.safetensors", trained

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import load_file
 from torch import nn
 
@@ -65,7 +66,7 @@ def test_an_adapted_trunk_is_found_in_its_wrapper(
     load_adapter(wrapped, tmp_path / "a.safetensors")
 
 
-def test_what_is_trained_in_a_wrapper_has_its_group(embedder: UnifiedEmbedder, tmp_path: Path) -> None:
+def test_what_is_trained_in_a_wrapper_has_its_group(embedder: UnifiedEmbedder) -> None:
     before = nn.Conv2d(3, 3, 1)
     wrapped = UnifiedEmbedder(nn.Sequential(before, embedder.trunk), embedder.head)
     groups = {group["name"]: group for group in wrapped.param_groups(lr=1.0, other_factor=4)}
@@ -73,8 +74,33 @@ def test_what_is_trained_in_a_wrapper_has_its_group(embedder: UnifiedEmbedder, t
     assert groups["trunk"]["params"] == [before.weight, before.bias]
     assert groups["trunk"]["lr"] == 4
     torch.optim.AdamW(wrapped.param_groups())
-    with pytest.raises(ValueError, match=r"2 trainable parameters .* would be lost: trunk\.0\.weight, trunk\.0\.bias"):
+
+
+class Darker(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images / 4 - 1
+
+
+def test_what_stands_before_the_adapted_model_counts_for_prompts(embedder: UnifiedEmbedder) -> None:
+    wrapped = UnifiedEmbedder(nn.Sequential(Darker(), embedder.trunk), embedder.head).train()
+    images = torch.randn(3, 3, 32, 32)
+    found = wrapped.prompt_weights(images)
+    torch.testing.assert_close(found, embedder.prompt_weights(Darker()(images)))
+    assert not found.requires_grad
+    assert wrapped.training
+    assert not torch.allclose(found, embedder.prompt_weights(images))
+
+
+def test_a_file_tells_nothing_of_what_else_a_trunk_does(embedder: UnifiedEmbedder, tmp_path: Path) -> None:
+    """Nothing of it takes a gradient, so nothing would be missed; the model of the file would be another one."""
+    save_adapter(embedder, tmp_path / "plain.safetensors")
+    wrapped = UnifiedEmbedder(nn.Sequential(Darker(), embedder.trunk), embedder.head)
+    message = r"not of what else the trunk .* does, a Sequential: take UnifiedEmbedder\(trunk\[1\], head\)"
+    with pytest.raises(ValueError, match=message):
         save_adapter(wrapped, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=message):
+        load_adapter(wrapped, tmp_path / "plain.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["plain.safetensors"]
 
 
 def test_a_trunk_that_is_not_adapted_is_a_baseline(make_vit: Callable[..., nn.Module]) -> None:
@@ -95,6 +121,11 @@ def test_what_does_not_fit_is_refused(make_vit: Callable[..., nn.Module]) -> Non
         UnifiedEmbedder(make_vit(), EmbeddingHead(100, 8))
     with pytest.raises(ValueError, match=r"classifier of 5 classes.*reset_classifier\(0\)"):
         UnifiedEmbedder(make_vit(num_classes=5), head)
+    with pytest.raises(ValueError, match=r"classifier of 1000 classes; put torch.nn.Identity\(\) in its place"):
+        UnifiedEmbedder(torchvision.models.VisionTransformer(32, 16, 1, 3, 192, 192), head)
+    without_head = make_vit(num_classes=5)
+    without_head.head = nn.Identity()
+    UnifiedEmbedder(without_head, head)
     with pytest.raises(ValueError, match="does not pool its tokens"):
         UnifiedEmbedder(make_vit(global_pool=""), head)
     with pytest.raises(TypeError, match="head must be an EmbeddingHead, got Linear"):

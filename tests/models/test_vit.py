@@ -274,3 +274,48 @@ def test_hooks_and_attributes_of_the_user_survive(make_vit: Callable[..., nn.Mod
 def test_models_made_without_create_model(build: Callable[[], nn.Module]) -> None:
     vit = adapt(build(), adapter_dim=4, pool_size=2, prompt_length=3)
     assert vit(torch.randn(2, 2, 32, 32)).shape == (2, 1000)
+
+
+def stay(mode: bool = True) -> None:
+    """As BLIP-2 and others keep a frozen model in evaluation mode: ``vit.train = disabled_train``."""
+
+
+@pytest.mark.parametrize("name", ["train", "eval", "_pos_embed", "forward_features", "forward_intermediates"])
+def test_methods_replaced_on_the_instance_would_pass_over_the_adapters(
+    make_vit: Callable[..., nn.Module], name: str
+) -> None:
+    vit = make_vit()
+    own = getattr(vit, name)
+    setattr(vit, name, stay)
+    with pytest.raises(ValueError, match=rf"this VisionTransformer has a {name} of its own .* `del` it from"):
+        adapt(vit, adapter_dim=4)
+    delattr(vit, name)
+    adapt(vit, adapter_dim=4)
+    with pytest.raises(ValueError, match=f"{name} of an adapted model cannot be replaced on the instance"):
+        setattr(vit, name, own)
+
+
+def test_blocks_whose_train_does_nothing_are_refused(make_vit: Callable[..., nn.Module]) -> None:
+    vit = make_vit()
+    vit.blocks[1].train = stay
+    with pytest.raises(ValueError, match="this Block has a train of its own"):
+        adapt(vit)
+
+
+def test_self_check_does_not_mind_autocast_and_large_weights() -> None:
+    """Both let operators of ours and torch's differ by more than a wrong block might."""
+    torch.manual_seed(0)
+    vit = timm.create_model("vit_tiny_patch16_224", **{**SMALL, "depth": 24}).eval()
+    with torch.no_grad():
+        for weight in vit.blocks.parameters():
+            weight.mul_(40 if weight.ndim == 2 else 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        adapt(vit, adapter_dim=4)
+
+
+def test_the_model_inside_of_others_is_named(make_vit: Callable[..., nn.Module]) -> None:
+    inner = nn.Sequential(nn.Identity(), make_vit())
+    with pytest.raises(ValueError, match=r"got Sequential; did you mean its \[1\]\?"):
+        adapt(inner)
+    with pytest.raises(ValueError, match=r"got Sequential; did you mean its \[0\]\.trunk\?"):
+        adapt(nn.Sequential(UnifiedEmbedder(make_vit(), EmbeddingHead(192, 8))))

@@ -1,17 +1,21 @@
 """What of another training is refused before anything of a trainer is changed."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from pytorch_metric_learning.losses import ArcFaceLoss
 from small_net import net
+from small_run import plain_vit
 from torch import nn
 from torch.optim.lr_scheduler import ConstantLR, SequentialLR
 from torchvision.datasets import ImageFolder
 
+from puma_plugin import adapt
 from puma_plugin.datasets import UnifiedDataset
+from puma_plugin.models.adapted_vit import find_adapted
 from puma_plugin.trainers.batch_share import BatchShare
 from puma_plugin.trainers.fitting import (
     data_names,
@@ -132,3 +136,21 @@ def test_another_order_of_parameters_is_refused() -> None:
         require_same_order(stored, {"o": [["trunk.b", "trunk.a"], ["trunk.c"]]})
     with pytest.raises(ValueError, match=r"group 1 had 'trunk.c' where it has ''"):
         require_same_order(stored, {"o": [["trunk.a", "trunk.b"], [""]]})
+
+
+def test_a_model_that_was_adapted_in_another_way_is_refused() -> None:
+    def adapted(**arguments: Any) -> nn.Module:
+        return adapt(plain_vit(), adapter_dim=4, pool_size=3, **arguments)
+
+    torch.manual_seed(0)
+    first = adapted(drop=0.25)
+    for other in (adapted(drop=0.5), BatchShare(adapted())):
+        find_adapted(other).load_state_dict(first.state_dict())  # type: ignore[union-attr]
+        require_fitting_model(other, model_state(first), "trunk")
+    other = adapted(scale=2.0, paper_batchnorm=True)
+    other.load_state_dict(first.state_dict())
+    with pytest.raises(ValueError, match=r"models\['trunk'\]: scale is 0.1 in .* and 2.0 in .*; paper_batchnorm is F"):
+        require_fitting_model(other, model_state(first), "trunk")
+    before = model_state(first)
+    del before["adaptation"]  # as in checkpoints of earlier versions
+    require_fitting_model(other, before, "trunk")

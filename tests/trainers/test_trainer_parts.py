@@ -15,6 +15,7 @@ import puma_plugin
 from puma_plugin.datasets import UnifiedDataset
 from puma_plugin.losses import CurricularFaceLoss
 from puma_plugin.models import EmbeddingHead
+from puma_plugin.regularizers import PromptPenalty
 from puma_plugin.trainers import UnifiedTrainer
 
 
@@ -188,3 +189,67 @@ def test_what_an_earlier_trainer_froze_is_not_taken_for_trained() -> None:
     next_phase().train()
     assert not torch.equal(adapter, adapter_before)
     assert not any(p.requires_grad for p in frozen)
+
+
+def test_a_prompt_penalty_that_would_come_twice_is_refused() -> None:
+    run = Run()
+    loss = CurricularFaceLoss(7, 8, embedding_regularizer=PromptPenalty(run.model))
+    changes: dict[str, Any] = {
+        "models": {"trunk": run.model},
+        "loss_funcs": {"metric_loss": loss},
+        "optimizers": {**run.optimizers, "metric_loss_optimizer": torch.optim.SGD(loss.parameters(), 0.1)},
+    }
+    with pytest.raises(ValueError, match=r"loss_funcs\['metric_loss'\] has a PromptPenalty, .*_penalty_weight=0"):
+        build(**changes)
+    build(**changes, prompt_penalty_weight=0)
+
+
+class WithoutGradient(torch.nn.Module):
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return self.inner(images)
+
+
+def test_adapters_that_no_gradient_reaches_are_said_once(recwarn: pytest.WarningsRecorder) -> None:
+    trunk = WithoutGradient(puma_plugin.adapt(plain_vit(), adapter_dim=4, pool_size=3))
+    head = EmbeddingHead(16, 8)
+    optimizers = {
+        "trunk_optimizer": torch.optim.SGD(trunk.inner.param_groups()),  # type: ignore[operator]
+        "embedder_optimizer": torch.optim.SGD(head.parameters(), 0.1),
+    }
+    loss = {"metric_loss": losses.ContrastiveLoss()}
+    build(models={"trunk": trunk, "embedder": head}, optimizers=optimizers, loss_funcs=loss).train()
+    said = [str(warning.message) for warning in recwarn if "no gradient" in str(warning.message)]
+    assert len(said) == 1
+    assert "reached the adapters of models['trunk'] in the first step" in said[0]  # the penalty does reach the prompts
+
+
+class AlwaysEvaluating(torch.nn.Module):
+    """As BLIP-2's ``disabled_train``."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def train(self, mode: bool = True) -> "AlwaysEvaluating":
+        return self
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.inner(images)
+
+
+def test_a_train_that_does_not_reach_the_adapters_is_refused() -> None:
+    trunk = AlwaysEvaluating(puma_plugin.adapt(plain_vit().eval(), adapter_dim=4, pool_size=3))
+    head = EmbeddingHead(16, 8)
+    optimizers = {
+        "trunk_optimizer": torch.optim.SGD(trunk.inner.param_groups()),  # type: ignore[operator]
+        "embedder_optimizer": torch.optim.SGD(head.parameters(), 0.1),
+    }
+    loss = {"metric_loss": losses.ContrastiveLoss()}
+    trainer = build(models={"trunk": trunk, "embedder": head}, optimizers=optimizers, loss_funcs=loss)
+    with pytest.raises(ValueError, match=r"train\(\) of this AlwaysEvaluating leaves its adapters in evaluation mode"):
+        trainer.train()

@@ -399,3 +399,22 @@ def test_a_divergence_can_be_sent_between_processes() -> None:
     error = NonFiniteLossError("diverged", 2, 5, [7, 9])
     twin = pickle.loads(pickle.dumps(error))
     assert (str(twin), twin.epoch, twin.iteration, twin.item_ids) == ("diverged", 2, 5, [7, 9])
+
+
+def test_a_test_in_the_iteration_hook_does_not_end_the_training_of_adapters() -> None:
+    """pml's testers leave models in evaluation mode, in which no gates are drawn."""
+    modes = []
+
+    def hook(trainer: UnifiedTrainer) -> None:
+        modes.append([adapter.training for adapter in run.model.trunk.adapters()])
+        if trainer.iteration == 1:
+            run.model.eval()
+        if trainer.iteration == 2:
+            run.model.head.eval()
+
+    run = Run(end_of_iteration_hook=hook)
+    run.trainer.train()
+    assert modes == [[True] * 4] * len(modes)
+    assert len(modes) > 3
+    # What is put into evaluation mode by itself is meant to be.
+    assert not run.model.head.training

@@ -1,6 +1,7 @@
 """The model of a finished run, for images that no run knows."""
 
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from puma_plugin.experiments.data.transforms import AsEvaluated
 from puma_plugin.experiments.settings.config import SETTINGS, WEIGHTS, DataConfig, ModelConfig
 from puma_plugin.utils import read_json
 from puma_plugin.utils.paths import full_path
+
+_seeding = threading.Lock()
 
 
 def load_trained(
@@ -51,9 +54,9 @@ def load_trained(
             f"the backbone's weights of {place} were in {config.weights}, which is no file here; give their place now, "
             "load_trained(folder, weights=...)"
         )
-    # Building seeds torch's generators; those are the caller's.
+    # Building seeds torch's generators; those are the caller's, and one for all threads.
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices):
+    with _seeding, torch.random.fork_rng(devices):
         trunk, embedder = build_model(config, seed=0, image_size=data.image_size)
     load_weights(config, trunk, embedder, place / WEIGHTS)
     return nn.Sequential(trunk, embedder).eval(), AsEvaluated(data, *input_properties(trunk, data))
