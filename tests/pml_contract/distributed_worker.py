@@ -29,6 +29,7 @@ from puma_plugin.models import EmbeddingHead, UnifiedEmbedder
 from puma_plugin.samplers import MultiDistributionSampler
 from puma_plugin.testers import MultiDistributionTester
 from puma_plugin.trainers import UnifiedTrainer
+from puma_plugin.trainers.training_state import random_state, set_random_state
 
 CLASSES, WIDTH, BATCH = 10, 8, 16
 LOSSES: dict[str, tuple[Callable[[], nn.Module], Any]] = {
@@ -141,6 +142,16 @@ def random_draws(rank: int, same_seeds: bool) -> dict[str, Any]:
     return {"values": torch.stack(values), "beta": margin.beta.grad, "moved": moved}
 
 
+def taken_back() -> bool:
+    """Whether generators that differ among the processes go on where each of them was."""
+    torch.manual_seed(distributed.get_rank())
+    states = random_state({})
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    set_random_state(states, {})
+    return torch.equal(torch.rand(3), expected)
+
+
 def refusals() -> dict[str, str]:
     """What goes wrong with pml's own wrapper, and what ours refuses."""
     found = {}
@@ -206,11 +217,18 @@ def sharded(folder: Path) -> dict[str, str]:
     for block in model.trunk.blocks:
         fully_shard(block)
     fully_shard(model)
-    loss = GatheredLoss(losses.ContrastiveLoss())
+    loss, proxies = GatheredLoss(losses.ContrastiveLoss()), losses.ProxyAnchorLoss(CLASSES, WIDTH)
+    fully_shard(proxies)
     optimizers = {"trunk_optimizer": torch.optim.SGD(model.trainable_parameters(), 0.1)}
+
+    def train(trunk: nn.Module, metric_loss: nn.Module) -> UnifiedTrainer:
+        return UnifiedTrainer({"trunk": trunk}, optimizers, BATCH, {"metric_loss": metric_loss}, dataset)
+
+    whole.requires_grad_(False)
     found = {}
     for name, call in (
-        ("trainer", lambda: UnifiedTrainer({"trunk": model}, optimizers, BATCH, {"metric_loss": loss}, dataset)),
+        ("trainer", lambda: train(model, loss)),
+        ("loss", lambda: train(whole, proxies)),
         ("save", lambda: puma_plugin.save_adapter(model, folder / "never.safetensors")),
         ("load", lambda: puma_plugin.load_adapter(model, folder / "never.safetensors")),
     ):
@@ -256,12 +274,16 @@ def draws_alike(rank: int, world: int) -> dict[str, Any]:
         np.random.seed(seed)  # noqa: NPY002
         return MPerClassSampler(dataset.targets, 2, 8)
 
+    def four(number: int) -> list[int]:
+        return list(range(4 * number, 4 * number + 4))
+
     return {
         "shuffled alike": steps(shuffled(0)),
         "m per class alike": steps(per_class(0)),
         "batches alike": steps(BatchSampler(shuffled(0), 8, drop_last=True)),
         "each the whole of ours": steps(MultiDistributionSampler(dataset.labels, 8, rank=0, world_size=1)),
         "first and last alike": steps(shuffled(rank % (world - 1))),
+        "last two alike": steps(shuffled(min(rank, world - 2))),
         "small batches alike": steps(shuffled(0), batch_size=4),
         "shuffled by rank": steps(shuffled(rank)),
         "m per class by rank": steps(per_class(rank)),
@@ -271,6 +293,8 @@ def draws_alike(rank: int, world: int) -> dict[str, Any]:
         "ours": steps(MultiDistributionSampler(dataset.labels, BATCH)),
         # The first is the same by chance, the second is not.
         "by chance": steps(Batches([[5], [rank]])),
+        # Of more than two, one has the first batch of another, and the second of a third.
+        "batches of several": steps(Batches([four(0 if rank < 2 else rank), four(5 if rank % 2 == 0 else 6 + rank)])),
     }
 
 
@@ -324,7 +348,8 @@ def run_trainer(folder: Path, world: int, epochs: int, resume: bool = False) -> 
         trainer.load_checkpoint(folder / "trainer2.pt")
     trainer.train(num_epochs=epochs)
     state = {**model.state_dict(), **loss.state_dict()}
-    return {"state": state, "losses": [entry["metric_loss"] for entry in trainer.history]}
+    seed = trainer.dataloader.generator.initial_seed()
+    return {"state": state, "losses": [entry["metric_loss"] for entry in trainer.history], "seed": seed}
 
 
 def main(folder: Path, rank: int, world: int) -> None:
@@ -335,6 +360,7 @@ def main(folder: Path, rank: int, world: int) -> None:
         name: train(name, rank, world, on_local_batches=True) for name in ("curricular per class", "ProxyAnchor")
     }
     results["random draws"] = {"same": random_draws(rank, True), "different": random_draws(rank, False)}
+    results["taken back"] = taken_back()
     results["uneven"] = uneven(rank, world)
     results["refusals"] = refusals()
     results["sharded"] = sharded(folder)

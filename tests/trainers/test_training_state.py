@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,16 @@ def test_trained_weights_and_buffers_are_held_and_of_frozen_ones_a_digest() -> N
         require_fitting_model(model, state, "trunk")
 
 
+def test_of_frozen_weights_name_shape_and_type_count_too() -> None:
+    def zeros(name: str, rows: int, columns: int, dtype: torch.dtype) -> nn.Module:
+        model = nn.Module()
+        model.register_parameter(name, nn.Parameter(torch.zeros(rows, columns, dtype=dtype), requires_grad=False))
+        return model
+
+    kinds = [("a", 2, 3, torch.half), ("b", 2, 3, torch.half), ("a", 3, 2, torch.half), ("a", 2, 3, torch.bfloat16)]
+    assert len({model_state(zeros(*kind))["frozen"] for kind in kinds}) == 4
+
+
 @pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel, BatchShare])
 def test_a_state_is_taken_back(wrap: Callable[[nn.Module], nn.Module]) -> None:
     model, other = net(), net()
@@ -96,6 +107,17 @@ def test_states_of_another_loss_or_optimizer_are_refused() -> None:
     require_fitting_state(two, two.state_dict(), "optimizers['trunk_optimizer']")
     with pytest.raises(ValueError, match=r"optimizers\['a'\]: groups of \[1, 2\] parameters instead of \[1\]; make"):
         require_fitting_state(one, two.state_dict(), "optimizers['a']")
+    larger = torch.optim.SGD([few.W, many.W])
+    with pytest.raises(ValueError, match=r"optimizers\['a'\]: groups of \[2\] parameters instead of \[1\]; make"):
+        require_fitting_state(one, larger.state_dict(), "optimizers['a']")
+
+
+def test_a_state_fits_a_part_whose_shapes_come_with_its_first_batch() -> None:
+    first, second = nn.LazyLinear(2), nn.LazyLinear(2)
+    first(torch.randn(3, 5))
+    require_fitting_state(second, first.state_dict(), "loss_funcs['metric_loss']")
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(second.weight, first.weight)
 
 
 def folders(root: Path, names: list[str]) -> UnifiedDataset:
@@ -134,6 +156,8 @@ def test_a_dataset_that_tells_no_names_is_not_compared() -> None:
     assert data_names([(None, 0)]) == {}
     require_same_names(names, {})
     require_same_names({}, names)
+    told = SimpleNamespace(distribution_names=("a",), class_names=("a/0", "a/1"))  # by a dataset of one's own
+    assert data_names(told) == names
 
 
 class Gated(nn.Module):
@@ -169,6 +193,16 @@ def test_of_another_number_of_processes_only_those_that_drew_alike_count(alike: 
     (later,) = random_state(models)
     set_random_state([first, first if alike else later], models)
     assert (draws(models["trunk"]) == expected) == alike
+
+
+def test_it_is_torchs_generator_by_which_processes_drew_alike() -> None:
+    models = {"trunk": Gated()}
+    (first,) = random_state(models)
+    expected = draws(models["trunk"])
+    (later,) = random_state(models)
+    for generator, alike in (("python", True), ("torch", False)):
+        set_random_state([first, {**first, generator: later[generator]}], models)
+        assert (draws(models["trunk"]) == expected) == alike
 
 
 def test_memories_go_on_where_they_were() -> None:
