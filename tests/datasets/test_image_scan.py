@@ -28,6 +28,17 @@ def test_scanning_order_hidden_files_and_links(tmp_path):
     assert not is_image_name("jpg")
 
 
+def test_links_that_lead_back_are_not_followed_by_whatever_way(tmp_path, trees):
+    """One to the folder itself, and one over another folder, whose name begins the same and which links back twice."""
+    here, there = tmp_path / "birds2", tmp_path / "birds"
+    for folder in (here, there):
+        trees.write_jpeg(folder / "1.jpg", 1)
+    (there / "deep").mkdir()
+    for link, target in ((here / "self", here), (here / "z", there), (there / "back", here), (there / "deep/er", here)):
+        link.symlink_to(target)
+    assert list(scan_images(str(here))) == ["1.jpg", "z/1.jpg"]
+
+
 def test_what_systems_leave_beside_pictures_is_passed_over(tmp_path, trees):
     """Of macOS in a zip file, and Synology's thumbnails."""
     trees.write_jpeg(tmp_path / "a" / "1.jpg", 1)
@@ -44,7 +55,7 @@ def test_links_to_folders_that_do_not_exist(tmp_path, trees):
     trees.write_jpeg(tmp_path / "a" / "1.jpg", 1)
     gone = tmp_path / "unmounted"
     files = ("notes.txt", "1.JPG", "README", "clip.mov", "Thumbs.db", "cover.webp.part", "LICENSE", ".cache", "@eaDir")
-    for name in ("b", "003.Auk", "Mr.Bean", "Mus.m", "a/notes", *files):
+    for name in ("b", "003.Auk", "Mr.Bean", "Mus.m", "a/.cache", "a/notes", *files):
         (tmp_path / name).symlink_to(gone)
     (tmp_path / "not fetched").symlink_to(".git/annex/objects/4f/0x/SHA256E-s9--ab/SHA256E-s9--ab")
     told = rf"^{tmp_path}/%s is a link to {gone}, which does not exist; mount its disk, or mend or remove the link$"
