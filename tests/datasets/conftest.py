@@ -116,7 +116,9 @@ def make_cars_torchvision(root: Path) -> list[Truth]:
     """The layout of torchvision.datasets.StanfordCars: the official parts in folders of their own."""
     base, names, truths = root / "stanford_cars", _car_names(), []
     for part in ("train", "test"):
-        here = [Truth(f"cars_{part}/{n:05d}.jpg", n, names[n - 1]) for n in range(1, 197)]
+        # Both parts number their files from 1: the same names, but other cars.
+        shown = range(1, 197) if part == "train" else range(196, 0, -1)
+        here = [Truth(f"cars_{part}/{n:05d}.jpg", label, names[label - 1]) for n, label in enumerate(shown, 1)]
         for truth in here:
             write_jpeg(base / truth.path, truth.number)
         box = {f"bbox_{side}": np.uint8(3) for side in ("x1", "y1", "x2", "y2")}

@@ -24,6 +24,27 @@ def test_defects(tmp_path, trees):
     assert re.match("FileNotFoundError", defects[3])
 
 
+def test_defects_are_found_in_every_portion_and_behind_the_header(tmp_path):
+    """One thread takes 64 images at a time."""
+    Image.effect_noise((64, 64), 90).save(tmp_path / "1.jpg")
+    whole = (tmp_path / "1.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    paths = 70 * [str(tmp_path / "1.jpg")]
+    paths[3] = paths[66] = str(tmp_path / "cut.jpg")
+    done = []
+    assert sorted(find_defects(paths, workers=1, progress=done.append)) == [3, 66]
+    assert done == [64, 70]
+
+
+def test_a_picture_that_is_too_large_to_be_one_is_refused_with_its_name(tmp_path, trees, monkeypatch):
+    """Pillow takes it for an attack by decompression."""
+    trees.write_jpeg(tmp_path / "1.jpg", 1)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
+    assert find_defects([str(tmp_path / "1.jpg")])[0].startswith("DecompressionBombError")
+    with pytest.raises(DatasetError, match=r"scans: .*1\.jpg cannot be read as an image"):
+        read_image(str(tmp_path / "1.jpg"), "scans")
+
+
 @pytest.mark.parametrize("ending", ["png", "tif"])
 def test_of_16_bits_the_upper_8_are_read(ending: str, tmp_path: Path) -> None:
     """Pillow alone would make everything above 255 white."""
@@ -80,6 +101,12 @@ def test_other_pixels_of_an_unknown_range_are_refused(kind: type, mode: str, val
     assert re.match(f"ValueError: {message}", find_defects([path])[0])
     with pytest.raises(DatasetError, match=rf"scans: .*height\.tif cannot be read as an image \({message}"):
         read_image(path, "scans")
+
+
+@pytest.mark.parametrize("values", [[0, 256], [-1, 7]])
+def test_one_more_or_less_than_8_bits(values: list[int]) -> None:
+    with pytest.raises(ValueError, match=rf"go from {values[0]} to {values[1]}, so it is not known which is white"):
+        as_rgb(Image.fromarray(np.array([values], dtype=np.int32)))
 
 
 @pytest.mark.parametrize("values", [[0.0, 0.5, 1.0], [0.0, 1.0], [0.0, 7.5]])

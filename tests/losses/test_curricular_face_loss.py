@@ -295,6 +295,16 @@ class HalfCosine(CosineSimilarity):
         return 0.5 * super().compute_mat(query_emb, ref_emb)
 
 
+class OfPairs(CosineSimilarity):
+    def pairwise_distance(self, query_emb: torch.Tensor, ref_emb: torch.Tensor) -> torch.Tensor:
+        return 0.5 * super().pairwise_distance(query_emb, ref_emb)
+
+
+class OfAll(CosineSimilarity):
+    def forward(self, query_emb: torch.Tensor, ref_emb: Any = None) -> torch.Tensor:
+        return 0.5 * super().forward(query_emb, ref_emb)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -305,6 +315,8 @@ class HalfCosine(CosineSimilarity):
         ({"momentum": 1.0}, "momentum"),
         ({"distance": LpDistance()}, "CosineSimilarity"),
         ({"distance": HalfCosine()}, "CosineSimilarity"),
+        ({"distance": OfPairs()}, "CosineSimilarity"),
+        ({"distance": OfAll()}, "CosineSimilarity"),
         ({"distance": CosineSimilarity(power=2)}, "got one with power=2"),
         ({"distance": CosineSimilarity(p=1)}, "got one with p=1"),
     ],

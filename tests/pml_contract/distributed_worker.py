@@ -4,7 +4,9 @@ The test imports it too, and runs the same functions as the only process.
 """
 
 import contextlib
+import copy
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from puma_plugin.models import EmbeddingHead, UnifiedEmbedder
 from puma_plugin.samplers import MultiDistributionSampler
 from puma_plugin.testers import MultiDistributionTester
 from puma_plugin.trainers import UnifiedTrainer
+from puma_plugin.trainers.random_states import random_state, set_random_state
 
 CLASSES, WIDTH, BATCH = 10, 8, 16
 LOSSES: dict[str, tuple[Callable[[], nn.Module], Any]] = {
@@ -141,6 +144,16 @@ def random_draws(rank: int, same_seeds: bool) -> dict[str, Any]:
     return {"values": torch.stack(values), "beta": margin.beta.grad, "moved": moved}
 
 
+def taken_back() -> bool:
+    """Whether generators that differ among the processes go on where each of them was."""
+    torch.manual_seed(distributed.get_rank())
+    states = random_state({})
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    set_random_state(states, {})
+    return torch.equal(torch.rand(3), expected)
+
+
 def refusals() -> dict[str, str]:
     """What goes wrong with pml's own wrapper, and what ours refuses."""
     found = {}
@@ -206,11 +219,18 @@ def sharded(folder: Path) -> dict[str, str]:
     for block in model.trunk.blocks:
         fully_shard(block)
     fully_shard(model)
-    loss = GatheredLoss(losses.ContrastiveLoss())
+    loss, proxies = GatheredLoss(losses.ContrastiveLoss()), losses.ProxyAnchorLoss(CLASSES, WIDTH)
+    fully_shard(proxies)
     optimizers = {"trunk_optimizer": torch.optim.SGD(model.trainable_parameters(), 0.1)}
+
+    def train(trunk: nn.Module, metric_loss: nn.Module) -> UnifiedTrainer:
+        return UnifiedTrainer({"trunk": trunk}, optimizers, BATCH, {"metric_loss": metric_loss}, dataset)
+
+    whole.requires_grad_(False)
     found = {}
     for name, call in (
-        ("trainer", lambda: UnifiedTrainer({"trunk": model}, optimizers, BATCH, {"metric_loss": loss}, dataset)),
+        ("trainer", lambda: train(model, loss)),
+        ("loss", lambda: train(whole, proxies)),
         ("save", lambda: puma_plugin.save_adapter(model, folder / "never.safetensors")),
         ("load", lambda: puma_plugin.load_adapter(model, folder / "never.safetensors")),
     ):
@@ -235,10 +255,24 @@ def draws_alike(rank: int, world: int) -> dict[str, Any]:
             sampler=sampler, iterations_per_epoch=2, dataloader_num_workers=0, progress=False,
         )  # fmt: skip
         try:
-            trainer.train()
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                trainer.train()
         except ValueError as error:
             return str(error), trainer.global_step
-        return trainer.global_step
+        said = [str(warning.message) for warning in caught if "draw the same positions" in str(warning.message)]
+        return (said[0], trainer.global_step) if said else trainer.global_step
+
+    def in_crops_of_its_own(sampler: Sampler[int]) -> Any:
+        nonlocal dataset
+        torch.manual_seed(rank)
+        whole = dataset
+        dataset = copy.copy(whole)
+        dataset.transform = lambda image: image + 0.1 * torch.rand(())
+        try:
+            return steps(sampler)
+        finally:
+            dataset = whole
 
     def shuffled(seed: int) -> RandomSampler:
         return RandomSampler(dataset, generator=torch.Generator().manual_seed(seed))
@@ -256,21 +290,29 @@ def draws_alike(rank: int, world: int) -> dict[str, Any]:
         np.random.seed(seed)  # noqa: NPY002
         return MPerClassSampler(dataset.targets, 2, 8)
 
+    def four(number: int) -> list[int]:
+        return list(range(4 * number, 4 * number + 4))
+
     return {
         "shuffled alike": steps(shuffled(0)),
         "m per class alike": steps(per_class(0)),
         "batches alike": steps(BatchSampler(shuffled(0), 8, drop_last=True)),
         "each the whole of ours": steps(MultiDistributionSampler(dataset.labels, 8, rank=0, world_size=1)),
         "first and last alike": steps(shuffled(rank % (world - 1))),
+        "last two alike": steps(shuffled(min(rank, world - 2))),
         "small batches alike": steps(shuffled(0), batch_size=4),
         "shuffled by rank": steps(shuffled(rank)),
         "m per class by rank": steps(per_class(rank)),
+        "alike in crops of its own": in_crops_of_its_own(shuffled(0)),
+        "by rank in crops of its own": in_crops_of_its_own(shuffled(rank)),
         "images of its own": of_its_own(SequentialSampler(range(len(dataset) // world))),
         "shared out": steps(DistributedSampler(dataset)),
         "small batches shared out": steps(DistributedSampler(dataset), batch_size=4),
         "ours": steps(MultiDistributionSampler(dataset.labels, BATCH)),
         # The first is the same by chance, the second is not.
         "by chance": steps(Batches([[5], [rank]])),
+        # Of more than two, one has the first batch of another, and the second of a third.
+        "batches of several": steps(Batches([four(0 if rank < 2 else rank), four(5 if rank % 2 == 0 else 6 + rank)])),
     }
 
 
@@ -324,7 +366,8 @@ def run_trainer(folder: Path, world: int, epochs: int, resume: bool = False) -> 
         trainer.load_checkpoint(folder / "trainer2.pt")
     trainer.train(num_epochs=epochs)
     state = {**model.state_dict(), **loss.state_dict()}
-    return {"state": state, "losses": [entry["metric_loss"] for entry in trainer.history]}
+    seed = trainer.dataloader.generator.initial_seed()
+    return {"state": state, "losses": [entry["metric_loss"] for entry in trainer.history], "seed": seed}
 
 
 def main(folder: Path, rank: int, world: int) -> None:
@@ -335,6 +378,7 @@ def main(folder: Path, rank: int, world: int) -> None:
         name: train(name, rank, world, on_local_batches=True) for name in ("curricular per class", "ProxyAnchor")
     }
     results["random draws"] = {"same": random_draws(rank, True), "different": random_draws(rank, False)}
+    results["taken back"] = taken_back()
     results["uneven"] = uneven(rank, world)
     results["refusals"] = refusals()
     results["sharded"] = sharded(folder)

@@ -107,6 +107,10 @@ def test_random_draws_are_the_same_in_every_process(run: tuple[int, Path, list[A
     assert moved == ([True] * run[0] if seeds == "same" else [True] + [False] * (run[0] - 1))
 
 
+def test_each_process_goes_on_with_its_own_random_numbers(run: tuple[int, Path, list[Any]]) -> None:
+    assert all(found["taken back"] for found in run[2])
+
+
 def test_pmls_wrapper_multiplies_the_proxies_gradient_and_is_refused(run: tuple[int, Path, list[Any]]) -> None:
     world, _, results = run
     for found in results:
@@ -138,6 +142,7 @@ def test_sharded_weights_are_refused_and_can_be_saved_once_gathered(
         said = found["sharded"]
         assert "models['trunk'] is sharded (its trunk." in said["trainer"]
         assert ": use torch.nn.parallel.DistributedDataParallel for models and" in said["trainer"]
+        assert "loss_funcs['metric_loss'] is sharded (its proxies, as by fully_shard)" in said["loss"]
         for caller in ("save", "load"):
             message = said[caller]
             assert message.startswith(f"{caller}_adapter() needs whole weights, but trunk.")
@@ -157,11 +162,24 @@ def test_trainer_refuses_processes_that_draw_the_same_batches(run: tuple[int, Pa
             ("batches alike", everyone, "BatchSampler"),
             ("each the whole of ours", everyone, "MultiDistributionSampler"),
             ("first and last alike", [0, world - 1], "RandomSampler"),
+            ("last two alike", [world - 2, world - 1], "RandomSampler"),
         ):
             message, steps = said.pop(name)
             assert f"ranks {ranks} draw the same items from {sampler}, and the loss would see each of" in message
             assert f"{len(ranks)} times: use MultiDistributionSampler(labels, batch_size, m=...), which" in message
             assert steps == 0
+        # Nobody knows whether these are the same images, in other crops; one process says so, and all go on.
+        for name, sampler in (
+            ("alike in crops of its own", "RandomSampler"),
+            ("images of its own", "SequentialSampler"),
+        ):
+            warned = said.pop(name)
+            if found is results[0]:
+                message, steps = warned
+                assert f"ranks {everyone} draw the same positions from {sampler}, of items with the same la" in message
+                assert steps == 2
+            else:
+                assert warned == 2
         # Four items may be the same by chance, eight are not.
         assert said.pop("small batches alike")[1] == 1
         assert set(said.values()) == {2}
@@ -187,6 +205,8 @@ def test_trainer_equals_one_process_and_resumes_with_another_number(
     for found in results:
         close(found["trainer"]["losses"], whole["losses"])
         close(found["trainer"]["state"], whole["state"])
+    # Random transforms in the workers of the loaders are others in each process.
+    assert len({found["trainer"]["seed"] for found in results}) == world
     if world == 2:
         longer = worker.run_trainer(folder, 1, 3)
         resumed = worker.run_trainer(folder, 1, 3, resume=True)

@@ -120,6 +120,16 @@ def test_several_splits_are_kept_apart(dataset: UnifiedDataset) -> None:
     assert accuracies["train_birds"]["precision_at_1_level0"] != accuracies["val_birds"]["precision_at_1_level0"]
 
 
+def test_results_are_those_of_all_splits_of_the_last_test(dataset: UnifiedDataset) -> None:
+    train, val = dataset.split_classes(0.4)
+    tester = make()
+    tester.test({"train": train, "val": val}, 1, torch.nn.Identity())
+    assert list(tester.results) == ["train", "val"]
+    assert tester.result is tester.results["val"]
+    tester.test({"train": train}, 2, torch.nn.Identity())
+    assert list(tester.results) == ["train"]
+
+
 def test_query_and_gallery_splits(dataset: UnifiedDataset) -> None:
     # Every other item of each class, so that both sides know all classes.
     chosen = torch.cat([torch.arange(count) // classes % 2 == 0 for count, classes in SIZES.values()])
@@ -136,18 +146,39 @@ def test_query_and_gallery_splits(dataset: UnifiedDataset) -> None:
     assert tester.result.unified == pytest.approx(expected.unified)
 
 
-def test_items_of_unrelated_datasets_are_different_items() -> None:
+def with_two_columns(rows: torch.Tensor, classes: list[int]) -> TensorDataset:
+    """A dataset of one's own: its labels are of one distribution."""
+    return TensorDataset(rows, torch.tensor([[label, 0] for label in classes]))
+
+
+@pytest.mark.parametrize("unified", [True, False])
+def test_items_of_unrelated_datasets_are_different_items(unified: bool) -> None:
     # Query i and gallery item i are different images, as in In-shop.
-    query = UnifiedDataset({"shop": TensorDataset(torch.eye(4), torch.arange(4))})
-    gallery = UnifiedDataset({"shop": TensorDataset(torch.eye(4), torch.arange(4))})
+    def shop() -> Dataset[Any]:
+        if unified:
+            return UnifiedDataset({"shop": TensorDataset(torch.eye(4), torch.arange(4))})
+        return with_two_columns(torch.eye(4), [0, 1, 2, 3])
+
     tester = make()
-    tester.test({"query": query, "gallery": gallery}, 1, torch.nn.Identity(), splits_to_eval=[("query", ["gallery"])])
+    tester.test({"query": shop(), "gallery": shop()}, 1, torch.nn.Identity(), splits_to_eval=[("query", ["gallery"])])
     assert tester.result.unified["recall_at_1"] == 1
+
+
+def test_a_dataset_of_ones_own_tells_by_ids_which_items_are_the_same() -> None:
+    """Each nearest neighbour is a second picture of the same thing, or of another class."""
+    rows = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.1], [1.0, 0.1], [0.1, 1.0]])
+    things = with_two_columns(rows, [0, 0, 0, 1, 1, 1])
+    for ids, expected in ((None, 4 / 6), ([7, 7, 3, 9, 9, 4], 0.0)):
+        if ids is not None:
+            things.item_ids = ids  # type: ignore[attr-defined]
+        tester = make()
+        tester.test({"val": things}, 1, torch.nn.Identity())
+        assert tester.result.unified["recall_at_1"] == pytest.approx(expected)
 
 
 @pytest.mark.filterwarnings("ignore:val. no query of")  # odd and even items are of different classes in two of them
 def test_masks_of_the_dataset(dataset: UnifiedDataset) -> None:
-    dataset.query_mask = torch.arange(len(dataset)) % 2 == 0
+    dataset.query_mask = torch.arange(len(dataset)) % 3 == 0
     dataset.gallery_mask = ~dataset.query_mask
     tester = make()
     tester.test({"val": dataset}, 1, torch.nn.Identity())
@@ -215,6 +246,19 @@ def test_paper_code_numbers_classes_as_the_parts_tell() -> None:
     assert tester.result.unified == expected.unified
 
 
+def test_paper_code_needs_to_be_told_by_all_splits() -> None:
+    def results(first_class: int | None) -> Any:
+        query, gallery = vectors(24, 4, seed=1), vectors(24, 4, seed=1)
+        if first_class is not None:
+            query.first_class = first_class  # type: ignore[attr-defined]
+        splits = {"query": UnifiedDataset({"birds": query}), "gallery": UnifiedDataset({"birds": gallery})}
+        tester = make(protocol="paper-code")
+        tester.test(splits, 1, torch.nn.Identity(), splits_to_eval=[("query", ["gallery"])])
+        return tester.result.unified
+
+    assert results(40) == results(None)
+
+
 def test_recalls_that_a_part_asks_for() -> None:
     # As StanfordOnlineProducts and InShop do.
     shop = vectors(30, 5, seed=3)
@@ -227,6 +271,10 @@ def test_recalls_that_a_part_asks_for() -> None:
     embedded = embed(torch.nn.Identity(), dataset)
     assert embedded.evaluate().per_distribution["shop"]["recall_at_10"] == accuracies["shop"]["recall_at_10_level0"]
     assert dataset.select(["birds"]).recall_ks == {}
+    # The queries' part is asked.
+    splits = {"query": UnifiedDataset({"shop": shop}), "gallery": UnifiedDataset({"shop": vectors(30, 5, seed=3)})}
+    accuracies = make().test(splits, 1, torch.nn.Identity(), splits_to_eval=[("query", ["gallery"])])
+    assert "recall_at_10_level0" in accuracies["shop"]
 
 
 class OneColumn(Dataset[Any]):
@@ -252,6 +300,8 @@ def test_errors_at_the_door(dataset: UnifiedDataset) -> None:
         make(normalize_embeddings=False)
     with pytest.raises(ValueError, match="a ConcatDataset of several UnifiedDatasets cannot be evaluated"):
         make().test({"val": ConcatDataset([dataset, dataset.subset(range(20))])}, 1, Unused())
+    with pytest.raises(ValueError, match="a ConcatDataset of several UnifiedDatasets cannot be evaluated"):
+        make().test({"val": ConcatDataset([with_two_columns(torch.eye(8), [0] * 8), dataset])}, 1, Unused())
     with pytest.raises(TypeError, match=r"dataset_dict must be a mapping .* got UnifiedDataset: pass"):
         make().test(dataset, 1, torch.nn.Identity())
     with pytest.raises(ValueError, match=r"splits_to_eval names \['train'\], dataset_dict has \['val'\]"):
@@ -262,6 +312,10 @@ def test_errors_at_the_door(dataset: UnifiedDataset) -> None:
     del nameless.class_names
     with pytest.raises(ValueError, match=r"equal class_names, or all have some and each name once"):
         make().test({"query": nameless, "gallery": named}, 1, Unused(), splits_to_eval=[("query", ["gallery"])])
+    twice = dataset.subset(range(20))
+    twice.class_names[1] = twice.class_names[0]
+    with pytest.raises(ValueError, match=r"equal class_names, or all have some and each name once"):
+        make().test({"query": twice, "gallery": named}, 1, Unused(), splits_to_eval=[("query", ["gallery"])])
 
 
 class Unused(torch.nn.Module):
@@ -309,18 +363,34 @@ def test_a_gallery_with_a_further_distribution_is_refused_before_anything_is_emb
         make().test(splits, 1, Unused(), splits_to_eval=[("gallery", ["query"])])
 
 
-@pytest.mark.parametrize("subset", [False, True])
-def test_sets_that_share_some_datasets_exclude_the_items_of_those(subset: bool) -> None:
+BACKWARDS = range(29, -1, -1)
+
+
+@pytest.mark.parametrize(("wrap", "order"), [
+    (lambda shared: shared, range(30)),
+    (lambda shared: Subset(shared, BACKWARDS), BACKWARDS),
+    (lambda shared: Subset(Subset(shared, BACKWARDS), BACKWARDS), range(30)),
+])  # fmt: skip
+@pytest.mark.parametrize("left_out", [0, 7])
+def test_sets_that_share_some_datasets_exclude_the_items_of_those(wrap: Any, order: range, left_out: int) -> None:
     """As in the benchmark: seven datasets are query and gallery at once, one has images of its own for either."""
     shared, asked, shown = vectors(30, 6, seed=1), vectors(8, 4, seed=2), vectors(12, 4, seed=2)
-    query = UnifiedDataset({"cub": Subset(shared, range(29, -1, -1)) if subset else shared, "inshop": asked})
+    query = UnifiedDataset({"cub": wrap(shared), "inshop": asked}).subset(range(left_out, 38))
     gallery = UnifiedDataset({"inshop": shown, "cub": shared})
     tester = make()
     tester.test({"query": query, "gallery": gallery}, 0, torch.nn.Identity(), splits_to_eval=[("query", ["gallery"])])
+    whole = UnifiedDataset({"cub": shared})
+    whole.query_mask = torch.zeros(30, dtype=torch.bool)
+    whole.query_mask[order[left_out:]] = True
     alone = make()
-    alone.test({"val": UnifiedDataset({"cub": shared})}, 0, torch.nn.Identity())
+    alone.test({"val": whole}, 0, torch.nn.Identity())
     assert tester.result.per_distribution["cub"]["recall_at_1"] < 1
     assert tester.result.per_distribution["cub"] == alone.result.per_distribution["cub"]
+
+
+def test_hooks_are_told_which_metrics_there_are() -> None:
+    names = make(ks=(1, 5)).accuracy_calculator.get_curr_metrics()
+    assert names == ["precision_at_1", "mean_average_precision_at_r", "r_precision", "recall_at_5"]
 
 
 def test_a_distribution_without_matches_is_said() -> None:

@@ -1,6 +1,7 @@
 """What of another training is refused before anything of a trainer is changed."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -63,6 +64,17 @@ def test_states_of_another_loss_or_optimizer_are_refused() -> None:
     require_fitting_state(two, two.state_dict(), "optimizers['trunk_optimizer']")
     with pytest.raises(ValueError, match=r"optimizers\['a'\]: groups of \[1, 2\] parameters instead of \[1\]; make"):
         require_fitting_state(one, two.state_dict(), "optimizers['a']")
+    larger = torch.optim.SGD([few.W, many.W])
+    with pytest.raises(ValueError, match=r"optimizers\['a'\]: groups of \[2\] parameters instead of \[1\]; make"):
+        require_fitting_state(one, larger.state_dict(), "optimizers['a']")
+
+
+def test_a_state_fits_a_part_whose_shapes_come_with_its_first_batch() -> None:
+    first, second = nn.LazyLinear(2), nn.LazyLinear(2)
+    first(torch.randn(3, 5))
+    require_fitting_state(second, first.state_dict(), "loss_funcs['metric_loss']")
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(second.weight, first.weight)
 
 
 def folders(root: Path, names: list[str]) -> UnifiedDataset:
@@ -101,6 +113,8 @@ def test_a_dataset_that_tells_no_names_is_not_compared() -> None:
     assert data_names([(None, 0)]) == {}
     require_same_names(names, {})
     require_same_names({}, names)
+    told = SimpleNamespace(distribution_names=("a",), class_names=("a/0", "a/1"))  # by a dataset of one's own
+    assert data_names(told) == names
 
 
 def schedules(number: int) -> SequentialLR:

@@ -44,3 +44,13 @@ def test_of_another_number_of_processes_only_those_that_drew_alike_count(alike: 
     (later,) = random_state(models)
     set_random_state([first, first if alike else later], models)
     assert (draws(models["trunk"]) == expected) == alike
+
+
+def test_it_is_torchs_generator_by_which_processes_drew_alike() -> None:
+    models = {"trunk": Gated()}
+    (first,) = random_state(models)
+    expected = draws(models["trunk"])
+    (later,) = random_state(models)
+    for generator, alike in (("python", True), ("torch", False)):
+        set_random_state([first, {**first, generator: later[generator]}], models)
+        assert (draws(models["trunk"]) == expected) == alike

@@ -1,5 +1,6 @@
 """What a checkpoint of UnifiedTrainer holds and refuses, and that a stopped run continues as if it had not stopped."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 from pytorch_metric_learning import losses, miners
 from small_run import Run, assert_equal, seed_everything, without_seconds
+from torch.utils.data import SequentialSampler
 
 from puma_plugin.datasets import UnifiedDataset
 from puma_plugin.losses import CurricularFaceLoss
@@ -76,6 +78,37 @@ def test_an_epoch_that_goes_on_with_another_length_has_the_mean_of_its_steps(tmp
     resumed.trainer.train()
     assert len(steps) == max(iterations, 3)
     assert resumed.trainer.history[0]["total_loss"] == pytest.approx(sum(steps) / len(steps))
+
+
+def test_the_seconds_of_an_epoch_that_goes_on_are_those_of_all_its_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+
+    def two_seconds(*arguments: Any) -> None:
+        nonlocal now
+        now += 2
+
+    def stop(trainer: UnifiedTrainer) -> None:
+        if trainer.global_step == 3:
+            trainer.save_checkpoint(tmp_path / "state.pt")
+            raise KeyboardInterrupt
+
+    first, second = Run(end_of_iteration_hook=stop), Run()
+    for run in (first, second):
+        run.loss.register_forward_pre_hook(two_seconds)
+    with pytest.raises(KeyboardInterrupt):
+        first.trainer.train()
+    second.trainer.load_checkpoint(tmp_path / "state.pt")
+    second.trainer.train()
+    assert second.trainer.history[0]["seconds"] == 5 * 2
+
+
+def test_a_checkpoint_that_could_not_be_written_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="checkpoint_path"):
+        Run(checkpoint_path=tmp_path / "file" / "state.pt")
 
 
 def test_checkpoint_holds_no_frozen_weights_and_refuses_what_differs(tmp_path: Path) -> None:
@@ -272,6 +305,19 @@ def test_an_epoch_after_which_the_hook_stops_is_the_last(tmp_path: Path) -> None
     assert called == [1]
 
 
+def test_names_are_all_the_same_to_a_loss_that_keeps_nothing_of_classes(tmp_path: Path) -> None:
+    def run(*names: str) -> Run:
+        made = Run()
+        made.trainer.loss_funcs = {"metric_loss": losses.ContrastiveLoss()}
+        made.trainer.optimizers.pop("metric_loss_optimizer")
+        made.trainer.lr_schedulers.pop("metric_loss_scheduler_by_epoch")
+        made.trainer.dataset = UnifiedDataset(dict(zip(names, made.parts.values(), strict=True)))
+        return made
+
+    run("a", "b").trainer.save_checkpoint(tmp_path / "state.pt")
+    run("birds", "cars").trainer.load_checkpoint(tmp_path / "state.pt")
+
+
 def test_a_memory_of_former_batches_goes_on_where_it_was(tmp_path: Path) -> None:
     def run(**arguments: Any) -> Run:
         made = Run(prompt_penalty_weight=1.0, **arguments)
@@ -314,6 +360,16 @@ def test_a_miner_that_the_checkpoint_does_not_know_is_refused(tmp_path: Path) ->
     second = Run(mining_funcs={"tuple_miner": miners.MultiSimilarityMiner()})
     with pytest.raises(ValueError, match=r"has mining_funcs \[\], the trainer \['tuple_miner'\]; build"):
         second.trainer.load_checkpoint(tmp_path / "state.pt")
+
+
+def test_a_checkpoint_of_another_kind_of_sampler_is_refused(tmp_path: Path) -> None:
+    def run(kind: str) -> Run:
+        return Run(sampler=SequentialSampler(range(12)) if kind == "SequentialSampler" else None)
+
+    for written, own in (("SequentialSampler", "MultiDistributionSampler"), ("MultiDistribution", "SequentialSampler")):
+        run(written).trainer.save_checkpoint(tmp_path / "state.pt")
+        with pytest.raises(ValueError, match=f"checkpoint was written with another sampler than {own}"):
+            run(own).trainer.load_checkpoint(tmp_path / "state.pt")
 
 
 def test_the_loss_scale_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -371,11 +427,14 @@ def test_what_evaluate_returns_becomes_plain_or_is_named(tmp_path: Path) -> None
         "r1": np.mean([0.25, 0.5]),
         "test": {"ranks": (torch.tensor(3), np.int64(4)), np.int64(7): np.arange(3.0)},
         "best": np.bool_(True),
+        "margin": torch.tensor([[0.25]]),
+        "at": {0.5: None},
     }
     run = Run(evaluate=lambda trainer: figures, checkpoint_path=tmp_path / "state.pt")
     run.trainer.train()
     kept = torch.load(tmp_path / "state.pt", weights_only=True)["progress"]["history"][0]
     assert (kept["r1"], kept["test"], kept["best"]) == (0.375, {"ranks": [3, 4], 7: [0.0, 1.0, 2.0]}, True)
+    assert (kept["margin"], kept["at"]) == (0.25, {0.5: None})
     assert type(kept["r1"]) is float
     for wrong, message in (
         ({"all": {1, 2}}, r"test\.all, which is set: give num"),
@@ -384,6 +443,9 @@ def test_what_evaluate_returns_becomes_plain_or_is_named(tmp_path: Path) -> None
         run = Run(evaluate=lambda trainer, wrong=wrong: {"test": wrong}, checkpoint_path=tmp_path / "other.pt")
         with pytest.raises(TypeError, match=f"evaluate returned {message}"):
             run.trainer.train()
+    run = Run(evaluate=lambda trainer: [0.5])
+    with pytest.raises(TypeError, match="evaluate must return a dict of figures, or None, got list"):
+        run.trainer.train()
     run = Run(evaluate=lambda trainer: {"epoch": 3, "r1": 0.5})
     with pytest.raises(
         ValueError, match=r"evaluate returned \['epoch'\], which history has of the training; give other"

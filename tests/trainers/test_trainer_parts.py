@@ -1,6 +1,8 @@
 """Which models, losses, optimizers and datasets UnifiedTrainer takes, and what it says of others."""
 
 import logging
+import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +15,11 @@ from torch.utils.data import Subset
 
 import puma_plugin
 from puma_plugin.datasets import UnifiedDataset
-from puma_plugin.losses import CurricularFaceLoss
+from puma_plugin.losses import CurricularFaceLoss, GatheredLoss
 from puma_plugin.models import EmbeddingHead
 from puma_plugin.regularizers import PromptPenalty
 from puma_plugin.trainers import UnifiedTrainer
+from puma_plugin.trainers.parts import check_proxies, check_shared
 
 
 def test_losses_may_come_in_a_module_dict() -> None:
@@ -25,6 +28,7 @@ def test_losses_may_come_in_a_module_dict() -> None:
         models={"trunk": run.model},
         loss_funcs=torch.nn.ModuleDict({"metric_loss": run.loss}),
         optimizers=run.optimizers,
+        dataloader_num_workers=0,
     )
     trainer.iterations_per_epoch = 1
     trainer.train()
@@ -73,7 +77,10 @@ def test_proxy_losses_of_pml_train_whether_or_not_they_keep_the_number_of_classe
     loss = getattr(losses, name)(run.dataset.num_classes, 8)
     before = [parameter.clone() for parameter in loss.parameters()]
     optimizers = {**run.optimizers, "metric_loss_optimizer": torch.optim.SGD(loss.parameters(), 0.1)}
-    build(models={"trunk": run.model}, optimizers=optimizers, loss_funcs={"metric_loss": loss}, progress=False).train()
+    build(
+        models={"trunk": run.model}, optimizers=optimizers, loss_funcs={"metric_loss": loss},
+        dataloader_num_workers=0, progress=False,
+    ).train()  # fmt: skip
     assert not any(torch.equal(old, new) for old, new in zip(before, loss.parameters(), strict=True))
 
 
@@ -155,6 +162,36 @@ def test_a_model_without_adapters_trains_with_the_penalty_off() -> None:
     trainer.train()
     assert set(trainer.history[0]) == {"epoch", "metric_loss", "total_loss", "seconds"}
     assert isinstance(trainer, trainers.MetricLossOnly)
+
+
+def test_among_several_processes_a_loss_that_stays_frozen_needs_no_wrapper() -> None:
+    loss = {"metric_loss": losses.ArcFaceLoss(3, 8)}
+    check_shared({}, loss, {"metric_loss"}, 2)
+    with pytest.raises(ValueError, match="each of 2 processes would train its own W: use puma"):
+        check_shared({}, loss, set(), 2)
+
+
+def test_among_several_processes_who_puts_hooks_on_gradients_shares_them() -> None:
+    for hook in ("register_hook", "register_post_accumulate_grad_hook"):
+        models = {"trunk": torch.nn.Linear(2, 2)}
+        with pytest.raises(ValueError, match=r"models\['trunk'\] is trained by 2 .* its own weight: wrap it"):
+            check_shared(models, {}, set(), 2)
+        for parameter in models["trunk"].parameters():
+            getattr(parameter, hook)(lambda gradient: None)
+        check_shared(models, {}, set(), 2)
+
+
+@pytest.mark.parametrize("labels", [None, [[0, 1], [1, 2]], torch.tensor([0, 1])])
+def test_labels_that_cannot_be_counted_are_left_to_the_loss(labels: Any) -> None:
+    check_proxies(losses.ArcFaceLoss(1, 8), SimpleNamespace(labels=labels), 1)
+
+
+def test_too_few_proxies_are_found_inside_of_a_gathered_loss_too() -> None:
+    run = Run()
+    loss = GatheredLoss(CurricularFaceLoss(5, 8))
+    optimizers = {**run.optimizers, "metric_loss_optimizer": torch.optim.SGD(loss.parameters(), 0.1)}
+    with pytest.raises(ValueError, match="the loss has 5 proxies, but the dataset has 7 classes: set num_classes=7"):
+        build(models={"trunk": run.model}, optimizers=optimizers, loss_funcs={"metric_loss": loss})
 
 
 def test_a_parameter_in_several_optimizers_is_refused() -> None:
@@ -253,3 +290,17 @@ def test_a_train_that_does_not_reach_the_adapters_is_refused() -> None:
     trainer = build(models={"trunk": trunk, "embedder": head}, optimizers=optimizers, loss_funcs=loss)
     with pytest.raises(ValueError, match=r"train\(\) of this AlwaysEvaluating leaves its adapters in evaluation mode"):
         trainer.train()
+
+
+def test_optimizers_that_are_to_move_nothing_or_a_part_are_no_mistake() -> None:
+    """Those of a part that stays frozen, those that get their parameters later, and those with some for later."""
+    run = Run()
+    run.model.requires_grad_(False)
+    later = torch.optim.SGD([{"params": []}], 0.1)
+    run.optimizers["metric_loss_optimizer"].add_param_group({"params": [torch.zeros(2)]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build(
+            models={"trunk": run.model}, optimizers={**run.optimizers, "embedder_optimizer": later},
+            loss_funcs={"metric_loss": run.loss}, freeze_these=("trunk",), prompt_penalty_weight=0.0,
+        )  # fmt: skip

@@ -32,6 +32,16 @@ def test_trained_weights_and_buffers_are_held_and_of_frozen_ones_a_digest() -> N
     assert model_state(model)["frozen"] != state["frozen"]
 
 
+def test_of_frozen_weights_name_shape_and_type_count_too() -> None:
+    def zeros(name: str, rows: int, columns: int, dtype: torch.dtype) -> nn.Module:
+        model = nn.Module()
+        model.register_parameter(name, nn.Parameter(torch.zeros(rows, columns, dtype=dtype), requires_grad=False))
+        return model
+
+    kinds = [("a", 2, 3, torch.half), ("b", 2, 3, torch.half), ("a", 3, 2, torch.half), ("a", 2, 3, torch.bfloat16)]
+    assert len({model_state(zeros(*kind))["frozen"] for kind in kinds}) == 4
+
+
 @pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel, BatchShare])
 def test_a_state_is_taken_back(wrap: Callable[[nn.Module], nn.Module]) -> None:
     model, other = net(), net()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from pytorch_metric_learning.samplers import HierarchicalSampler, MPerClassSampler
-from small_run import Run, assert_equal, seed_everything
+from small_run import Run, assert_equal, build, plain_vit, seed_everything
 from torch.utils.data import BatchSampler, Sampler, SequentialSampler
 
 from puma_plugin.samplers import MultiDistributionSampler
@@ -142,6 +142,34 @@ def test_mixed_precision(dtype: torch.dtype) -> None:
     assert math.isfinite(run.trainer.history[-1]["total_loss"])
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_ends_before_the_loss(dtype: torch.dtype) -> None:
+    run = Run()
+    embedder, seen = torch.nn.Linear(8, 8), []
+    embedder.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    run.loss.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].dtype))
+    optimizers = {**run.optimizers, "embedder_optimizer": torch.optim.SGD(embedder.parameters(), 0.1)}
+    trainer = build(
+        models={"trunk": run.model, "embedder": embedder}, loss_funcs={"metric_loss": run.loss}, optimizers=optimizers,
+        amp_dtype=dtype, iterations_per_epoch=1, dataloader_num_workers=0, progress=False,
+    )  # fmt: skip
+    trainer.train()
+    assert seen == [dtype, torch.float32]
+
+
+def test_the_optimizer_of_a_frozen_part_moves_nothing_else_either() -> None:
+    """As in pml."""
+    run = Run()
+    both = torch.optim.SGD([*run.model.trainable_parameters(), *run.loss.parameters()], 0.1)
+    proxies = run.loss.W.detach().clone()
+    build(
+        models={"trunk": run.model}, loss_funcs={"metric_loss": run.loss}, optimizers={"trunk_optimizer": both},
+        freeze_these=("trunk",), prompt_penalty_weight=0.0, dataloader_num_workers=0, progress=False,
+    ).train()  # fmt: skip
+    assert torch.equal(run.loss.W, proxies)
+
+
 def test_train_called_again_continues_as_one_call() -> None:
     whole = Run()
     whole.trainer.train(num_epochs=3)
@@ -162,6 +190,13 @@ def test_iterations_per_epoch_of_ones_own_do_not_restart_the_sampler() -> None:
     assert positions == [batch for _ in range(3) for batch in sampler][:12]
 
 
+@pytest.mark.parametrize("iterations", [None, 0])
+def test_no_number_of_iterations_means_one_pass(iterations: int | None) -> None:
+    run = Run(iterations_per_epoch=iterations)
+    run.trainer.train(num_epochs=2)
+    assert run.trainer.global_step == 2 * 5
+
+
 def test_every_epoch_has_another_order_also_for_samplers_with_set_epoch() -> None:
     epochs: list[int] = []
 
@@ -174,6 +209,11 @@ def test_every_epoch_has_another_order_also_for_samplers_with_set_epoch() -> Non
     run.trainer.train(num_epochs=3)
     assert epochs == [0, 1, 2]
     assert run.trainer.global_step == 3 * 5  # 32 images: the last batch of two is left out
+    # It cannot begin in the middle: a pass that was left is not begun a second time.
+    run = Run(sampler=Sampler(run.dataset), iterations_per_epoch=2)
+    for number in (1, 2, 3):
+        run.trainer.train(num_epochs=number)
+    assert epochs[3:] == [0, 1, 2]
 
 
 def test_an_epoch_chosen_by_its_number_has_its_own_batches() -> None:
@@ -318,6 +358,35 @@ def test_nan_stops_with_step_and_items_and_keeps_the_last_checkpoint(tmp_path: P
     assert_equal(again.state(), good)
 
 
+def test_a_loss_that_is_infinite_stops_too_and_no_checkpoint_is_promised_that_was_never_written(tmp_path: Path) -> None:
+    run = Run(checkpoint_path=tmp_path / "state.pt")
+    run.loss.register_forward_hook(lambda module, inputs, output: output * math.inf)
+    with pytest.raises(NonFiniteLossError, match="metric_loss is inf") as caught:
+        run.trainer.train()
+    assert "is kept" not in str(caught.value)
+
+
+def test_an_epoch_that_was_broken_off_can_begin_anew() -> None:
+    steps: list[float] = []
+
+    def stop_once(trainer: UnifiedTrainer) -> None:
+        steps.append(trainer.losses["total_loss"].item())
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+
+    run = Run(end_of_iteration_hook=stop_once)
+    with pytest.raises(KeyboardInterrupt):
+        run.trainer.train()
+    run.trainer.train(start_epoch=1)
+    assert len(steps) == 3 + 5
+    assert run.trainer.history[0]["total_loss"] == pytest.approx(sum(steps[3:]) / 5)
+
+
+def test_batches_go_to_where_the_trunk_is() -> None:
+    trunk = plain_vit().to("meta")
+    assert build(models={"trunk": trunk}, freeze_these=["trunk"], prompt_penalty_weight=0).data_device.type == "meta"
+
+
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_change() -> None:
     run = Run()
     run.trainer.iterations_per_epoch = 1
@@ -358,12 +427,12 @@ def test_loss_scaling_with_an_optimizer_that_gets_no_gradient() -> None:
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 def test_gradients_that_overflow_now_and_then_do_not_stop_a_run() -> None:
-    """Every other of more steps than may be left out one after the other."""
+    """More of them than may be left out one after the other."""
     run = Run(amp_dtype=torch.float16)
-    run.trainer.iterations_per_epoch = 32
+    run.trainer.iterations_per_epoch = 64
     run.loss.W.register_hook(lambda gradient: gradient * (math.nan if run.trainer.global_step % 2 else 1.0))
     run.trainer.train()
-    assert run.trainer.global_step == 32
+    assert run.trainer.global_step == 64
 
 
 def test_parameters_that_an_optimizer_gets_later_are_clipped_and_watched() -> None:

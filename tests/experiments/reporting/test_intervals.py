@@ -52,6 +52,8 @@ def test_pairing_takes_common_data_seeds_only() -> None:
 def test_interval_around_zero_is_not_resolved() -> None:
     assert not excludes_zero(paired_interval({0: [1.0], 1: [-1.0]}, {0: [0.0], 1: [0.0]}))
     assert excludes_zero(clustered_interval({0: [-5.0], 1: [-5.1], 2: [-4.9]}))
+    for low, high in ((0.0, 1.0), (-1.0, 0.0)):
+        assert not excludes_zero({"low": low, "high": high})
 
 
 @pytest.mark.parametrize(

@@ -27,10 +27,10 @@ def record(method: str, data_seed: int, seed: int, harmonic: float) -> dict[str,
     }
 
 
-def metrics(*records: dict[str, Any]) -> dict[str, Any]:
+def metrics(*records: dict[str, Any], reference: str = "puma") -> dict[str, Any]:
     return common_metrics(
-        records, ORDER, "puma", command="puma test", seconds=12.34, settings={"epochs": 3}, facts={"Seed": 7},
-        curve_note="Curves.", remarks=["Remarked."],
+        records, ORDER, reference, command="puma test", seconds=12.34, settings={"epochs": 3}, facts={"Seed": 7},
+        curve_note="Curves.", remarks=["Remarked."], learning_rates={"chosen": {"puma": 2.0}},
     )  # fmt: skip
 
 
@@ -43,6 +43,7 @@ def test_one_run_each_has_the_intervals_of_its_classes() -> None:
     found = metrics(record("frozen", 0, 0, 0.4), record("puma", 0, 3, 0.5))
     assert bounds(found) == pytest.approx((0.3, 0.6))
     assert found["interval_name"] == "95 % bootstrap interval over the test classes"
+    assert found["interval_note"] == "One run per method. Bars: 95 % bootstrap intervals over the classes."
     assert [run["method"] for run in found["runs"]] == ["frozen", "puma"]
     assert "intervals" in found["runs"][1]
     assert "settings" not in found["runs"][1]
@@ -59,6 +60,10 @@ def test_several_training_seeds_are_what_intervals_are_over() -> None:
     found = metrics(record("frozen", 0, 0, 0.4), record("puma", 0, 0, 0.5), record("puma", 0, 1, 0.6))
     assert bounds(found) == pytest.approx((0.55 - HALF_WIDTH, 0.55 + HALF_WIDTH), abs=1e-5)
     assert found["interval_name"] == "95 % t-interval over the training seeds"
+    assert found["interval_note"] == "Points: means. Bars: 95 % intervals."
+    # Of frozen features, which are not trained, the one run stands against every seed: 0.1 and 0.2.
+    gap = found["differences"]["frozen"]
+    assert (gap["low"], gap["high"]) == pytest.approx((0.15 - HALF_WIDTH, 0.15 + HALF_WIDTH), abs=1e-5)
     assert not any("intervals" in run for run in found["runs"])
 
 
@@ -85,6 +90,27 @@ def test_the_facts_say_where_it_ran_and_what_the_command_adds() -> None:
     assert (found["facts"]["Commit"], found["facts"]["Seed"]) == (found["commit"], 7)
     assert (found["seconds"], found["facts"]["Seconds of the last start"]) == (12.3, "12")
     assert found["distributions"] == ["glyph", "digit"]
+
+
+def test_what_the_command_gives_is_kept() -> None:
+    found = metrics(record("frozen", 0, 0, 0.4), record("puma", 0, 0, 0.5))
+    assert (found["command"], found["settings"], found["curve_note"]) == ("puma test", {"epochs": 3}, "Curves.")
+    assert found["learning_rates"] == {"chosen": {"puma": 2.0}}
+    assert found["facts"]["Command"] == "puma test"
+    assert found["facts"]["GPU"] == found["machine"]["gpu"]
+    assert found["accent"] == "puma"
+
+
+def test_the_other_methods_are_compared_with_the_reference() -> None:
+    found = metrics(record("frozen", 0, 0, 0.4), record("puma", 0, 0, 0.5), reference="frozen")
+    (sentence,) = found["findings"]
+    assert sentence.startswith("Harmonic R@1 of frozen features is 10.0 points below PUMA")
+    assert found["accent"] == "frozen"
+
+
+def test_runs_that_failed_are_among_the_findings() -> None:
+    found = metrics(*(record("puma", 0, seed, harmonic) for seed, harmonic in enumerate((0.5, 0.6, 0.01))))
+    assert found["findings"][-1].startswith("PUMA: 1 of 3 runs collapsed (harmonic R@1 1.0; median of all 50.0)")
 
 
 def test_texts_stay_apart_until_a_form_of_the_table_joins_them() -> None:

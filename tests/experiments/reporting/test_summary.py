@@ -110,6 +110,36 @@ def test_many_unresolved_differences_share_a_sentence() -> None:
                            "row 8 -0.8; row 9 -0.8.")  # fmt: skip
 
 
+def test_a_few_unresolved_differences_have_a_sentence_each() -> None:
+    rows = [replace(METHODS["puma"], key=f"row{i}", phrase=f"row {i}") for i in range(8)]
+    records = [record("puma", data, 0, value) for data, value in enumerate((0.50, 0.55, 0.60))]
+    records += [record(r.key, data, 0, value) for r in rows for data, value in enumerate((0.60, 0.55, 0.51))]
+    methods = [METHODS["puma"], *rows]
+    assert len(findings(method_rows(records, methods), differences(records, methods), methods)) == 8
+
+
+def test_no_share_of_a_gain_that_there_is_not() -> None:
+    """Full fine-tuning may be no better than frozen features."""
+    runs = [record("frozen", 0, 0, 0.5, 0), record("puma", 0, 0, 0.6, 12), record("full", 0, 0, 0.5, 120)]
+    sentences = findings(method_rows(runs, ORDER), differences(runs, ORDER), ORDER)
+    assert len(sentences) == 2
+    assert not any("gain" in sentence for sentence in sentences)
+
+
+def test_a_difference_that_is_always_the_same_is_said_for_itself() -> None:
+    """It has an interval without width, which includes no zero; however many there are."""
+    rows = [replace(METHODS["puma"], key=f"row{i}", phrase=f"row {i}") for i in range(10)]
+    records = [record("puma", data, 0, 0.75) for data in range(2)]
+    records += [record(row.key, data, 0, 0.5) for row in rows for data in range(2)]
+    methods = [METHODS["puma"], *rows]
+    sentences = findings(method_rows(records, methods), differences(records, methods), methods)
+    assert len(sentences) == 10
+    assert sentences[0] == (
+        "PUMA's harmonic R@1 is 25.0 points above row 0 (95 % interval of the difference +25.0 to +25.0 points: not "
+        "resolved: the interval has no width)."
+    )
+
+
 def test_no_clumsy_genitives() -> None:
     pair = [record("puma", 0, 0, 0.55), record("frozen", 0, 0, 0.50, trainable=0)]
     rows = method_rows(pair, ORDER)
@@ -131,6 +161,14 @@ def test_curves_are_means_and_ranges_in_percent() -> None:
     assert list(found) == [METHODS["puma"].label]
     assert found["PUMA"][0] == pytest.approx({"epoch": 1, "mean": 50.0, "low": 50.0, "high": 50.0})
     assert found["PUMA"][1] == pytest.approx({"epoch": 2, "mean": 52.0, "low": 50.0, "high": 54.0})
+
+
+def test_curves_are_in_the_order_of_the_epochs_and_no_single_points() -> None:
+    late, early = record("puma", 0, 0, 0.5), record("puma", 0, 1, 0.5)
+    late["validation"] = [{"epoch": 2, "harmonic": 0.5}]
+    assert curves([late], ORDER) == {}
+    early["validation"] = [{"epoch": 1, "harmonic": 0.4}]
+    assert [point["epoch"] for point in curves([late, early], ORDER)["PUMA"]] == [1, 2]
 
 
 def test_scores_of_an_evaluation() -> None:
@@ -192,5 +230,6 @@ def test_an_untrained_reference_stands_against_every_training_seed() -> None:
 
 def test_a_run_that_failed_is_named() -> None:
     assert collapses(RECORDS, ORDER) == []
+    assert collapses([record("puma", 0, seed, value) for seed, value in enumerate((0.5, 0.5, 0.25))], ORDER) == []
     (sentence,) = collapses([*RECORDS, record("puma", 2, 3, 0.03)], ORDER)
     assert sentence.startswith("PUMA: 1 of 10 runs collapsed (harmonic R@1 3.0; median of all 56.0)")

@@ -42,6 +42,21 @@ def test_figures_stay_whole_beside_long_labels() -> None:
     assert "a sentence that is longer than the terminal." in text
 
 
+def test_the_method_in_question_is_bold_and_every_finding_is_told() -> None:
+    stream = StringIO()
+    metrics = {
+        "methods": [row("puma", "PUMA"), row("full", "Full", recorded=True), row("lora", "LoRA")],
+        "accent": "puma",
+        "interval_name": "interval",
+        "findings": ["PUMA is above LoRA.", "PUMA is below Full."],
+    }
+    show_table(Console(file=stream, width=80, force_terminal=True, color_system="standard"), metrics)
+    text = stream.getvalue()
+    styles = {label: re.search(rf"\x1b\[(\d)m *{label}", text) for label in ("PUMA", "Full", "LoRA")}
+    assert {label: found and found[1] for label, found in styles.items()} == {"PUMA": "1", "Full": "2", "LoRA": None}
+    assert text.endswith("- PUMA is above LoRA.\n- PUMA is below Full.\n")
+
+
 def test_what_was_recorded_is_marked() -> None:
     assert "recorded full comparison" not in shown([row("puma", "PUMA")])
     text = shown([row("puma", "PUMA"), row("full", "Full fine-tuning", recorded=True)])

@@ -69,6 +69,20 @@ def test_cosine_falls_from_one_to_zero() -> None:
     assert rates("cosine") == pytest.approx([0.5 * (1 + math.cos(math.pi * step / 24)) for step in range(24)])
 
 
+def test_cosine_stays_at_zero_behind_its_last_step() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = make_schedulers({"a_optimizer": optimizer}, OptimizerConfig(schedule="cosine", warmup_epochs=0), 1, 2)
+    for _ in range(3):
+        optimizer.step()
+        scheduler["a_scheduler_by_iteration"].step()
+    assert optimizer.param_groups[0]["lr"] == 0.0
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "step", "constant"])
+def test_warmup_may_last_as_long_as_the_run(schedule: Literal["cosine", "step", "constant"]) -> None:
+    assert rates(schedule, warmup=6.0) == pytest.approx([step / 24 for step in range(1, 25)])
+
+
 def test_step_halves_after_its_epochs() -> None:
     assert rates("step") == [1.0] * 8 + [0.5] * 8 + [0.25] * 8
 

@@ -11,7 +11,13 @@ from puma_plugin.experiments.running.record import run_record
 from puma_plugin.experiments.running.separate import AnyRun
 from puma_plugin.experiments.settings.config import DataConfig, ModelConfig, TrainConfig
 
-TRAINING: dict[str, Any] = {"trainable": 9, "seconds": 1.5, "steps": 4, "history": [{"epoch": 1}], "validation": []}
+TRAINING: dict[str, Any] = {
+    "trainable": 9,
+    "seconds": 1.5,
+    "steps": 4,
+    "history": [{"epoch": 1}],
+    "validation": [{"epoch": 1, "harmonic": 0.5}],
+}
 
 
 def run(method: str) -> AnyRun:

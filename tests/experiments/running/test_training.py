@@ -7,9 +7,12 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from PIL import Image
 
 from puma_plugin.experiments.data.splits import Splits
 from puma_plugin.experiments.running.dry_run import RandomImages, Size
+from puma_plugin.experiments.running.inputs import make_inputs
+from puma_plugin.experiments.running.processes import Processes
 from puma_plugin.experiments.running.training import Run
 from puma_plugin.experiments.settings.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from puma_plugin.trainers import batch_share
@@ -37,6 +40,28 @@ def test_prompt_weights_are_the_means_of_the_images_of_each_distribution() -> No
     assert not torch.allclose(*map(torch.from_numpy, found))
     for without in ({"method": "puma", "pool_size": 0}, {"method": "linear"}):
         assert Run(config(**without), Splits({}, {}, sets)).prompt_weights(sets) is None
+
+
+@pytest.mark.parametrize(("augmentation", "margin"), [("none", 0), ("pad_crop", 4)])
+def test_pictures_of_the_embedded_benchmark_are_moved_in_training_only(augmentation: Any, margin: int) -> None:
+    data = DataConfig(kind="embedded", augmentation=augmentation, workers=0)
+    run = Run(TrainConfig(data, ModelConfig("embedded"), device="cpu", threads=1), Splits({}, {}, {}))
+    assert run.inputs.train_batch is not None
+    assert run.inputs.evaluation_batch is not None
+    assert (run.inputs.train_batch.margin, run.inputs.evaluation_batch.margin) == (margin, 0)
+    # Each process moves its share as one process would.
+    shared = make_inputs(run.config, run.trunk, Processes(1, 2)).train_batch
+    assert shared is not None
+    assert shared.place == (1, 2)
+
+
+def test_pictures_are_evaluated_without_chance() -> None:
+    settings = config(method="linear")
+    settings.data.augmentation = "random_resized_crop"
+    inputs = Run(settings, Splits({}, {}, {})).inputs
+    picture = Image.effect_noise((80, 70), 90).convert("RGB")
+    for transform, alike in ((inputs.train_transform, False), (inputs.evaluation_transform, True)):
+        assert torch.equal(transform(picture), transform(picture)) == alike
 
 
 def trained_splits() -> Splits:
