@@ -244,7 +244,7 @@ def sharded(folder: Path) -> dict[str, str]:
 
 
 def draws_alike(rank: int, world: int) -> dict[str, Any]:
-    """How many steps were trained with samplers that do and do not share out, or what was said of them."""
+    """With samplers that do and do not share out: how many steps were trained, the error, the warning."""
     dataset, model = build()
     trunk, loss = DistributedDataParallel(model), GatheredLoss(losses.ContrastiveLoss())
 
@@ -254,14 +254,15 @@ def draws_alike(rank: int, world: int) -> dict[str, Any]:
             {"trunk": trunk}, optimizers, batch_size, {"metric_loss": loss}, dataset,
             sampler=sampler, iterations_per_epoch=2, dataloader_num_workers=0, progress=False,
         )  # fmt: skip
-        try:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
+        refused = ""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
                 trainer.train()
-        except ValueError as error:
-            return str(error), trainer.global_step
-        said = [str(warning.message) for warning in caught if "draw the same positions" in str(warning.message)]
-        return (said[0], trainer.global_step) if said else trainer.global_step
+            except ValueError as error:
+                refused = str(error)
+        said = "".join(str(warning.message) for warning in caught if "draw the same" in str(warning.message))
+        return trainer.global_step, refused, said
 
     def in_crops_of_its_own(sampler: Sampler[int]) -> Any:
         nonlocal dataset
