@@ -77,6 +77,28 @@ def find_toolkits(homes: Sequence[str]) -> list[Toolkit]:
     return toolkits
 
 
+def host_refusal(toolkit: Toolkit) -> str:
+    """Why this nvcc cannot work with the C++ compiler, in one line; empty if it can.
+
+    Each takes compilers up to some version only. torch hands on ``CC``, if it is set.
+    """
+    with_compiler = ["-ccbin", os.environ["CC"]] if os.environ.get("CC") else []
+    command = [f"{toolkit.home}/bin/nvcc", *with_compiler, "-x", "cu", "-E", os.devnull, "-o", os.devnull]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    if answer.returncode == 0:
+        return ""
+    lines = [line for line in answer.stderr.splitlines() if "error" in line.lower()] or [f"exit {answer.returncode}"]
+    # "host_config.h:137:2: error: #error -- unsupported GNU version! gcc versions later than 15 are ..."
+    said = re.sub(r"^.*?error\W+(?:error\W+)?", "", lines[0]).split(" The nvcc flag")[0].strip()
+    return (
+        f"nvcc {toolkit.version_text} in {toolkit.home} does not take the C++ compiler ({said[:200]}); set CC and CXX "
+        "to an older one that is installed too, such as CC=gcc-14 CXX=g++-14"
+    )
+
+
 def decide(mode: str, torch_version: str, torch_cuda: str | None, toolkits: Sequence[Toolkit]) -> Decision:
     """Whether the CUDA operators are built.
 
@@ -100,13 +122,15 @@ def decide(mode: str, torch_version: str, torch_cuda: str | None, toolkits: Sequ
         reason = f"no nvcc found; {GET_NVCC.format(cuda=torch_cuda)}"
     else:
         major = int(torch_cuda.split(".")[0])
-        matching = [toolkit for toolkit in toolkits if toolkit.version[0] == major]
-        if matching:
-            chosen = matching[0]
-            return Decision(chosen, f"nvcc {chosen.version_text} for torch {torch_version} (CUDA {torch_cuda})")
+        refusals = {toolkit: host_refusal(toolkit) for toolkit in toolkits if toolkit.version[0] == major}
+        for chosen, refusal in refusals.items():
+            if not refusal:
+                return Decision(chosen, f"nvcc {chosen.version_text} for torch {torch_version} (CUDA {torch_cuda})")
         found = ", ".join(f"nvcc {toolkit.version_text} in {toolkit.home}" for toolkit in toolkits)
         fix = GET_NVCC.format(cuda=torch_cuda)
-        reason = f"CUDA major mismatch: torch has CUDA {torch_cuda}, but found {found}; {fix}"
+        reason = next(
+            iter(refusals.values()), f"CUDA major mismatch: torch has CUDA {torch_cuda}, but found {found}; {fix}"
+        )
     if mode == "1":
         raise CudaNotBuildableError(f"PUMA_CUDA=1, but the CUDA operators cannot be built: {reason}")
     return Decision(None, reason)

@@ -159,6 +159,8 @@ def _cuda_fix(facts: Facts) -> str:
     cuda = str(facts.torch_cuda)
     for toolkit in facts.toolkits:
         if str(toolkit.version[0]) == cuda.split(".")[0]:
+            if refusal := _cuda_toolkit.host_refusal(toolkit):
+                return f"{refusal}, with PUMA_CUDA=1 {loader.REBUILD}"
             return f"nvcc {toolkit.version_text} is in {toolkit.home} now: PUMA_CUDA=1 {loader.REBUILD}"
     return f"{_cuda_toolkit.GET_NVCC.format(cuda=cuda)}, then PUMA_CUDA=1 {loader.REBUILD}"
 

@@ -14,6 +14,7 @@ from puma_plugin._cuda_toolkit import (
     decide,
     default_jobs,
     find_toolkits,
+    host_refusal,
     parse_nvcc_version,
 )
 from puma_plugin.cli.info import covers
@@ -58,11 +59,23 @@ def test_unknown_mode_is_refused() -> None:
         decide("yes", "2.14.1", "13.0", [CUDA_13])
 
 
-def make_toolkit(home: Path, version: str, header: bool = True) -> Path:
+REFUSES_GCC_16 = """
+case "$*" in
+  *gcc-14*) ;;
+  *--version*) ;;
+  *) echo "In file included from x.h:82," >&2
+     said="unsupported GNU version! gcc versions later than 15 are not supported!"
+     echo "x.h:137:2: error: #error -- $said The nvcc flag 'x'" >&2
+     exit 1;;
+esac
+"""
+
+
+def make_toolkit(home: Path, version: str, header: bool = True, more: str = "") -> Path:
     """A folder that looks like a toolkit, with a script for nvcc."""
     (home / "bin").mkdir(parents=True)
     nvcc = home / "bin" / "nvcc"
-    nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {version}, V{version}.88'\n")
+    nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {version}, V{version}.88'\n{more}")
     nvcc.chmod(0o755)
     if header:
         (home / "include").mkdir()
@@ -76,6 +89,36 @@ def test_order_is_cuda_home_then_path_then_the_rest(tmp_path: Path) -> None:
     assert homes[:3] == [str(first), str(second), "/usr/local/cuda"]
     assert candidate_homes({"PATH": str(second / "bin"), "CUDA_HOME": ""})[0] == str(second)
     assert find_toolkits(homes[:2]) == [Toolkit(str(first), (12, 8)), Toolkit(str(second), (13, 0))]
+
+
+def test_an_nvcc_that_does_not_take_the_compiler_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As CUDA 13.0 beside GCC 16."""
+    monkeypatch.delenv("CC", raising=False)
+    make_toolkit(tmp_path / "a", "13.0", more=REFUSES_GCC_16)
+    refusing = Toolkit(str(tmp_path / "a"), (13, 0))
+    decision = decide("auto", "2.14.1", "13.0", [refusing])
+    assert decision.toolkit is None
+    assert decision.reason == (
+        f"nvcc 13.0 in {tmp_path}/a does not take the C++ compiler (unsupported GNU version! gcc versions later than "
+        "15 are not supported!); set CC and CXX to an older one that is installed too, such as CC=gcc-14 CXX=g++-14"
+    )
+    with pytest.raises(CudaNotBuildableError, match=r"PUMA_CUDA=1, but .* does not take the C\+\+ compiler"):
+        decide("1", "2.14.1", "13.0", [refusing])
+    make_toolkit(tmp_path / "b", "13.1")
+    other = Toolkit(str(tmp_path / "b"), (13, 1))
+    assert decide("auto", "2.14.1", "13.0", [refusing, other]).toolkit == other
+    monkeypatch.setenv("CC", "gcc-14")
+    assert decide("auto", "2.14.1", "13.0", [refusing, other]).toolkit == refusing
+
+
+@pytest.mark.skipif(not find_toolkits(candidate_homes(os.environ)), reason="needs an nvcc")
+def test_the_nvcc_of_this_machine_takes_its_compiler_and_no_other_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    toolkit = find_toolkits(candidate_homes(os.environ))[0]
+    assert host_refusal(toolkit) == ""
+    monkeypatch.setenv("CC", "/bin/false")
+    assert "does not take the C++ compiler (" in host_refusal(toolkit)
 
 
 def test_pip_packages_come_last_the_newest_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
