@@ -70,13 +70,17 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
         local, part_of, position, queries, gallery = [], [], [], [], []
         self._part_class_names: list[dict[int, str]] = []
         for number, (name, part) in enumerate(parts.items()):
-            own = _check_labels(name, part, given.get(name))
+            told = _check_labels(name, part, given.get(name))
+            own = told if name in given else _transformed(part, told)
+            _require_classes(name, own)
             local.append(own)
             part_of.append(np.full(len(own), number))
             position.append(np.arange(len(own)))
             queries.append(_mask(name, part, "query_mask", len(own)))
             gallery.append(_mask(name, part, "gallery_mask", len(own)))
-            self._part_class_names.append(_names_of_classes(part, own))
+            # A dataset's names are of its labels before it transforms them.
+            are_named = bool((own == told).all())
+            self._part_class_names.append(_names_of_classes(part if are_named else None, own))
         masks = ("query_mask", "gallery_mask")
         masked = any(_told(part, mask) is not None for part in self.parts for mask in masks)
         self._index(
@@ -321,23 +325,28 @@ def _check_labels(name: str, part: Any, given: Any) -> IntArray:
         raise ValueError(
             f"labels of distribution {name!r} must be {len(part)} integers, got {values.dtype} of shape {values.shape}"
         )
-    if (values == values[0]).all():
+    return values.astype(np.int64)
+
+
+def _require_classes(name: str, labels: IntArray) -> None:
+    if (labels == labels[0]).all():
         raise ValueError(
             f"distribution {name!r} has one class only; metric learning needs at least two: join it with another "
             "distribution or leave it out"
         )
-    return values.astype(np.int64)
 
 
 def _find_labels(name: str, part: Any) -> Any:
     """Labels of a dataset without opening its images, or None."""
     if isinstance(part, Subset):
         inner = _find_labels(name, part.dataset)
+        if isinstance(inner, Tensor):
+            return inner[torch.as_tensor(part.indices, dtype=torch.int64)]
         return None if inner is None else np.asarray(inner)[np.asarray(part.indices, dtype=np.int64)]
     for attribute in ("targets", "labels", "_labels"):
         found = getattr(part, attribute, None)
         if found is not None:
-            return _transformed(name, part, found)
+            return found
     if isinstance(part, TensorDataset) and len(part.tensors) >= 2:
         return part.tensors[1]
     if isinstance(part, list | tuple):
@@ -349,25 +358,27 @@ def _find_labels(name: str, part: Any) -> Any:
     return None
 
 
-def _transformed(name: str, part: Any, found: Any) -> Any:
+def _transformed(part: Any, labels: IntArray) -> IntArray:
     """Labels as the items have them: torchvision's ``targets`` are those before ``target_transform``.
 
-    Raises:
-        ValueError: it gives something else than integers.
+    Where it makes something else than numbers of them (one-hot rows), classes are told apart by the ``targets``.
     """
-    transform = getattr(part, "target_transform", None)
+    whole = part
+    while isinstance(whole, Subset):
+        whole = whole.dataset
+    # The dataset's own, and not that of one which it wraps and has transformed already.
+    transform = getattr(whole, "__dict__", {}).get("target_transform")
     if transform is None:
-        return found
-    labels = np.asarray(found.cpu() if isinstance(found, Tensor) else found)
-    values, places = np.unique(labels, return_inverse=True)
-    given = [transform(value) for value in values.tolist()]
+        return labels
+    _, first, places = np.unique(labels, return_index=True, return_inverse=True)
+    raw = _find_labels("", part)
     try:
-        return np.array([operator.index(value) for value in given], dtype=np.int64)[places.reshape(labels.shape)]
-    except TypeError as error:
-        raise ValueError(
-            f"the target_transform of distribution {name!r} gives {given[0]!r}, and labels must be integers: leave it "
-            f"out, or pass labels={{{name!r}: [...]}}"
-        ) from error
+        given = [transform(raw[index]) for index in first.tolist()]
+        plain: list[Any] = [value.item() if isinstance(value, Tensor | np.ndarray) else value for value in given]
+        numbers = [operator.index(value) for value in plain]
+    except Exception:  # of the user's own making
+        return labels
+    return np.array(numbers, dtype=np.int64)[places]
 
 
 def _field(item: Any, place: int) -> Any:
@@ -386,9 +397,6 @@ def _names_of_classes(part: Any, labels: IntArray) -> dict[int, str]:
     listed = _told(part, "classes")
     if listed is None:
         listed = _told(part, "class_names")
-    if listed is not None and (transform := _told(part, "target_transform")) is not None:
-        # Names are of labels before it.
-        listed = listed if all(transform(label) == label for label in range(len(listed))) else None
     names: dict[int, str] = {}
     for label in np.unique(labels).tolist():
         known = listed is not None and (label in listed if isinstance(listed, Mapping) else 0 <= label < len(listed))

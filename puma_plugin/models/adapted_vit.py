@@ -3,11 +3,12 @@
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from puma_plugin.models.adapted_module import AdaptedModule
 from puma_plugin.models.adapter import StochasticAdapter
@@ -15,10 +16,8 @@ from puma_plugin.models.arguments import require_float
 from puma_plugin.models.config import AdaptationConfig
 from puma_plugin.models.prompt_pool import PromptPool
 
-# Methods through which adapters and prompts come in, or learn whether they are trained.
-NOT_TO_REPLACE = frozenset(["train", "eval", "_pos_embed", "forward_features", "forward_intermediates"])
-
-_seeding = threading.RLock()
+SEEDING = threading.RLock()
+"""Held by whoever seeds torch's default generators for a while, which are one for all threads."""
 
 
 class AdaptedViT(AdaptedModule):
@@ -43,10 +42,15 @@ class AdaptedViT(AdaptedModule):
     gate_generator: torch.Generator | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in NOT_TO_REPLACE:
+        if name == "train" or (name == "_pos_embed" and self.prompt_pool is not None):
             raise ValueError(
-                f"{name} of an adapted model cannot be replaced on the instance, as that would pass over its adapters "
-                "or prompts; derive a class from timm's and do it there, or eject() the model first"
+                f"{name} of an adapted model cannot be replaced on the instance, as "
+                + (
+                    "adapters would no longer know whether they are trained: what is frozen stays in evaluation mode "
+                    "by itself, and adapters with drop=0 draw no gates"
+                    if name == "train"
+                    else "prompts would no longer come in: adapt(pool_size=0) does without them"
+                )
             )
         super().__setattr__(name, value)
 
@@ -158,8 +162,7 @@ class AdaptedViT(AdaptedModule):
             return forward(*args, **kwargs)
         seed = int(torch.randint(2**63 - 1, (), generator=self.gate_generator, device="cpu"))
         device = next(self.parameters()).device
-        # One pass at a time: the default generator is one for all threads.
-        with _seeding, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with SEEDING, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.default_generator.manual_seed(seed)
             if device.type == "cuda":
                 with torch.cuda.device(device):
@@ -268,10 +271,18 @@ def find_adapted(module: nn.Module) -> AdaptedViT | None:
 
 
 def without_wrappers(module: nn.Module) -> nn.Module:
-    """The model inside what computes the same: ``torch.compile``, DistributedDataParallel, DataParallel."""
+    """The model inside what computes the same as it.
+
+    ``torch.compile``, DistributedDataParallel, DataParallel, AveragedModel, a Sequential of one, and what says so of
+    itself (``is_transparent``).
+    """
     while True:
-        if isinstance(module, DistributedDataParallel | DataParallel):
+        if isinstance(module, DistributedDataParallel | DataParallel | AveragedModel):
             module = module.module
+        elif getattr(type(module), "is_transparent", False):
+            module = cast(Any, module).module
+        elif isinstance(module, nn.Sequential) and len(module) == 1:
+            module = module[0]
         elif isinstance(getattr(module, "_orig_mod", None), nn.Module):
             module = module._orig_mod  # type: ignore[assignment]
         else:
@@ -282,13 +293,18 @@ def require_mode(module: nn.Module, training: bool) -> None:
     """Look whether ``train()`` or ``eval()`` has reached the adapters, in what holds them.
 
     Raises:
-        ValueError: it has not, as something replaces these methods.
+        ValueError: it has not, as something replaces these methods, and gates are drawn in the one mode only: by
+            adapters with a ``drop``. Of frozen ones it is no fault that they are not put into training mode.
     """
-    if any(part.training is not training for part in module.modules() if isinstance(part, StochasticAdapter)):
+    adapters = [part for part in module.modules() if isinstance(part, StochasticAdapter) and part.drop > 0]
+    if training:
+        adapters = [part for part in adapters if any(weight.requires_grad for weight in part.parameters())]
+    if any(part.training is not training for part in adapters):
         call, mode = ("train()", "evaluation") if training else ("eval()", "training")
         raise ValueError(
             f"{call} of this {type(module).__name__} leaves its adapters in {mode} mode: some module of it replaces "
-            "train(), as is done to keep a frozen model in evaluation mode; take that away, adapt() sees to it itself"
+            "train() or eval(). Take that away: what adapt() froze stays in evaluation mode by itself, and adapters "
+            "with drop=0 draw no gates"
         )
 
 

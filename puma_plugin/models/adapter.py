@@ -86,7 +86,7 @@ class StochasticAdapter(nn.Module):
         if not self.training or self.drop == 0.0:
             return None
         keep = 1.0 - self.drop
-        if not 0.0 < keep < 1.0:
+        if keep <= 0.0 or self.drop < 0.0:
             raise ValueError(f"drop of an adapter must be in [0, 1), got {self.drop}")
         # Not in place: under vmap each one may have gates of its own, and traced on a GPU the draws are boolean.
         return torch.empty(samples, dtype=torch.float32, device=device).bernoulli(keep) / keep

@@ -41,9 +41,8 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """
     vit, head = _parts(model)
     if not isinstance(vit, AdaptedViT):
-        raise TypeError(
-            f"save_adapter() needs a model that adapt() has changed, got {type(vit).__name__}{inner_hint(vit)}"
-        )
+        hint = inner_hint(vit, UnifiedEmbedder)
+        raise TypeError(f"save_adapter() needs a model that adapt() has changed, got {type(vit).__name__}{hint}")
     _refuse_sharded(model, "save_adapter")
     _require_as_adapted(vit)
     tensors = _own_tensors(vit, head)
@@ -91,7 +90,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], ignore_head: bo
         raise TypeError(f"load_adapter() needs a timm model or a UnifiedEmbedder, got {type(model).__name__}")
     _refuse_sharded(model, "load_adapter")
     vit, head = _parts(model)
-    if hint := inner_hint(vit):
+    if hint := inner_hint(vit, UnifiedEmbedder):
         raise ValueError(f"load_adapter() needs a timm model or a UnifiedEmbedder, got {type(vit).__name__}{hint}")
     metadata, tensors = _read(path)
     if head is None and metadata["head"] is not None and not ignore_head:
@@ -202,7 +201,7 @@ def _parts(model: nn.Module) -> tuple[nn.Module, EmbeddingHead | None]:
 
 
 def _class_of(head: EmbeddingHead) -> str:
-    return f"{type(head).__module__}.{type(head).__qualname__}"
+    return type(head).__qualname__  # without its module, which may be __main__ or be moved
 
 
 def _own_tensors(vit: AdaptedViT, head: EmbeddingHead | None) -> dict[str, Tensor]:

@@ -51,7 +51,9 @@ class AdaptationConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values for JSON."""
-        return {**asdict(self), "blocks": list(self.blocks)}
+        # Of types of Python's own: NumPy's numbers are taken as arguments too.
+        numbers = {"drop": float(self.drop), "scale": float(self.scale)}
+        return {**asdict(self), **numbers, "blocks": list(self.blocks)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "AdaptationConfig":

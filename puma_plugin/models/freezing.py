@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 # One attribute per frozen module rather than one table in the model: it survives renaming and replacing of modules
 # (peft, quantisation, set_input_size), deepcopy and pickle, and keeps no replaced module alive.
 _MARK = "_before_freezing"
+_NORMS = "_frozen_batch_norms"
 
 
 class BeforeFreezing(NamedTuple):
@@ -25,6 +26,7 @@ def freeze(root: nn.Module) -> None:
         flags = {name: p.requires_grad for name, p in module.named_parameters(recurse=False)}
         module.__dict__[_MARK] = BeforeFreezing(module.training, flags, {})
         module.training = False
+    root.__dict__[_NORMS] = tuple(name for name, module in root.named_modules() if isinstance(module, _BatchNorm))
     # After all flags are known: modules may share a parameter.
     for parameter in root.parameters():
         parameter.requires_grad_(False)
@@ -38,6 +40,7 @@ def set_frozen_attribute(module: nn.Module, name: str, value: Any) -> None:
 
 def thaw(root: nn.Module) -> None:
     """Undo :func:`freeze` and :func:`set_frozen_attribute` for every module under ``root``."""
+    root.__dict__.pop(_NORMS, None)
     for module in root.modules():
         before = module.__dict__.pop(_MARK, None)
         if before is None:
@@ -55,16 +58,20 @@ def keep_in_eval(root: nn.Module) -> None:
     Patch dropout has no weights and is there only if somebody asked for it, so it does follow ``train()``.
     """
     for module in root.modules():
-        if module is not root and _is_frozen(module) and not isinstance(module, _FOLLOWS_TRAINING):
+        if module is not root and _MARK in module.__dict__ and not isinstance(module, _FOLLOWS_TRAINING):
             module.training = False
+    # Those that convert_sync_batchnorm put in the place of frozen ones have no mark.
+    for name in root.__dict__.get(_NORMS, ()):
+        norm = _at(root, name)
+        if isinstance(norm, _BatchNorm):
+            norm.training = False
 
 
-def _is_frozen(module: nn.Module) -> bool:
-    """Whether :func:`freeze` took it, or a batch norm that was (``convert_sync_batchnorm`` makes others of them)."""
-    if _MARK in module.__dict__:
-        return True
-    weights = list(module.parameters(recurse=False)) if isinstance(module, _BatchNorm) else []
-    return bool(weights) and not any(weight.requires_grad for weight in weights)
+def _at(root: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return root.get_submodule(name)
+    except AttributeError:
+        return None
 
 
 _FOLLOWS_TRAINING = (PatchDropout, PatchDropoutWithIndices)

@@ -30,7 +30,9 @@ class UnifiedEmbedder(nn.Module):
             raise TypeError(f"trunk must be a module, got {type(trunk).__name__}")
         if not isinstance(head, EmbeddingHead):
             raise TypeError(f"head must be an EmbeddingHead, got {type(head).__name__}")
-        if getattr(trunk, "num_classes", 0) and not isinstance(getattr(trunk, "head", None), nn.Identity):
+        classifiers = [part for name in ("head", "head_dist") if (part := getattr(trunk, name, None)) is not None]
+        are_gone = bool(classifiers) and all(isinstance(part, nn.Identity) for part in classifiers)
+        if getattr(trunk, "num_classes", 0) and not are_gone:
             way = (
                 "create it with num_classes=0 or call trunk.reset_classifier(0)"
                 if hasattr(trunk, "reset_classifier")
@@ -86,7 +88,7 @@ class UnifiedEmbedder(nn.Module):
         """The trunk's :meth:`AdaptedViT.prompt_weights`, (B, M).
 
         Raises:
-            ValueError: the trunk has no prompts.
+            ValueError: the trunk has no prompts, or does not hand on the images just once.
         """
         adapted = find_adapted(self.trunk)
         if adapted is None:
@@ -97,8 +99,14 @@ class UnifiedEmbedder(nn.Module):
         seen: list[Tensor] = []
         hook = adapted.prompt_pool.register_forward_hook(lambda module, inputs, output: seen.append(output[1]))
         try:
-            with torch.no_grad(), evaluation_mode(self.trunk):
+            # Compiled code would not see the hook.
+            with torch.no_grad(), evaluation_mode(self.trunk), torch.compiler.set_stance("force_eager"):
                 self.trunk(images)
         finally:
             hook.remove()
-        return torch.cat(seen)
+        if len(seen) != 1 or len(seen[0]) != len(images):
+            raise ValueError(
+                f"the trunk, a {type(self.trunk).__name__}, calls the adapted model in it {len(seen)} times, so that "
+                "its images have no prompt weights of their own: ask the adapted model itself, prompt_weights(images)"
+            )
+        return seen[0]

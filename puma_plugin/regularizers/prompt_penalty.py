@@ -32,8 +32,13 @@ class PromptPenalty(BaseRegularizer):
         super().__init__(**kwargs)
         self._reference = _Reference(require_adapted(model))
 
+    @property
+    def model(self) -> AdaptedViT:
+        """The adapted model whose prompts are looked at."""
+        return self._reference.model
+
     def compute_loss(self, x: Tensor) -> dict[str, dict[str, Any]]:
-        penalty = self._reference.model.prompt_penalty()
+        penalty = self.model.prompt_penalty()
         return {"loss": {"losses": penalty, "indices": None, "reduction_type": "already_reduced"}}
 
 

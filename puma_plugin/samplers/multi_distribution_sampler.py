@@ -1,7 +1,6 @@
 """Batches over several distributions: proportional, uniform or in between; m per class; resumable; by rank."""
 
 import hashlib
-import numbers
 import operator
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -90,9 +89,7 @@ class MultiDistributionSampler(BatchSampler):
         m = None if m is None else _whole("m", m)
         batches_per_epoch = None if batches_per_epoch is None else _whole("batches_per_epoch", batches_per_epoch)
         super().__init__(range(len(classes)), batch_size, drop_last)
-        # 2 and 2.0 are one temperature; what is no number is refused where rates are made of it.
-        self.balance = float(balance) if isinstance(balance, numbers.Number) else balance
-        self.m, self.balance_by = m, balance_by
+        self.m, self.balance, self.balance_by = m, balance, balance_by
         self.one_distribution_per_batch = one_distribution_per_batch
         self.seed = seed
         self.rank, self.world_size = _place(rank, world_size)

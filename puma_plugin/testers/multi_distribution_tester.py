@@ -206,7 +206,7 @@ class MultiDistributionTester(GlobalEmbeddingSpaceTester):
             ValueError: ``eval()`` of a model does not reach its adapters.
         """
         for model in (trunk_model, embedder_model) if eval else ():
-            if model is not None:
+            if isinstance(model, torch.nn.Module):
                 model.eval()
                 require_mode(model, training=False)
         if world_size() == 1 or not self.every_rank:

@@ -44,6 +44,9 @@ class BatchShare(nn.Module):
             share of more than ``max_batch`` images where batch normalisation takes the statistics of the batch.
     """
 
+    # See models.adapted_vit.without_wrappers.
+    is_transparent = True
+
     def __init__(
         self,
         module: nn.Module,

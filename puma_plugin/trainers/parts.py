@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from puma_plugin.losses import GatheredLoss
+from puma_plugin.models.adapted_vit import find_adapted
 from puma_plugin.models.adapter import StochasticAdapter
 from puma_plugin.models.checkpoint import sharded_parameter
 from puma_plugin.regularizers.prompt_penalty import PromptPenalty
@@ -67,14 +68,15 @@ def check_parts(
                 )
 
 
-def check_penalty(loss_funcs: Parts) -> None:
-    """Look for a prompt penalty that would come twice: in a loss, and from the trainer.
+def check_penalty(loss_funcs: Parts, trunk: nn.Module) -> None:
+    """Look for a prompt penalty that would come twice: the trunk's in a loss, and from the trainer.
 
     Raises:
         ValueError: naming the loss.
     """
     for key, loss in loss_funcs.items():
-        if any(isinstance(part, PromptPenalty) for part in loss.modules()):
+        penalties = [part for part in loss.modules() if isinstance(part, PromptPenalty)]
+        if any(penalty.model is find_adapted(trunk) for penalty in penalties):
             raise ValueError(
                 f"loss_funcs[{key!r}] has a PromptPenalty, and UnifiedTrainer adds the penalty by itself: leave it out "
                 "of the loss, or set prompt_penalty_weight=0"
@@ -82,16 +84,19 @@ def check_penalty(loss_funcs: Parts) -> None:
 
 
 def warn_of_unreached(models: Parts, frozen: Collection[str]) -> None:
-    """After a backward pass, say which models are to learn and got no gradient: adapters, of those that have some."""
+    """After a backward pass, say which models are to learn and got no gradient: adapters, of those that have some.
+
+    Hooks may have used a gradient and taken it away.
+    """
     for key, model in models.items():
         adapters = [part for part in model.modules() if isinstance(part, StochasticAdapter)]
         learning = nn.ModuleList(adapters) if adapters else model
-        weights = [p for p in learning.parameters() if p.requires_grad]
+        weights = [p for p in learning.parameters() if p.requires_grad and not p._post_accumulate_grad_hooks]
         if key not in frozen and weights and all(p.grad is None for p in weights):
             what = f"{'the adapters of ' if adapters else ''}models[{key!r}]"
             warnings.warn(
-                f"no gradient has reached {what} in the first step, so nothing is learned there: look whether "
-                "something runs it under torch.no_grad() or detaches its output",
+                f"no gradient has reached {what} in the first step: if that is not meant, look whether something runs "
+                "it under torch.no_grad() or detaches its output",
                 stacklevel=2,
             )
 

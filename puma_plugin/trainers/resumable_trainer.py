@@ -1,5 +1,6 @@
 """pml's MetricLossOnly with checkpoints that hold all of a training."""
 
+import contextlib
 import copy
 import os
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ import torch
 import torch.distributed as dist
 from pytorch_metric_learning.trainers import MetricLossOnly
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from puma_plugin.samplers import MultiDistributionSampler
 from puma_plugin.trainers import fitting, random_states, training_state
@@ -67,7 +69,11 @@ class ResumableTrainer(MetricLossOnly):
                 "seconds": self._seconds,
                 "history": self.history,
             },
-            **self._state_of_parts(),
+            "models": {
+                name: training_state.model_state(model, name in self.freeze_these)
+                for name, model in self.models.items()
+            },
+            **self._state_of_other_parts(),
             "optimizer_classes": _classes(self.optimizers),
             "optimizer_parameters": self._names_of_parameters(),
             "lr_scheduler_classes": _classes(self.lr_schedulers),
@@ -95,11 +101,16 @@ class ResumableTrainer(MetricLossOnly):
         """
         state = training_state.load_state(path)
         self._require_fitting(state)
-        before = copy.deepcopy(self._state_of_parts())
+        models = {
+            name: {"tensors": training_state.model_tensors(model, name in self.freeze_these)}
+            for name, model in self.models.items()
+        }
+        before = _copied({"models": models, **self._state_of_other_parts()})
         try:
             self._set_state_of_parts(state)
         except Exception as error:  # of parts that tell only then that the state is of others
-            self._set_state_of_parts(before)
+            with contextlib.suppress(Exception):  # which would hide what was wrong
+                self._set_state_of_parts(before)
             raise ValueError(
                 f"{path} is of other parts than the trainer has ({type(error).__name__}: {error}); build it as in the "
                 "run that saved it"
@@ -120,13 +131,9 @@ class ResumableTrainer(MetricLossOnly):
     def _can_resume_sampler(self) -> bool:
         return isinstance(self.sampler, MultiDistributionSampler)
 
-    def _state_of_parts(self) -> dict[str, Any]:
+    def _state_of_other_parts(self) -> dict[str, Any]:
         return {
             "sampler": self.sampler.state_dict(self._consumed) if self._can_resume_sampler() else None,
-            "models": {
-                name: training_state.model_state(model, name in self.freeze_these)
-                for name, model in self.models.items()
-            },
             **{name: _states(getattr(self, name)) for name in _WITH_STATE},
             "memories": training_state.memory_places(self.loss_funcs),
             "scaler": self.scaler.state_dict(),
@@ -174,12 +181,26 @@ class ResumableTrainer(MetricLossOnly):
         for name in _WITH_STATE:
             for key in state[name]:
                 fitting.require_fitting_state(getattr(self, name)[key], state[name][key], f"{name}[{key!r}]")
-        if "optimizer_parameters" in state:
-            fitting.require_same_order(state["optimizer_parameters"], self._names_of_parameters())
+        # What has no averages yet, as plain SGD never has, knows no parameter from another.
+        names = state.get("optimizer_parameters", {})
+        known = {key: names[key] for key in names if state["optimizers"][key]["state"]}
+        own = self._names_of_parameters()
+        fitting.require_same_order(known, {key: own[key] for key in known})
 
 
 def _classes(parts: Mapping[str, Any]) -> dict[str, str]:
     return {name: f"{type(part).__module__}.{type(part).__qualname__}" for name, part in parts.items()}
+
+
+def _copied(state: Any) -> Any:
+    """A state that stays when the parts that gave it change, with its tensors by themselves."""
+    if isinstance(state, Mapping):
+        return {key: _copied(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return [_copied(value) for value in state]
+    if isinstance(state, torch.Tensor):
+        return state if is_lazy(state) else state.detach().clone()
+    return copy.deepcopy(state)
 
 
 def _states(parts: Mapping[str, Any]) -> dict[str, Any]:

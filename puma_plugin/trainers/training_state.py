@@ -73,10 +73,15 @@ def model_state(model: nn.Module, is_frozen: bool = False) -> dict[str, Any]:
     }
 
 
+def model_tensors(model: nn.Module, is_frozen: bool = False) -> dict[str, Tensor]:
+    """The tensors of :func:`model_state`, the model's own."""
+    return _kept(unwrap(model), is_frozen)
+
+
 @torch.no_grad()
 def load_model_state(model: nn.Module, state: Mapping[str, Any], is_frozen: bool = False) -> None:
     """Copy stored tensors into a model that they fit."""
-    for key, tensor in _kept(unwrap(model), is_frozen).items():
+    for key, tensor in model_tensors(model, is_frozen).items():
         tensor.copy_(state["tensors"][key])
 
 

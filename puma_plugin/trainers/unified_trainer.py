@@ -16,6 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from tqdm import tqdm
 
 from puma_plugin.models.adapted_vit import find_adapted, require_mode
+from puma_plugin.models.adapter import StochasticAdapter
 from puma_plugin.regularizers.prompt_penalty import require_adapted
 from puma_plugin.samplers import MultiDistributionSampler
 from puma_plugin.trainers.non_finite_loss_error import NonFiniteLossError
@@ -181,8 +182,8 @@ class UnifiedTrainer(ResumableTrainer):
             )
         check_parts(self.models, self.loss_funcs, self.optimizers, self.freeze_these)
         check_proxies(dict(self.loss_funcs.items()).get("metric_loss"), self.dataset, self.label_hierarchy_level)
-        if self.prompt_penalty_weight > 0:
-            check_penalty(self.loss_funcs)
+        if self.prompt_penalty_weight > 0 and self.loss_weights["prompt_penalty"]:
+            check_penalty(self.loss_funcs, self.models["trunk"])
         if world_size() > 1:
             check_shared(self.models, self.loss_funcs, self.freeze_these, world_size())
 
@@ -244,11 +245,16 @@ class UnifiedTrainer(ResumableTrainer):
 
     def _call_iteration_hook(self) -> None:
         """A hook that tests leaves models in evaluation mode, in which the rest of the epoch would draw no gates."""
-        models = [unwrap(model) for model in self.models.values()]
-        modes = [model.training for model in models]
+        before = self._in_training()
         self.end_of_iteration_hook(self)
-        if any(was_training and not model.training for was_training, model in zip(modes, models, strict=True)):
+        if any(not module.training for module in before):
             self.set_to_train()
+
+    def _in_training(self) -> list[nn.Module]:
+        """Of models and their adapters, those that train. (What else a hook puts into evaluation mode, stays there.)"""
+        watched = [unwrap(model) for model in self.models.values()]
+        watched += [part for model in watched for part in model.modules() if isinstance(part, StochasticAdapter)]
+        return [module for module in watched if module.training]
 
     def set_to_train(self) -> None:
         """As pml's.

@@ -360,22 +360,36 @@ def test_values_of_bytes_and_of_floats_are_not_mixed() -> None:
     UnifiedDataset(parts, transform=lambda image: image.float())[2]
 
 
-def coarse(label: int) -> int:
-    return label // 10
-
-
 def test_labels_are_those_that_a_target_transform_gives() -> None:
     """torchvision's ``targets`` are those before it, its items those behind it."""
     fine = Pictures([11, 3, 12, 25])
-    fine.target_transform = coarse  # type: ignore[attr-defined]
     fine.classes = [f"fine {label}" for label in range(30)]  # type: ignore[attr-defined]
+    fine.target_transform = lambda label: {3: 0, 11: 1, 12: 1, 25: 2}[label]  # type: ignore[attr-defined]
     joined = UnifiedDataset({"a": fine, "b": Subset(fine, [3, 1])})
     assert joined.labels.tolist() == [[1, 0], [0, 0], [1, 0], [2, 0], [4, 1], [3, 1]]
     assert joined.class_names == ["a/0", "a/1", "a/2", "b/0", "b/2"]
-    # One that changes nothing leaves the names.
+    # One that changes nothing leaves the names, as do labels of one's own.
+    names = ["a/fine 3", "a/fine 11", "a/fine 12", "a/fine 25"]
+    assert UnifiedDataset({"a": fine}, labels={"a": [11, 3, 12, 25]}).class_names == names
     fine.target_transform = int  # type: ignore[attr-defined]
-    assert UnifiedDataset({"a": fine}).class_names == ["a/fine 3", "a/fine 11", "a/fine 12", "a/fine 25"]
-    fine.target_transform = str  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match="the target_transform of distribution 'a' gives '3', and labels must be int"):
-        UnifiedDataset({"a": fine})
-    assert len(UnifiedDataset({"a": fine}, labels={"a": [0, 0, 1, 1]})) == 4
+    assert UnifiedDataset({"a": fine}).class_names == names
+    # Items may have rows for labels; their classes are those of the targets.
+    for rows in (lambda label: torch.eye(30)[label], lambda label: label / 2, str):
+        fine.target_transform = rows  # type: ignore[attr-defined]
+        assert UnifiedDataset({"a": fine}).class_names == names
+
+
+@pytest.mark.parametrize("transform", [lambda label: label.item() // 10, lambda label: (label // 10).long()])
+def test_a_target_transform_gets_the_labels_as_they_are(transform: Any) -> None:
+    pictures = Pictures([11, 3, 12, 25])
+    pictures.targets = torch.tensor(pictures.targets)  # type: ignore[assignment]
+    pictures.target_transform = transform  # type: ignore[attr-defined]
+    for dataset, expected in ((pictures, [1, 0, 1, 2]), (Subset(Subset(pictures, [3, 1, 0]), [0, 1]), [1, 0])):
+        assert UnifiedDataset({"a": dataset}).targets.tolist() == expected
+
+
+def test_what_a_target_transform_makes_one_class_is_refused() -> None:
+    pictures = Pictures([11, 3, 12, 25])
+    pictures.target_transform = lambda label: 0  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="distribution 'a' has one class only"):
+        UnifiedDataset({"a": pictures})

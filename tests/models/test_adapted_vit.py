@@ -1,5 +1,6 @@
 """The adapted model against a forward pass written out by hand, and its own methods."""
 
+import copy
 import pickle
 import threading
 from collections.abc import Callable
@@ -94,8 +95,8 @@ def test_gradients_by_hand(vit: nn.Module, images: Tensor) -> None:
     trainable = {name: copies[name].requires_grad_() for name, p in vit.named_parameters() if p.requires_grad}
     by_hand(copies, images)[:, 0].square().sum().backward()
     assert len(trainable) == 2 * 2 * 2 + 3
-    for name, copy in trainable.items():
-        torch.testing.assert_close(vit.get_parameter(name).grad, copy.grad, msg=lambda m, name=name: f"{name}: {m}")
+    for name, copied in trainable.items():
+        torch.testing.assert_close(vit.get_parameter(name).grad, copied.grad, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def test_adapters_in_chosen_blocks_only(make_vit: Callable[..., nn.Module], images: Tensor) -> None:
@@ -367,16 +368,20 @@ def test_a_hook_on_the_norm_is_called_once_and_obeyed(vit: nn.Module, images: Te
 
 
 def test_batch_norms_stay_frozen_when_they_are_replaced(make_vit: Callable[..., nn.Module]) -> None:
-    vit = adapt(make_vit("vit_tiny_r_s16_p8_224", img_size=32), adapter_dim=4)
-    stem = vit.patch_embed.backbone
-    stem.norm = nn.BatchNorm2d(8).requires_grad_(False)
+    vit = make_vit("vit_tiny_r_s16_p8_224", img_size=32)
+    vit.patch_embed.backbone.norm = nn.BatchNorm2d(64, affine=False)
+    adapt(vit, adapter_dim=4)
     nn.SyncBatchNorm.convert_sync_batchnorm(vit)
-    vit.head = nn.Sequential(nn.BatchNorm1d(192), nn.BatchNorm1d(192, affine=False))
-    vit.train()
-    assert isinstance(stem.norm, nn.SyncBatchNorm)
-    assert not stem.norm.training
-    # What somebody put in to be trained follows, statistics without weights too.
-    assert [norm.training for norm in vit.head] == [True, True]
+    vit.head = nn.Sequential(nn.BatchNorm1d(192).requires_grad_(False), nn.BatchNorm1d(192, affine=False))
+    for model in (vit, copy.deepcopy(vit), pickle.loads(pickle.dumps(vit))):
+        model.train()
+        assert isinstance(model.patch_embed.backbone.norm, nn.SyncBatchNorm)
+        assert not model.patch_embed.backbone.norm.training
+        # What somebody puts in later follows, with or without weights that are trained.
+        assert [norm.training for norm in model.head] == [True, True]
+    vit.head = nn.Identity()
+    eject(vit)
+    assert vit.train().patch_embed.backbone.norm.training
 
 
 @pytest.mark.parametrize("drop", [1.0, -0.5])

@@ -393,12 +393,16 @@ def test_a_head_of_another_class_is_refused(
     path = tmp_path / "squared.safetensors"
     embedder = UnifiedEmbedder(trained, Squared(192, 16))
     save_adapter(embedder, path)
-    with pytest.raises(ValueError, match=r"head of class .*\.Squared, this one is puma_.*\.EmbeddingHead, which"):
+    with pytest.raises(
+        ValueError, match="head of class Squared, this one is EmbeddingHead, which may compute something else"
+    ):
         load_embedder(backbone(), path)
     found = load_adapter(UnifiedEmbedder(backbone(), Squared(192, 16)), path)
     assert torch.equal(found(images), embedder(images))
     save_adapter(UnifiedEmbedder(trained, EmbeddingHead(192, 16)), path)
-    with pytest.raises(ValueError, match=r"head of class puma_.*\.EmbeddingHead, this one is .*\.Squared, which"):
+    with pytest.raises(
+        ValueError, match="head of class EmbeddingHead, this one is Squared, which may compute something else"
+    ):
         load_adapter(UnifiedEmbedder(backbone(), Squared(192, 16)), path)
     # Files of earlier versions do not tell.
     rewrite(path, head_class="")

@@ -6,8 +6,10 @@ import torch
 import torchvision
 from safetensors.torch import load_file
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from puma_plugin import EmbeddingHead, UnifiedEmbedder, adapt, load_adapter, save_adapter
+from puma_plugin.trainers import BatchShare
 
 
 @pytest.fixture
@@ -91,6 +93,26 @@ def test_what_stands_before_the_adapted_model_counts_for_prompts(embedder: Unifi
     assert not torch.allclose(found, embedder.prompt_weights(images))
 
 
+def test_prompt_weights_through_compiled_and_other_trunks(embedder: UnifiedEmbedder) -> None:
+    images = torch.randn(3, 3, 32, 32)
+    expected = embedder.prompt_weights(images)
+
+    class Twice(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.inner(images) + self.inner(images.flip(-1))
+
+    inner = torch.compile(embedder.trunk, backend="eager")
+    inner(images)
+    for trunk in (inner, BatchShare(inner), nn.Sequential(inner), nn.Sequential(nn.Identity(), inner)):
+        torch.testing.assert_close(UnifiedEmbedder(trunk, embedder.head).prompt_weights(images), expected)
+    with pytest.raises(ValueError, match="the trunk, a Twice, calls the adapted model in it 2 times"):
+        UnifiedEmbedder(Twice(embedder.trunk), embedder.head).prompt_weights(images)
+
+
 def test_a_file_tells_nothing_of_what_else_a_trunk_does(embedder: UnifiedEmbedder, tmp_path: Path) -> None:
     """Nothing of it takes a gradient, so nothing would be missed; the model of the file would be another one."""
     save_adapter(embedder, tmp_path / "plain.safetensors")
@@ -101,6 +123,12 @@ def test_a_file_tells_nothing_of_what_else_a_trunk_does(embedder: UnifiedEmbedde
     with pytest.raises(ValueError, match=message):
         load_adapter(wrapped, tmp_path / "plain.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["plain.safetensors"]
+    # What computes the same is no more than the adapted model.
+    for trunk in (BatchShare(embedder.trunk), nn.Sequential(embedder.trunk), AveragedModel(embedder.trunk)):
+        save_adapter(UnifiedEmbedder(trunk, embedder.head), tmp_path / "a.safetensors")
+        load_adapter(UnifiedEmbedder(trunk, embedder.head), tmp_path / "plain.safetensors")
+    with pytest.raises(TypeError, match=r"got Sequential; did you mean its \[0\]\?"):
+        save_adapter(nn.Sequential(embedder), tmp_path / "a.safetensors")  # and not its trunk, without the head
 
 
 def test_a_trunk_that_is_not_adapted_is_a_baseline(make_vit: Callable[..., nn.Module]) -> None:
@@ -126,6 +154,10 @@ def test_what_does_not_fit_is_refused(make_vit: Callable[..., nn.Module]) -> Non
     without_head = make_vit(num_classes=5)
     without_head.head = nn.Identity()
     UnifiedEmbedder(without_head, head)
+    distilled = make_vit("deit_tiny_distilled_patch16_224", num_classes=5)
+    distilled.head = nn.Identity()
+    with pytest.raises(ValueError, match="classifier of 5 classes"):
+        UnifiedEmbedder(distilled, head)
     with pytest.raises(ValueError, match="does not pool its tokens"):
         UnifiedEmbedder(make_vit(global_pool=""), head)
     with pytest.raises(TypeError, match="head must be an EmbeddingHead, got Linear"):

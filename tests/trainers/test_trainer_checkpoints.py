@@ -179,6 +179,17 @@ def other_state_of_an_optimizer(run: Run) -> None:
     run.optimizers["trunk_optimizer"].__class__ = Choosy
 
 
+def part_that_takes_no_state(run: Run) -> None:
+    """Nor its own one back."""
+
+    class Stubborn(torch.optim.lr_scheduler.StepLR):
+        def load_state_dict(self, state_dict: Any) -> None:
+            raise KeyError("never")
+
+    Stubborn.__module__, Stubborn.__qualname__ = torch.optim.lr_scheduler.StepLR.__module__, "StepLR"
+    run.trainer.lr_schedulers["metric_loss_scheduler_by_epoch"].__class__ = Stubborn
+
+
 def other_schedule(run: Run) -> None:
     optimizer = run.optimizers["metric_loss_optimizer"]
     run.trainer.lr_schedulers["metric_loss_scheduler_by_epoch"] = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
@@ -199,6 +210,7 @@ def other_sampler(run: Run) -> None:
             other_state_of_an_optimizer,
             r"state.pt is of other parts than .* \(KeyError: 'no such moment'\)",
         ),
+        (part_that_takes_no_state, r"state.pt is of other parts than .* \(KeyError: 'never'\)"),
         (other_schedule, r"written with the lr_schedulers .*StepLR'}, the trainer has .*ExponentialLR'}; build"),
         (other_sampler, r"other labels or settings \(seed was 0, is 1\)"),
     ],

@@ -239,6 +239,10 @@ def test_a_prompt_penalty_that_would_come_twice_is_refused() -> None:
     with pytest.raises(ValueError, match=r"loss_funcs\['metric_loss'\] has a PromptPenalty, .*_penalty_weight=0"):
         build(**changes)
     build(**changes, prompt_penalty_weight=0)
+    build(**changes, loss_weights={"metric_loss": 1, "prompt_penalty": 0})
+    # Of another model it comes once.
+    loss.embedding_regularizer = PromptPenalty(Run().model)
+    build(**changes)
 
 
 class WithoutGradient(torch.nn.Module):
@@ -290,6 +294,10 @@ def test_a_train_that_does_not_reach_the_adapters_is_refused() -> None:
     trainer = build(models={"trunk": trunk, "embedder": head}, optimizers=optimizers, loss_funcs=loss)
     with pytest.raises(ValueError, match=r"train\(\) of this AlwaysEvaluating leaves its adapters in evaluation mode"):
         trainer.train()
+    # Frozen adapters, as of a teacher, need no gates, nor do those without a drop.
+    for adapter in trunk.inner.adapters():  # type: ignore[operator]
+        adapter.drop = 0.0
+    trainer.train()
 
 
 def test_optimizers_that_are_to_move_nothing_or_a_part_are_no_mistake() -> None:

@@ -479,11 +479,13 @@ def test_a_test_in_the_iteration_hook_does_not_end_the_training_of_adapters() ->
         if trainer.iteration == 1:
             run.model.eval()
         if trainer.iteration == 2:
+            run.model.trunk.eval()
+        if trainer.iteration == 3:
             run.model.head.eval()
 
     run = Run(end_of_iteration_hook=hook)
     run.trainer.train()
     assert modes == [[True] * 4] * len(modes)
-    assert len(modes) > 3
+    assert len(modes) > 4
     # What is put into evaluation mode by itself is meant to be.
     assert not run.model.head.training

@@ -244,7 +244,7 @@ class Comparison:
                 temporary.write_text(error.log, encoding="utf-8")
             cause += f"; the traceback is in {job.log}"
         cause += f"; finished jobs are kept in {self.config.out}, the same command goes on from there"
-        return TaskError(None if job is None else job.label, cause, error.log)
+        return TaskError(error.key if job is None else job.label, cause, error.log)
 
     def choose_rates(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The best multiplier per method by mean R@1 on held-out classes (see `tuning_seeds`), with all scores."""

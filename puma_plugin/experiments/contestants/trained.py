@@ -1,7 +1,6 @@
 """The model of a finished run, for images that no run knows."""
 
 import os
-import threading
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -15,10 +14,9 @@ from puma_plugin.experiments.contestants.build import build_model, input_propert
 from puma_plugin.experiments.contestants.weights import load_weights
 from puma_plugin.experiments.data.transforms import AsEvaluated
 from puma_plugin.experiments.settings.config import SETTINGS, WEIGHTS, DataConfig, ModelConfig
+from puma_plugin.models.adapted_vit import SEEDING
 from puma_plugin.utils import read_json
 from puma_plugin.utils.paths import full_path
-
-_seeding = threading.Lock()
 
 
 def load_trained(
@@ -54,9 +52,9 @@ def load_trained(
             f"the backbone's weights of {place} were in {config.weights}, which is no file here; give their place now, "
             "load_trained(folder, weights=...)"
         )
-    # Building seeds torch's generators; those are the caller's, and one for all threads.
+    # Building seeds torch's generators; those are the caller's.
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with _seeding, torch.random.fork_rng(devices):
+    with SEEDING, torch.random.fork_rng(devices):
         trunk, embedder = build_model(config, seed=0, image_size=data.image_size)
     load_weights(config, trunk, embedder, place / WEIGHTS)
     return nn.Sequential(trunk, embedder).eval(), AsEvaluated(data, *input_properties(trunk, data))

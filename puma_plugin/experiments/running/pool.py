@@ -39,7 +39,7 @@ class TaskError(ChildProcessError):
     """A task failed, or the process that ran it died.
 
     Args:
-        key: the task's, or None where a process died before it said what it was at.
+        key: the task's, or another name of it; None where a process died before it said what it was at.
         cause: follows "KEY failed: " in the message.
         log: the traceback, empty for a process that died.
     """
