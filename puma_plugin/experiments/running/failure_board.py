@@ -16,7 +16,7 @@ _GRACE = 2.0
 _STORE_PATIENCE = 10.0
 # What gloo's errors, which have no type of their own, say where another process is lost: a place in its sources; or,
 # of an operation that ended as another one's time was up (DDP has several at once), this.
-_LOST = ("gloo", "Application timeout caused pair closure")
+_LOST = ("gloo/", "Application timeout caused pair closure")
 
 
 def leave_word_to_another() -> NoReturn:
