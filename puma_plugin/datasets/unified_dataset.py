@@ -36,9 +36,8 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
             or (H, W, 3) of uint8, or tensors (which are passed on as they are). The labels are read without opening
             images: from ``labels=``, else from the dataset's attribute ``targets``, ``labels`` or ``_labels`` (also
             through ``Subset``, and as its ``target_transform`` gives them), or from a ``TensorDataset`` or list of
-            pairs. ``classes`` or ``class_names`` of a part,
-            where it has them, name its classes; ``query_mask`` and ``gallery_mask`` say which of its items are queries
-            and which can be found.
+            pairs. ``classes`` or ``class_names`` of a part, where it has them, name its classes; ``query_mask`` and
+            ``gallery_mask`` say which of its items are queries and which can be found.
         transform: applied to each RGB image.
         labels: name -> labels, for parts that do not tell theirs.
 

@@ -68,7 +68,8 @@ def adapt(
 
     Raises:
         TypeError: ``vit`` is not a module, or an argument has the wrong type.
-        ValueError: the model is not supported or already adapted, or an argument is out of range.
+        ValueError: the model is not supported or already adapted, has methods set on its instance that would pass over
+            adapters or prompts, or an argument is out of range.
 
     Example:
         >>> vit = timm.create_model("vit_small_patch16_224", num_classes=0)
