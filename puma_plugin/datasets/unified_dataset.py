@@ -3,6 +3,7 @@
 import copy
 import operator
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -35,9 +36,9 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
         parts: name -> dataset of (image, integer label). Images may be PIL images, arrays (H, W), (H, W, 1)
             or (H, W, 3) of uint8, or tensors (which are passed on as they are). The labels are read without opening
             images: from ``labels=``, else from the dataset's attribute ``targets``, ``labels`` or ``_labels`` (also
-            through ``Subset``, and as its ``target_transform`` gives them), or from a ``TensorDataset`` or list of
-            pairs. ``classes`` or ``class_names`` of a part, where it has them, name its classes; ``query_mask`` and
-            ``gallery_mask`` say which of its items are queries and which can be found.
+            through ``Subset``, and as its ``target_transform`` gives them, if these are integers), or from a
+            ``TensorDataset`` or list of pairs. ``classes`` or ``class_names`` of a part, where it has them, name its
+            classes; ``query_mask`` and ``gallery_mask`` say which of its items are queries and which can be found.
         transform: applied to each RGB image.
         labels: name -> labels, for parts that do not tell theirs.
 
@@ -70,7 +71,7 @@ class UnifiedDataset(Dataset[tuple[Any, Tensor]]):
         self._part_class_names: list[dict[int, str]] = []
         for number, (name, part) in enumerate(parts.items()):
             told = _check_labels(name, part, given.get(name))
-            own = told if name in given else _transformed(part, told)
+            own = told if name in given else _transformed(name, part, told)
             _require_classes(name, own)
             local.append(own)
             part_of.append(np.full(len(own), number))
@@ -357,11 +358,8 @@ def _find_labels(name: str, part: Any) -> Any:
     return None
 
 
-def _transformed(part: Any, labels: IntArray) -> IntArray:
-    """Labels as the items have them: torchvision's ``targets`` are those before ``target_transform``.
-
-    Where it makes something else than numbers of them (one-hot rows), classes are told apart by the ``targets``.
-    """
+def _transformed(name: str, part: Any, labels: IntArray) -> IntArray:
+    """Labels as the items have them: torchvision's ``targets`` are those before ``target_transform``."""
     whole = part
     while isinstance(whole, Subset):
         whole = whole.dataset
@@ -370,14 +368,28 @@ def _transformed(part: Any, labels: IntArray) -> IntArray:
     if transform is None:
         return labels
     _, first, places = np.unique(labels, return_index=True, return_inverse=True)
-    raw = _find_labels("", part)
+    raw = _find_labels(name, part)
     try:
         given = [transform(raw[index]) for index in first.tolist()]
-        plain: list[Any] = [value.item() if isinstance(value, Tensor | np.ndarray) else value for value in given]
-        numbers = [operator.index(value) for value in plain]
-    except Exception:  # of the user's own making
+    except Exception as error:  # whatever a user's function may raise
+        warnings.warn(
+            f"the target_transform of distribution {name!r} cannot be applied to its labels ({type(error).__name__}: "
+            f"{error}), so its classes are those before it; pass labels={{{name!r}: [...]}} for others",
+            stacklevel=4,
+        )
         return labels
-    return np.array(numbers, dtype=np.int64)[places]
+    numbers = [_whole_number(value) for value in given]
+    return labels if None in numbers else np.array(numbers, dtype=np.int64)[places]
+
+
+def _whole_number(value: Any) -> int | None:
+    """None for one-hot rows, floats and others."""
+    if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
+        value = value.item()
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
 
 
 def _field(item: Any, place: int) -> Any:

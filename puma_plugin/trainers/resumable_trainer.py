@@ -109,7 +109,8 @@ class ResumableTrainer(MetricLossOnly):
         try:
             self._set_state_of_parts(state)
         except Exception as error:  # of parts that tell only then that the state is of others
-            with contextlib.suppress(Exception):  # which would hide what was wrong
+            # In the same order, so as far as loading went; that part may refuse its own state, too.
+            with contextlib.suppress(Exception):
                 self._set_state_of_parts(before)
             raise ValueError(
                 f"{path} is of other parts than the trainer has ({type(error).__name__}: {error}); build it as in the "

@@ -393,3 +393,10 @@ def test_what_a_target_transform_makes_one_class_is_refused() -> None:
     pictures.target_transform = lambda label: 0  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="distribution 'a' has one class only"):
         UnifiedDataset({"a": pictures})
+
+
+def test_a_target_transform_that_fails_is_said_and_left_out() -> None:
+    pictures = Pictures([11, 3, 12, 25])
+    pictures.target_transform = {11: 0}.__getitem__  # type: ignore[attr-defined]
+    with pytest.warns(UserWarning, match=r"of distribution 'a' cannot be .* \(KeyError: 3\), so its classes"):
+        assert UnifiedDataset({"a": pictures}).targets.tolist() == [1, 0, 2, 3]
